@@ -1,0 +1,109 @@
+#pragma once
+
+/// The forward passes and the operations they are made of. cpp/README.md follows one token through
+/// them.
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "moesaic/context.hpp"
+#include "moesaic/layer.hpp"
+#include "moesaic/plan.hpp"
+#include "moesaic/workspace.hpp"
+
+namespace moesaic {
+
+/// The model's part of a call: what a MoeLayer holds, or loose parts put together by the caller.
+struct LayerRef {
+  const ExpertStack* stack = nullptr;
+  const RouterConfig* router = nullptr;  ///< not needed when a routing is given
+  Activation activation{};
+  /// Null or empty: logits or a routing must be given.
+  const std::vector<float>* router_weight = nullptr;
+  const SharedExperts* shared = nullptr;
+
+  LayerRef() = default;
+  LayerRef(const MoeLayer& layer);  // NOLINT(google-explicit-constructor)
+};
+
+/// The call's part. Give `logits`, or `routing`, or neither (the layer's own router).
+struct ForwardIo {
+  ConstTensorView x;        ///< [T, H] f32, f16 or bf16; rows may be strided
+  ConstTensorView logits;   ///< null data, or f32 [T, E]
+  RoutingView routing;      ///< null ids, or a ready routing; ids are range-checked
+  TensorView out;           ///< [T, H] f32, f16 or bf16; must not overlap x
+  bool accumulate = false;  ///< add to out instead of assigning
+  RoutingView routing_out;  ///< null ids, or receives what was routed
+};
+
+enum class Path : std::uint8_t { Gemv, Bucketed, Aligned };
+const char* name_of(Path path) noexcept;
+
+/// How a call will run; a pure function of sizes and tuning.
+/// Path: tuning.gemm when given; else gemv for one token, buckets from two on (experts can repeat).
+/// Precision: tuning.precision when given; else exact for batch_invariant and while there are at
+/// most two pairs per expert (memory is the limit and exact costs nothing), fast above.
+struct PathChoice {
+  Path path = Path::Gemv;
+  RowSpace row_space = RowSpace::TokenPairs;
+  Precision precision = Precision::Exact;
+  std::string_view reason;
+};
+PathChoice choose_path(std::int64_t num_tokens, std::int32_t top_k, const StackShape& shape,
+                       const Tuning& tuning);
+
+/// Bytes a workspace must have for up to `max_tokens` tokens on every path, by running the carve
+/// function.
+std::size_t workspace_bytes(const Context& context, const LayerRef& layer, std::int32_t top_k,
+                            std::int64_t max_tokens);
+
+/// Any path. Errors: ShapeError, DTypeError, DeviceError, WorkspaceError, UnsupportedError; nothing
+/// is written to `out` on an error. T = 0 is legal. No allocation.
+void moe_forward(Context& context, const LayerRef& layer, const ForwardIo& io,
+                 Workspace& workspace);
+
+/// Plan first, then phase GEMMs over buckets or aligned blocks. `gemm` Auto means bucketed.
+void moe_forward_bucketed(Context& context, const LayerRef& layer, const ForwardIo& io,
+                          Workspace& workspace, GemmMode gemm = GemmMode::Auto,
+                          RowSpaceMode row_space = RowSpaceMode::Auto);
+
+/// The reference: f32, one pair after another, written for reading. Needs `io.routing` or
+/// `io.logits`/router weight; ignores tuning and workspace; may allocate.
+void moe_forward_cpu(const LayerRef& layer, const ForwardIo& io);
+
+/// What moe_forward would do with `num_tokens`: path, precision, block size, kernels, bytes,
+/// reasons.
+struct Explanation {
+  std::vector<std::pair<std::string, std::string>> facts;  ///< ordered name, value
+};
+Explanation explain(const Context& context, const LayerRef& layer, std::int32_t top_k,
+                    std::int64_t num_tokens);
+
+/// Named operations on one role of a stack. `ids` int32 [k] or [T, k], dense; ids of -1 write zero
+/// rows. x is [K], [T, K] (broadcast over slots) or [T, k, K] (one row per slot), any strides; out
+/// is f32, dense.
+void expert_gemv(Context& context, const ExpertStack& stack, Role role, const ConstTensorView& x,
+                 const ConstTensorView& ids, TensorView out, Precision precision = Precision::Auto);
+/// activation(gate x, up x) per slot.
+void expert_gemv_gate_up(Context& context, const ExpertStack& stack, const Activation& activation,
+                         const ConstTensorView& x, const ConstTensorView& ids, TensorView out,
+                         Precision precision = Precision::Auto);
+/// Over a plan: gate and up read x [T, H], down reads [P, I] in pair order; out f32 [P, rows] in
+/// pair order.
+void expert_gemm(Context& context, const ExpertStack& stack, Role role, const ConstTensorView& x,
+                 const BucketPlan& plan, TensorView out, Precision precision = Precision::Auto);
+
+/// out [P, H] f32 = x rows in packed order; rows behind expert_offsets[E] are zero.
+void gather_rows(Context& context, const ConstTensorView& x, const BucketPlan& plan,
+                 TensorView out);
+/// out [P, I] f32 = silu(gate) * up of gate_up [P, 2I], gate first.
+void silu_mul(Context& context, const ConstTensorView& gate_up, TensorView out);
+/// out [T, H] = sum over slots of weight * rows[pair_row].
+void combine(Context& context, const ConstTensorView& rows, const BucketPlan& plan,
+             const Routing& routing, TensorView out, bool accumulate = false);
+/// out [T, H] = sum over slots of weight * pairs[t, slot].
+void weighted_sum(Context& context, const ConstTensorView& pairs, const Routing& routing,
+                  TensorView out, bool accumulate = false);
+
+}  // namespace moesaic

@@ -1,0 +1,141 @@
+#pragma once
+
+/// A GGUF file (or its shards) as an index over mapped bytes. Nothing is decoded that is not asked
+/// for: arrays in the metadata stay as stored. The metadata is read into memory at opening, so that
+/// what was checked cannot change; tensors are mapped.
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "moesaic/quant.hpp"
+
+namespace moesaic {
+
+/// GGUF metadata value types, by their ids in the file.
+enum class GgufType : std::uint8_t {
+  // clang-format off
+  U8, I8, U16, I16, U32, I32, F32, Bool, String, Array, U64, I64, F64,
+  // clang-format on
+};
+
+/// An array left as stored. Element i of strings is found by walking, so read them in one go.
+/// Lives as long as its GgufFile, closed or not.
+struct GgufArray {
+  GgufType element = GgufType::U8;
+  std::uint64_t count = 0;
+  std::span<const std::byte> bytes;  ///< the elements as stored; validated, strings included
+  std::vector<std::int64_t> as_integers() const;  ///< throws FormatError unless integers or bools
+  std::vector<double> as_numbers() const;         ///< throws FormatError unless integers or floats
+  std::vector<std::string> as_strings() const;    ///< throws FormatError unless strings
+};
+
+using GgufScalar = std::variant<bool, std::int64_t, std::uint64_t, double, std::string, GgufArray>;
+
+struct GgufEntry {
+  std::string key;
+  GgufType type;
+  GgufScalar value;
+};
+
+struct GgufTensor {
+  std::string name;
+  QuantType quant;
+  int rank = 0;
+  /// Row-major, outermost first (the reverse of ggml's ne): [E, rows, cols] for experts.
+  std::int64_t shape[4] = {1, 1, 1, 1};
+  std::uint64_t offset = 0;  ///< absolute, in its shard
+  std::uint64_t nbytes = 0;
+  std::uint32_t shard = 0;
+};
+
+/// Bytes of a tensor with the owner that keeps them alive.
+struct GgufBytes {
+  std::shared_ptr<const void> owner;
+  std::span<const std::byte> bytes;
+};
+
+class GgufFile {
+ public:
+  struct Options {
+    /// True: tensors are views of the mapping. Touching them after another process has truncated
+    /// the file is fatal (SIGBUS); replacing it by rename is safe. False: bytes() reads with pread
+    /// into memory of its own, and a file truncated later is a FormatError.
+    bool mmap = true;
+  };
+
+  /// Opens one file, or all shards when given any `name-00001-of-0000N.gguf`. Errors: IoError,
+  /// FormatError with the byte offset and the field. Every count is bounded by the remaining bytes
+  /// before memory is taken for it. As in ggml, tensors must follow each other without gaps other
+  /// than padding, in the order of their infos.
+  static std::shared_ptr<GgufFile> open(const std::filesystem::path& path, Options options);
+  static std::shared_ptr<GgufFile> open(const std::filesystem::path& path);
+  ~GgufFile();
+
+  const std::filesystem::path& path() const;
+  std::span<const std::filesystem::path> shard_paths() const;
+  std::uint32_t version() const;
+  std::uint64_t file_bytes() const;  ///< of all shards
+  bool mapped() const;               ///< Options::mmap of open()
+
+  std::span<const GgufEntry> metadata() const;
+  const GgufEntry* find(std::string_view key) const;
+  /// Typed lookups; empty when the key is absent, FormatError when it has another type.
+  std::optional<std::int64_t> integer(std::string_view key) const;
+  std::optional<double> number(std::string_view key) const;
+  std::optional<bool> boolean(std::string_view key) const;
+  std::optional<std::string> string(std::string_view key) const;
+  /// A scalar, or element `layer` of an array with one value per layer.
+  std::optional<std::int64_t> integer_for_layer(std::string_view key, std::int32_t layer) const;
+  std::optional<double> number_for_layer(std::string_view key, std::int32_t layer) const;
+
+  std::span<const GgufTensor> tensors() const;
+  const GgufTensor* tensor(std::string_view name) const;
+  /// The tensor's bytes: the mapping itself, or a fresh read. Throws DeviceError after close().
+  GgufBytes bytes(const GgufTensor& tensor) const;
+
+  /// Blocks that hold expert tensors (stacked, fused or one per expert), ascending.
+  std::vector<std::int32_t> moe_layers() const;
+
+  /// Unmaps. Throws DeviceError while mapped tensors of this file are still held elsewhere (buffers
+  /// of read mode are their holders' own). Idempotent. Metadata and tensor infos stay readable.
+  void close();
+  bool closed() const;
+
+ private:
+  GgufFile();
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+/// The expert tensors of one block; null where absent. Shapes are as named but not checked here.
+struct MoeTensors {
+  const GgufTensor* router = nullptr;          ///< ffn_gate_inp.weight [E, H]
+  const GgufTensor* router_bias = nullptr;     ///< ffn_gate_inp.bias [E]
+  const GgufTensor* selection_bias = nullptr;  ///< exp_probs_b(.bias) [E]
+  const GgufTensor* gate = nullptr;            ///< ffn_gate_exps.weight [E, I, H]
+  const GgufTensor* up = nullptr;              ///< ffn_up_exps.weight [E, I, H]
+  const GgufTensor* gate_up = nullptr;  ///< ffn_gate_up_exps.weight [E, 2I, H], gate rows first
+  const GgufTensor* down = nullptr;     ///< ffn_down_exps.weight [E, H, I]
+  const GgufTensor *gate_bias = nullptr, *up_bias = nullptr, *down_bias = nullptr;  ///< [E, rows]
+  const GgufTensor *gate_scale = nullptr, *up_scale = nullptr, *down_scale = nullptr;  ///< [E]
+  const GgufTensor *shared_gate = nullptr, *shared_up = nullptr, *shared_down = nullptr;
+  const GgufTensor* shared_router = nullptr;  ///< ffn_gate_inp_shexp.weight [H]
+  /// Old Mixtral files: blk.N.ffn_{gate,up,down}.E.weight, one 2-D tensor per expert.
+  std::vector<const GgufTensor*> expert_gate, expert_up, expert_down;
+
+  bool has_experts() const {
+    return ((gate_up != nullptr || up != nullptr) && down != nullptr) || !expert_down.empty();
+  }
+};
+/// Throws FormatError when one tensor per expert is stored and the experts have a gap.
+MoeTensors find_moe_tensors(const GgufFile& file, std::int32_t layer);
+
+}  // namespace moesaic

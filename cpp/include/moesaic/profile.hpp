@@ -1,0 +1,81 @@
+#pragma once
+
+/// Zones and counters of the forward. Off costs one branch per zone.
+
+#include <array>
+#include <chrono>
+#include <cstdint>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace moesaic {
+
+/// One per step of the forward, in order (cpp/README.md).
+// clang-format off
+enum class Zone : std::uint8_t {
+  Sync, Download, Router, Route, Plan, Align, Gather, GateUp, Activate, Down, Combine, Shared,
+  Load, Upload, Prefetch, Count,
+};
+enum class Counter : std::uint8_t {
+  Calls, Tokens, Pairs, PaddedRows, ExpertsTouched, WeightBytes, NonfiniteRows, Count,
+};
+// clang-format on
+
+std::string_view name_of(Zone zone) noexcept;
+std::string_view name_of(Counter counter) noexcept;
+
+struct ZoneTotal {
+  std::int64_t calls = 0;
+  std::int64_t nanoseconds = 0;
+};
+
+/// Collects while it is attached to a Context. Thread safe.
+class Profiler {
+ public:
+  struct Event {
+    Zone zone;
+    std::int64_t begin_ns, end_ns;  ///< since the profiler was made
+    std::uint64_t thread;
+  };
+
+  explicit Profiler(bool keep_events = false);
+  ZoneTotal zone(Zone z) const;
+  std::int64_t counter(Counter c) const;
+  void add(Zone z, std::chrono::steady_clock::time_point begin,
+           std::chrono::steady_clock::time_point end);
+  void add(Counter c, std::int64_t amount);
+  void reset();
+  std::vector<Event> events() const;
+  /// Chrome trace-event JSON (chrome://tracing, Perfetto).
+  std::string chrome_trace() const;
+
+ private:
+  mutable std::mutex mutex_;
+  std::chrono::steady_clock::time_point start_;
+  bool keep_events_;
+  std::array<ZoneTotal, static_cast<std::size_t>(Zone::Count)> zones_{};
+  std::array<std::int64_t, static_cast<std::size_t>(Counter::Count)> counters_{};
+  std::vector<Event> events_;
+};
+
+/// Times its scope when a profiler is given.
+class ScopedZone {
+ public:
+  ScopedZone(Profiler* profiler, Zone zone) : profiler_(profiler), zone_(zone) {
+    if (profiler_ != nullptr) begin_ = std::chrono::steady_clock::now();
+  }
+  ~ScopedZone() {
+    if (profiler_ != nullptr) profiler_->add(zone_, begin_, std::chrono::steady_clock::now());
+  }
+  ScopedZone(const ScopedZone&) = delete;
+  ScopedZone& operator=(const ScopedZone&) = delete;
+
+ private:
+  Profiler* profiler_;
+  Zone zone_;
+  std::chrono::steady_clock::time_point begin_;
+};
+
+}  // namespace moesaic

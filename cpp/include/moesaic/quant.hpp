@@ -1,0 +1,62 @@
+#pragma once
+
+/// Every element type an expert weight can have in a GGUF file, and one table of its facts.
+/// Layouts and constants are those of ggml (MIT), whose type ids the enumerators carry.
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string_view>
+
+namespace moesaic {
+
+/// Values are ggml type ids, but for INT4.
+enum class QuantType : std::uint8_t {
+  // clang-format off
+  F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q8_1 = 9,
+  Q2_K = 10, Q3_K = 11, Q4_K = 12, Q5_K = 13, Q6_K = 14, Q8_K = 15,
+  IQ2_XXS = 16, IQ2_XS = 17, IQ3_XXS = 18, IQ1_S = 19, IQ4_NL = 20, IQ3_S = 21, IQ2_S = 22,
+  IQ4_XS = 23, I8 = 24, I16 = 25, I32 = 26, I64 = 27, F64 = 28, IQ1_M = 29, BF16 = 30,
+  TQ1_0 = 34, TQ2_0 = 35, MXFP4 = 39, NVFP4 = 40, Q1_0 = 41, Q2_0 = 42,
+  // clang-format on
+  /// GPTQ and AWQ groups (marlin_stack.hpp): never in a GGUF file, no blocks along a row.
+  INT4 = 240,
+};
+
+struct QuantTraits {
+  QuantType type;
+  std::string_view name;     ///< as ggml spells it: "Q4_K", "F16"
+  std::int32_t block_elems;  ///< weights per block, along a row
+  std::int32_t block_bytes;
+  /// Decodes `elems` weights (a multiple of block_elems) to f32, exactly as ggml does.
+  /// Null for types that are stored but never multiplied (integers, Q8_1, Q8_K).
+  void (*dequantize)(const std::byte* blocks, float* out, std::int64_t elems);
+
+  double bits_per_weight() const { return 8.0 * block_bytes / block_elems; }
+};
+
+/// All ggml types, by ascending id.
+std::span<const QuantTraits> quant_table() noexcept;
+const QuantTraits& traits(QuantType type) noexcept;
+/// Empty for ids that ggml removed or never had.
+std::optional<QuantType> quant_type_from_id(std::uint32_t id) noexcept;
+std::optional<QuantType> quant_type_from_name(std::string_view name) noexcept;
+/// Why an id is refused: "removed from ggml (Q4_2)", "ik_llama.cpp private type IQ4_KS", "unknown";
+/// empty for known ids.
+std::string_view quant_id_remark(std::uint32_t id) noexcept;
+
+/// Bytes of a row of `cols` weights. Throws ShapeError when cols is not a multiple of the block.
+std::int64_t row_bytes(QuantType type, std::int64_t cols);
+
+/// Decodes one row to f32. Throws UnsupportedError for types without a decoder, ShapeError for a
+/// bad `cols`.
+void dequantize_row(QuantType type, const std::byte* row, float* out, std::int64_t cols);
+
+/// Reference encoder for tests, demo and bench (round to nearest, not ggml's search): Q4_0, Q4_1,
+/// Q5_0, Q5_1, Q8_0, Q2_K .. Q6_K, IQ4_NL, IQ4_XS, MXFP4, NVFP4, F16, BF16, F32. Throws
+/// UnsupportedError otherwise, ShapeError for a bad `cols`.
+void quantize_row(QuantType type, const float* values, std::byte* row, std::int64_t cols);
+bool has_encoder(QuantType type) noexcept;
+
+}  // namespace moesaic

@@ -1,0 +1,108 @@
+#pragma once
+
+/// Router description and its result. Ids are int32, weights f32; -1 marks a skipped pair.
+
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "moesaic/types.hpp"
+
+namespace moesaic {
+
+class ThreadPool;
+
+/// What turns a logit into a score.
+enum class ScoreFunction : std::uint8_t {
+  Softmax,          ///< softmax over all experts, then top-k
+  SoftmaxSelected,  ///< top-k on the logits, then softmax over the selected
+  Sigmoid,
+  SqrtSoftplus,  ///< sqrt(log(1 + exp(logit)))
+};
+/// Score of a group of experts.
+enum class GroupReduce : std::uint8_t { Top2Sum, Max };
+/// What the experts of other groups become.
+enum class GroupMask : std::uint8_t { MinusInfinity, Zero };
+/// Guard of the renormalising division: none, sum + eps, or max(sum, eps).
+enum class NormGuard : std::uint8_t { None, AddEps, ClampMin };
+/// Input: x is scaled before the expert (Llama-4).
+enum class WeightOn : std::uint8_t { Output, Input };
+
+/// A router, factored into independent facts. Steps in order: logits (+ router_bias), score,
+/// selection (score or logit, + selection_bias, group limit), top-k, weights from the unbiased
+/// scores, renormalisation, scale. Source of each preset: `route/presets.cpp`.
+struct RouterConfig {
+  std::int32_t num_experts = 0;
+  std::int32_t top_k = 0;
+  ScoreFunction score = ScoreFunction::Softmax;
+  bool renormalize = true;
+  NormGuard guard = NormGuard::None;
+  float guard_eps = 0.0F;
+  float scale = 1.0F;             ///< 0 and 1 both mean none
+  bool select_on_logits = false;  ///< selection uses logits instead of scores
+  std::int32_t num_groups = 1;
+  std::int32_t groups_used = 1;
+  GroupReduce group_reduce = GroupReduce::Top2Sum;
+  GroupMask group_mask = GroupMask::MinusInfinity;
+  WeightOn weight_on = WeightOn::Output;
+  std::vector<float> router_bias;     ///< empty or [E], added to the logits
+  std::vector<float> selection_bias;  ///< empty or [E], added for the selection only
+
+  /// Throws ConfigError on a contradiction (top_k > E, groups that do not divide E, ...).
+  void validate() const;
+};
+
+/// topk_ids i32 [T, top_k] and topk_weights f32 [T, top_k], both dense; descending selection score
+/// (the weight, where no bias or group takes part), ties to the lower expert id. A pair is `t *
+/// top_k + slot`.
+struct RoutingView {
+  std::int32_t* topk_ids = nullptr;
+  float* topk_weights = nullptr;
+  std::int64_t num_tokens = 0;
+  std::int32_t top_k = 0;
+  std::int64_t num_pairs() const { return num_tokens * top_k; }
+};
+
+/// A routing that owns its arrays; resize keeps capacity.
+class Routing {
+ public:
+  Routing() = default;
+  Routing(std::int64_t num_tokens, std::int32_t top_k) { resize(num_tokens, top_k); }
+  void resize(std::int64_t num_tokens, std::int32_t top_k);
+  std::int64_t num_tokens() const { return num_tokens_; }
+  std::int32_t top_k() const { return top_k_; }
+  std::span<const std::int32_t> topk_ids() const { return ids_; }
+  std::span<const float> topk_weights() const { return weights_; }
+  std::span<std::int32_t> topk_ids() { return ids_; }
+  std::span<float> topk_weights() { return weights_; }
+  RoutingView view() { return {ids_.data(), weights_.data(), num_tokens_, top_k_}; }
+
+ private:
+  std::int64_t num_tokens_ = 0;
+  std::int32_t top_k_ = 0;
+  std::vector<std::int32_t> ids_;
+  std::vector<float> weights_;
+};
+
+struct RouteStats {
+  std::int64_t nonfinite_rows = 0;  ///< rows that held NaN or an infinity
+};
+
+/// f32 scratch elements that route_rows needs per thread.
+std::int64_t route_scratch_elems(const RouterConfig& config);
+
+/// Routes `logits` [T, E] (f32, row stride in elements) into `out`. No allocation, never throws on
+/// values: order is finite and +inf > -inf > NaN, +inf counts as the largest float, NaN and -inf
+/// get weight 0, a row without any finite or +inf logit gives ids 0..top_k-1 with weights 1/top_k.
+RouteStats route_rows(const float* logits, std::int64_t row_stride, const RouterConfig& config,
+                      RoutingView out, float* scratch);
+
+/// Checks shapes, resizes `out` (no allocation once its capacity suffices) and routes.
+/// Errors: ShapeError (logits not [T, E]), DTypeError (not f32), ConfigError.
+RouteStats route(const ConstTensorView& logits, const RouterConfig& config, Routing& out);
+
+/// Rejects ids < -1 or >= num_experts with a ShapeError naming the first.
+void check_ids(const RoutingView& routing, std::int32_t num_experts, std::string_view operation);
+
+}  // namespace moesaic

@@ -1,0 +1,73 @@
+#pragma once
+
+/// Knobs. Precedence: call > tuning() context > environment > default. One table (core/env.cpp)
+/// lists every MOESAIC_* variable with its parser and help text; unknown names warn once, bad
+/// values throw.
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "moesaic/plan.hpp"
+
+namespace moesaic {
+
+enum class GemmMode : std::uint8_t { Auto, Bucketed, Aligned };
+enum class RouteMode : std::uint8_t { Auto, Host, Device };
+enum class RowSpaceMode : std::uint8_t { Auto, TokenPairs, PackedRows };
+enum class ProfileMode : std::uint8_t { Off, Counters, Events, Sync };
+enum class LogLevel : std::uint8_t { Off, Error, Warn, Info, Debug };
+enum class CpuIsa : std::uint8_t { Auto, Scalar, Avx2, AvxVnni, Avx512Vnni, Neon };
+
+/// How activations meet quantised weights on the CPU. Auto: Exact where memory is the limit (few
+/// pairs per expert), Fast elsewhere. Exact: two int8 planes (about 16 bits). Fast: one plane.
+enum class Precision : std::uint8_t { Auto, Exact, Fast };
+
+struct Tuning {
+  std::optional<std::int32_t> block_size;          ///< 8, 16, 32, 48, 64
+  std::optional<std::int32_t> large_m_block_size;  ///< device route only
+  std::int64_t large_m_min_pairs = 1024;
+  GemmMode gemm = GemmMode::Auto;
+  RouteMode route = RouteMode::Auto;
+  RowSpaceMode row_space = RowSpaceMode::Auto;
+  Precision precision = Precision::Auto;
+  bool batch_invariant = false;  ///< a token's result does not depend on its batch
+  ProfileMode profile = ProfileMode::Off;
+  bool strict = false;  ///< recorded decisions (fallbacks, non-finite rows) become errors
+  std::optional<std::int32_t> threads;
+  CpuIsa cpu_isa = CpuIsa::Auto;
+  std::string backend;  ///< empty: chosen by the device asked for
+  LogLevel log = LogLevel::Warn;
+  bool poison = false;  ///< fill workspaces with NaN before each call
+
+  bool operator==(const Tuning&) const = default;
+
+  /// Throws ConfigError on a value out of range.
+  void validate() const;
+  /// Reads MOESAIC_* names from `variables`. Throws ConfigError naming the variable, the accepted
+  /// values and the one given; unknown MOESAIC_* names are reported to `warn` with the nearest
+  /// match.
+  static Tuning from_env(std::span<const std::pair<std::string, std::string>> variables,
+                         const std::function<void(const std::string&)>& warn);
+  /// from_env of the process environment, read once at first use.
+  static const Tuning& process();
+  /// What that reading warned about; the library itself prints nothing.
+  static std::span<const std::string> process_warnings();
+};
+
+/// One knob as shown by show_config(): name, environment variable, value as text, source.
+struct ConfigEntry {
+  std::string knob, variable, value, source, help;
+};
+/// Every knob with its effective value and where it came from ("default", "environment", "tuning").
+std::vector<ConfigEntry> show_config(const Tuning& effective, const Tuning& environment);
+
+/// Sets one knob from text, as the environment and Python do. Throws ConfigError.
+void set_knob(Tuning& tuning, std::string_view knob, std::string_view value);
+
+}  // namespace moesaic

@@ -1,0 +1,40 @@
+#include "moesaic/context.hpp"
+
+#include <string>
+#include <utility>
+
+#include "moesaic/error.hpp"
+
+namespace moesaic {
+namespace {
+
+/// tuning.backend by name, or the backend of the device.
+const Backend& choose_backend(Device device, const Tuning& tuning) {
+  if (tuning.backend.empty()) return backend_for(device);
+  std::string known;
+  for (const auto& backend : backends()) {
+    const BackendInfo info = backend->info();
+    if (info.name == tuning.backend) {
+      require<DeviceError>(info.available, [&] {
+        return Problem{"Context", "backend " + info.name, "an available backend", info.reason, ""};
+      });
+      return *backend;
+    }
+    if (!known.empty()) known += ", ";
+    known += info.name;
+  }
+  throw DeviceError(Problem{"Context", "backend", known, tuning.backend, ""});
+}
+
+}  // namespace
+
+Context::Context(Device device, const Tuning& tuning)
+    : Context(choose_backend(device, tuning), tuning,
+              ThreadPool::shared(tuning.threads.value_or(0))) {}
+
+Context::Context(const Backend& backend, const Tuning& tuning, std::shared_ptr<ThreadPool> pool)
+    : backend_(&backend), tuning_(tuning), pool_(std::move(pool)) {
+  tuning_.validate();
+}
+
+}  // namespace moesaic

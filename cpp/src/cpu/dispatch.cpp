@@ -1,0 +1,100 @@
+#include "cpu/dispatch.hpp"
+
+#include <string>
+#include <vector>
+
+#include "cpu/experts.hpp"
+#include "cpu/isa.hpp"
+#include "cpu/kernels/activations.hpp"
+
+namespace moesaic::cpu {
+namespace {
+
+struct Format {
+  QuantType type;
+  const char* name;
+};
+constexpr Format kFormats[] = {
+#define MOESAIC_KERNEL(TYPE, NAME) {QuantType::TYPE, #NAME},
+#include "cpu/kernels/kernels.inc"
+#undef MOESAIC_KERNEL
+    {QuantType::INT4, "int4"},
+};
+
+const Format* find_format(QuantType type) {
+  for (const Format& format : kFormats) {
+    if (format.type == type) return &format;
+  }
+  return nullptr;
+}
+
+/// "gemm_q4_k_avx512vnni", "gemm_q4_k_rows_avx512vnni"
+std::string mechanical_name(const Format& format, WeightLayout layout, CpuIsa isa) {
+  return std::string("gemm_") + format.name + (layout == WeightLayout::Rows ? "_rows_" : "_") +
+         name_of(isa);
+}
+
+}  // namespace
+
+const IsaKernels& kernels_of(CpuIsa isa) {
+  switch (isa) {
+#ifdef MOESAIC_HAVE_AVX2
+    case CpuIsa::Avx2:
+      return avx2::kKernels;
+#endif
+#ifdef MOESAIC_HAVE_AVXVNNI
+    case CpuIsa::AvxVnni:
+      return avxvnni::kKernels;
+#endif
+#ifdef MOESAIC_HAVE_AVX512VNNI
+    case CpuIsa::Avx512Vnni:
+      return avx512vnni::kKernels;
+#endif
+#ifdef MOESAIC_HAVE_NEON
+    case CpuIsa::Neon:
+      return neon::kKernels;
+#endif
+    default:
+      return scalar::kKernels;
+  }
+}
+
+int planes_of(QuantType type, Precision precision) noexcept {
+  const bool is_float = type == QuantType::F32 || type == QuantType::F16 || type == QuantType::BF16;
+  if (is_float) return 0;
+  return precision == Precision::Fast ? 1 : 2;
+}
+
+std::int64_t activation_bytes(std::int64_t cols, int planes) noexcept {
+  return act_token_bytes(cols, planes);
+}
+
+Support supports(const WeightRef& weight) {
+  if (weight.type == QuantType::INT4 && weight.layout != WeightLayout::Panels) {
+    return {.ok = false, .reason = "INT4 groups exist in panels only"};
+  }
+  if (find_format(weight.type) != nullptr) return {};
+  return {.ok = false, .reason = "no CPU kernel multiplies this type"};
+}
+
+std::vector<KernelInfo> kernels() {
+  std::vector<KernelInfo> list;
+  for (const CpuIsa isa : supported_isas()) {
+    for (const Format& format : kFormats) {
+      for (const WeightLayout layout : {WeightLayout::Panels, WeightLayout::Rows}) {
+        if (format.type == QuantType::INT4 && layout == WeightLayout::Rows) continue;
+        list.push_back({"expert_gemm", format.type, layout, name_of(isa),
+                        mechanical_name(format, layout, isa)});
+      }
+    }
+  }
+  return list;
+}
+
+std::string kernel_name(const WeightRef& weight, const Tuning& tuning) {
+  const Format* format = find_format(weight.type);
+  if (format == nullptr) return "none";
+  return mechanical_name(*format, weight.layout, active_isa(tuning));
+}
+
+}  // namespace moesaic::cpu

@@ -1,0 +1,34 @@
+#pragma once
+
+/// y = (W x) * scale[e] + bias[e], in place on the rows that a kernel gave.
+
+#include <cstdint>
+
+#include "moesaic/expert_stack.hpp"
+
+namespace moesaic::cpu {
+
+class Epilogue {
+ public:
+  Epilogue(const RoleWeights& weights, std::int32_t expert)
+      : scaled_(weights.scale != nullptr),
+        scale_(scaled_ ? (*weights.scale)[static_cast<std::size_t>(expert)] : 1.0F),
+        bias_(weights.bias != nullptr ? weights.bias->data() + expert * weights.ref.rows
+                                      : nullptr) {}
+
+  void apply(std::int64_t row, int rows, float* values) const {
+    if (scaled_) {
+      for (int i = 0; i < rows; ++i) values[i] *= scale_;
+    }
+    if (bias_ != nullptr) {
+      for (int i = 0; i < rows; ++i) values[i] += bias_[row + i];
+    }
+  }
+
+ private:
+  bool scaled_;
+  float scale_;
+  const float* bias_;
+};
+
+}  // namespace moesaic::cpu

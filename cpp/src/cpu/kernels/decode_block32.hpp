@@ -1,0 +1,175 @@
+#pragma once
+
+/// Formats with blocks of 32 columns: one f16 scale (or a power of two), sometimes a minimum.
+/// Nibbles: vector v holds columns 4v .. 4v + 3 low, 16 + 4v .. high.
+
+#include "cpu/kernels/decode.hpp"
+
+namespace moesaic::cpu {
+namespace {
+
+/// scale[s] = f16 d of block s; the d of 16 rows follow each other.
+MOESAIC_ALWAYS_INLINE void f16_scales(const std::uint8_t* d, int steps, Scales out) {
+  for (int s = 0; s < steps; ++s) {
+    for_lanes([&](int row) { store_f(out[s] + row, load_f16(d + 32 * s + 2 * row)); });
+  }
+}
+
+MOESAIC_ALWAYS_INLINE void nibbles(const std::uint8_t* q, V* w) {
+  for (int i = 0; i < 4; ++i) {
+    const V v = load(q + i * kVector);
+    w[i] = bits<0, 0, 15>(v);
+    w[i + 4] = bits<4, 0, 15>(v);
+  }
+}
+
+struct Block32 {
+  static constexpr int kSub = 32;
+  static constexpr int kPeriod = 1;
+  static constexpr bool kTable = false;
+};
+
+struct q4_0 : Block32 {
+  static constexpr QuantType kType = QuantType::Q4_0;
+  static constexpr bool kAdd = false;
+  static constexpr int kOffset = 3;
+  static constexpr bool kWide = false;
+  static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
+    f16_scales(r.p + r.steps * kNibbleStep, r.steps, scale);
+  }
+  template <int S>
+  static MOESAIC_ALWAYS_INLINE void weights(const Record& r, int base, int lane, V* w) {
+    nibbles(r.p + base * kNibbleStep + lane, w);
+  }
+};
+
+struct q4_1 : Block32 {
+  static constexpr QuantType kType = QuantType::Q4_1;
+  static constexpr bool kAdd = true;
+  static constexpr int kOffset = kNoOffset;
+  static constexpr bool kWide = false;
+  static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales add) {
+    const std::uint8_t* d = r.p + r.steps * kNibbleStep;
+    f16_scales(d, r.steps, scale);
+    f16_scales(d + r.steps * 32, r.steps, add);
+  }
+  template <int S>
+  static MOESAIC_ALWAYS_INLINE void weights(const Record& r, int base, int lane, V* w) {
+    nibbles(r.p + base * kNibbleStep + lane, w);
+  }
+};
+
+/// Nibbles and a fifth bit; word `row` of `high` has bit k for column k.
+MOESAIC_ALWAYS_INLINE void fifth_bits(const std::uint8_t* high, V* w) {
+  const V words = load(high);
+  unroll<8>([&](auto k4) __attribute__((always_inline)) {
+    w[k4.value] = bit_or(w[k4.value], spread_bits<decltype(k4)::value>(words));
+  });
+}
+
+struct q5_0 : Block32 {
+  static constexpr QuantType kType = QuantType::Q5_0;
+  static constexpr bool kAdd = false;
+  static constexpr int kOffset = 4;
+  static constexpr bool kWide = false;
+  static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
+    f16_scales(r.p + r.steps * (kNibbleStep + kVector), r.steps, scale);
+  }
+  template <int S>
+  static MOESAIC_ALWAYS_INLINE void weights(const Record& r, int base, int lane, V* w) {
+    nibbles(r.p + base * kNibbleStep + lane, w);
+    fifth_bits(r.p + r.steps * kNibbleStep + base * kVector + lane, w);
+  }
+};
+
+struct q5_1 : Block32 {
+  static constexpr QuantType kType = QuantType::Q5_1;
+  static constexpr bool kAdd = true;
+  static constexpr int kOffset = kNoOffset;
+  static constexpr bool kWide = false;
+  static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales add) {
+    const std::uint8_t* d = r.p + r.steps * (kNibbleStep + kVector);
+    f16_scales(d, r.steps, scale);
+    f16_scales(d + r.steps * 32, r.steps, add);
+  }
+  template <int S>
+  static MOESAIC_ALWAYS_INLINE void weights(const Record& r, int base, int lane, V* w) {
+    q5_0::weights<S>(r, base, lane, w);
+  }
+};
+
+struct q8_0 : Block32 {
+  static constexpr QuantType kType = QuantType::Q8_0;
+  static constexpr bool kAdd = false;
+  static constexpr int kOffset = kByteOffset;
+  static constexpr bool kWide = true;
+  static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
+    f16_scales(r.p + r.steps * kStep, r.steps, scale);
+  }
+  template <int S>
+  static MOESAIC_ALWAYS_INLINE void weights(const Record& r, int base, int lane, V* w) {
+    for (int i = 0; i < 8; ++i) {
+      const V v = load(r.p + base * kStep + i * kVector + lane);
+      w[i] = kSignedDot ? v : flip_sign(v);
+    }
+  }
+};
+
+/// The IQ4 code book, + 128 where the dot product wants unsigned weights.
+template <int kBias>
+struct Iq4Levels {
+  static constexpr std::uint8_t byte(int v) { return static_cast<std::uint8_t>(v + kBias); }
+  static constexpr std::uint8_t kTable[16] = {
+      byte(-127), byte(-104), byte(-83), byte(-65), byte(-49), byte(-35), byte(-22), byte(-10),
+      byte(1),    byte(13),   byte(25),  byte(38),  byte(53),  byte(69),  byte(89),  byte(113)};
+};
+constexpr const std::uint8_t* kIq4Table = Iq4Levels < kSignedDot ? 0 : 128 > ::kTable;
+/// Twice the E2M1 values, + 16.
+constexpr int kFp4Offset = 4;
+constexpr std::uint8_t kFp4Table[16] = {16, 17, 18, 19, 20, 22, 24, 28,
+                                        16, 15, 14, 13, 12, 10, 8,  4};
+
+MOESAIC_ALWAYS_INLINE void code_book(const std::uint8_t* q, const std::uint8_t* table, V* w) {
+  nibbles(q, w);
+  for (int i = 0; i < 8; ++i) w[i] = lookup(w[i], table);
+}
+
+struct iq4_nl : Block32 {
+  static constexpr QuantType kType = QuantType::IQ4_NL;
+  static constexpr bool kAdd = false;
+  static constexpr int kOffset = kByteOffset;
+  static constexpr bool kWide = true;
+  static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
+    f16_scales(r.p + r.steps * kNibbleStep, r.steps, scale);
+  }
+  template <int S>
+  static MOESAIC_ALWAYS_INLINE void weights(const Record& r, int base, int lane, V* w) {
+    code_book(r.p + base * kNibbleStep + lane, kIq4Table, w);
+  }
+};
+
+struct mxfp4 : Block32 {
+  static constexpr QuantType kType = QuantType::MXFP4;
+  static constexpr bool kAdd = false;
+  static constexpr int kOffset = kFp4Offset;
+  static constexpr bool kWide = false;
+  /// 2^(e - 128), half the E8M0 scale because the table doubles; the two smallest are subnormal.
+  static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
+    const std::uint8_t* e = r.p + r.steps * kNibbleStep;
+    for (int s = 0; s < r.steps; ++s) {
+      std::uint32_t word[kRows];
+      for (int row = 0; row < kRows; ++row) {
+        const std::uint32_t exponent = e[16 * s + row];
+        word[row] = exponent < 2 ? 0x00200000U << exponent : (exponent - 1) << 23;
+      }
+      std::memcpy(scale[s], word, sizeof word);
+    }
+  }
+  template <int S>
+  static MOESAIC_ALWAYS_INLINE void weights(const Record& r, int base, int lane, V* w) {
+    code_book(r.p + base * kNibbleStep + lane, kFp4Table, w);
+  }
+};
+
+}  // namespace
+}  // namespace moesaic::cpu

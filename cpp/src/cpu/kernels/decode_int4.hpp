@@ -1,0 +1,81 @@
+#pragma once
+
+/// INT4 groups: the nibbles of Q4_0, with scales of wider groups and, where there are any, zero
+/// points: value = scale * code - scale * zero.
+
+#include "cpu/kernels/decode_block32.hpp"
+#include "cpu/kernels/gemm_int.hpp"
+#include "cpu/kernels/int4_format.hpp"
+
+namespace moesaic::cpu {
+namespace {
+
+/// A record that says how it is laid out.
+struct Int4Record : Record {
+  Int4Layout layout;
+};
+
+template <bool kZeros>
+struct int4 : Block32 {
+  static constexpr QuantType kType = QuantType::INT4;
+  static constexpr bool kAdd = kZeros;
+  static constexpr int kOffset = kZeros ? kNoOffset : 3;  // code - 8
+  static constexpr bool kWide = false;
+
+  /// `record` is an Int4Record. Each stored scale serves all steps of its unit.
+  static MOESAIC_ALWAYS_INLINE void scales(const Record& record, Scales scale, Scales add) {
+    const Int4Layout& layout = static_cast<const Int4Record&>(record).layout;
+    const std::uint8_t* s = record.p + int4_scales_at(record.steps);
+    const std::uint8_t* z = record.p + int4_zeros_at(layout, record.steps);
+    const int steps_per_unit = layout.scale_cols / kInt4StepCols;
+    for (int first = 0; first < record.steps; first += steps_per_unit) {
+      const int last =
+          first + steps_per_unit < record.steps ? first + steps_per_unit : record.steps;
+      for_lanes([&](int row) __attribute__((always_inline)) {
+        const F v = layout.scale_f32 ? load_f32(s + 4 * row) : load_f16(s + 2 * row);
+        for (int step = first; step < last; ++step) store_f(scale[step] + row, v);
+        if constexpr (kZeros) {
+          const F minus = sub(set_f(0.0F), mul(v, load_u8(z + row)));
+          for (int step = first; step < last; ++step) store_f(add[step] + row, minus);
+        }
+      });
+      s += kRows * (layout.scale_f32 ? 4 : 2);
+      z += kRows;
+    }
+  }
+  template <int S>
+  static MOESAIC_ALWAYS_INLINE void weights(const Record& r, int base, int lane, V* w) {
+    nibbles(r.p + base * kNibbleStep + lane, w);
+  }
+
+ private:
+  static MOESAIC_ALWAYS_INLINE F load_f32(const std::uint8_t* p) {
+    float values[kLanes];
+    std::memcpy(values, p, sizeof values);
+    return load_f(values);
+  }
+};
+
+template <bool kZeros>
+void multiply_int4(const PanelTask& task) {
+  const Int4Layout layout{task.scale_cols, task.scale_f32, kZeros};
+  const std::int64_t bytes = int4_record_bytes(layout, 8);
+  multiply_records<int4<kZeros>>(
+      task, [&](std::int64_t index, int steps) __attribute__((always_inline)) {
+        Int4Record record{{task.weights + index * bytes, steps, false}, layout};
+        look_ahead(task, bytes, index, record);
+        return record;
+      });
+}
+
+/// IsaKernels::gemm of INT4
+inline void gemm_int4(const PanelTask& task) {
+  if (task.zeros) {
+    multiply_int4<true>(task);
+  } else {
+    multiply_int4<false>(task);
+  }
+}
+
+}  // namespace
+}  // namespace moesaic::cpu

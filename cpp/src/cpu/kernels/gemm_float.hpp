@@ -1,0 +1,104 @@
+#pragma once
+
+/// The loop of F32, F16 and BF16 weights: panels are [cols][16 rows], products are f32.
+/// Column k adds to partial sum k % 4; out = (s0 + s1) + (s2 + s3). Any number of columns.
+
+#include "cpu/kernels/gemm_int.hpp"
+
+namespace moesaic::cpu {
+namespace {
+
+struct f32 {
+  static constexpr QuantType kType = QuantType::F32;
+  static MOESAIC_ALWAYS_INLINE F weights(const std::uint8_t* p) {
+    float values[kLanes];
+    std::memcpy(values, p, sizeof values);
+    return load_f(values);
+  }
+};
+struct f16 {
+  static constexpr QuantType kType = QuantType::F16;
+  static MOESAIC_ALWAYS_INLINE F weights(const std::uint8_t* p) { return load_f16(p); }
+};
+struct bf16 {
+  static constexpr QuantType kType = QuantType::BF16;
+  static MOESAIC_ALWAYS_INLINE F weights(const std::uint8_t* p) { return load_bf16(p); }
+};
+
+constexpr int kChains = 4;
+
+/// sums[4][T][16] += the products of `cols` columns.
+template <class D, int T>
+MOESAIC_NOINLINE void multiply_columns(const std::uint8_t* w, std::int64_t cols, const float* x,
+                                       float* sums) {
+  constexpr std::int64_t kBytes = find_panel_format(D::kType)->block_bytes;
+  for_lanes([&](int row) __attribute__((always_inline)) {
+    F acc[kChains][T];
+#pragma GCC unroll 4
+    for (int chain = 0; chain < kChains; ++chain)
+      load_sums(sums + chain * T * kRows, row, acc[chain]);
+    const std::uint8_t* p = w + row * kBytes;
+    std::int64_t k = 0;
+    for (; k + kChains <= cols; k += kChains) {
+#pragma GCC unroll 4
+      for (int chain = 0; chain < kChains; ++chain) {
+        const F v = D::weights(p + (k + chain) * kRows * kBytes);
+        const float* xk = x + (k + chain) * T;
+#pragma GCC unroll 8
+        for (int t = 0; t < T; ++t) acc[chain][t] = fma(v, broadcast_f(xk + t), acc[chain][t]);
+      }
+    }
+#pragma GCC unroll 3
+    for (int chain = 0; chain < kChains - 1; ++chain) {
+      if (k + chain < cols) {
+        const F v = D::weights(p + (k + chain) * kRows * kBytes);
+        const float* xk = x + (k + chain) * T;
+#pragma GCC unroll 8
+        for (int t = 0; t < T; ++t) acc[chain][t] = fma(v, broadcast_f(xk + t), acc[chain][t]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int chain = 0; chain < kChains; ++chain)
+      store_sums(sums + chain * T * kRows, row, acc[chain]);
+  });
+}
+
+using ColumnsFn = void (*)(const std::uint8_t*, std::int64_t, const float*, float*);
+template <class D, int T = 1>
+constexpr ColumnsFn columns_fn(int tokens) {
+  if constexpr (T > kMaxGroup[0]) {
+    return nullptr;
+  } else {
+    return tokens == T ? &multiply_columns<D, T> : columns_fn<D, T + 1>(tokens);
+  }
+}
+
+template <class D>
+void gemm_float(const PanelTask& task) {
+  constexpr const PanelFormat& format = *find_panel_format(D::kType);
+  alignas(64) std::uint8_t gathered[record_bytes(format)];
+  alignas(64) float sums[kChains * kMaxGroup[0] * kRows];
+  // The columns of a panel follow each other, so panels need no cutting into records.
+  const std::int64_t piece = task.rows_layout ? kRecordCols : task.cols;
+  const float* x = reinterpret_cast<const float*>(task.activations);
+  for (int first = 0; first < task.tokens; first += task.group) {
+    const int left = task.tokens - first;
+    const int tokens = left < task.group ? left : task.group;
+    const ColumnsFn multiply = columns_fn<D>(tokens);
+    std::memset(sums, 0, sizeof(float) * static_cast<std::size_t>(kChains * tokens * kRows));
+    for (std::int64_t begin = 0; begin < task.cols; begin += piece) {
+      const std::int64_t end = begin + piece < task.cols ? begin + piece : task.cols;
+      multiply(find_record(task, format, begin / kRecordCols, gathered), end - begin,
+               x + begin * tokens, sums);
+    }
+    float* out = task.out + first * kRows;
+    const int plane = tokens * kRows;
+    for (int i = 0; i < plane; ++i) {
+      out[i] = (sums[i] + sums[plane + i]) + (sums[2 * plane + i] + sums[3 * plane + i]);
+    }
+    x += task.cols * tokens;
+  }
+}
+
+}  // namespace
+}  // namespace moesaic::cpu

@@ -1,0 +1,257 @@
+#pragma once
+
+/// The loop of the integer formats: 16 rows x T tokens x P planes.
+///
+/// Per step of 32 columns, for each token: the integer dot products of its sub-blocks (exact; the
+/// planes join as 256 * high + low), then in f32
+///   f   = scale0 * dot0 [+ add0 * sum0] [+ scale1 * dot1 + add1 * sum1]     row vectors of the
+///   weights acc = f * activation scale + acc
+/// in this order, whatever T, so an element does not depend on the tokens beside it.
+/// Few tokens decode in registers (`fused`), more share a decoded record (`Tile`).
+
+#include "cpu/kernels/activations.hpp"
+#include "cpu/kernels/decode.hpp"
+#include "cpu/kernels/kernel.hpp"
+
+#define MOESAIC_NOINLINE __attribute__((noinline))
+
+namespace moesaic::cpu {
+namespace {
+
+/// The facts of a decoder that the loop over a tile depends on; formats that agree share the code.
+template <int kSub_, bool kAdd_, int kOffset_, bool kWide_>
+struct Shape {
+  static constexpr int kSub = kSub_;
+  static constexpr bool kAdd = kAdd_;
+  static constexpr int kOffset = kOffset_;
+  static constexpr bool kWide = kWide_;
+};
+template <class D>
+using ShapeOf = Shape<D::kSub, D::kAdd, D::kOffset, D::kWide>;
+
+/// One step: `weight(k)` gives the k-th of its 8 vectors; scale and add point at the step's
+/// sub-blocks.
+template <class S, int T, int P, class Weight>
+MOESAIC_ALWAYS_INLINE void multiply_step(const Weight& weight, const float* scale,
+                                         const float* add_row, const ActRecord& a, int step,
+                                         F (&acc)[T]) {
+  constexpr int kParts = 32 / S::kSub;
+  constexpr int kVectors = 8 / kParts;
+  const std::int32_t* q = a.q + step * (8 * T * P);
+  F f[T];
+#pragma GCC unroll 2
+  for (int part = 0; part < kParts; ++part) {
+    const int sub = (kParts * step + part) * T;
+    const std::int32_t* negsum = (kParts == 2 ? a.negsum16 : a.negsum) + sub;
+    I c[T * P];
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) {
+      if constexpr (P == 2) c[2 * t] = zero_i();
+      if constexpr (S::kOffset != kNoOffset) {
+        c[P * t + P - 1] = broadcast_shifted<S::kOffset>(negsum + t);
+      } else {
+        c[P * t + P - 1] = zero_i();
+      }
+    }
+#pragma GCC unroll 8
+    for (int k = 0; k < kVectors; ++k) {
+      const V w = weight(part * kVectors + k);
+      const std::int32_t* qk = q + (part * kVectors + k) * (T * P);
+#pragma GCC unroll 16
+      for (int i = 0; i < T * P; ++i) c[i] = dot<S::kWide>(c[i], w, qk + i);
+    }
+    const F row_scale = load_f(scale + part * kRows);
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) {
+      const F v = to_float(P == 2 ? join_planes(c[P * t], c[P * t + P - 1]) : c[P * t]);
+      f[t] = part == 0 ? mul(v, row_scale) : fma(v, row_scale, f[t]);
+    }
+    if constexpr (S::kAdd) {
+      const F row_add = load_f(add_row + part * kRows);
+      const float* sum = (kParts == 2 ? a.sum16 : a.sum) + sub;
+#pragma GCC unroll 16
+      for (int t = 0; t < T; ++t) f[t] = fma(row_add, broadcast_f(sum + t), f[t]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int t = 0; t < T; ++t) acc[t] = fma(f[t], broadcast_f(a.scale + step * T + t), acc[t]);
+}
+
+template <int T>
+MOESAIC_ALWAYS_INLINE void load_sums(const float* out, int row, F (&acc)[T]) {
+#pragma GCC unroll 16
+  for (int t = 0; t < T; ++t) acc[t] = load_f(out + t * kRows + row);
+}
+template <int T>
+MOESAIC_ALWAYS_INLINE void store_sums(float* out, int row, const F (&acc)[T]) {
+#pragma GCC unroll 16
+  for (int t = 0; t < T; ++t) store_f(out + t * kRows + row, acc[t]);
+}
+
+/// One step at a time: a burst would wait for free line buffers, and everything behind it too.
+MOESAIC_ALWAYS_INLINE void fetch(const Ahead& ahead, int step) {
+  const std::uint8_t* from = ahead.from + step * ahead.bytes;
+  for (int line = 0; line < ahead.bytes; line += 64) prefetch(from + line);
+}
+
+/// out[T][16] += tile * activations
+template <class S, int T, int P>
+MOESAIC_NOINLINE void multiply_tile(const Tile& tile, int steps, const Ahead& ahead,
+                                    const ActRecord& a, float* out) {
+  constexpr int kParts = 32 / S::kSub;
+  for_lanes([&](int row) __attribute__((always_inline)) {
+    F acc[T];
+    load_sums(out, row, acc);
+    for (int step = 0; step < steps; ++step) {
+      const std::uint8_t* q = tile.q + step * kStep + row * 4;
+      if (row == 0) fetch(ahead, step);
+      multiply_step<S, T, P>(
+          [&](int k) __attribute__((always_inline)) { return load(q + k * kVector); },
+          tile.scale[kParts * step] + row, tile.add[kParts * step] + row, a, step, acc);
+    }
+    store_sums(out, row, acc);
+  });
+}
+
+/// Unpacks a whole record.
+template <class D>
+MOESAIC_NOINLINE void fill_tile(const Record& record, Tile& tile) {
+  if constexpr (D::kTable) {
+    D::decode(record, tile);
+  } else {
+    D::scales(record, tile.scale, tile.add);
+    for_lanes([&](int row) __attribute__((always_inline)) {
+      for (int base = 0; base < record.steps; base += D::kPeriod) {
+        unroll<D::kPeriod>([&](auto s) __attribute__((always_inline)) {
+          V w[8];
+          D::template weights<decltype(s)::value>(record, base, row * 4, w);
+          std::uint8_t* q = tile.q + (base + decltype(s)::value) * kStep + row * 4;
+          for (int k = 0; k < 8; ++k) store(q + k * kVector, w[k]);
+        });
+      }
+    });
+  }
+}
+
+/// out[T][16] += record * activations, unpacking in registers.
+template <class D, int T, int P>
+MOESAIC_NOINLINE void multiply_fused(const Record& record, const ActRecord& a, float* out) {
+  constexpr int kParts = 32 / D::kSub;
+  alignas(64) float scale[16][kRows];
+  alignas(64) float add_row[16][kRows];
+  D::scales(record, scale, add_row);
+  for_lanes([&](int row) __attribute__((always_inline)) {
+    F acc[T];
+    load_sums(out, row, acc);
+    for (int base = 0; base < record.steps; base += D::kPeriod) {
+      unroll<D::kPeriod>([&](auto s) __attribute__((always_inline)) {
+        V w[8];
+        const int step = base + decltype(s)::value;
+        if (row == 0) fetch(record.ahead, step);
+        D::template weights<decltype(s)::value>(record, base, row * 4, w);
+        multiply_step<ShapeOf<D>, T, P>([&](int k) __attribute__((always_inline)) { return w[k]; },
+                                        scale[kParts * step] + row, add_row[kParts * step] + row, a,
+                                        step, acc);
+      });
+    }
+    store_sums(out, row, acc);
+  });
+}
+
+using TileFn = void (*)(const Tile&, int, const Ahead&, const ActRecord&, float*);
+using FusedFn = void (*)(const Record&, const ActRecord&, float*);
+
+template <class S, int P, int T = 1>
+constexpr TileFn tile_fn(int tokens) {
+  if constexpr (T > kMaxGroup[P]) {
+    return nullptr;
+  } else {
+    return tokens == T ? &multiply_tile<S, T, P> : tile_fn<S, P, T + 1>(tokens);
+  }
+}
+template <class D, int P, int T = 1>
+constexpr FusedFn fused_fn(int tokens) {
+  if constexpr (D::kTable || T * P > kMaxFused) {
+    return nullptr;
+  } else {
+    return tokens == T ? &multiply_fused<D, T, P> : fused_fn<D, P, T + 1>(tokens);
+  }
+}
+
+/// Where record `index` of the panel lies; the row layout is gathered into `gathered` first.
+MOESAIC_ALWAYS_INLINE const std::uint8_t* find_record(const PanelTask& task,
+                                                      const PanelFormat& format, std::int64_t index,
+                                                      std::uint8_t* gathered) {
+  if (!task.rows_layout) return task.weights + index * record_bytes(format);
+  const std::uint8_t* rows[kRows];
+  for (int row = 0; row < kRows; ++row) {
+    const int existing = row < task.rows ? row : task.rows - 1;
+    rows[row] = task.weights + existing * task.row_stride +
+                index * (kRecordCols / format.block_elems) * format.block_bytes;
+  }
+  interleave_record(format, rows, record_blocks(format, task.cols, index), index, gathered);
+  return gathered;
+}
+
+constexpr int kPrefetchRecords = 3;  // ahead of the one worked on
+
+/// Tells the record what to load meanwhile: the panel's own later records, then what comes after
+/// it.
+MOESAIC_ALWAYS_INLINE void look_ahead(const PanelTask& task, std::int64_t bytes, std::int64_t index,
+                                      Record& record) {
+  const std::int64_t records = (task.cols + kRecordCols - 1) / kRecordCols;
+  const std::int64_t ahead = index + kPrefetchRecords;
+  const std::uint8_t* base = ahead < records ? task.weights : task.then;
+  if (base == nullptr) return;
+  record.ahead = {base + (ahead < records ? ahead : ahead - records) * bytes,
+                  static_cast<int>(bytes / 8)};
+}
+
+/// All tokens of a task, from the records that record_at(index, steps) finds.
+template <class D, class RecordAt>
+MOESAIC_ALWAYS_INLINE void multiply_records(const PanelTask& task, const RecordAt& record_at) {
+  Tile tile;
+  const int planes = task.planes;
+  const std::int64_t records = (task.cols + kRecordCols - 1) / kRecordCols;
+  const std::int64_t group_bytes = act_token_bytes(task.cols, planes) * task.group;
+  const FusedFn fused = planes == 2 ? fused_fn<D, 2>(task.tokens) : fused_fn<D, 1>(task.tokens);
+  std::memset(task.out, 0, sizeof(float) * kRows * static_cast<std::size_t>(task.tokens));
+
+  for (std::int64_t index = 0; index < records; ++index) {
+    const std::int64_t left = (task.cols - index * kRecordCols) / 32;
+    const int steps = static_cast<int>(left < 8 ? left : 8);
+    const auto record = record_at(index, steps);
+    if (fused != nullptr) {
+      fused(record, act_record(task.activations, task.tokens, planes, index, steps), task.out);
+      continue;
+    }
+    fill_tile<D>(record, tile);
+    const int groups = (task.tokens + task.group - 1) / task.group;
+    Ahead ahead{record.ahead.from, (record.ahead.bytes + groups - 1) / groups};
+    const std::uint8_t* group = task.activations;
+    for (int first = 0; first < task.tokens; first += task.group, group += group_bytes) {
+      const int left_tokens = task.tokens - first;
+      const int tokens = left_tokens < task.group ? left_tokens : task.group;
+      const TileFn multiply =
+          planes == 2 ? tile_fn<ShapeOf<D>, 2>(tokens) : tile_fn<ShapeOf<D>, 1>(tokens);
+      multiply(tile, steps, ahead, act_record(group, tokens, planes, index, steps),
+               task.out + first * kRows);
+      ahead.from += 8 * ahead.bytes;
+    }
+  }
+}
+
+template <class D>
+void gemm_int(const PanelTask& task) {
+  constexpr const PanelFormat& format = *find_panel_format(D::kType);
+  constexpr std::int64_t kBytes = record_bytes(format);
+  alignas(64) std::uint8_t gathered[kBytes];
+  multiply_records<D>(task, [&](std::int64_t index, int steps) __attribute__((always_inline)) {
+    Record record{find_record(task, format, index, gathered), steps, index % 2 != 0};
+    if (!task.rows_layout) look_ahead(task, kBytes, index, record);
+    return record;
+  });
+}
+
+}  // namespace
+}  // namespace moesaic::cpu

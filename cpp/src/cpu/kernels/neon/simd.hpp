@@ -1,0 +1,100 @@
+#pragma once
+
+/// NEON with dotprod: 4 lanes, so a panel is done in four quarters. The dot product is signed, so
+/// weights of 8 bits stay signed and need no offset.
+
+#include <arm_neon.h>
+
+#include <cstdint>
+
+#define MOESAIC_ALWAYS_INLINE inline __attribute__((always_inline))
+
+namespace moesaic::cpu {
+namespace {
+
+constexpr int kLanes = 4;
+constexpr bool kSignedDot = true;
+constexpr int kMaxGroup[3] = {4, 8, 4};
+constexpr int kMaxFused = 4;
+
+using V = uint8x16_t;
+using I = int32x4_t;
+using F = float32x4_t;
+
+MOESAIC_ALWAYS_INLINE V load(const std::uint8_t* p) { return vld1q_u8(p); }
+MOESAIC_ALWAYS_INLINE void store(std::uint8_t* p, V v) { vst1q_u8(p, v); }
+MOESAIC_ALWAYS_INLINE V bit_or(V a, V b) { return vorrq_u8(a, b); }
+MOESAIC_ALWAYS_INLINE V flip_sign(V v) { return veorq_u8(v, vdupq_n_u8(128)); }
+
+/// Bits [From, From + width) of each byte, moved to bit To; kMask is the mask of `width` bits.
+template <int From, int To, int kMask>
+MOESAIC_ALWAYS_INLINE V bits(V v) {
+  if constexpr (From > To) v = vshrq_n_u8(v, From - To);
+  if constexpr (From < To) v = vshlq_n_u8(v, To - From);
+  return vandq_u8(v, vdupq_n_u8(kMask << To));
+}
+/// table[v] for bytes below 16.
+MOESAIC_ALWAYS_INLINE V lookup(V v, const std::uint8_t* table) {
+  return vqtbl1q_u8(vld1q_u8(table), v);
+}
+/// 16 in byte j of each lane whose bit 4 * k4 + j is set, else 0.
+template <int k4>
+MOESAIC_ALWAYS_INLINE V spread_bits(V words) {
+  constexpr std::uint8_t b = k4 / 2;
+  const V index = {b,     b,     b,     b,     b + 4,  b + 4,  b + 4,  b + 4,
+                   b + 8, b + 8, b + 8, b + 8, b + 12, b + 12, b + 12, b + 12};
+  const V select = vreinterpretq_u8_u32(vdupq_n_u32(k4 % 2 == 0 ? 0x08040201U : 0x80402010U));
+  return vandq_u8(vtstq_u8(vqtbl1q_u8(words, index), select), vdupq_n_u8(16));
+}
+
+/// acc += the dot products of the 4 weights of each row and the 4 activations at `a`.
+template <bool kWide>
+MOESAIC_ALWAYS_INLINE I dot(I acc, V weights, const std::int32_t* a) {
+  return vdotq_s32(acc, vreinterpretq_s8_u8(weights), vreinterpretq_s8_s32(vld1q_dup_s32(a)));
+}
+
+MOESAIC_ALWAYS_INLINE I zero_i() { return vdupq_n_s32(0); }
+template <int kShift>
+MOESAIC_ALWAYS_INLINE I broadcast_shifted(const std::int32_t* p) {
+  return vshlq_n_s32(vld1q_dup_s32(p), kShift);
+}
+/// 256 * high + low
+MOESAIC_ALWAYS_INLINE I join_planes(I high, I low) { return vaddq_s32(vshlq_n_s32(high, 8), low); }
+MOESAIC_ALWAYS_INLINE F to_float(I v) { return vcvtq_f32_s32(v); }
+/// 2^n for integral n in [-126, 127]
+MOESAIC_ALWAYS_INLINE F power_of_two(F n) {
+  return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23));
+}
+MOESAIC_ALWAYS_INLINE F load_f(const float* p) { return vld1q_f32(p); }
+MOESAIC_ALWAYS_INLINE void store_f(float* p, F v) { vst1q_f32(p, v); }
+MOESAIC_ALWAYS_INLINE F broadcast_f(const float* p) { return vld1q_dup_f32(p); }
+MOESAIC_ALWAYS_INLINE F set_f(float v) { return vdupq_n_f32(v); }
+MOESAIC_ALWAYS_INLINE F add(F a, F b) { return vaddq_f32(a, b); }
+MOESAIC_ALWAYS_INLINE F sub(F a, F b) { return vsubq_f32(a, b); }
+MOESAIC_ALWAYS_INLINE F mul(F a, F b) { return vmulq_f32(a, b); }
+MOESAIC_ALWAYS_INLINE F div(F a, F b) { return vdivq_f32(a, b); }
+MOESAIC_ALWAYS_INLINE F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
+/// NaN in v stays.
+MOESAIC_ALWAYS_INLINE F clamp(F v, F low, F high) { return vmaxq_f32(low, vminq_f32(high, v)); }
+MOESAIC_ALWAYS_INLINE F round_f(F v) { return vrndnq_f32(v); }
+/// kLanes f16 or bf16 values.
+MOESAIC_ALWAYS_INLINE F load_f16(const std::uint8_t* p) {
+  return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p)));
+}
+MOESAIC_ALWAYS_INLINE F load_bf16(const std::uint8_t* p) {
+  return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16));
+}
+/// kLanes unsigned or signed bytes.
+MOESAIC_ALWAYS_INLINE F load_u8(const std::uint8_t* p) {
+  return F{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]),
+           static_cast<float>(p[3])};
+}
+MOESAIC_ALWAYS_INLINE F load_i8(const std::uint8_t* p) {
+  const auto* s = reinterpret_cast<const std::int8_t*>(p);
+  return F{static_cast<float>(s[0]), static_cast<float>(s[1]), static_cast<float>(s[2]),
+           static_cast<float>(s[3])};
+}
+MOESAIC_ALWAYS_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
+
+}  // namespace
+}  // namespace moesaic::cpu

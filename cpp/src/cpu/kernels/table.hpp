@@ -1,0 +1,43 @@
+#pragma once
+
+/// Fills an IsaKernels with everything compiled in this file. Include after simd.hpp.
+
+#include "cpu/kernels/decode_block32.hpp"
+#include "cpu/kernels/decode_int4.hpp"
+#include "cpu/kernels/decode_k.hpp"
+#include "cpu/kernels/decode_table.hpp"
+#include "cpu/kernels/gemm_float.hpp"
+#include "cpu/kernels/gemm_int.hpp"
+#include "cpu/kernels/quantize.hpp"
+#include "cpu/kernels/swiglu.hpp"
+
+namespace moesaic::cpu {
+namespace {
+
+template <class D>
+concept IntegerDecoder = requires { D::kSub; };
+
+template <class D>
+constexpr PanelKernel gemm_of() {
+  if constexpr (IntegerDecoder<D>) {
+    return &gemm_int<D>;
+  } else {
+    return &gemm_float<D>;
+  }
+}
+
+constexpr IsaKernels make_kernels() {
+  IsaKernels k;
+  for (int p = 0; p < 3; ++p) k.group_tokens[p] = kMaxGroup[p];
+#define MOESAIC_KERNEL(TYPE, NAME) k.gemm[static_cast<int>(QuantType::TYPE)] = gemm_of<NAME>();
+#include "cpu/kernels/kernels.inc"
+#undef MOESAIC_KERNEL
+  k.gemm[static_cast<int>(QuantType::INT4)] = &gemm_int4;
+  k.quantize = &quantize;
+  k.place = &place;
+  k.swiglu = &swiglu;
+  return k;
+}
+
+}  // namespace
+}  // namespace moesaic::cpu

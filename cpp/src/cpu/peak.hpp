@@ -1,0 +1,26 @@
+#pragma once
+
+/// Register-only loops of the dot-product instruction, one per instruction set.
+
+#include <cstdint>
+
+namespace moesaic::cpu {
+
+// Each runs `rounds` rounds and returns the operations done (2 per multiply-add).
+namespace scalar {
+std::int64_t dot_peak(std::int64_t rounds);
+}
+namespace avx2 {
+std::int64_t dot_peak(std::int64_t rounds);
+}
+namespace avxvnni {
+std::int64_t dot_peak(std::int64_t rounds);
+}
+namespace avx512vnni {
+std::int64_t dot_peak(std::int64_t rounds);
+}
+namespace neon {
+std::int64_t dot_peak(std::int64_t rounds);
+}
+
+}  // namespace moesaic::cpu

@@ -1,0 +1,231 @@
+#include "cpu/product.hpp"
+
+#include <memory>
+
+#include "cpu/ops/ranges.hpp"
+#include "moesaic/context.hpp"
+
+namespace moesaic::cpu {
+namespace {
+
+/// Segments that name no resident expert take no part.
+bool skipped(const WeightRef& weight, std::int32_t expert) {
+  return expert < 0 || (weight.slot_map != nullptr && weight.slot_map[expert] < 0);
+}
+
+Source source_of(DType dtype) {
+  switch (dtype) {
+    case DType::F16:
+      return Source::F16;
+    case DType::BF16:
+      return Source::BF16;
+    default:
+      return Source::F32;
+  }
+}
+
+const void* row_pointer(const InputRows& in, std::int64_t row) {
+  const std::int64_t bytes = in.dtype == DType::F32 ? 4 : 2;
+  return static_cast<const std::byte*>(in.data) + in.element_offset(row) * bytes;
+}
+
+/// The bucket that holds position `at` of the entries.
+const Bucket& bucket_at(const Buckets& buckets, std::int64_t at) {
+  const Bucket* b = std::upper_bound(
+      buckets.list, buckets.list + buckets.num, at,
+      [](std::int64_t position, const Bucket& bucket) { return position < bucket.first; });
+  return b[-1];
+}
+
+/// Where entry `t` of a bucket lies among its groups.
+struct GroupSlot {
+  std::uint8_t* group;
+  int tokens, t;
+};
+GroupSlot group_slot(const Activations& a, const Bucket& bucket, std::int32_t t) {
+  const std::int32_t first = t / bucket.group * bucket.group;
+  return {a.packed + (bucket.first + first) * a.token_bytes,
+          std::min(bucket.group, bucket.count - first), t - first};
+}
+
+/// Rounded up so that f32 rows of any length fit.
+std::int64_t worst_token_bytes(std::int64_t cols) { return (cols + 31) / 32 * 32 * 4; }
+
+}  // namespace
+
+Buckets group_by_expert(const RowMap& map, const WeightRef& weight, Carver& carver) {
+  Buckets out;
+  auto* cursor = carver.take<std::int32_t>(weight.num_experts, "expert entries");
+  std::fill_n(cursor, weight.num_experts, 0);
+  std::int32_t experts = 0;
+  for (std::int32_t s = 0; s < map.num_segments; ++s) {
+    const std::int32_t e = map.expert_of(s);
+    if (skipped(weight, e)) continue;
+    const std::int32_t count = map.count(s);
+    if (count > 0 && cursor[e] == 0) ++experts;
+    cursor[e] += count;
+    out.num_entries += count;
+  }
+  out.list = carver.take<Bucket>(experts, "buckets");
+  out.entries = carver.take<std::int32_t>(out.num_entries, "entries");
+  for (std::int32_t e = 0; e < weight.num_experts; ++e) {
+    if (cursor[e] == 0) continue;
+    Bucket& bucket = *std::construct_at(out.list + out.num++);
+    bucket.expert = e;
+    bucket.count = cursor[e];
+  }
+  std::sort(out.list, out.list + out.num, [](const Bucket& a, const Bucket& b) {
+    return a.count != b.count ? a.count > b.count : a.expert < b.expert;
+  });
+  std::int32_t first = 0;
+  for (std::int32_t b = 0; b < out.num; ++b) {
+    out.list[b].first = first;
+    cursor[out.list[b].expert] = first;
+    first += out.list[b].count;
+  }
+  for (std::int32_t s = 0; s < map.num_segments; ++s) {
+    const std::int32_t e = map.expert_of(s);
+    if (skipped(weight, e)) continue;
+    const std::int32_t begin = map.begin(s);
+    const std::int32_t count = map.count(s);
+    for (std::int32_t i = 0; i < count; ++i) out.entries[cursor[e]++] = begin + i;
+  }
+  return out;
+}
+
+Activations prepare_activations(Context& context, const IsaKernels& kernels, const InputRows& in,
+                                const WeightRef& weight, const RowMap& map, const Buckets& buckets,
+                                int planes, Carver& carver) {
+  const int max_group = kernels.group_tokens[planes];
+  for (std::int32_t b = 0; b < buckets.num; ++b) {
+    Bucket& bucket = buckets.list[b];
+    const std::int32_t groups = (bucket.count + max_group - 1) / max_group;
+    bucket.group = (bucket.count + groups - 1) / groups;
+    bucket.block = kMaxTaskTokens / bucket.group * bucket.group;
+  }
+  Activations out;
+  out.planes = planes;
+  const std::int64_t cols = kernel_cols(weight);
+  const Int4Format& int4 = weight.int4;
+  out.token_bytes = activation_bytes(cols, planes);
+  const bool share = 2 * in.num_rows <= buckets.num_entries && int4.gather_stride == 0;
+  const std::int64_t work = cols * 4;
+  const Source source = source_of(in.dtype);
+  if (share) {
+    out.rows = carver.take<std::uint8_t>(in.num_rows * out.token_bytes, "activation rows");
+    parallel_ranges(context.pool(), in.num_rows, work,
+                    [&](std::int64_t begin, std::int64_t end, int) {
+                      for (std::int64_t row = begin; row < end; ++row) {
+                        kernels.quantize(row_pointer(in, row), source, cols, planes, int4.gather,
+                                         out.rows + row * out.token_bytes, 1, 0);
+                      }
+                    });
+    // Buckets of one entry read the row where it is; they come last.
+    if (buckets.num > 0 && buckets.list[0].count == 1) return out;
+  }
+  out.packed = carver.take<std::uint8_t>(buckets.num_entries * out.token_bytes, "activations");
+  parallel_ranges(context.pool(), buckets.num_entries, share ? work / 4 : work,
+                  [&](std::int64_t begin, std::int64_t end, int) {
+                    const Bucket* bucket = &bucket_at(buckets, begin);
+                    for (std::int64_t at = begin; at < end; ++at) {
+                      while (at >= bucket->first + bucket->count) ++bucket;
+                      if (share && bucket->count == 1) return;
+                      const GroupSlot slot =
+                          group_slot(out, *bucket, static_cast<std::int32_t>(at - bucket->first));
+                      const std::int32_t row = map.source_of(buckets.entries[at]);
+                      if (share) {
+                        kernels.place(out.rows + row * out.token_bytes, cols, planes, slot.group,
+                                      slot.tokens, slot.t);
+                      } else {
+                        kernels.quantize(row_pointer(in, row), source, cols, planes,
+                                         int4.gather_of(bucket->expert), slot.group, slot.tokens,
+                                         slot.t);
+                      }
+                    }
+                  });
+  return out;
+}
+
+std::size_t product_bytes(std::int32_t num_experts, std::int64_t num_pairs, std::int64_t cols) {
+  Carver counter = Carver::counting();
+  counter.take<std::int32_t>(num_experts, "expert entries");
+  counter.take<Bucket>(std::min<std::int64_t>(num_experts, num_pairs), "buckets");
+  counter.take<std::int32_t>(num_pairs, "entries");
+  // Shared rows are at most half as many as the entries.
+  counter.take<std::uint8_t>(num_pairs / 2 * worst_token_bytes(cols), "activation rows");
+  counter.take<std::uint8_t>(num_pairs * worst_token_bytes(cols), "activations");
+  return counter.used();
+}
+
+std::int64_t plan_units(const Buckets& buckets, std::int64_t panels, double bytes_per_panel,
+                        double ops_per_panel_token, int threads) {
+  // Of one thread, roughly; only the sizes of the units depend on them.
+  constexpr double kBytesPerNs = 20.0;
+  constexpr double kOpsPerNs = 400.0;
+  constexpr double kUnitsPerThread = 8.0;
+  constexpr double kMinNs = 20e3;
+  constexpr double kMaxNs = 500e3;
+  const auto panel_ns = [&](std::int64_t tokens) {
+    return std::max(bytes_per_panel / kBytesPerNs,
+                    ops_per_panel_token * static_cast<double>(tokens) / kOpsPerNs);
+  };
+  double total = 0;
+  for (std::int32_t b = 0; b < buckets.num; ++b) {
+    total += static_cast<double>(panels) * panel_ns(buckets.list[b].count);
+  }
+  const double target =
+      threads == 1 ? kMaxNs : std::clamp(total / (threads * kUnitsPerThread), kMinNs, kMaxNs);
+  std::int64_t units = 0;
+  for (std::int32_t b = 0; b < buckets.num; ++b) {
+    Bucket& bucket = buckets.list[b];
+    const std::int64_t tokens = std::min(bucket.block, bucket.count);
+    const double ideal = target / panel_ns(tokens);
+    const std::int64_t most = std::max<std::int64_t>(1, static_cast<std::int64_t>(ideal));
+    const std::int64_t ranges = (panels + most - 1) / most;
+    bucket.range = static_cast<std::int32_t>((panels + ranges - 1) / ranges);
+    bucket.num_ranges = static_cast<std::int32_t>((panels + bucket.range - 1) / bucket.range);
+    bucket.first_unit = units;
+    units += std::int64_t{bucket.num_ranges} * ((bucket.count + bucket.block - 1) / bucket.block);
+  }
+  return units;
+}
+
+Unit find_unit(const Buckets& buckets, std::int64_t panels, std::int64_t unit) {
+  const Bucket* b = std::upper_bound(
+      buckets.list, buckets.list + buckets.num, unit,
+      [](std::int64_t index, const Bucket& bucket) { return index < bucket.first_unit; });
+  const Bucket& bucket = b[-1];
+  const std::int64_t local = unit - bucket.first_unit;
+  Unit out;
+  out.bucket = &bucket;
+  out.first_token = static_cast<std::int32_t>(local / bucket.num_ranges) * bucket.block;
+  out.tokens = std::min(bucket.block, bucket.count - out.first_token);
+  out.first_panel = local % bucket.num_ranges * bucket.range;
+  out.last_panel = std::min(panels, out.first_panel + bucket.range);
+  return out;
+}
+
+PanelTask unit_task(const WeightRef& weight, const Activations& activations, const RowMap& map,
+                    const Buckets& buckets, const Unit& unit) {
+  const Bucket& bucket = *unit.bucket;
+  PanelTask task;
+  task.rows_layout = weight.layout == WeightLayout::Rows;
+  task.row_stride = weight.row_stride;
+  task.cols = kernel_cols(weight);
+  task.scale_cols = weight.int4.scale_cols;
+  task.scale_f32 = weight.int4.scale_f32;
+  task.zeros = weight.int4.zeros;
+  task.planes = activations.planes;
+  task.tokens = unit.tokens;
+  task.group = std::min(bucket.group, unit.tokens);
+  if (activations.rows != nullptr && bucket.count == 1) {
+    const std::int32_t row = map.source_of(buckets.entries[bucket.first]);
+    task.activations = activations.rows + row * activations.token_bytes;
+  } else {
+    task.activations =
+        activations.packed + (bucket.first + unit.first_token) * activations.token_bytes;
+  }
+  return task;
+}
+
+}  // namespace moesaic::cpu

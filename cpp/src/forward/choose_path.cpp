@@ -1,0 +1,68 @@
+#include "forward/choose_path.hpp"
+
+#include "moesaic/forward.hpp"
+
+namespace moesaic {
+
+const char* name_of(Path path) noexcept {
+  switch (path) {
+    case Path::Gemv:
+      return "gemv";
+    case Path::Bucketed:
+      return "bucketed";
+    case Path::Aligned:
+      return "aligned";
+  }
+  return "unknown";
+}
+
+namespace forward {
+
+std::string_view name_of(RowSpace row_space) noexcept {
+  return row_space == RowSpace::TokenPairs ? "token_pairs" : "packed_rows";
+}
+
+std::string_view name_of(Precision precision) noexcept {
+  switch (precision) {
+    case Precision::Auto:
+      return "auto";
+    case Precision::Exact:
+      return "exact";
+    case Precision::Fast:
+      return "fast";
+  }
+  return "unknown";
+}
+
+PrecisionChoice choose_precision(std::int64_t num_pairs, std::int32_t num_experts,
+                                 const Tuning& tuning) {
+  if (tuning.precision != Precision::Auto) return {tuning.precision, "asked for"};
+  if (tuning.batch_invariant) return {Precision::Exact, "batch_invariant"};
+  if (num_pairs <= 2 * static_cast<std::int64_t>(num_experts)) {
+    return {Precision::Exact, "at most two pairs per expert: memory is the limit"};
+  }
+  return {Precision::Fast, "more than two pairs per expert: arithmetic is the limit"};
+}
+
+}  // namespace forward
+
+PathChoice choose_path(std::int64_t num_tokens, std::int32_t top_k, const StackShape& shape,
+                       const Tuning& tuning) {
+  PathChoice choice;
+  choice.precision =
+      forward::choose_precision(num_tokens * top_k, shape.num_experts, tuning).precision;
+  if (tuning.gemm == GemmMode::Auto && num_tokens <= 1) {
+    choice.path = Path::Gemv;
+    choice.reason = "one token: no expert repeats";
+    return choice;
+  }
+  choice.path = tuning.gemm == GemmMode::Aligned ? Path::Aligned : Path::Bucketed;
+  choice.reason =
+      tuning.gemm == GemmMode::Auto ? "several tokens: experts can repeat" : "gemm was asked for";
+  // Packed rows cost a gather and give nothing to kernels that follow a row map.
+  choice.row_space =
+      tuning.row_space == RowSpaceMode::PackedRows ? RowSpace::PackedRows : RowSpace::TokenPairs;
+  return choice;
+}
+
+}  // namespace moesaic

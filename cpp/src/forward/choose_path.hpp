@@ -1,0 +1,23 @@
+#pragma once
+
+/// The rules behind choose_path.
+
+#include <cstdint>
+#include <string_view>
+
+#include "moesaic/plan.hpp"
+#include "moesaic/tuning.hpp"
+
+namespace moesaic::forward {
+
+struct PrecisionChoice {
+  Precision precision;  ///< Exact or Fast
+  std::string_view reason;
+};
+PrecisionChoice choose_precision(std::int64_t num_pairs, std::int32_t num_experts,
+                                 const Tuning& tuning);
+
+std::string_view name_of(RowSpace row_space) noexcept;
+std::string_view name_of(Precision precision) noexcept;
+
+}  // namespace moesaic::forward

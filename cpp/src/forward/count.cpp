@@ -1,0 +1,26 @@
+#include <algorithm>
+
+#include "forward/steps.hpp"
+
+namespace moesaic::forward {
+
+void count_call(const Call& call, const RoutingView& routing) {
+  Profiler* profiler = call.context.profiler();
+  if (profiler == nullptr) return;
+  profiler->add(Counter::Calls, 1);
+  profiler->add(Counter::Tokens, call.sizes.num_tokens);
+  profiler->add(Counter::Pairs, call.sizes.num_pairs);
+  if (call.backend().device_type() != DeviceType::Cpu) return;
+  // The plan's offsets are free until the plan is built.
+  std::int32_t* seen = call.scratch.plan.expert_offsets;
+  const std::int32_t experts = call.stack().num_experts();
+  std::fill_n(seen, experts, 0);
+  for (std::int64_t pair = 0; pair < call.sizes.num_pairs; ++pair) {
+    if (routing.topk_ids[pair] >= 0) seen[routing.topk_ids[pair]] = 1;
+  }
+  const std::int64_t touched = std::count(seen, seen + experts, 1);
+  profiler->add(Counter::ExpertsTouched, touched);
+  profiler->add(Counter::WeightBytes, touched * call.stack().bytes_per_expert());
+}
+
+}  // namespace moesaic::forward

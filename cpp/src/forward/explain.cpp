@@ -1,0 +1,84 @@
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "forward/choose_path.hpp"
+#include "moesaic/forward.hpp"
+
+namespace moesaic {
+namespace {
+
+using Facts = std::vector<std::pair<std::string, std::string>>;
+
+/// Experts that `pairs` reach when every expert is as likely.
+double expected_experts(std::int64_t tokens, std::int32_t top_k, std::int32_t experts) {
+  const double missed = 1.0 - std::min(1.0, static_cast<double>(top_k) / experts);
+  return experts * (1.0 - std::pow(missed, static_cast<double>(tokens)));
+}
+
+void add_role(const Context& context, const ExpertStack& stack, Role role,
+              const std::string& prefix, Facts& facts) {
+  const WeightRef& ref = stack.role(role).ref;
+  if (!ref) return;
+  const Support support = context.backend().supports(ref);
+  const std::string name = prefix + name_of(role);
+  facts.emplace_back(name + " type", traits(ref.type).name);
+  facts.emplace_back(name + " layout", ref.layout == WeightLayout::Panels ? "panels" : "rows");
+  facts.emplace_back(name + " kernel", support.ok
+                                           ? context.backend().kernel_name(ref, context.tuning())
+                                           : "unsupported: " + std::string(support.reason));
+  if (support.ok && !support.reason.empty()) facts.emplace_back(name + " note", support.reason);
+}
+
+std::string block_size_fact(const Tuning& tuning) {
+  if (tuning.block_size) return std::to_string(*tuning.block_size) + " (asked for)";
+  return "64, 32 or 16: the largest that pads at most 30 %, chosen from the routing of each call";
+}
+
+}  // namespace
+
+Explanation explain(const Context& context, const LayerRef& layer, std::int32_t top_k,
+                    std::int64_t num_tokens) {
+  const std::size_t scratch = workspace_bytes(context, layer, top_k, num_tokens);
+  const ExpertStack& stack = *layer.stack;
+  const Tuning& tuning = context.tuning();
+  const PathChoice choice = choose_path(num_tokens, top_k, stack.shape(), tuning);
+  const forward::PrecisionChoice precision =
+      forward::choose_precision(num_tokens * top_k, stack.num_experts(), tuning);
+
+  Explanation explanation;
+  Facts& facts = explanation.facts;
+  facts.emplace_back("backend", context.backend().info().name);
+  facts.emplace_back("threads", std::to_string(context.pool().threads()));
+  facts.emplace_back("tokens", std::to_string(num_tokens));
+  facts.emplace_back("pairs", std::to_string(num_tokens * top_k));
+  facts.emplace_back("path", name_of(choice.path));
+  facts.emplace_back("path reason", choice.reason);
+  facts.emplace_back("row_space", forward::name_of(choice.row_space));
+  if (choice.path == Path::Aligned) facts.emplace_back("block_size", block_size_fact(tuning));
+  facts.emplace_back("precision", forward::name_of(choice.precision));
+  facts.emplace_back("precision reason", precision.reason);
+  facts.emplace_back("activation", name_of(layer.activation.kind));
+  facts.emplace_back("activation fused with gate_up",
+                     context.backend().fuses_activation() ? "yes" : "no");
+  for (const Role role : {Role::Gate, Role::Up, Role::Down}) {
+    add_role(context, stack, role, "", facts);
+  }
+  const double experts = expected_experts(num_tokens, top_k, stack.num_experts());
+  double weight_bytes = experts * static_cast<double>(stack.bytes_per_expert());
+  if (layer.shared != nullptr) {
+    for (const Role role : {Role::Gate, Role::Up, Role::Down}) {
+      add_role(context, layer.shared->stack, role, "shared ", facts);
+    }
+    if (num_tokens > 0) weight_bytes += static_cast<double>(layer.shared->stack.nbytes());
+  }
+  facts.emplace_back(
+      "experts touched (uniform routing)",
+      std::to_string(std::llround(experts)) + " of " + std::to_string(stack.num_experts()));
+  facts.emplace_back("weight bytes read (uniform routing)",
+                     std::to_string(std::llround(weight_bytes)));
+  facts.emplace_back("workspace bytes", std::to_string(scratch));
+  return explanation;
+}
+
+}  // namespace moesaic

@@ -1,0 +1,72 @@
+#include "gguf/mapped_file.hpp"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <string>
+
+#include "moesaic/error.hpp"
+
+namespace moesaic::gguf {
+
+Mapping::~Mapping() {
+  if (size_ > 0) ::munmap(const_cast<std::byte*>(data_), size_);
+}
+
+InputFile::InputFile(const std::filesystem::path& path) : path_(path) {
+  // Without O_NONBLOCK, opening a named pipe would wait for a writer.
+  do {
+    descriptor_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  } while (descriptor_ < 0 && errno == EINTR);
+  if (descriptor_ < 0) throw IoError(errno, path.string(), "open");
+
+  struct stat info{};
+  int code = ::fstat(descriptor_, &info) == 0 ? 0 : errno;
+  if (code == 0 && S_ISDIR(info.st_mode)) code = EISDIR;
+  if (code == 0 && !S_ISREG(info.st_mode)) code = EINVAL;
+  if (code != 0) {
+    ::close(descriptor_);
+    throw IoError(code, path.string(), "open");
+  }
+  size_ = static_cast<std::uint64_t>(info.st_size);
+}
+
+InputFile::~InputFile() { ::close(descriptor_); }
+
+void InputFile::read(std::uint64_t offset, std::span<std::byte> out) const {
+  constexpr std::size_t kMaxCall = std::size_t{1} << 30;  // some systems refuse 2 GiB and more
+  while (!out.empty()) {
+    const ssize_t got = ::pread(descriptor_, out.data(), std::min(out.size(), kMaxCall),
+                                static_cast<off_t>(offset));
+    if (got < 0) {
+      if (errno == EINTR) continue;
+      throw IoError(errno, path_.string(), "read");
+    }
+    require<FormatError>(got > 0, [&] {
+      return Problem{"GgufFile", path_.string() + ", byte " + std::to_string(offset),
+                     std::to_string(out.size()) + " more bytes", "the end of the file",
+                     "the file became shorter after it was opened"};
+    });
+    offset += static_cast<std::uint64_t>(got);
+    out = out.subspan(static_cast<std::size_t>(got));
+  }
+}
+
+std::shared_ptr<const Mapping> InputFile::map() const {
+  const auto size = static_cast<std::size_t>(size_);
+  if (size == 0) return std::make_shared<const Mapping>(nullptr, 0);
+  void* data = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor_, 0);
+  if (data == MAP_FAILED) throw IoError(errno, path_.string(), "mmap");
+  try {
+    return std::make_shared<const Mapping>(static_cast<const std::byte*>(data), size);
+  } catch (...) {
+    ::munmap(data, size);
+    throw;
+  }
+}
+
+}  // namespace moesaic::gguf

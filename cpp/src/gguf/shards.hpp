@@ -1,0 +1,30 @@
+#pragma once
+
+/// Split files: `name-00001-of-00003.gguf` and the split.* keys. The other shards' names are made
+/// from the given path alone, never from what a file says, so no file leads out of the directory.
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "moesaic/gguf.hpp"
+
+namespace moesaic::gguf {
+
+struct SplitInfo {
+  std::int64_t index = 0;  ///< from 0
+  std::int64_t count = 1;
+  std::optional<std::int64_t> tensors;  ///< of all shards
+};
+
+/// The split.* keys of one file; index 0 of 1 when it is not split. Throws FormatError.
+SplitInfo read_split(const std::filesystem::path& path, std::span<const GgufEntry> entries);
+
+/// The paths of all shards beside `path`, which must be named as shard `split.index` of
+/// `split.count`. Throws FormatError.
+std::vector<std::filesystem::path> shard_paths(const std::filesystem::path& path,
+                                               const SplitInfo& split);
+
+}  // namespace moesaic::gguf

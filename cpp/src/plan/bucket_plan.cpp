@@ -1,0 +1,67 @@
+#include <algorithm>
+#include <string>
+
+#include "moesaic/error.hpp"
+#include "moesaic/plan.hpp"
+
+namespace moesaic {
+
+void build_bucket_plan(const std::int32_t* topk_ids, std::int64_t num_pairs, std::int32_t top_k,
+                       std::int32_t num_experts, BucketPlanView out) {
+  // Counts, shifted by one, become start positions; the starts then serve as cursors and end as the
+  // starts of the next expert. So the sort needs no memory of its own.
+  std::int32_t* cursor = out.expert_offsets;
+  std::fill_n(cursor, num_experts + 1, 0);
+  for (std::int64_t p = 0; p < num_pairs; ++p) {
+    if (topk_ids[p] >= 0) ++cursor[topk_ids[p] + 1];
+  }
+  for (std::int32_t e = 0; e < num_experts; ++e) cursor[e + 1] += cursor[e];
+
+  std::int32_t pair = 0;
+  for (std::int32_t token = 0; pair < num_pairs; ++token) {
+    for (std::int32_t slot = 0; slot < top_k; ++slot, ++pair) {
+      const std::int32_t expert = topk_ids[pair];
+      if (expert < 0) {
+        out.pair_row[pair] = -1;
+        continue;
+      }
+      const std::int32_t row = cursor[expert]++;
+      out.row_token[row] = token;
+      out.row_pair[row] = pair;
+      out.pair_row[pair] = row;
+    }
+  }
+  const std::int32_t rows = cursor[num_experts];
+  std::copy_backward(cursor, cursor + num_experts, cursor + num_experts + 1);
+  cursor[0] = 0;
+  std::fill(out.row_token + rows, out.row_token + num_pairs, -1);
+  std::fill(out.row_pair + rows, out.row_pair + num_pairs, -1);
+}
+
+BucketPlan BucketPlan::build(const Routing& routing, std::int32_t num_experts) {
+  require<ShapeError>(num_experts >= 1, [&] {
+    return Problem{"BucketPlan", "num_experts", "at least 1", std::to_string(num_experts), ""};
+  });
+  BucketPlan plan;
+  plan.num_experts_ = num_experts;
+  plan.rebuild(routing);
+  return plan;
+}
+
+void BucketPlan::rebuild(const Routing& routing) {
+  const auto ids = routing.topk_ids();
+  // check_ids only reads; the view type is shared with the writers.
+  check_ids({const_cast<std::int32_t*>(ids.data()), nullptr, routing.num_tokens(), routing.top_k()},
+            num_experts_, "BucketPlan");
+  num_tokens_ = routing.num_tokens();
+  top_k_ = routing.top_k();
+  expert_offsets_.resize(static_cast<std::size_t>(num_experts_) + 1);
+  row_token_.resize(ids.size());
+  row_pair_.resize(ids.size());
+  pair_row_.resize(ids.size());
+  build_bucket_plan(
+      ids.data(), num_pairs(), top_k_, num_experts_,
+      {expert_offsets_.data(), row_token_.data(), row_pair_.data(), pair_row_.data()});
+}
+
+}  // namespace moesaic

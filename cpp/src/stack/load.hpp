@@ -1,0 +1,50 @@
+#pragma once
+
+/// What the loaders of expert stacks share.
+
+#include <chrono>
+#include <cstdint>
+#include <initializer_list>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "moesaic/expert_stack.hpp"
+#include "moesaic/gguf.hpp"
+
+namespace moesaic::stack {
+
+using Clock = std::chrono::steady_clock;
+
+/// Tells the caller how far the load is. Throws OperationCancelled when it wants to stop.
+void report_progress(const LoadOptions& options, std::int64_t done, std::int64_t total,
+                     const std::string& what);
+
+/// Notes how a role came into memory.
+void record(LoadReport& report, Role role, const RoleWeights& weights, std::string source,
+            std::string decision, std::string reason);
+
+/// Checks every role against the shape. Throws ShapeError or UnsupportedError naming the role.
+void check_parts(const ExpertStack::Parts& parts);
+
+/// Decodes every role to `type` (F32, F16 or BF16) in own memory.
+void dequantize_roles(ExpertStack::Parts& parts, QuantType type, const LoadOptions& options);
+
+/// The end of every loader: check, dequantize when asked, let the backend prepare.
+ExpertStack finish(ExpertStack::Parts parts, const LoadOptions& options, Clock::time_point start);
+
+/// "[5, 32, 64]".
+std::string shape_text(std::span<const std::int64_t> shape);
+
+/// Throws FormatError unless the tensor has this shape.
+void check_shape(const GgufTensor& tensor, std::initializer_list<std::int64_t> shape);
+
+/// Decodes a whole tensor to f32. Throws FormatError unless it has this shape.
+std::vector<float> decode_tensor(const GgufFile& file, const GgufTensor& tensor,
+                                 std::initializer_list<std::int64_t> shape);
+
+/// The shared experts of one layer as a stack of one expert.
+ExpertStack load_shared_experts(const GgufFile& file, const MoeTensors& tensors,
+                                const LoadOptions& options);
+
+}  // namespace moesaic::stack

@@ -1,0 +1,193 @@
+"""Everything CI does, runnable at home: `nox` runs all sessions, `nox -s lint` one of them.
+
+tests     ctest (dev preset) and pytest on the installed package
+lint      ruff, clang-format, mypy, stubtest
+wheel     sdist -> wheel, its content and symbols, a clean environment without a compiler
+sanitize  ctest under AddressSanitizer + UBSan, the thread tests under ThreadSanitizer
+arm       the kernels' tests for 64-bit Arm: cross compiler and qemu (Linux; skipped without them)
+pythons   every CPython from 3.11 to 3.14 found here: build, install, import, demo
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import nox
+from nox.command import CommandFailed
+
+nox.needs_version = ">=2024.4.15"
+nox.options.default_venv_backend = "venv"
+nox.options.sessions = ["tests", "lint", "wheel", "sanitize", "arm", "pythons"]
+
+ROOT = Path(__file__).parent
+WORK = ROOT / "build" / "nox"
+CMAKE = ["cmake>=3.24,<5", "ninja>=1.11"]
+PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
+# The programs whose tests make calls from several threads, and those tests.
+TSAN_PROGRAMS = ["thread_pool_test", "forward_test", "profile_test", "gguf_test", "workspace_test"]
+TSAN_TESTS = "Thread|Pool|Concurrent|Races|AtATime"
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    need_gtest(session)
+    session.install(*CMAKE)
+    session.run("cmake", "--preset", "dev", "--fresh")
+    session.run("cmake", "--build", "--preset", "dev")
+    session.run("ctest", "--preset", "dev", f"-j{os.cpu_count()}", "--output-on-failure")
+    session.install(f"{built_wheel(session)}[test]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    session.install("ruff>=0.12,<1", "clang-format==19.1.*", "mypy>=1.15,<3")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    sources = subprocess.check_output(["git", "ls-files", "*.cpp", "*.hpp"], text=True, cwd=ROOT)
+    session.run("clang-format", "--dry-run", "-Werror", *sources.split(), silent=True)
+    session.install(f"{built_wheel(session)}[test]")
+    session.run("mypy")
+    allowed = ["--allowlist", "tests/python/stubtest_allowlist.txt", "--ignore-unused-allowlist"]
+    session.run("stubtest", "moesaic._core", *allowed)
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    package = built_wheel(session)
+    session.install("pytest>=8,<10", "auditwheel>=6")
+    if platform.system() == "Linux":
+        session.run("auditwheel", "show", str(package))
+    session.run("pytest", "tests/build", "--wheel", str(package))
+
+
+@nox.session
+def sanitize(session: nox.Session) -> None:
+    need_gtest(session)
+    session.install(*CMAKE)
+    targets = ["--target", *TSAN_PROGRAMS]
+    for preset, build, select in (("asan", [], []), ("tsan", targets, ["-R", TSAN_TESTS])):
+        session.run("cmake", "--preset", preset, "--fresh")
+        session.run("cmake", "--build", "--preset", preset, *build)
+        session.run("ctest", "--preset", preset, f"-j{os.cpu_count()}", *select)
+
+
+@nox.session
+def arm(session: nox.Session) -> None:
+    """NEON kernels against the scalar twin and f64, under emulation."""
+    need_gtest(session)
+    tools = ["aarch64-linux-gnu-g++", "qemu-aarch64-static"]
+    if not all(map(shutil.which, tools)):
+        packages = ["g++-aarch64-linux-gnu", "libc6-dev-arm64-cross", "qemu-user-static"]
+        if not installed(session, packages):
+            session.skip(f"{' and '.join(tools)} are missing and cannot be installed here")
+    session.install(*CMAKE)
+    programs = ["cpu_kernels_test", "isa_test", "quant_test"]
+    session.run("cmake", "--preset", "aarch64", "--fresh")
+    session.run("cmake", "--build", "--preset", "aarch64", "--target", *programs)
+    emulator = ["qemu-aarch64-static", "-cpu", "max", "-L", "/usr/aarch64-linux-gnu"]
+    for program in programs:
+        path = ROOT / "build" / "aarch64" / "tests" / program
+        session.run(*emulator, str(path), "--gtest_brief=1", external=True)
+
+
+@nox.session
+def pythons(session: nox.Session) -> None:
+    own = platform.python_version().rsplit(".", 1)[0]
+    for version in PYTHONS:
+        interpreter = find_python(version)
+        if interpreter is None:
+            session.log(f"SKIPPED: Python {version} was not found")
+            continue
+        venv = Path(session.create_tmp()) / f"venv-{version}"
+        shutil.rmtree(venv, ignore_errors=True)
+        session.run(interpreter, "-m", "venv", str(venv), external=True)
+        source = built_wheel(session) if version == own else unpacked_sdist(session)
+        session.run(str(venv / "bin" / "pip"), "install", "--quiet", str(source), external=True)
+        session.run(str(venv / "bin" / "moesaic"), "demo", silent=True, external=True)
+        session.log(f"Python {version}: installed from {source.name}, demo passed")
+
+
+_made: dict[str, Path] = {}
+
+
+def unpacked_sdist(session: nox.Session) -> Path:
+    """The folder that an sdist of this tree unpacks to, made once per run of nox."""
+    if "sdist" not in _made:
+        session.install("build>=1")
+        shutil.rmtree(WORK, ignore_errors=True)
+        session.run("python", "-m", "build", "--sdist", "--outdir", str(WORK))
+        (archive,) = WORK.glob("*.tar.gz")
+        with tarfile.open(archive) as tar:
+            tar.extractall(WORK, filter="data")
+        _made["sdist"] = WORK / archive.name.removesuffix(".tar.gz")
+    return _made["sdist"]
+
+
+def built_wheel(session: nox.Session) -> Path:
+    """The wheel for the Python of nox, made from the sdist once per run of nox."""
+    if "wheel" not in _made:
+        folder, target = unpacked_sdist(session), WORK / "wheel"
+        session.run("python", "-m", "pip", "wheel", "--no-deps", "-w", str(target), str(folder))
+        (_made["wheel"],) = target.glob("*.whl")
+    return _made["wheel"]
+
+
+def find_python(version: str) -> str | None:
+    """A CPython of this version that runs: on the PATH, or one that pyenv keeps."""
+    on_path = shutil.which(f"python{version}")
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    kept = sorted(pyenv.glob(f"{version}.*/bin/python{version}"))
+    for candidate in [on_path, *map(str, kept)]:
+        # pyenv has shims for versions that are off; a Python without venv is no use.
+        if (
+            candidate
+            and subprocess.run(
+                [candidate, "-c", "import venv, ensurepip"], capture_output=True
+            ).returncode
+            == 0
+        ):
+            return candidate
+    return None
+
+
+def need_gtest(session: nox.Session) -> None:
+    """Install Debian's GoogleTest when it is missing and this user may; else say the command."""
+    places = ["/usr/include", "/usr/local/include", "/opt/homebrew/include"]
+    if any((Path(p) / "gtest" / "gtest.h").exists() for p in places) or "GTest_ROOT" in os.environ:
+        return
+    if not installed(session, ["libgtest-dev"]):
+        session.error(
+            "GoogleTest is missing. Debian, Ubuntu: sudo apt-get install libgtest-dev; "
+            "Homebrew: brew install googletest; elsewhere set GTest_ROOT"
+        )
+
+
+def installed(session: nox.Session, packages: list[str]) -> bool:
+    """Install Debian packages; false where this user or this machine cannot."""
+    apt = apt_get()
+    if apt is None:
+        return False
+    install = [*apt, "install", "-yq", "--no-install-recommends", *packages]
+    try:
+        session.run(*apt, "update", "-q", external=True)
+        session.run(*install, external=True)
+    except CommandFailed:
+        return False
+    return True
+
+
+def apt_get() -> list[str] | None:
+    """The command to install Debian packages with, if this user may."""
+    if not shutil.which("apt-get"):
+        return None
+    if os.geteuid() == 0:
+        return ["apt-get"]
+    sudo = shutil.which("sudo")
+    may = sudo and subprocess.run([sudo, "-n", "true"], capture_output=True).returncode == 0
+    return [str(sudo), "-n", "apt-get"] if may else None

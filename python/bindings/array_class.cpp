@@ -1,0 +1,160 @@
+/// moesaic.Array and asarray: memory that leaves by DLPack or the buffer protocol.
+
+#include <pybind11/stl.h>
+
+#include <optional>
+
+#include "dlpack.hpp"
+#include "moesaic/error.hpp"
+
+namespace moesaic::python {
+namespace {
+
+/// numpy has no bfloat16 of its own, so a buffer shows the bits as uint16.
+std::string format_of(DType dtype) {
+  switch (dtype) {
+    case DType::F32:
+      return "f";
+    case DType::F16:
+      return "e";
+    case DType::BF16:
+    case DType::U16:
+      return "H";
+    case DType::F64:
+      return "d";
+    case DType::I32:
+      return "i";
+    case DType::I64:
+      return "q";
+    case DType::U8:
+      return "B";
+    case DType::Bool:
+      return "?";
+  }
+  return "B";
+}
+
+std::vector<py::ssize_t> shape_of(const Array& array) {
+  return {array.view.shape.begin(), array.view.shape.begin() + array.view.rank};
+}
+
+py::buffer_info buffer_of(Array& array) {
+  const auto item = static_cast<py::ssize_t>(size_of(array.view.dtype));
+  std::vector<py::ssize_t> strides;
+  for (int i = 0; i < array.view.rank; ++i) strides.push_back(array.view.stride(i) * item);
+  return {
+      array.view.data, item, format_of(array.view.dtype), array.view.rank, shape_of(array), strides,
+      array.read_only};
+}
+
+std::shared_ptr<Array> copy_of(const Array& source) {
+  const std::vector<std::int64_t> shape(source.view.shape.begin(),
+                                        source.view.shape.begin() + source.view.rank);
+  auto copy = new_array(source.view.dtype, shape);
+  // numpy knows strides; the bits are all that matters.
+  const auto bits = py::cast(source, py::return_value_policy::reference);
+  py::array(py::cast(copy)).attr("__setitem__")(py::ellipsis(), bits);
+  return copy;
+}
+
+DType parse_dtype(const std::string& text) {
+  for (const DType dtype : {DType::F32, DType::F16, DType::BF16, DType::F64, DType::I32, DType::I64,
+                            DType::U8, DType::U16, DType::Bool}) {
+    if (text == name_of(dtype)) return dtype;
+  }
+  throw DTypeError(Problem{
+      "asarray", "dtype", "f32, f16, bf16, f64, i32, i64, u8, u16 or bool", "'" + text + "'", {}});
+}
+
+std::shared_ptr<Array> asarray(const py::object& x, const std::optional<std::string>& dtype,
+                               std::optional<bool> copy) {
+  const ArrayRef ref = import_array(x, "asarray", "x");
+  auto array = std::make_shared<Array>();
+  array->view = ref.view;
+  array->read_only = ref.read_only;
+  array->owner = share_object(ref.keep);
+  if (dtype) {
+    const DType wanted = parse_dtype(*dtype);
+    const auto bits_of = [](DType t) {
+      return t == DType::BF16 || t == DType::F16 ? DType::U16 : t;
+    };
+    require<DTypeError>(wanted == ref.view.dtype || bits_of(wanted) == ref.view.dtype, [&] {
+      return Problem{"asarray", "dtype", std::string(name_of(ref.view.dtype)), *dtype,
+                     "only uint16 bits can be given another name, f16 or bf16"};
+    });
+    array->view.dtype = wanted;
+  }
+  return copy.value_or(false) ? copy_of(*array) : array;
+}
+
+py::tuple to_tuple(const std::array<std::int64_t, kMaxRank>& values, int rank) {
+  py::tuple result(rank);
+  for (int i = 0; i < rank; ++i)
+    result[static_cast<std::size_t>(i)] = values[static_cast<std::size_t>(i)];
+  return result;
+}
+
+py::capsule dlpack(const std::shared_ptr<Array>& array, const py::object& stream,
+                   const std::optional<std::pair<int, int>>& max_version,
+                   const std::optional<std::pair<int, int>>& device, std::optional<bool> copy) {
+  if (!stream.is_none()) {
+    throw py::buffer_error("moesaic.Array.__dlpack__: stream must be None for cpu memory");
+  }
+  if (device && (device->first != kDLPackCpu || device->second != 0)) {
+    throw py::buffer_error("moesaic.Array.__dlpack__: dl_device must be (1, 0), the cpu");
+  }
+  const bool copied = copy.value_or(false);
+  return export_dlpack(copied ? copy_of(*array) : array, max_version && max_version->first >= 1,
+                       copied);
+}
+
+}  // namespace
+
+void bind_array(py::module_& m) {
+  py::class_<Array, std::shared_ptr<Array>>(
+      m, "Array", py::buffer_protocol(), py::is_final(),
+      "Memory of moesaic, or a named view of another array: for numpy's bfloat16 gap and for\n"
+      "array packages without their own door. Consumers read it by `__dlpack__` or the buffer\n"
+      "protocol (bf16 shows as uint16 there); results for an Array argument are Arrays.")
+      .def_buffer(&buffer_of)
+      .def_property_readonly(
+          "dtype", [](const Array& a) { return name_of(a.view.dtype); },
+          "Element type: 'f32', 'bf16', ...")
+      .def_property_readonly(
+          "shape", [](const Array& a) { return to_tuple(a.view.shape, a.view.rank); }, "Sizes.")
+      .def_property_readonly(
+          "strides", [](const Array& a) { return to_tuple(a.view.strides, a.view.rank); },
+          "Steps in elements.")
+      .def_property_readonly(
+          "device", [](const Array& a) { return to_string(a.view.device); }, "'cpu'.")
+      .def_property_readonly(
+          "nbytes",
+          [](const Array& a) {
+            return a.view.num_elements() * static_cast<std::int64_t>(size_of(a.view.dtype));
+          },
+          "Bytes of the elements.")
+      .def_property_readonly(
+          "readonly", [](const Array& a) { return a.read_only; }, "Whether it is refused as out=.")
+      .def("__len__",
+           [](const Array& a) {
+             if (a.view.rank == 0) throw py::type_error("len() of a 0-d Array");
+             return a.view.dim(0);
+           })
+      .def("__repr__",
+           [](const Array& a) { return "moesaic.Array(" + describe(a.view) + ", cpu)"; })
+      .def("__dlpack__", &dlpack, py::kw_only(), py::arg("stream") = py::none(),
+           py::arg("max_version") = py::none(), py::arg("dl_device") = py::none(),
+           py::arg("copy") = py::none(), "A DLPack capsule of this memory.")
+      .def(
+          "__dlpack_device__", [](const Array&) { return std::pair{kDLPackCpu, 0}; },
+          "(1, 0): the cpu.");
+
+  m.def("asarray", &asarray, py::arg("x"), py::arg("dtype") = py::none(), py::kw_only(),
+        py::arg("copy") = py::none(),
+        "View any array as a moesaic.Array.\n\n"
+        "dtype='bf16' or 'f16' names the bits of a uint16 array. copy=None and copy=False never\n"
+        "copy (an array that cannot be shared is an error), copy=True always does.\n\n"
+        "Raises DTypeError, DeviceError, ShapeError, UnsupportedError naming `x`.");
+}
+
+}  // namespace moesaic::python

@@ -1,0 +1,30 @@
+#pragma once
+
+/// What the files of this folder share. One `bind_*` per file, called by module.cpp in this order.
+
+#include <pybind11/pybind11.h>
+
+namespace moesaic::python {
+
+namespace py = pybind11;
+
+void bind_errors(py::module_& m);
+void bind_tuning(py::module_& m);
+void bind_profile(py::module_& m);
+void bind_array(py::module_& m);
+void bind_quant(py::module_& m);
+void bind_gguf(py::module_& m);
+void bind_config(py::module_& m);
+void bind_routing(py::module_& m);
+void bind_plan(py::module_& m);
+void bind_load(py::module_& m);
+void bind_marlin(py::module_& m);
+void bind_expert_stack(py::module_& m);
+void bind_layer(py::module_& m);
+void bind_workspace(py::module_& m);
+void bind_operations(py::module_& m);
+void bind_forward(py::module_& m);
+void bind_info(py::module_& m);
+void bind_measure(py::module_& m);
+
+}  // namespace moesaic::python

@@ -1,0 +1,266 @@
+#include "config.hpp"
+
+#include <pybind11/stl.h>
+
+#include "moesaic/gguf.hpp"
+#include "words.hpp"
+
+namespace moesaic::python {
+namespace {
+
+constexpr int kActivationKinds = static_cast<int>(ActivationKind::SiTu) + 1;
+
+ActivationKind parse_kind(const std::string& text, const char* operation) {
+  std::string accepted;
+  for (int i = 0; i < kActivationKinds; ++i) {
+    const auto kind = static_cast<ActivationKind>(i);
+    if (text == name_of(kind)) return kind;
+    accepted += (accepted.empty() ? "" : " | ") + std::string(name_of(kind));
+  }
+  throw ConfigError(Problem{operation, "activation", accepted, "'" + text + "'", {}});
+}
+
+py::dict to_dict(const Activation& a) {
+  py::dict d;
+  d["kind"] = name_of(a.kind);
+  d["limit"] = a.limit;
+  d["alpha"] = a.alpha;
+  d["beta"] = a.beta;
+  d["linear_beta"] = a.linear_beta;
+  return d;
+}
+
+py::dict to_dict(const RouterConfig& r) {
+  py::dict d;
+  d["num_experts"] = r.num_experts;
+  d["top_k"] = r.top_k;
+  d["score"] = word_of(r.score);
+  d["renormalize"] = r.renormalize;
+  d["guard"] = word_of(r.guard);
+  d["guard_eps"] = r.guard_eps;
+  d["scale"] = r.scale;
+  d["select_on_logits"] = r.select_on_logits;
+  d["num_groups"] = r.num_groups;
+  d["groups_used"] = r.groups_used;
+  d["group_reduce"] = word_of(r.group_reduce);
+  d["group_mask"] = word_of(r.group_mask);
+  d["weight_on"] = word_of(r.weight_on);
+  d["router_bias"] = r.router_bias;
+  d["selection_bias"] = r.selection_bias;
+  return d;
+}
+
+py::dict to_dict(const MoeConfig& c) {
+  py::dict d;
+  d["hidden_size"] = c.hidden_size;
+  d["intermediate_size"] = c.intermediate_size;
+  d["num_experts"] = c.num_experts;
+  d["top_k"] = c.top_k;
+  d["activation"] = c.activation;
+  d["router"] = c.router;
+  d["shared"] = word_of(c.shared);
+  d["shared_intermediate_size"] = c.shared_intermediate_size;
+  d["architecture"] = c.architecture;
+  d["layer"] = c.layer;
+  return d;
+}
+
+/// to_dict, replace, ==, repr and one read-only property per field, all from the field dict.
+template <class T>
+void define_fields(py::class_<T>& type, const char* name,
+                   std::initializer_list<std::pair<const char*, const char*>> fields) {
+  type.def(
+          "to_dict", [](const T& self) { return to_dict(self); }, "All fields by name.")
+      .def(
+          "replace",
+          [](const py::object& self, const py::kwargs& changes) {
+            const py::dict all = to_dict(self.cast<const T&>());
+            all.attr("update")(changes);
+            return py::type::of(self)(**all);
+          },
+          "A copy with some fields changed; checked as a new one.")
+      .def("__eq__",
+           [](const T& a, const py::object& b) -> py::object {
+             if (!py::isinstance<T>(b))
+               return py::reinterpret_borrow<py::object>(Py_NotImplemented);
+             return py::bool_(to_dict(a).equal(to_dict(b.cast<const T&>())));
+           })
+      .def("__repr__", [label = std::string(name)](const T& self) {
+        std::string text;
+        for (const auto& [key, value] : to_dict(self))
+          text += (text.empty() ? "" : ", ") + std::string(py::str(key)) + "=" +
+                  std::string(py::repr(value));
+        return "moesaic." + label + "(" + text + ")";
+      });
+  for (const auto& [field, help] : fields) {
+    type.def_property_readonly(
+        field,
+        [key = std::string(field)](const T& self) {
+          return py::object(to_dict(self)[key.c_str()]);
+        },
+        help);
+  }
+}
+
+Activation make_activation(const std::string& kind, float limit, float alpha, float beta,
+                           float linear_beta) {
+  return {parse_kind(kind, "Activation"), limit, alpha, beta, linear_beta};
+}
+
+}  // namespace
+
+Activation parse_activation(const py::object& value, const char* operation) {
+  if (py::isinstance<Activation>(value)) return value.cast<Activation>();
+  require<DTypeError>(py::isinstance<py::str>(value), [&] {
+    return Problem{
+        operation, "activation", "an Activation or its kind", Py_TYPE(value.ptr())->tp_name, {}};
+  });
+  Activation activation;
+  activation.kind = parse_kind(value.cast<std::string>(), operation);
+  return activation;
+}
+
+RouterConfig call_router(const std::optional<RouterConfig>& router,
+                         std::optional<std::int32_t> top_k, std::optional<bool> renormalize,
+                         std::int32_t num_experts, const char* operation) {
+  if (router) {
+    require<ConfigError>(!top_k && !renormalize, [&] {
+      return Problem{
+          operation, "router", "either a RouterConfig or top_k and renormalize", "both", {}};
+    });
+    return *router;
+  }
+  require<ConfigError>(top_k.has_value(), [&] {
+    return Problem{operation, "top_k", "top_k or a RouterConfig", "neither", {}};
+  });
+  RouterConfig config;
+  config.num_experts = num_experts;
+  config.top_k = *top_k;
+  config.renormalize = renormalize.value_or(true);
+  config.validate();
+  return config;
+}
+
+void bind_config(py::module_& m) {
+  py::class_<Activation> activation(
+      m, "Activation", py::is_final(),
+      "What happens between gate/up and down. Kinds: swiglu, swiglu_clamp_input,\n"
+      "swiglu_clamp_output, swiglu_oai, geglu_tanh, reglu, gelu_tanh, relu_squared, situ.");
+  activation
+      .def(py::init(&make_activation), py::arg("kind") = "swiglu", py::kw_only(),
+           py::arg("limit") = 7.0F, py::arg("alpha") = 1.702F, py::arg("beta") = 1.0F,
+           py::arg("linear_beta") = 0.0F, "Raises ConfigError naming the accepted kinds.")
+      .def_property_readonly("gated", &Activation::gated, "Whether it reads a gate row.")
+      .def("__call__", &activate, py::arg("g"), py::arg("u"), "The scalar definition.");
+  define_fields(activation, "Activation",
+                {{"kind", "Name of the formula."},
+                 {"limit", "L of the clamped forms."},
+                 {"alpha", "Of swiglu_oai."},
+                 {"beta", "b of situ."},
+                 {"linear_beta", "lb of situ; 0 means plain u."}});
+
+  py::class_<RouterConfig> router(
+      m, "RouterConfig", py::is_final(),
+      "A router, factored into independent facts. In order: logits (+ router_bias), score,\n"
+      "selection (+ selection_bias, groups), top-k, weights from the unbiased scores,\n"
+      "renormalisation, scale.");
+  router.def(py::init([](std::int32_t num_experts, std::int32_t top_k, const std::string& score,
+                         bool renormalize, const std::string& guard, float guard_eps, float scale,
+                         bool select_on_logits, std::int32_t num_groups, std::int32_t groups_used,
+                         const std::string& group_reduce, const std::string& group_mask,
+                         const std::string& weight_on, std::vector<float> router_bias,
+                         std::vector<float> selection_bias) {
+               constexpr const char* kOperation = "RouterConfig";
+               RouterConfig r;
+               r.num_experts = num_experts;
+               r.top_k = top_k;
+               r.score = parse_word<ScoreFunction>(score, kOperation, "score");
+               r.renormalize = renormalize;
+               r.guard = parse_word<NormGuard>(guard, kOperation, "guard");
+               r.guard_eps = guard_eps;
+               r.scale = scale;
+               r.select_on_logits = select_on_logits;
+               r.num_groups = num_groups;
+               r.groups_used = groups_used;
+               r.group_reduce = parse_word<GroupReduce>(group_reduce, kOperation, "group_reduce");
+               r.group_mask = parse_word<GroupMask>(group_mask, kOperation, "group_mask");
+               r.weight_on = parse_word<WeightOn>(weight_on, kOperation, "weight_on");
+               r.router_bias = std::move(router_bias);
+               r.selection_bias = std::move(selection_bias);
+               r.validate();
+               return r;
+             }),
+             py::arg("num_experts"), py::arg("top_k"), py::kw_only(), py::arg("score") = "softmax",
+             py::arg("renormalize") = true, py::arg("guard") = "none", py::arg("guard_eps") = 0.0F,
+             py::arg("scale") = 1.0F, py::arg("select_on_logits") = false,
+             py::arg("num_groups") = 1, py::arg("groups_used") = 1,
+             py::arg("group_reduce") = "top2_sum", py::arg("group_mask") = "minus_infinity",
+             py::arg("weight_on") = "output", py::arg("router_bias") = std::vector<float>{},
+             py::arg("selection_bias") = std::vector<float>{},
+             "Raises ConfigError on a contradiction (top_k > num_experts, ...).");
+  define_fields(router, "RouterConfig",
+                {{"num_experts", "E."},
+                 {"top_k", "Experts per token."},
+                 {"score", "softmax | softmax_selected | sigmoid | sqrt_softplus."},
+                 {"renormalize", "Whether the selected weights are made to sum to one."},
+                 {"guard", "Of that division: none | add_eps | clamp_min."},
+                 {"guard_eps", "The guard's epsilon."},
+                 {"scale", "Factor on the weights; 0 and 1 both mean none."},
+                 {"select_on_logits", "Selection reads logits instead of scores."},
+                 {"num_groups", "Groups of experts."},
+                 {"groups_used", "Groups a token may use."},
+                 {"group_reduce", "Score of a group: top2_sum | max."},
+                 {"group_mask", "What experts of other groups become: minus_infinity | zero."},
+                 {"weight_on", "output | input (x is scaled before the expert)."},
+                 {"router_bias", "Empty or [E], added to the logits."},
+                 {"selection_bias", "Empty or [E], added for the selection only."}});
+
+  py::class_<MoeConfig> config(m, "MoeConfig", py::is_final(),
+                               "Facts of one MoE layer of a model; immutable.");
+  config
+      .def(py::init([](std::int64_t hidden_size, std::int64_t intermediate_size,
+                       std::int32_t num_experts, std::int32_t top_k, const py::object& activation,
+                       const std::optional<RouterConfig>& router, const std::string& shared,
+                       std::int64_t shared_intermediate_size, const std::string& architecture,
+                       std::int32_t layer) {
+             MoeConfig c;
+             c.hidden_size = hidden_size;
+             c.intermediate_size = intermediate_size;
+             c.num_experts = num_experts;
+             c.top_k = top_k;
+             c.activation = parse_activation(activation, "MoeConfig");
+             c.router =
+                 router ? *router : call_router({}, top_k, std::nullopt, num_experts, "MoeConfig");
+             c.shared = parse_word<SharedKind>(shared, "MoeConfig", "shared");
+             c.shared_intermediate_size = shared_intermediate_size;
+             c.architecture = architecture;
+             c.layer = layer;
+             return c;
+           }),
+           py::arg("hidden_size"), py::arg("intermediate_size"), py::arg("num_experts"),
+           py::arg("top_k"), py::kw_only(), py::arg("activation") = "swiglu",
+           py::arg("router") = py::none(), py::arg("shared") = "none",
+           py::arg("shared_intermediate_size") = 0, py::arg("architecture") = "",
+           py::arg("layer") = 0, "Without `router`: softmax, renormalised.")
+      .def_static(
+          "from_gguf", &MoeConfig::from_gguf, py::arg("file"), py::arg("layer"),
+          "Read one layer's facts. Raises UnsupportedError naming an architecture without a\n"
+          "preset, FormatError for missing or contradictory keys, ShapeError for a layer\n"
+          "without experts.");
+  define_fields(config, "MoeConfig",
+                {{"hidden_size", "H."},
+                 {"intermediate_size", "I of a routed expert."},
+                 {"num_experts", "E."},
+                 {"top_k", "Experts per token."},
+                 {"activation", "Activation."},
+                 {"router", "RouterConfig."},
+                 {"shared", "Shared experts: none | plain | sigmoid_gated."},
+                 {"shared_intermediate_size", "I of the shared experts."},
+                 {"architecture", "GGUF architecture string, or the caller's own."},
+                 {"layer", "Block number in the model."}});
+
+  m.def("known_architectures", &known_architectures,
+        "Architectures whose router and activation have a preset.");
+}
+
+}  // namespace moesaic::python

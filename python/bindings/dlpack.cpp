@@ -1,0 +1,267 @@
+/// The only file that knows DLPack capsules.
+///
+/// The buffer protocol (PEP 3118) shares CPU memory and describes elements by format characters, of
+/// which there is none for bfloat16. DLPack shares memory of any device and knows bfloat16. A
+/// producer's __dlpack__() returns a PyCapsule around a managed tensor:
+///
+///   name             holds                         from
+///   dltensor         DLManagedTensor               any version; cannot say "read-only"
+///   dltensor_versioned DLManagedTensorVersioned    max_version >= (1, 0); flags, version
+///
+/// A consumer that keeps the tensor renames the capsule to used_dltensor(_versioned) and calls the
+/// deleter itself when done. A consumer that only borrows may leave the name alone and keep the
+/// capsule: its destructor then calls the deleter. We borrow, so no path can forget the deleter.
+/// Our own capsules' destructor does the same for a capsule that nobody took.
+
+#include "dlpack.hpp"
+
+#include <pybind11/stl.h>
+
+#include <cstring>
+#include <utility>
+
+#include "moesaic/error.hpp"
+
+namespace moesaic::python {
+namespace {
+
+// The DLPack ABI, version 1.
+struct DLDevice {
+  std::int32_t type;
+  std::int32_t id;
+};
+struct DLDataType {
+  std::uint8_t code;
+  std::uint8_t bits;
+  std::uint16_t lanes;
+};
+struct DLTensor {
+  void* data;
+  DLDevice device;
+  std::int32_t ndim;
+  DLDataType dtype;
+  std::int64_t* shape;
+  std::int64_t* strides;  ///< in elements; null means dense
+  std::uint64_t byte_offset;
+};
+struct DLManagedTensor {
+  DLTensor tensor;
+  void* context;
+  void (*deleter)(DLManagedTensor*);
+};
+struct DLManagedTensorVersioned {
+  std::uint32_t major, minor;
+  void* context;
+  void (*deleter)(DLManagedTensorVersioned*);
+  std::uint64_t flags;
+  DLTensor tensor;
+};
+constexpr std::uint64_t kFlagReadOnly = 1;
+constexpr std::uint64_t kFlagCopied = 2;
+enum Code : std::uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBFloat = 4, kBool = 6 };
+constexpr int kCudaHost = 3, kRocmHost = 11;
+
+constexpr const char* kLegacyName = "dltensor";
+constexpr const char* kVersionedName = "dltensor_versioned";
+
+struct TypePair {
+  DType dtype;
+  DLDataType dl;
+};
+constexpr TypePair kTypes[] = {
+    {DType::F32, {kFloat, 32, 1}}, {DType::F16, {kFloat, 16, 1}}, {DType::BF16, {kBFloat, 16, 1}},
+    {DType::F64, {kFloat, 64, 1}}, {DType::I32, {kInt, 32, 1}},   {DType::I64, {kInt, 64, 1}},
+    {DType::U8, {kUInt, 8, 1}},    {DType::U16, {kUInt, 16, 1}},  {DType::Bool, {kBool, 8, 1}},
+};
+
+DType dtype_of(const DLDataType& type, const char* operation, const char* name) {
+  for (const auto& pair : kTypes) {
+    if (pair.dl.code == type.code && pair.dl.bits == type.bits && type.lanes == 1)
+      return pair.dtype;
+  }
+  throw DTypeError(Problem{operation,
+                           name,
+                           "f32, f16, bf16, i32 or i64",
+                           "DLPack type code " + std::to_string(type.code) + ", " +
+                               std::to_string(type.bits) + " bits, " + std::to_string(type.lanes) +
+                               " lanes",
+                           {}});
+}
+
+const char* device_name(int type) {
+  switch (type) {
+    case 2:
+      return "cuda";
+    case 4:
+      return "opencl";
+    case 7:
+      return "vulkan";
+    case 8:
+      return "metal";
+    case 10:
+      return "rocm";
+    case 13:
+      return "cuda managed";
+    case 14:
+      return "oneapi";
+    default:
+      return "device type";
+  }
+}
+
+void require_cpu(int type, int id, const char* operation, const char* name) {
+  require<DeviceError>(type == kDLPackCpu || type == kCudaHost || type == kRocmHost, [&] {
+    const std::string label = device_name(type);
+    return Problem{operation, name, "an array in cpu memory",
+                   label + (label == "device type" ? " " + std::to_string(type) : "") + ":" +
+                       std::to_string(id),
+                   "copy it to the cpu first"};
+  });
+}
+
+/// Throws DeviceError unless __dlpack_device__() says that the memory is the CPU's.
+void check_device(py::handle object, const char* operation, const char* name) {
+  if (!py::hasattr(object, "__dlpack_device__")) return;
+  std::pair<int, int> device;
+  try {
+    device = object.attr("__dlpack_device__")().cast<std::pair<int, int>>();
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_Exception)) throw;
+    throw DeviceError(
+        Problem{operation, name, "an array with a device", py::str(error.value()), {}});
+  } catch (const py::cast_error&) {
+    throw DeviceError(
+        Problem{operation, name, "(type, id) from __dlpack_device__", "something else", {}});
+  }
+  require_cpu(device.first, device.second, operation, name);
+}
+
+py::object call_dlpack(py::handle object, const char* operation, const char* name) {
+  const py::object method = object.attr("__dlpack__");
+  try {
+    try {
+      return method(py::arg("max_version") = py::make_tuple(1, 0));
+    } catch (py::error_already_set& error) {
+      // Producers from before DLPack 1.0 do not know the keyword.
+      if (!error.matches(PyExc_TypeError)) throw;
+    }
+    return method();
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_Exception)) throw;  // an interrupt or exit
+    const bool gradient =
+        py::hasattr(object, "requires_grad") && py::bool_(py::object(object.attr("requires_grad")));
+    require<UnsupportedError>(!gradient, [&] {
+      return Problem{operation, name, "an array without gradients",
+                     "a tensor with requires_grad=True",
+                     std::string("there is no backward; pass ") + name + ".detach()"};
+    });
+    throw UnsupportedError(Problem{
+        operation, name, "an array that exports itself by __dlpack__", py::str(error.value()), {}});
+  }
+}
+
+/// What keeps an exported tensor alive, and the arrays its DLTensor points to.
+template <class Managed>
+struct Exported {
+  Managed managed{};
+  std::shared_ptr<Array> array;
+  std::int64_t shape[kMaxRank]{}, strides[kMaxRank]{};
+};
+
+template <class Managed>
+Managed* make_managed(const std::shared_ptr<Array>& array) {
+  auto owned = std::make_unique<Exported<Managed>>();
+  owned->array = array;
+  const TensorView& view = array->view;
+  for (int i = 0; i < view.rank; ++i) {
+    owned->shape[i] = view.dim(i);
+    owned->strides[i] = view.stride(i);
+  }
+  DLTensor& tensor = owned->managed.tensor;
+  tensor.data = view.data;
+  tensor.device = {kDLPackCpu, 0};
+  tensor.ndim = view.rank;
+  for (const auto& pair : kTypes) {
+    if (pair.dtype == view.dtype) tensor.dtype = pair.dl;
+  }
+  tensor.shape = owned->shape;
+  tensor.strides = owned->strides;
+  owned->managed.context = owned.get();
+  // The owner may hold Python objects, and consumers may let go on any thread.
+  owned->managed.deleter = [](Managed* managed) {
+    if (Py_IsInitialized() == 0) return;
+    const py::gil_scoped_acquire gil;
+    delete static_cast<Exported<Managed>*>(managed->context);
+  };
+  return &owned.release()->managed;
+}
+
+template <class Managed>
+void destroy_capsule(PyObject* capsule, const char* name) {
+  if (PyCapsule_IsValid(capsule, name) == 0) return;  // taken by a consumer
+  auto* managed = static_cast<Managed*>(PyCapsule_GetPointer(capsule, name));
+  if (managed->deleter != nullptr) managed->deleter(managed);
+}
+
+}  // namespace
+
+bool has_dlpack(py::handle object) { return py::hasattr(object, "__dlpack__"); }
+
+ArrayRef import_dlpack(py::handle object, const char* operation, const char* name) {
+  check_device(object, operation, name);
+  ArrayRef ref;
+  ref.keep = call_dlpack(object, operation, name);
+  ref.kind = ArrayKind::Foreign;
+  const DLTensor* tensor = nullptr;
+  if (PyCapsule_IsValid(ref.keep.ptr(), kVersionedName) != 0) {
+    const auto* managed = static_cast<DLManagedTensorVersioned*>(
+        PyCapsule_GetPointer(ref.keep.ptr(), kVersionedName));
+    require<UnsupportedError>(managed->major == 1, [&] {
+      return Problem{
+          operation, name, "DLPack version 1", "version " + std::to_string(managed->major), {}};
+    });
+    ref.read_only = (managed->flags & kFlagReadOnly) != 0;
+    tensor = &managed->tensor;
+  } else if (PyCapsule_IsValid(ref.keep.ptr(), kLegacyName) != 0) {
+    tensor =
+        &static_cast<DLManagedTensor*>(PyCapsule_GetPointer(ref.keep.ptr(), kLegacyName))->tensor;
+  } else {
+    throw DTypeError(
+        Problem{operation, name, "a DLPack capsule from __dlpack__", type_name(ref.keep), {}});
+  }
+  require_cpu(tensor->device.type, tensor->device.id, operation, name);
+  require<ShapeError>(tensor->ndim >= 0 && tensor->ndim <= kMaxRank, [&] {
+    return Problem{operation, name, "at most 4 dimensions", std::to_string(tensor->ndim), {}};
+  });
+  ref.view.data = static_cast<std::byte*>(tensor->data) + tensor->byte_offset;
+  ref.view.dtype = dtype_of(tensor->dtype, operation, name);
+  ref.view.rank = tensor->ndim;
+  std::int64_t step = 1;
+  for (int i = tensor->ndim - 1; i >= 0; --i) {
+    const auto at = static_cast<std::size_t>(i);
+    ref.view.shape[at] = tensor->shape[i];
+    ref.view.strides[at] = tensor->strides != nullptr ? tensor->strides[i] : step;
+    step *= tensor->shape[i];
+  }
+  return ref;
+}
+
+py::capsule export_dlpack(const std::shared_ptr<Array>& array, bool versioned, bool copied) {
+  if (versioned) {
+    auto* managed = make_managed<DLManagedTensorVersioned>(array);
+    managed->major = 1;
+    managed->flags = (array->read_only ? kFlagReadOnly : 0) | (copied ? kFlagCopied : 0);
+    return py::capsule(managed, kVersionedName, [](PyObject* capsule) {
+      destroy_capsule<DLManagedTensorVersioned>(capsule, kVersionedName);
+    });
+  }
+  if (array->read_only) {
+    throw py::buffer_error(
+        "moesaic.Array.__dlpack__: read-only memory needs max_version >= (1, 0)");
+  }
+  return py::capsule(make_managed<DLManagedTensor>(array), kLegacyName, [](PyObject* capsule) {
+    destroy_capsule<DLManagedTensor>(capsule, kLegacyName);
+  });
+}
+
+}  // namespace moesaic::python

@@ -1,0 +1,21 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <utility>
+
+#include "arrays.hpp"
+
+namespace moesaic::python {
+
+bool has_dlpack(py::handle object);
+/// Borrows through __dlpack__. Errors as import_array.
+ArrayRef import_dlpack(py::handle object, const char* operation, const char* name);
+
+/// A capsule over `array`: versioned when `max_version` is at least (1, 0), else legacy. Throws
+/// BufferError when a read-only array is asked for without the versioned form.
+py::capsule export_dlpack(const std::shared_ptr<Array>& array, bool versioned, bool copied);
+
+inline constexpr int kDLPackCpu = 1;
+
+}  // namespace moesaic::python

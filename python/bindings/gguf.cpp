@@ -1,0 +1,233 @@
+#include "moesaic/gguf.hpp"
+
+#include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
+
+#include "arrays.hpp"
+#include "moesaic/error.hpp"
+
+namespace moesaic::python {
+namespace {
+
+using File = std::shared_ptr<GgufFile>;
+
+void require_open(const GgufFile& file, const char* operation) {
+  require<DeviceError>(!file.closed(), [&] {
+    return Problem{operation, file.path().string(), "an open file", "a closed one", {}};
+  });
+}
+
+/// One tensor of the index, with the file it belongs to.
+struct TensorObject {
+  File file;
+  const GgufTensor* tensor;
+};
+
+struct MetadataObject {
+  File file;
+};
+struct TensorsObject {
+  File file;
+};
+
+struct ToPython {
+  py::object operator()(bool value) const { return py::bool_(value); }
+  py::object operator()(std::int64_t value) const { return py::int_(value); }
+  py::object operator()(std::uint64_t value) const { return py::int_(value); }
+  py::object operator()(double value) const { return py::float_(value); }
+  py::object operator()(const std::string& value) const { return text(value); }
+  py::object operator()(const GgufArray& array) const {
+    switch (array.element) {
+      case GgufType::String: {
+        const std::vector<std::string> strings = array.as_strings();
+        py::list list(strings.size());
+        for (std::size_t i = 0; i < strings.size(); ++i) list[i] = text(strings[i]);
+        return list;
+      }
+      case GgufType::F32:
+      case GgufType::F64:
+        return py::cast(array.as_numbers());
+      case GgufType::Bool: {
+        py::list list;
+        for (const std::int64_t value : array.as_integers()) list.append(py::bool_(value != 0));
+        return list;
+      }
+      default:
+        return py::cast(array.as_integers());
+    }
+  }
+  /// Token pieces need not be UTF-8.
+  static py::str text(const std::string& value) {
+    PyObject* decoded = PyUnicode_DecodeUTF8(value.data(), static_cast<py::ssize_t>(value.size()),
+                                             "surrogateescape");
+    if (decoded == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::str>(decoded);
+  }
+};
+
+py::object metadata_value(const MetadataObject& self, const std::string& key) {
+  const GgufEntry* entry = self.file->find(key);
+  if (entry == nullptr) throw py::key_error(key);
+  return std::visit(ToPython{}, entry->value);
+}
+
+py::list metadata_keys(const MetadataObject& self) {
+  py::list keys;
+  for (const GgufEntry& entry : self.file->metadata()) keys.append(ToPython::text(entry.key));
+  return keys;
+}
+
+py::list tensor_names(const TensorsObject& self) {
+  py::list names;
+  for (const GgufTensor& tensor : self.file->tensors()) names.append(ToPython::text(tensor.name));
+  return names;
+}
+
+TensorObject tensor_by_name(const TensorsObject& self, const std::string& name) {
+  const GgufTensor* tensor = self.file->tensor(name);
+  if (tensor == nullptr) throw py::key_error(name);
+  return {self.file, tensor};
+}
+
+py::tuple shape_of(const GgufTensor& tensor) {
+  py::tuple shape(tensor.rank);
+  for (int i = 0; i < tensor.rank; ++i) shape[static_cast<std::size_t>(i)] = tensor.shape[i];
+  return shape;
+}
+
+py::array data_of(const TensorObject& self) {
+  GgufBytes bytes = self.file->bytes(*self.tensor);
+  return numpy_view(DType::U8, {static_cast<std::int64_t>(bytes.bytes.size())}, bytes.bytes.data(),
+                    std::move(bytes.owner));
+}
+
+File open_file(const std::filesystem::path& path, bool mmap) {
+  const py::gil_scoped_release release;
+  return GgufFile::open(path, GgufFile::Options{mmap});
+}
+
+/// A class that behaves as collections.abc.Mapping[str, ...] with our own lookups.
+template <class T>
+void define_mapping(py::module_& m, py::class_<T>& type, py::list (*keys)(const T&)) {
+  const py::object mapping = py::module_::import("collections.abc").attr("Mapping");
+  type.def("__iter__", [keys](const T& self) { return py::iter(keys(self)); });
+  for (const char* name : {"get", "keys", "items", "values", "__eq__", "__ne__"})
+    type.attr(name) = mapping.attr(name);
+  type.attr("__hash__") = py::none();
+  mapping.attr("register")(type);
+  static_cast<void>(m);
+}
+
+}  // namespace
+
+void bind_gguf(py::module_& m) {
+  py::class_<TensorObject>(m, "GgufTensor", py::is_final(), "One tensor of a GGUF file.")
+      .def_property_readonly(
+          "name", [](const TensorObject& t) { return t.tensor->name; }, "Name in the file.")
+      .def_property_readonly(
+          "quant", [](const TensorObject& t) { return std::string(traits(t.tensor->quant).name); },
+          "Element type as ggml spells it, e.g. 'Q4_K'.")
+      .def_property_readonly(
+          "shape", [](const TensorObject& t) { return shape_of(*t.tensor); },
+          "Row-major, outermost first (the reverse of ggml's ne).")
+      .def_property_readonly(
+          "nbytes", [](const TensorObject& t) { return t.tensor->nbytes; }, "Bytes in the file.")
+      .def_property_readonly(
+          "offset", [](const TensorObject& t) { return t.tensor->offset; },
+          "Absolute place in its shard.")
+      .def_property_readonly(
+          "shard", [](const TensorObject& t) { return t.tensor->shard; },
+          "Index into GgufFile.shard_paths.")
+      .def_property_readonly(
+          "data", &data_of,
+          "The stored bytes, read-only uint8 [nbytes]; a view of the mapping, or\n"
+          "a fresh read with mmap=False. The file cannot be closed while a view\n"
+          "lives. Raises DeviceError when it is closed.")
+      .def("__repr__", [](const TensorObject& t) {
+        return "moesaic.GgufTensor(" + t.tensor->name + ", " +
+               std::string(traits(t.tensor->quant).name) +
+               std::string(py::repr(shape_of(*t.tensor))) + ")";
+      });
+
+  py::class_<MetadataObject> metadata(
+      m, "GgufMetadata", py::is_final(),
+      "The metadata as a mapping; an array is decoded to a list when it is asked for.");
+  metadata.def("__getitem__", &metadata_value, py::arg("key"))
+      .def("__len__", [](const MetadataObject& self) { return self.file->metadata().size(); })
+      .def("__contains__",
+           [](const MetadataObject& self, const py::object& key) {
+             return py::isinstance<py::str>(key) &&
+                    self.file->find(key.cast<std::string>()) != nullptr;
+           })
+      .def("__repr__", [](const MetadataObject& self) {
+        return "moesaic.GgufMetadata(" + std::to_string(self.file->metadata().size()) + " keys)";
+      });
+  define_mapping<MetadataObject>(m, metadata, &metadata_keys);
+
+  py::class_<TensorsObject> tensors(m, "GgufTensors", py::is_final(), "The tensors by name.");
+  tensors.def("__getitem__", &tensor_by_name, py::arg("key"))
+      .def("__len__", [](const TensorsObject& self) { return self.file->tensors().size(); })
+      .def("__contains__",
+           [](const TensorsObject& self, const py::object& key) {
+             return py::isinstance<py::str>(key) &&
+                    self.file->tensor(key.cast<std::string>()) != nullptr;
+           })
+      .def("__repr__", [](const TensorsObject& self) {
+        return "moesaic.GgufTensors(" + std::to_string(self.file->tensors().size()) + " tensors)";
+      });
+  define_mapping<TensorsObject>(m, tensors, &tensor_names);
+
+  py::class_<GgufFile, File>(
+      m, "GgufFile", py::is_final(),
+      "A GGUF file, or all shards of one given any `name-00001-of-0000N.gguf`, as an index over\n"
+      "mapped bytes. A context manager.\n\n"
+      ">>> with moesaic.GgufFile(path) as f:      # doctest: +SKIP\n"
+      "...     f.metadata['general.architecture'], f.moe_layers")
+      .def(py::init(&open_file), py::arg("path"), py::kw_only(), py::arg("mmap") = true,
+           "mmap=False reads tensors when they are asked for: safe against a file that is\n"
+           "truncated later. Raises FileNotFoundError, OSError, FormatError (byte offset, field).")
+      .def_property_readonly(
+          "path", [](const GgufFile& f) { return f.path().string(); }, "As given.")
+      .def_property_readonly(
+          "shard_paths",
+          [](const GgufFile& f) {
+            std::vector<std::string> paths;
+            for (const auto& path : f.shard_paths()) paths.push_back(path.string());
+            return paths;
+          },
+          "All files, in order.")
+      .def_property_readonly("version", &GgufFile::version, "GGUF version of the file.")
+      .def_property_readonly("nbytes", &GgufFile::file_bytes, "Bytes of all shards.")
+      .def_property_readonly(
+          "metadata", [](const File& f) { return MetadataObject{f}; }, "Mapping of keys to values.")
+      .def_property_readonly(
+          "tensors", [](const File& f) { return TensorsObject{f}; },
+          "Mapping of names to GgufTensor.")
+      .def_property_readonly("moe_layers", &GgufFile::moe_layers,
+                             "Blocks that hold expert tensors, ascending.")
+      .def_property_readonly("closed", &GgufFile::closed, "Whether close() was called.")
+      .def("close", &GgufFile::close,
+           "Unmap; the index stays readable. Idempotent. Raises DeviceError while tensors of the\n"
+           "file are in use.")
+      .def("__enter__",
+           [](const File& f) {
+             require_open(*f, "GgufFile");
+             return f;
+           })
+      .def("__exit__",
+           [](GgufFile& f, const py::args& exc_info) {
+             try {
+               f.close();
+             } catch (const DeviceError&) {
+               // The frames of an exception on its way out may still hold views; it matters more.
+               if (exc_info.empty() || exc_info[0].is_none()) throw;
+             }
+           })
+      .def("__repr__", [](const GgufFile& f) {
+        return "moesaic.GgufFile(" + f.path().string() + ", " + std::to_string(f.tensors().size()) +
+               " tensors, " + std::to_string(f.file_bytes()) + " bytes" +
+               (f.closed() ? ", closed)" : ")");
+      });
+}
+
+}  // namespace moesaic::python

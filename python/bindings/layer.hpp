@@ -1,0 +1,28 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+
+#include "bindings.hpp"
+#include "moesaic/layer.hpp"
+#include "moesaic/tuning.hpp"
+
+namespace moesaic::python {
+
+/// A layer that can be closed: calls under way keep their own hold on it.
+class LayerObject {
+ public:
+  LayerObject(std::shared_ptr<const MoeLayer> layer, std::optional<Precision> precision)
+      : layer_(std::move(layer)), precision_(precision) {}
+  /// Throws DeviceError after close().
+  std::shared_ptr<const MoeLayer> get(const char* operation) const;
+  std::optional<Precision> precision() const { return precision_; }
+  bool closed() const { return layer_ == nullptr; }
+  void close() { layer_.reset(); }
+
+ private:
+  std::shared_ptr<const MoeLayer> layer_;  // changed with the GIL only
+  std::optional<Precision> precision_;
+};
+
+}  // namespace moesaic::python

@@ -1,0 +1,117 @@
+#include "load.hpp"
+
+#include <pybind11/stl.h>
+
+#include "calls.hpp"
+#include "logging.hpp"
+#include "words.hpp"
+
+namespace moesaic::python {
+namespace {
+
+QuantType parse_dense(const std::string& text, const char* operation) {
+  if (text == "f32") return QuantType::F32;
+  if (text == "f16") return QuantType::F16;
+  if (text == "bf16") return QuantType::BF16;
+  throw ConfigError(Problem{operation, "dequantize", "f32 | f16 | bf16", "'" + text + "'", {}});
+}
+
+std::string line_of(const RoleReport& role) {
+  std::string text = std::string(name_of(role.role)) + ": " + std::string(traits(role.stored).name);
+  if (role.kept != role.stored) text += " -> " + std::string(traits(role.kept).name);
+  text += " " + role.decision + ", " + std::to_string(role.bytes) + " bytes, " + role.source;
+  if (!role.reason.empty()) text += " (" + role.reason + ")";
+  return text;
+}
+
+std::string text_of(const LoadReport& report) {
+  std::string text;
+  for (const RoleReport& role : report.roles) text += line_of(role) + "\n";
+  return text + "loaded in " + std::to_string(report.seconds) + " s";
+}
+
+}  // namespace
+
+Loading::Loading(const char* operation, const std::string& device, const std::string& layout,
+                 const std::optional<std::string>& dequantize, const py::object& progress) {
+  const Tuning& tuning = current_tuning();
+  pool_ = shared_pool(tuning);
+  options_.backend = &backend_for(parse_device(device));
+  options_.pool = pool_.get();
+  options_.layout = parse_word<StackLayout>(layout, operation, "layout");
+  if (dequantize) options_.dequantize = parse_dense(*dequantize, operation);
+  if (py::isinstance<py::bool_>(progress)) {
+    if (progress.cast<bool>()) callback_ = py::module_::import("moesaic._progress").attr("bar")();
+  } else if (!progress.is_none()) {
+    require<DTypeError>(PyCallable_Check(progress.ptr()) != 0, [&] {
+      return Problem{
+          operation, "progress", "a callable, True or None", Py_TYPE(progress.ptr())->tp_name, {}};
+    });
+    callback_ = progress;
+  }
+  options_.progress = [this](const Progress& p) { return report(p); };
+}
+
+bool Loading::report(const Progress& progress) {
+  const py::gil_scoped_acquire gil;
+  try {
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    if (!callback_) return true;
+    const py::object answer = callback_(progress);
+    return !answer.is(py::bool_(false));
+  } catch (...) {
+    error_ = std::current_exception();
+    return false;
+  }
+}
+
+void Loading::step(const Progress& progress) {
+  if (report(progress)) return;
+  if (error_) std::rethrow_exception(error_);
+  throw OperationCancelled(
+      Problem{"load", progress.what, {}, "cancelled by the progress callback", {}});
+}
+
+void log_report(const char* operation, const LoadReport& report) {
+  if (!log_enabled(kLogInfo)) return;
+  for (const RoleReport& role : report.roles)
+    log(kLogInfo, std::string(operation) + ": " + line_of(role));
+}
+
+void bind_load(py::module_& m) {
+  py::class_<Progress>(m, "Progress", py::is_final(), "What a load tells its progress callback.")
+      .def_readonly("done_bytes", &Progress::done_bytes, "Bytes finished.")
+      .def_readonly("total_bytes", &Progress::total_bytes, "Bytes to do.")
+      .def_readonly("what", &Progress::what, "What is being loaded.")
+      .def("__repr__", [](const Progress& p) {
+        return "moesaic.Progress(" + std::to_string(p.done_bytes) + " of " +
+               std::to_string(p.total_bytes) + " bytes, " + p.what + ")";
+      });
+  py::class_<RoleReport>(m, "RoleReport", py::is_final(),
+                         "What happened to one role at load, and why.")
+      .def_property_readonly(
+          "role", [](const RoleReport& r) { return name_of(r.role); }, "gate | up | down.")
+      .def_property_readonly(
+          "stored", [](const RoleReport& r) { return std::string(traits(r.stored).name); },
+          "Type in the source.")
+      .def_property_readonly(
+          "kept", [](const RoleReport& r) { return std::string(traits(r.kept).name); },
+          "Type in memory.")
+      .def_readonly("source", &RoleReport::source, "Tensor name or 'array'.")
+      .def_readonly("decision", &RoleReport::decision,
+                    "mapped | read | copied | repacked | dequantized.")
+      .def_readonly("reason", &RoleReport::reason, "Why.")
+      .def_readonly("nbytes", &RoleReport::bytes, "Bytes in memory.")
+      .def("__repr__",
+           [](const RoleReport& r) { return "moesaic.RoleReport(" + line_of(r) + ")"; });
+  py::class_<LoadReport>(m, "LoadReport", py::is_final(),
+                         "What a load kept, repacked or dequantised; print it.")
+      .def_readonly("roles", &LoadReport::roles, "RoleReport of gate, up and down.")
+      .def_readonly("seconds", &LoadReport::seconds, "How long it took.")
+      .def("__str__", &text_of)
+      .def("__repr__", [](const LoadReport& r) {
+        return "moesaic.LoadReport(" + std::to_string(r.roles.size()) + " roles)";
+      });
+}
+
+}  // namespace moesaic::python

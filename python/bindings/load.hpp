@@ -1,0 +1,50 @@
+#pragma once
+
+#include <exception>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "bindings.hpp"
+#include "moesaic/backend.hpp"
+#include "moesaic/expert_stack.hpp"
+
+namespace moesaic::python {
+
+/// Options of one load, with what they refer to. Make and destroy it with the GIL.
+class Loading {
+ public:
+  /// Errors: ConfigError, DeviceError.
+  Loading(const char* operation, const std::string& device, const std::string& layout,
+          const std::optional<std::string>& dequantize, const py::object& progress);
+  Loading(const Loading&) = delete;
+  Loading& operator=(const Loading&) = delete;
+
+  /// load(options) without the GIL; an exception or Ctrl-C of the callback comes out as itself.
+  template <class Load>
+  auto run(Load&& load) {
+    try {
+      const py::gil_scoped_release release;
+      return load(static_cast<const LoadOptions&>(options_));
+    } catch (const OperationCancelled&) {
+      if (error_) std::rethrow_exception(error_);
+      throw;
+    }
+  }
+
+  /// Reports from Python code, with the GIL. Throws what the callback raised, or
+  /// OperationCancelled.
+  void step(const Progress& progress);
+
+ private:
+  bool report(const Progress& progress);
+  std::shared_ptr<ThreadPool> pool_;
+  LoadOptions options_;
+  py::object callback_;
+  std::exception_ptr error_;
+};
+
+/// Writes what happened at load to the log, at level info.
+void log_report(const char* operation, const LoadReport& report);
+
+}  // namespace moesaic::python

@@ -1,0 +1,16 @@
+#pragma once
+
+#include <string>
+
+#include "bindings.hpp"
+
+namespace moesaic::python {
+
+/// Levels of the logging module.
+inline constexpr int kLogInfo = 20, kLogWarning = 30;
+
+/// To logging.getLogger("moesaic"), the only way out for messages. Needs the GIL.
+void log(int level, const std::string& message);
+bool log_enabled(int level);
+
+}  // namespace moesaic::python

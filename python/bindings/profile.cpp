@@ -1,0 +1,94 @@
+#include "moesaic/profile.hpp"
+
+#include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
+
+#include <cerrno>
+#include <fstream>
+
+#include "calls.hpp"
+#include "moesaic/error.hpp"
+
+namespace moesaic::python {
+namespace {
+
+// A context variable object, never released.
+PyObject* profile_variable = nullptr;
+
+std::shared_ptr<Profiler> make_profiler(const std::string& mode) {
+  require<ConfigError>(mode == "counters" || mode == "events", [&] {
+    return Problem{"profile", "mode", "counters | events", "'" + mode + "'", {}};
+  });
+  return std::make_shared<Profiler>(mode == "events");
+}
+
+py::dict zones(const Profiler& profiler) {
+  py::dict result;
+  for (std::size_t i = 0; i < static_cast<std::size_t>(Zone::Count); ++i) {
+    const auto zone = static_cast<Zone>(i);
+    const ZoneTotal total = profiler.zone(zone);
+    if (total.calls > 0) result[py::str(name_of(zone))] = total;
+  }
+  return result;
+}
+
+py::dict counters(const Profiler& profiler) {
+  py::dict result;
+  for (std::size_t i = 0; i < static_cast<std::size_t>(Counter::Count); ++i) {
+    const auto counter = static_cast<Counter>(i);
+    result[py::str(name_of(counter))] = profiler.counter(counter);
+  }
+  return result;
+}
+
+void save_chrome_trace(const Profiler& profiler, const std::filesystem::path& path) {
+  const std::string json = profiler.chrome_trace();
+  errno = 0;
+  std::ofstream file(path, std::ios::binary);
+  file << json;
+  file.close();
+  if (!file) throw IoError(errno != 0 ? errno : EIO, path.string(), "Profile.save_chrome_trace");
+}
+
+}  // namespace
+
+std::shared_ptr<Profiler> current_profiler() {
+  PyObject* value = nullptr;
+  if (PyContextVar_Get(profile_variable, nullptr, &value) < 0) throw py::error_already_set();
+  const auto held = py::reinterpret_steal<py::object>(value);
+  if (!held || held.is_none()) return nullptr;
+  return held.cast<std::shared_ptr<Profiler>>();
+}
+
+void bind_profile(py::module_& m) {
+  profile_variable = PyContextVar_New("moesaic.profile", Py_None);
+  if (profile_variable == nullptr) throw py::error_already_set();
+  m.attr("profile_variable") = py::handle(profile_variable);
+
+  py::class_<ZoneTotal>(m, "ZoneTotal", py::is_final(), "Time spent in one step of the forward.")
+      .def_readonly("calls", &ZoneTotal::calls, "How often it ran.")
+      .def_readonly("nanoseconds", &ZoneTotal::nanoseconds, "Sum over the calls.")
+      .def_property_readonly(
+          "seconds", [](const ZoneTotal& t) { return 1e-9 * static_cast<double>(t.nanoseconds); },
+          "Sum over the calls.")
+      .def("__repr__", [](const ZoneTotal& t) {
+        return "moesaic.ZoneTotal(calls=" + std::to_string(t.calls) +
+               ", nanoseconds=" + std::to_string(t.nanoseconds) + ")";
+      });
+
+  py::class_<Profiler, std::shared_ptr<Profiler>>(
+      m, "Profile", py::is_final(), "What profile() collects: zones, counters and a trace.")
+      .def(py::init(&make_profiler), py::arg("mode") = "events",
+           "mode 'counters' keeps totals only, 'events' keeps every zone for the trace.")
+      .def_property_readonly("zones", &zones, "ZoneTotal by name, of the zones that ran.")
+      .def_property_readonly("counters", &counters, "Counts by name.")
+      .def("chrome_trace", &Profiler::chrome_trace, "Chrome trace-event JSON.")
+      .def("save_chrome_trace", &save_chrome_trace, py::arg("path"),
+           "Write it for chrome://tracing or Perfetto. Raises OSError.")
+      .def("reset", &Profiler::reset, "Forget everything collected.")
+      .def("__repr__", [](const Profiler& p) {
+        return "moesaic.Profile(calls=" + std::to_string(p.counter(Counter::Calls)) + ")";
+      });
+}
+
+}  // namespace moesaic::python

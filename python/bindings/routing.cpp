@@ -1,0 +1,132 @@
+#include "routing.hpp"
+
+#include <pybind11/stl.h>
+
+#include <cstring>
+#include <limits>
+
+#include "arrays.hpp"
+#include "calls.hpp"
+#include "config.hpp"
+#include "moesaic/error.hpp"
+
+namespace moesaic::python {
+
+Routing& RoutingObject::resized(std::int64_t num_tokens, std::int32_t top_k) {
+  if (value.use_count() > 1 && num_tokens * top_k > value->num_tokens() * value->top_k())
+    value = std::make_shared<Routing>();
+  value->resize(num_tokens, top_k);
+  return *value;
+}
+
+namespace {
+
+RoutingObject make_routing(const py::object& topk_ids, const py::object& topk_weights) {
+  constexpr const char* kOperation = "Routing";
+  const Ids ids = import_ids(topk_ids, kOperation, "topk_ids");
+  const ArrayRef weights = import_array(topk_weights, kOperation, "topk_weights");
+  require<ShapeError>(
+      ids.view.rank == 2 && ids.view.dim(1) <= std::numeric_limits<std::int32_t>::max(),
+      [&] { return Problem{kOperation, "topk_ids", "[T, top_k]", describe(ids.view), {}}; });
+  require<ShapeError>(weights.view.rank == 2 && weights.view.dim(0) == ids.view.dim(0) &&
+                          weights.view.dim(1) == ids.view.dim(1),
+                      [&] {
+                        return Problem{kOperation,
+                                       "topk_weights",
+                                       "the shape of topk_ids, " + describe(ids.view),
+                                       describe(weights.view),
+                                       {}};
+                      });
+  require<DTypeError>(weights.view.dtype == DType::F32, [&] {
+    return Problem{kOperation, "topk_weights", "f32", name_of(weights.view.dtype), {}};
+  });
+  RoutingObject routing;
+  Routing& value = routing.resized(ids.view.dim(0), static_cast<std::int32_t>(ids.view.dim(1)));
+  if (!ids.view.empty())
+    std::memcpy(value.topk_ids().data(), ids.view.data, value.topk_ids().size_bytes());
+  auto to = value.topk_weights().begin();
+  const auto* from = static_cast<const float*>(weights.view.data);
+  for (std::int64_t t = 0; t < weights.view.dim(0); ++t) {
+    for (std::int64_t k = 0; k < weights.view.dim(1); ++k)
+      *to++ = from[t * weights.view.stride(0) + k * weights.view.stride(1)];
+  }
+  return routing;
+}
+
+py::object route_logits(const py::object& logits, const std::optional<RouterConfig>& router,
+                        std::optional<std::int32_t> top_k, std::optional<bool> renormalize,
+                        const py::object& out) {
+  const ArrayRef in = import_array(logits, "route", "logits");
+  require<ShapeError>(in.view.rank == 2,
+                      [&] { return Problem{"route", "logits", "[T, E]", describe(in.view), {}}; });
+  const RouterConfig config =
+      call_router(router, top_k, renormalize, static_cast<std::int32_t>(in.view.dim(1)), "route");
+  require<DTypeError>(out.is_none() || py::isinstance<RoutingObject>(out), [&] {
+    return Problem{"route", "out", "a Routing to reuse, or None", type_name(out), {}};
+  });
+  py::object result = out.is_none() ? py::cast(RoutingObject{}) : out;
+  auto& object = result.cast<RoutingObject&>();
+  Routing& target = object.resized(in.view.dim(0), config.top_k);
+  const bool strict = current_tuning().strict;
+  const auto profiler = current_profiler();
+  RouteStats stats;
+  {
+    const py::gil_scoped_release release;
+    const ScopedZone zone(profiler.get(), Zone::Route);
+    stats = route(in.read(), config, target);
+  }
+  if (profiler) profiler->add(Counter::NonfiniteRows, stats.nonfinite_rows);
+  require<ConfigError>(!strict || stats.nonfinite_rows == 0, [&] {
+    return Problem{"route",
+                   "logits",
+                   "finite rows under strict",
+                   std::to_string(stats.nonfinite_rows) + " rows with NaN or infinity",
+                   {}};
+  });
+  return result;
+}
+
+}  // namespace
+
+void bind_routing(py::module_& m) {
+  py::class_<RoutingObject>(
+      m, "Routing", py::is_final(),
+      "Which experts each token goes to, and with which weight. An id of -1 skips its pair.\n"
+      "A pair is t * top_k + slot.")
+      .def(py::init(&make_routing), py::arg("topk_ids"), py::arg("topk_weights"),
+           "topk_ids int32 or int64 [T, top_k], topk_weights f32 [T, top_k]; both are copied.\n"
+           "Raises ShapeError, DTypeError.")
+      .def_property_readonly(
+          "topk_ids",
+          [](const RoutingObject& r) {
+            return numpy_view(DType::I32, {r.value->num_tokens(), r.value->top_k()},
+                              r.value->topk_ids().data(), r.value);
+          },
+          "int32 [T, top_k], read-only; descending weight, ties to the lower expert id.")
+      .def_property_readonly(
+          "topk_weights",
+          [](const RoutingObject& r) {
+            return numpy_view(DType::F32, {r.value->num_tokens(), r.value->top_k()},
+                              r.value->topk_weights().data(), r.value);
+          },
+          "f32 [T, top_k], read-only.")
+      .def_property_readonly(
+          "num_tokens", [](const RoutingObject& r) { return r.value->num_tokens(); }, "T.")
+      .def_property_readonly(
+          "top_k", [](const RoutingObject& r) { return r.value->top_k(); }, "Experts per token.")
+      .def("__repr__", [](const RoutingObject& r) {
+        return "moesaic.Routing(num_tokens=" + std::to_string(r.value->num_tokens()) +
+               ", top_k=" + std::to_string(r.value->top_k()) + ")";
+      });
+
+  m.def("route", &route_logits, py::arg("logits"), py::arg("router") = py::none(), py::kw_only(),
+        py::arg("top_k") = py::none(), py::arg("renormalize") = py::none(),
+        py::arg("out") = py::none(),
+        "Route f32 logits [T, E] by a RouterConfig, or by softmax with `top_k` (`renormalize` is\n"
+        "True when not given). `out` reuses a Routing without allocation and is returned.\n\n"
+        "Order: finite and +inf > -inf > NaN, ties to the lower expert id. A row with nothing to\n"
+        "choose from gives ids 0..top_k-1 with weights 1/top_k.\n\n"
+        "Raises ShapeError, DTypeError, ConfigError (also for NaN or infinity when strict).");
+}
+
+}  // namespace moesaic::python

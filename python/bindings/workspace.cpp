@@ -1,0 +1,89 @@
+#include "moesaic/workspace.hpp"
+
+#include "calls.hpp"
+#include "layer.hpp"
+#include "moesaic/forward.hpp"
+
+namespace moesaic::python {
+
+WorkspaceCache& WorkspaceCache::instance() {
+  // Never destroyed: daemon threads may still call at exit.
+  static auto* cache = new WorkspaceCache;
+  return *cache;
+}
+
+std::unique_ptr<Workspace> WorkspaceCache::take(std::size_t bytes) {
+  std::unique_ptr<Workspace> workspace;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!free_.empty()) {
+      workspace = std::move(free_.back());
+      free_.pop_back();
+    }
+  }
+  if (!workspace) return std::make_unique<Workspace>(bytes);
+  if (workspace->size() < bytes) workspace->reserve(bytes);
+  return workspace;
+}
+
+void WorkspaceCache::give(std::unique_ptr<Workspace> workspace) {
+  const std::lock_guard lock(mutex_);
+  free_.push_back(std::move(workspace));
+}
+
+namespace {
+
+std::shared_ptr<Workspace> make_workspace(const LayerRef& layer, std::int32_t top_k,
+                                          std::int64_t max_tokens, const char* operation) {
+  require<ShapeError>(max_tokens >= 0 && top_k >= 1, [&] {
+    return Problem{operation,
+                   "max_tokens and top_k",
+                   "at least 0 and 1",
+                   std::to_string(max_tokens) + " and " + std::to_string(top_k),
+                   {}};
+  });
+  const Call call;
+  return std::make_shared<Workspace>(workspace_bytes(call.context, layer, top_k, max_tokens));
+}
+
+}  // namespace
+
+void bind_workspace(py::module_& m) {
+  py::class_<Workspace, std::shared_ptr<Workspace>>(
+      m, "Workspace", py::is_final(),
+      "Scratch memory of the caller, for one forward at a time. A call without workspace= uses "
+      "one\n"
+      "from a cache. Using one from two threads at once raises WorkspaceError.")
+      .def(py::init<std::size_t>(), py::arg("nbytes"), "Raises OutOfMemoryError.")
+      .def_static(
+          "for_layer",
+          [](const LayerObject& layer, std::int64_t max_tokens) {
+            const auto held = layer.get("Workspace.for_layer");
+            return make_workspace(LayerRef(*held), held->config().top_k, max_tokens,
+                                  "Workspace.for_layer");
+          },
+          py::arg("layer"), py::arg("max_tokens") = 512,
+          "Enough for any path of `layer` with up to `max_tokens` tokens under the current tuning.")
+      .def_static(
+          "for_stack",
+          [](const std::shared_ptr<ExpertStack>& stack, std::int32_t top_k,
+             std::int64_t max_tokens) {
+            LayerRef layer;
+            layer.stack = stack.get();
+            // Whatever routes the logits: its memory per thread is largest with a group per expert.
+            RouterConfig router;
+            router.num_experts = stack->num_experts();
+            router.num_groups = stack->num_experts();
+            router.top_k = top_k;
+            layer.router = &router;
+            return make_workspace(layer, top_k, max_tokens, "Workspace.for_stack");
+          },
+          py::arg("stack").none(false), py::arg("top_k"), py::arg("max_tokens") = 512,
+          "The same for moe_forward over a bare stack.")
+      .def_property_readonly("nbytes", &Workspace::size, "Size in bytes.")
+      .def("__repr__", [](const Workspace& w) {
+        return "moesaic.Workspace(" + std::to_string(w.size()) + " bytes)";
+      });
+}
+
+}  // namespace moesaic::python

@@ -1,0 +1,101 @@
+"""A bench result as text, as Markdown, and against a baseline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .run import BenchResult, Point
+
+_HEAD = ("engine", "threads", "tokens", "us/layer", "+-", "GB/s", "GOP/s", "x floor", "rel-L2")
+
+
+def _row(point: Point) -> tuple[str, ...]:
+    ratio = "" if point.floor_us != point.floor_us else f"{point.us / point.floor_us:.2f}"
+    return (
+        point.engine + (" (busy)" if point.busy else ""),
+        str(point.threads),
+        str(point.tokens),
+        f"{point.us:,.0f}",
+        f"{100 * point.spread:.0f} %",
+        f"{point.gb_per_s:.1f}",
+        f"{point.gop_per_s:.0f}",
+        ratio,
+        f"{point.rel_l2:.1e}",
+    )
+
+
+def lines(points: list[Point], head: bool = True) -> str:
+    """Aligned text rows."""
+    rows = ([_HEAD] if head else []) + [_row(p) for p in points]
+    widths = (22, 8, 7, 11, 6, 7, 7, 8, 9)
+    return "\n".join(
+        "".join(
+            c.ljust(w) if i == 0 else c.rjust(w)
+            for i, (c, w) in enumerate(zip(r, widths, strict=True))
+        )
+        for r in rows
+    )
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The README table: one row per thread count and tokens, one column per engine (us, error)."""
+    points = [Point(**p) for p in result["points"]]
+    engines = list(dict.fromkeys(p.engine for p in points if not p.busy))
+    shape, machine = result["shape"], result["machine"]
+    out = [
+        f"{shape['name']}: H {shape['hidden']}, I {shape['intermediate']}, "
+        f"{shape['num_experts']} experts, top-{shape['top_k']}, "
+        f"{shape['gate_up_type']} gate/up, {shape['down_type']} down. "
+        f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['isa']}; {result['date']}; "
+        f"`{result['command']}`.",
+        "",
+        "Microseconds per layer: median over rounds, ± the distance between their quartiles "
+        "(relative L2 error against f64 on the decoded weights); the floor is what the same rounds "
+        "measured: bytes of the touched experts over streaming bandwidth, or 2 x MACs over the "
+        "integer dot-product peak.",
+        "",
+        "| threads | tokens | floor | " + " | ".join(engines) + " | x floor |",
+        "|--:|--:|--:|" + "--:|" * (len(engines) + 1),
+    ]
+    keys = dict.fromkeys((p.threads, p.tokens, p.busy) for p in points)
+    for threads, tokens, busy in keys:
+        at = {
+            p.engine: p for p in points if (p.threads, p.tokens, p.busy) == (threads, tokens, busy)
+        }
+        best = min(p.us for p in at.values())
+        cells = []
+        for engine in engines:
+            p = at.get(engine)
+            text = "" if p is None else f"{p.us:,.0f} ±{100 * p.spread:.0f} % ({p.rel_l2:.0e})"
+            cells.append(f"**{text}**" if p is not None and p.us == best else text)
+        ours = at.get("moesaic")
+        known = ours is not None and ours.floor_us == ours.floor_us
+        floor = f"{ours.floor_us:,.0f}" if known and ours else ""
+        ratio = f"{ours.us / ours.floor_us:.2f}" if known and ours else ""
+        label = f"{tokens} (one busy process)" if busy else str(tokens)
+        out.append(f"| {threads} | {label} | {floor} | " + " | ".join(cells) + f" | {ratio} |")
+    if result["absent"]:
+        out += [
+            "",
+            "Not installed: " + "; ".join(f"{k} ({v})" for k, v in result["absent"].items()) + ".",
+        ]
+    return "\n".join(out)
+
+
+def compare(result: BenchResult, baseline: dict[str, Any], tolerance: float = 0.10) -> list[str]:
+    """Points slower than the baseline by more than ``tolerance`` and more than their own spread."""
+    before = {(p["engine"], p["tokens"], p["threads"], p["busy"]): p for p in baseline["points"]}
+    slower = []
+    for p in result.points:
+        old = before.get((p.engine, p.tokens, p.threads, p.busy))
+        if old is None or not p.engine.startswith("moesaic"):
+            continue
+        # Compare distances to the floor of each run: a slower machine hour is no regression.
+        scale = old["floor_us"] / p.floor_us if p.floor_us == p.floor_us else 1.0
+        ratio = p.us * scale / old["us"]
+        if ratio > 1 + max(tolerance, p.spread, old["spread"]):
+            slower.append(
+                f"{p.engine} m={p.tokens} threads={p.threads}: {old['us']:,.0f} -> {p.us:,.0f} us "
+                f"({ratio:.2f}x at equal floor)"
+            )
+    return slower

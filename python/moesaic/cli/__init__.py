@@ -1,0 +1,65 @@
+"""The command line: ``moesaic demo | info | gguf | explain | bench`` (also ``python -m moesaic``).
+
+Each command is a module with ``add_arguments(parser)`` and ``run(options) -> exit status``.
+Results go to stdout, errors as one line to stderr with exit status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "demo": ("demo", "run every path of one layer and check it against the reference"),
+    "info": ("info", "version, instruction sets, backends, kernels, configuration"),
+    "gguf": ("gguf_cmd", "the expert tensors of a GGUF file"),
+    "explain": ("explain", "how a layer would run, and why"),
+    "bench": ("bench", "our layer beside the machine's limits and other engines"),
+}
+
+
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of all commands; only `command` is imported and gets its arguments."""
+    import moesaic
+
+    parser = argparse.ArgumentParser(prog="moesaic", description="Mixture-of-experts layer engine.")
+    parser.add_argument("--version", action="version", version=f"moesaic {moesaic.__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module, summary) in COMMANDS.items():
+        sub = subparsers.add_parser(name, help=summary, description=summary.capitalize() + ".")
+        if name == command:
+            implementation = importlib.import_module(f".{module}", __name__)
+            implementation.add_arguments(sub)
+            sub.set_defaults(run=implementation.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0 good, 1 a check failed, 2 bad input."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = next((a for a in arguments if a in COMMANDS), None)
+    options = build_parser(command).parse_args(arguments)
+
+    import moesaic
+
+    logging.basicConfig(format="moesaic: %(message)s")
+    try:
+        status: int = options.run(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # The reader (head, less) left; point stdout elsewhere so that the flush at exit is quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (moesaic.Error, OSError) as error:
+        message = " ".join(str(error).split())
+        if isinstance(error, OSError) and error.filename is not None and error.errno:
+            message = f"{os.fspath(error.filename)}: {os.strerror(error.errno)}"
+        print(f"moesaic {options.command}: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130

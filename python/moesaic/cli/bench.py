@@ -1,0 +1,135 @@
+"""``moesaic bench``: our layer, the machine's limits and other engines, alternated in one run."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from ..bench import SHAPES
+    from ..bench.peers import PEERS
+
+    parser.add_argument(
+        "--shape",
+        action="append",
+        choices=[*SHAPES, "all"],
+        help="layer shape (default: qwen3-30b-a3b)",
+    )
+    parser.add_argument("--tokens", help="comma separated (default: 1,2,4,8,16,32,64,128,512,2048)")
+    parser.add_argument("--threads", help="comma separated (default: 1 and all)")
+    parser.add_argument(
+        "--peers",
+        default="installed",
+        help=f"comma separated of {', '.join(PEERS)}; 'installed' or 'none'",
+    )
+    parser.add_argument("--precision", default="auto", help="comma separated of auto, exact, fast")
+    parser.add_argument(
+        "--gate-up-type", help="quant type of gate and up instead of the shape's own"
+    )
+    parser.add_argument("--down-type", help="quant type of down instead of the shape's own")
+    parser.add_argument("--rounds", type=int, default=7, help="alternations per point")
+    parser.add_argument("--seconds", type=float, default=1.0, help="time per engine and point")
+    parser.add_argument(
+        "--busy", action="store_true", help="add rows beside one process that never sleeps"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the result")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="write a roofline picture (PNG; needs matplotlib)"
+    )
+    parser.add_argument(
+        "--compare", metavar="FILE", help="fail where slower than this earlier result"
+    )
+    parser.add_argument(
+        "--markdown", action="store_true", help="print the README's table at the end"
+    )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        import moesaic as mo
+
+        raise mo.ConfigError(f"bench: expected positive integers separated by commas, got {text!r}")
+    return numbers
+
+
+def run(options: argparse.Namespace) -> int:
+    from ..bench import SHAPES, TOKENS, BenchOptions, report
+    from ..bench import run as run_bench
+    from ..bench.peers import PEERS
+
+    available = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    names = options.shape or ["qwen3-30b-a3b"]
+    if "all" in names:
+        names = list(SHAPES)
+    peers: tuple[str, ...] = ()
+    if options.peers == "installed":
+        peers = tuple(PEERS)
+    elif options.peers != "none":
+        peers = tuple(options.peers.split(","))
+        unknown = [p for p in peers if p not in PEERS]
+        if unknown:
+            import moesaic as mo
+
+            raise mo.ConfigError(f"bench: unknown peers {unknown}, expected some of {list(PEERS)}")
+    bench_options = BenchOptions(
+        tokens=_numbers(options.tokens) if options.tokens else TOKENS,
+        threads=_numbers(options.threads) if options.threads else tuple(sorted({1, available})),
+        peers=peers,
+        precisions=tuple(options.precision.split(",")),
+        rounds=options.rounds,
+        seconds=options.seconds,
+        busy=options.busy,
+    )
+
+    results: list[dict[str, Any]] = []
+    slower: list[str] = []
+    baseline = _load(options.compare) if options.compare else {}
+    for name in names:
+        shape = SHAPES[name]
+        changes = {"gate_up_type": options.gate_up_type, "down_type": options.down_type}
+        shape = dataclasses.replace(shape, **{k: v for k, v in changes.items() if v})
+        print(f"{shape.name}  {shape.gate_up_type} gate/up, {shape.down_type} down")
+        print(report.lines([]), flush=True)
+        result = run_bench(
+            shape, bench_options, lambda points: print(report.lines(points, head=False), flush=True)
+        )
+        for peer, reason in result.absent.items():
+            print(f"absent: {peer}: {reason}")
+        print(flush=True)
+        results.append(result.to_json())
+        if name in baseline:
+            slower += report.compare(result, baseline[name])
+
+    if options.json:
+        with Path(options.json).open("w", encoding="utf-8") as file:
+            json.dump({"format": 1, "results": results}, file, indent=1)
+    if options.plot:
+        from ..bench import roofline
+
+        roofline.plot(results[0], options.plot)
+    if options.markdown:
+        print("\n\n".join(report.markdown(result) for result in results))
+    for line in slower:
+        print(f"slower: {line}")
+    return 1 if slower else 0
+
+
+def _load(path: str) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        return {result["shape"]["name"]: result for result in content["results"]}
+    except (ValueError, KeyError, TypeError) as error:
+        import moesaic as mo
+
+        raise mo.FormatError(f"{path}: expected a result of moesaic bench --json") from error

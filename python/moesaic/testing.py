@@ -1,0 +1,152 @@
+"""Reference encoders and small model files, for tests, demo and bench."""
+
+from __future__ import annotations  # numpy.random is not worth its import time here
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moesaic import _core
+
+__all__ = ["MoeWeights", "dequantize", "quant_types", "quantize", "write_moe_gguf"]
+
+
+def quantize(w: Any, type: str) -> npt.NDArray[np.uint8]:
+    """Encode f32 ``w`` [..., cols] row by row, as bytes of a GGUF tensor [..., row bytes].
+
+    Rounds to nearest; ggml's own encoders search for better scales. Raises ConfigError for an
+    unknown type, UnsupportedError for one without an encoder, ShapeError when cols is not a
+    multiple of the type's block.
+
+    >>> import numpy as np
+    >>> quantize(np.ones((2, 32), np.float32), "Q8_0").shape
+    (2, 34)
+    """
+    return _core.quantize(w, type)
+
+
+def dequantize(data: Any, type: str, shape: Sequence[int]) -> npt.NDArray[np.float32]:
+    """Decode the bytes of a GGUF tensor to f32 of ``shape`` (row-major, outermost first).
+
+    Raises ConfigError, UnsupportedError, ShapeError.
+    """
+    return _core.dequantize(data, type, shape)
+
+
+def quant_types() -> dict[str, dict[str, Any]]:
+    """Every known element type: id, block_elems, block_bytes, bits_per_weight, decodes, encodes."""
+    return _core.quant_types()
+
+
+@dataclass(frozen=True)
+class MoeWeights:
+    """One layer of a file by ``write_moe_gguf``: what its quantised bytes decode to, in f32."""
+
+    router: npt.NDArray[np.float32]  #: [E, H]
+    gate: npt.NDArray[np.float32]  #: [E, I, H]
+    up: npt.NDArray[np.float32]  #: [E, I, H]
+    down: npt.NDArray[np.float32]  #: [E, H, I]
+    shared_gate: npt.NDArray[np.float32] | None = None  #: [S, H]
+    shared_up: npt.NDArray[np.float32] | None = None  #: [S, H]
+    shared_down: npt.NDArray[np.float32] | None = None  #: [H, S]
+    shared_router: npt.NDArray[np.float32] | None = None  #: [H]
+
+
+def _random(rng: np.random.Generator, *shape: int) -> npt.NDArray[np.float32]:
+    """Values that keep a row's dot product with a unit-variance x near 1."""
+    return rng.standard_normal(shape, np.float32) * np.float32(shape[-1] ** -0.5)
+
+
+def write_moe_gguf(
+    path: str | PathLike[str],
+    *,
+    num_experts: int = 8,
+    top_k: int = 2,
+    hidden: int = 256,
+    intermediate: int = 256,
+    layers: int = 1,
+    gate_type: str = "Q4_K",
+    up_type: str | None = None,
+    down_type: str = "Q6_K",
+    fused_gate_up: bool = False,
+    shared_intermediate: int = 0,
+    arch: str = "qwen3moe",
+    seed: int = 0,
+) -> list[MoeWeights]:
+    """Write a GGUF file with the MoE tensors of a small model and random weights.
+
+    ``up_type`` is ``gate_type`` when not given. ``fused_gate_up`` stores one gate_up tensor (both
+    then need one type). ``shared_intermediate`` > 0 adds shared experts with a sigmoid gate, as
+    qwen2moe has them. Returns the weights per layer as the file's bytes decode. Needs the
+    ``gguf`` package.
+
+    Raises ConfigError, UnsupportedError, ShapeError as ``quantize``.
+    """
+    import gguf
+
+    up_type = up_type or gate_type
+    if fused_gate_up and up_type != gate_type:
+        raise _core.ConfigError(
+            f"write_moe_gguf: up_type: expected {gate_type}, as gate_type, got {up_type}"
+            " (a fused tensor has one type)"
+        )
+    rng = np.random.default_rng(seed)
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_block_count(layers)
+    writer.add_embedding_length(hidden)
+    writer.add_feed_forward_length(intermediate)
+    writer.add_expert_feed_forward_length(intermediate)
+    writer.add_expert_count(num_experts)
+    writer.add_expert_used_count(top_k)
+    if shared_intermediate:
+        writer.add_expert_shared_feed_forward_length(shared_intermediate)
+
+    def add(name: str, values: npt.NDArray[np.float32], quant: str) -> npt.NDArray[np.float32]:
+        data = quantize(values, quant)
+        decoded = dequantize(data, quant, values.shape)
+        plain = {"F32": np.float32, "F16": np.float16}.get(quant)
+        stored = data if plain is None else data.view(plain)
+        writer.add_tensor(name, stored, raw_dtype=gguf.GGMLQuantizationType[quant])
+        return decoded
+
+    weights = []
+    for layer in range(layers):
+        block = f"blk.{layer}."
+        router = add(block + "ffn_gate_inp.weight", _random(rng, num_experts, hidden) * 2, "F32")
+        gate = _random(rng, num_experts, intermediate, hidden)
+        up = _random(rng, num_experts, intermediate, hidden)
+        if fused_gate_up:
+            both = np.concatenate([gate, up], axis=1)
+            both = add(block + "ffn_gate_up_exps.weight", both, gate_type)
+            gate, up = np.split(both, 2, axis=1)
+        else:
+            gate = add(block + "ffn_gate_exps.weight", gate, gate_type)
+            up = add(block + "ffn_up_exps.weight", up, up_type)
+        down = _random(rng, num_experts, hidden, intermediate)
+        down = add(block + "ffn_down_exps.weight", down, down_type)
+        if not shared_intermediate:
+            weights.append(MoeWeights(router, gate, up, down))
+            continue
+        shared = [
+            add(block + f"ffn_{role}_shexp.weight", _random(rng, *shape), "F32")
+            for role, shape in (
+                ("gate", (shared_intermediate, hidden)),
+                ("up", (shared_intermediate, hidden)),
+                ("down", (hidden, shared_intermediate)),
+            )
+        ]
+        shared_router = add(block + "ffn_gate_inp_shexp.weight", _random(rng, hidden), "F32")
+        shared_gate, shared_up, shared_down = shared
+        weights.append(
+            MoeWeights(router, gate, up, down, shared_gate, shared_up, shared_down, shared_router)
+        )
+
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return weights

@@ -1,0 +1,16 @@
+file(REMOVE_RECURSE ${WORK_DIR})
+foreach(step IN ITEMS install configure build run)
+  if(step STREQUAL install)
+    set(command ${CMAKE_COMMAND} --install ${BUILD_DIR} --config ${CONFIG} --prefix ${WORK_DIR}/prefix)
+  elseif(step STREQUAL configure)
+    set(command ${CMAKE_COMMAND} -S ${SOURCE_DIR} -B ${WORK_DIR}/build -G ${GENERATOR}
+        -DCMAKE_MAKE_PROGRAM=${MAKE_PROGRAM} -DCMAKE_CXX_COMPILER=${CXX} -DCMAKE_BUILD_TYPE=Release
+        -DCMAKE_PREFIX_PATH=${WORK_DIR}/prefix)
+  elseif(step STREQUAL build)
+    set(command ${CMAKE_COMMAND} --build ${WORK_DIR}/build)
+  else()
+    set(command ${WORK_DIR}/build/consumer)
+  endif()
+  message("consumer: ${step}")
+  execute_process(COMMAND ${command} COMMAND_ERROR_IS_FATAL ANY)
+endforeach()

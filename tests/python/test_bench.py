@@ -1,0 +1,57 @@
+"""The bench on a tiny shape: points, table, picture, comparison with itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moesaic.bench import BenchOptions, BenchShape, report, roofline, run
+from moesaic.bench.weights import answer_f64, make_layers
+
+TINY = BenchShape("tiny", 256, 256, 8, 2)
+
+
+@pytest.fixture(scope="module")
+def result() -> object:
+    options = BenchOptions(
+        tokens=(1, 4), threads=(1,), precisions=("auto", "exact", "fast"), rounds=2, seconds=0.02
+    )
+    return run(TINY, options)
+
+
+def test_every_engine_has_every_point(result: object) -> None:
+    points = result.points  # type: ignore[attr-defined]
+    assert {(p.engine, p.tokens) for p in points} == {
+        (engine, tokens)
+        for engine in ("moesaic", "moesaic exact", "moesaic fast")
+        for tokens in (1, 4)
+    }
+    for p in points:
+        assert p.us > 0 and p.floor_us > 0 and p.gb_per_s > 0
+        assert p.rel_l2 < (1.3e-2 if p.engine.endswith("fast") else 1e-4)
+
+
+def test_report_and_comparison(result: object, tmp_path: Path) -> None:
+    plain = json.loads(json.dumps(result.to_json()))  # type: ignore[attr-defined]
+    table = report.markdown(plain)
+    assert "| 1 | 4 |" in table and "tiny" in table
+    assert report.compare(result, plain) == []  # type: ignore[arg-type]
+    for point in plain["points"]:
+        point["us"] /= 10
+    slower = report.compare(result, plain)  # type: ignore[arg-type]
+    assert len(slower) == 6 and "x at equal floor" in slower[0]
+    pytest.importorskip("matplotlib")
+    roofline.plot(json.loads(json.dumps(result.to_json())), str(tmp_path / "r.png"))  # type: ignore[attr-defined]
+    assert (tmp_path / "r.png").stat().st_size > 1000
+
+
+def test_answer_follows_the_routing() -> None:
+    layer = make_layers(TINY, 1)[0]
+    x = np.ones((2, 256), np.float32)
+    ids = np.array([[0, 4], [0, 1]], np.int32)  # expert 4 holds the values of expert 0
+    weights = np.array([[0.25, 0.75], [1.0, 0.0]], np.float32)
+    y = answer_f64(layer, x, ids, weights)
+    np.testing.assert_allclose(y[0], y[1], rtol=1e-12)

@@ -1,0 +1,316 @@
+"""Misuse: each is one clear exception, nothing crashes, and everything stays usable."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import moesaic as mo
+
+STATM = Path("/proc/self/statm")
+
+
+@pytest.fixture
+def x(small) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((4, small.hidden), np.float32)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda layer: mo.MoeLayer.from_gguf(None, 0),
+        lambda layer: mo.MoeLayer(None, layer.config),
+        lambda layer: mo.MoeConfig.from_gguf(None, 0),
+        lambda layer: mo.ExpertStack.load_from_gguf(None, 0),
+        lambda layer: mo.ExpertStack.from_marlin(None, None),
+        lambda layer: mo.ExpertStack.from_dense_stacks(None, None, None),
+        lambda layer: mo.Workspace.for_layer(None),
+        lambda layer: mo.Workspace.for_stack(None, 2),
+        lambda layer: mo.BucketPlan.build(None, 8),
+        lambda layer: mo.align_block_size(None, 8, 16),
+        lambda layer: mo.combine(None, None, None),
+        lambda layer: mo.explain(None),
+        lambda layer: mo.route(np.zeros((1, 8), np.float32), top_k=1, out=np.zeros(3)),
+    ],
+)
+def test_none_and_wrong_objects(layer, call):
+    with pytest.raises(TypeError):
+        call(layer)
+
+
+def test_none_for_an_aligned_routing():
+    stack = mo.MarlinExpertStack.from_gptq(
+        np.zeros((1, 16, 64), np.int32), np.ones((1, 1, 64), np.float16), group_size=128
+    )
+    with pytest.raises(TypeError, match="gemm_phase_vllm"):
+        stack.gemm_phase_vllm(np.zeros((1, 128), np.float32), None, 1)
+
+
+def test_masked_arrays(layer, x):
+    masked = np.ma.array(x, mask=x > 0)
+    with pytest.raises(mo.DTypeError, match=r"x: expected an array without a mask.*filled"):
+        layer(masked)
+    assert layer(masked.filled(0)).shape == x.shape
+
+
+@pytest.mark.parametrize("kind", ["matrix", "memmap", "subclass", "reversed", "broadcast"])
+def test_kinds_of_numpy_arrays(layer, x, tmp_path, kind):
+    class Sub(np.ndarray):
+        pass
+
+    if kind == "memmap":
+        given = np.memmap(tmp_path / "x", np.float32, "w+", shape=x.shape)
+        given[:] = x
+    else:
+        given = {
+            "matrix": lambda: x.view(np.matrix),
+            "subclass": lambda: x.view(Sub),
+            "reversed": lambda: x[::-1],
+            "broadcast": lambda: np.broadcast_to(x[0], x.shape),
+        }[kind]()
+    want = layer(np.ascontiguousarray(np.asarray(given)))
+    got = layer(given)
+    assert type(got) is np.ndarray
+    np.testing.assert_array_equal(got, want)
+
+
+def test_nonfinite_rows_stay_alone(layer, x):
+    want = layer(x)
+    bad = x.copy()
+    bad[1, 3], bad[2] = np.nan, np.inf
+    got = layer(bad)
+    np.testing.assert_array_equal(got[[0, 3]], want[[0, 3]])
+    assert not np.isfinite(got[1:3]).all(axis=1).any()
+    with mo.tuning(strict=True), pytest.raises(mo.ConfigError, match=r"logits: .*2 rows"):
+        layer(bad)
+    with mo.tuning(strict=True):
+        np.testing.assert_array_equal(layer(x), want)
+
+
+@pytest.mark.parametrize("tokens", [2**31, 2**62])
+def test_workspace_sizes_do_not_overflow(layer, tokens):
+    with pytest.raises(mo.ShapeError, match="fewer than 2\\^31 pairs"):
+        mo.Workspace.for_layer(layer, tokens)
+    with pytest.raises(mo.ShapeError, match="fewer than 2\\^31 pairs"):
+        mo.Workspace.for_stack(layer.stack, 3, tokens)
+
+
+def test_negative_total_pairs():
+    with pytest.raises(mo.ShapeError, match="total_pairs: expected at least 0, got -5"):
+        mo.pick_block_size(None, device_route=True, total_pairs=-5)
+
+
+def test_a_backend_that_is_not_there(layer, x):
+    want = layer(x)
+    for name, text in {"tpu": "cpu.*tpu", "cuda": "an available backend"}.items():
+        if any(b.name == name and b.available for b in mo.backends()):
+            continue
+        with mo.tuning(backend=name), pytest.raises(mo.DeviceError, match=text):
+            layer(x)
+    with mo.tuning(backend="cpu"):
+        np.testing.assert_array_equal(layer(x), want)
+
+
+class Producer:
+    def __init__(self, device, capsule=None):
+        self.device, self.capsule = device, capsule
+
+    def __dlpack_device__(self):
+        if isinstance(self.device, BaseException):
+            raise self.device
+        return self.device
+
+    def __dlpack__(self, **_):
+        if isinstance(self.capsule, BaseException):
+            raise self.capsule
+        return self.capsule
+
+
+@pytest.mark.parametrize("device", [None, ("a", "b"), (1,), ValueError("no such device")])
+def test_producers_with_a_bad_device(layer, device):
+    with pytest.raises(mo.DeviceError, match="MoeLayer: x:"):
+        layer(Producer(device))
+
+
+def test_interrupts_of_a_producer_come_out_as_themselves(layer):
+    with pytest.raises(KeyboardInterrupt):
+        layer(Producer((1, 0), KeyboardInterrupt()))
+    with pytest.raises(SystemExit):
+        layer(Producer(SystemExit(), None))
+    with pytest.raises(mo.DTypeError, match="capsule"):
+        layer(Producer((1, 0), None))
+
+
+def stop(progress):
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def fail(progress):
+    raise KeyError("mine")
+
+
+@pytest.mark.parametrize(
+    ("progress", "error"),
+    [(stop, KeyboardInterrupt), (fail, KeyError), (lambda p: False, mo.OperationCancelled)],
+)
+def test_loads_that_end_early(small, x, progress, error):
+    with mo.GgufFile(small.path) as file:
+        with pytest.raises(error):
+            mo.MoeLayer.from_gguf(file, 0, progress=progress)
+        with mo.MoeLayer.from_gguf(file, 0) as layer:
+            assert np.isfinite(layer(x)).all()
+
+
+def test_a_progress_callback_cannot_close_the_file(small, x):
+    with mo.GgufFile(small.path) as file:
+        with pytest.raises(mo.DeviceError, match="holders"):
+            mo.MoeLayer.from_gguf(file, 0, progress=lambda p: file.close())
+        assert not file.closed
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_files_that_are_not_regular(tmp_path):
+    fifo = tmp_path / "fifo.gguf"
+    os.mkfifo(fifo)
+    empty = tmp_path / "empty.gguf"
+    empty.touch()
+    for mmap in (True, False):
+        with pytest.raises(mo.FormatError, match=r"empty\.gguf"):
+            mo.GgufFile(empty, mmap=mmap)
+        for path in (fifo, "/dev/zero", tmp_path):
+            with pytest.raises(OSError, match="open: "):
+                mo.GgufFile(path, mmap=mmap)
+
+
+def test_a_deleted_file(small, layer, x, tmp_path):
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(small.path.read_bytes())
+    mapped = mo.MoeLayer.from_gguf(mo.GgufFile(copy), 0, layout="file")
+    want = mapped(x)
+    copy.unlink()
+    np.testing.assert_array_equal(mapped(x), want)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_forks_while_other_threads_run(layer, x):
+    want, done = layer(x), threading.Event()
+
+    def work():
+        while not done.is_set():
+            layer(x)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        for _ in range(3):
+            child = os.fork()
+            if child == 0:
+                try:
+                    os._exit(0 if np.array_equal(layer(x), want) else 1)
+                finally:
+                    os._exit(2)
+            deadline = time.monotonic() + 30
+            ended, status = os.waitpid(child, os.WNOHANG)
+            while not ended and time.monotonic() < deadline:
+                time.sleep(0.02)
+                ended, status = os.waitpid(child, os.WNOHANG)
+            if not ended:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+            assert ended, "the child hangs"
+            assert status == 0
+    finally:
+        done.set()
+        thread.join()
+    np.testing.assert_array_equal(layer(x), want)
+
+
+@pytest.mark.parametrize("knob", ["BLOCK_SIZE", "THREADS", "CPU_ISA", "STRICT", "BACKEND"])
+def test_bad_environment(small, knob):
+    code = (
+        "import sys, numpy as np, moesaic as mo\n"
+        "try:\n"
+        "    layer = mo.MoeLayer.from_gguf(mo.GgufFile(sys.argv[1]), 0)\n"
+        f"    layer(np.zeros((1, {small.hidden}), np.float32))\n"
+        "except mo.Error as error:\n"
+        "    print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(small.path)],
+        env={**os.environ, f"MOESAIC_{knob}": "seven"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.startswith("DeviceError" if knob == "BACKEND" else "ConfigError")
+    assert "seven" in done.stdout
+
+
+@pytest.mark.skipif(not STATM.exists(), reason="no /proc here")
+def test_calls_do_not_leak(small, layer, x):
+    def resident() -> int:
+        return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def once():
+        with mo.tuning(threads=1), mo.profile():
+            _, routing = layer(x, return_routing=True)
+        assert mo.BucketPlan.build(routing, small.num_experts).pair_row.size
+        mo.asarray(x).__dlpack__()  # a capsule that nobody takes
+        with pytest.raises(mo.ShapeError):
+            layer(x[:, :3])
+
+    for _ in range(100):
+        once()
+    before = resident()
+    for _ in range(1000):
+        once()
+    assert resident() - before < 2 << 20
+
+
+def marlin(experts: int = 2) -> mo.MarlinExpertStack:
+    return mo.MarlinExpertStack.from_gptq(
+        np.zeros((experts, 16, 128), np.int32), np.ones((experts, 1, 128), np.float16)
+    )
+
+
+def test_packed_rows_are_not_tokens():
+    stack = marlin()
+    routing = mo.Routing(np.array([[0, 1]] * 5, np.int32), np.ones((5, 2), np.float32))
+    aligned = mo.align_block_size(routing, 2, 16, "packed_rows")
+    with pytest.raises(mo.ShapeError, match="row_space: expected token_pairs, or top_k 1"):
+        stack.gemm_phase_vllm(np.ones((5, 128), np.float32), aligned, 2)
+    assert stack.gemm_phase_vllm(np.ones((10, 128), np.float32), aligned, 1).shape == (10, 128)
+
+
+@pytest.mark.parametrize("columns", [(0, 2**62), (-(2**63), None), (64, 2**63 - 64)])
+def test_columns_far_outside(columns):
+    with pytest.raises(mo.ShapeError, match="columns: expected multiples of 64 within 128"):
+        marlin().make_expert_linear(0, *columns)
+
+
+def test_sizes_beyond_memory():
+    with pytest.raises(mo.OutOfMemoryError):
+        mo._core.MarlinStackBuilder(2**31 - 1, 2**40, 2**40, 128, "gptq")
+
+
+@pytest.mark.parametrize("shape", [(-1, -256), (2**62, 256), (2**40, 2**40), (1, 2**62)])
+def test_shapes_of_no_array(shape):
+    with pytest.raises(mo.ShapeError, match="shape: expected sizes"):
+        mo.testing.dequantize(bytes(144), "Q4_K", shape)
+
+
+def test_arrays_of_any_order_make_the_same_stack(dense):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4, 24), np.float32)
+    routing = mo.route(rng.standard_normal((4, 5), np.float32), top_k=2)
+    want = mo.moe_forward_cpu(x, routing, mo.ExpertStack.from_dense_stacks(*dense))
+    for change in (np.asfortranarray, lambda a: np.repeat(a, 2, 2)[:, :, ::2]):
+        stack = mo.ExpertStack.from_dense_stacks(*map(change, dense))
+        np.testing.assert_array_equal(mo.moe_forward_cpu(x, routing, stack), want)

@@ -1,0 +1,55 @@
+"""Layers of a file with one layer per quantisation, against f64 outputs made elsewhere."""
+
+import numpy as np
+import pytest
+from conftest import ZOO, rel_l2
+
+import moesaic as mo
+
+REFERENCE, ONE_TOKEN, MANY = 1e-5, 2e-3, 2e-2
+
+
+@pytest.fixture(scope="module")
+def golden(zoo_path):
+    with np.load(zoo_path.with_suffix(".npz")) as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="module")
+def zoo(zoo_path):
+    return mo.GgufFile(zoo_path)
+
+
+def number_of_layers():
+    if not ZOO.exists():
+        return 1
+    with np.load(ZOO.with_suffix(".npz")) as arrays:
+        return len(arrays["types"])
+
+
+@pytest.mark.parametrize("index", range(number_of_layers()))
+@pytest.mark.parametrize("layout", ["auto", "file"])
+def test_layer(zoo, golden, index, layout):
+    x, logits, want = golden["x"], golden[f"logits{index}"], golden[f"y{index}"]
+    layer = mo.MoeLayer.from_gguf(zoo, index, layout=layout)
+    names = [zoo.tensors[f"blk.{index}.ffn_{r}_exps.weight"].quant for r in ("gate", "up", "down")]
+    assert "/".join(names) == golden["types"][index]
+
+    routing = mo.route(logits, layer.config.router)
+    np.testing.assert_array_equal(routing.topk_ids, golden[f"ids{index}"])
+    np.testing.assert_allclose(routing.topk_weights, golden[f"weights{index}"], atol=1e-6)
+    assert rel_l2(mo.moe_forward_cpu(x, routing, layer), want) <= REFERENCE
+
+    one_by_one = np.concatenate([layer(x[t : t + 1], logits[t : t + 1]) for t in range(len(x))])
+    assert rel_l2(one_by_one, want) <= ONE_TOKEN
+    assert rel_l2(layer(x, logits), want) <= MANY
+    assert rel_l2(layer(x), want) <= MANY
+    for gemm in ("bucketed", "aligned"):
+        for row_space in ("token_pairs", "packed_rows"):
+            out = np.full(x.shape, np.nan, np.float32)
+            mo.moe_forward_bucketed(x, logits, layer, gemm=gemm, row_space=row_space, out=out)
+            assert rel_l2(out, want) <= MANY, (gemm, row_space)
+
+
+def test_all_layers_are_tested(zoo, golden):
+    assert zoo.moe_layers == list(range(len(golden["types"])))
