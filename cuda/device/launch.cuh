@@ -1,0 +1,60 @@
+// Launching a kernel from host code compiled by nvcc.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+
+namespace moesaic::dev {
+
+using Stream = cudaStream_t;
+
+namespace detail {
+
+// More dynamic shared memory than this must be asked for per kernel.
+inline constexpr std::size_t kDefaultDynamicShared = 48 * 1024;
+
+template <class... Params>
+int launch_with(cudaLaunchAttribute* attributes, unsigned count, void (*kernel)(Params...),
+                dim3 grid, dim3 block, std::size_t dynamic_shared, Stream stream, Params... args) {
+  if (dynamic_shared > kDefaultDynamicShared) {
+    const cudaError_t status = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                    static_cast<int>(dynamic_shared));
+    if (status != cudaSuccess) return status;
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = dynamic_shared;
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = count;
+  return cudaLaunchKernelEx(&config, kernel, args...);
+}
+
+}  // namespace detail
+
+// Launches `kernel`; returns a cudaError_t as int, 0 on success. An empty grid is a success.
+template <class... Params, class... Args>
+int launch(void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t dynamic_shared,
+           Stream stream, Args... args) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
+  return detail::launch_with<Params...>(nullptr, 0, kernel, grid, block, dynamic_shared, stream,
+                                        static_cast<Params>(args)...);
+}
+
+// The same, but the grid may start before its predecessor in the stream has ended: the kernel must
+// call griddepcontrol_wait() before its first dependent read and before its first global write.
+template <class... Params, class... Args>
+int launch_dependent(void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t dynamic_shared,
+                     Stream stream, Args... args) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  return detail::launch_with<Params...>(&attribute, 1, kernel, grid, block, dynamic_shared, stream,
+                                        static_cast<Params>(args)...);
+}
+
+}  // namespace moesaic::dev
