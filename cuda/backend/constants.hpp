@@ -1,0 +1,49 @@
+#pragma once
+
+/// Small host arrays that a call brings (router weights, biases), on the device from their first
+/// use on: uploaded once by content, kept while the backend lives.
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "cuda/backend/device.hpp"
+
+namespace moesaic::cuda {
+
+class Constants {
+ public:
+  explicit Constants(std::shared_ptr<const Gpu> gpu) : gpu_(std::move(gpu)) {}
+  ~Constants();
+  Constants(const Constants&) = delete;
+  Constants& operator=(const Constants&) = delete;
+
+  /// Null for an empty array. While `stream` records a graph, an array that is new here is a
+  /// CaptureError of `operation`.
+  const float* find(std::span<const float> values, std::string_view operation, Stream stream) const;
+  /// From now on `find` knows these values by their address, while the result lives.
+  std::shared_ptr<const void> pin(std::span<const float> values) const;
+
+ private:
+  struct Entry {
+    std::vector<float> values;
+    void* memory;
+  };
+  /// Device copies of pinned values, by address; the handles of pin() hold it too.
+  struct Pins {
+    std::mutex mutex;
+    std::map<std::pair<const float*, std::size_t>, std::shared_ptr<void>> memory;
+  };
+  std::shared_ptr<const Gpu> gpu_;
+  std::shared_ptr<Pins> pins_ = std::make_shared<Pins>();
+  mutable std::mutex mutex_;
+  mutable std::unordered_multimap<std::uint64_t, Entry> entries_;
+};
+
+}  // namespace moesaic::cuda

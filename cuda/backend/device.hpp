@@ -1,0 +1,60 @@
+#pragma once
+
+/// One GPU behind the plug-in's table: errors as exceptions, the caller's current device kept.
+
+#include <cstddef>
+#include <memory>
+#include <string>
+
+#include "cuda/plugin.h"
+#include "moesaic/types.hpp"
+
+namespace moesaic::cuda {
+
+class Gpu {
+ public:
+  Gpu(const Table& table, int index) : table_(&table), index_(index) {}
+
+  const Table& table() const { return *table_; }
+  Device device() const { return {DeviceType::Cuda, index_}; }
+  DeviceProperties properties() const;
+
+  /// Throws OutOfMemoryError. 256-byte aligned; null for no bytes.
+  void* allocate(std::size_t bytes) const;
+  void deallocate(void* memory) const noexcept;
+  /// Between any of host and device; complete when it returns.
+  void copy(void* to, const void* from, std::size_t bytes) const;
+  /// Ordered on the stream; host memory must then be left alone until it is reached.
+  void copy(void* to, const void* from, std::size_t bytes, Stream stream) const;
+  void synchronize(Stream stream) const;
+  bool capturing(Stream stream) const;
+
+  /// Calls `launch(args, stream)` of the table. Throws DeviceError, or UnsupportedError where no
+  /// kernel fits.
+  template <class Args>
+  void run(const char* operation, int32_t (*launch)(const Args*, Stream), const Args& args,
+           Stream stream) const {
+    const Current current(*this);
+    check(operation, launch(&args, stream));
+  }
+
+ private:
+  /// This GPU as the thread's current device while alive.
+  class Current {
+   public:
+    explicit Current(const Gpu& gpu);
+    ~Current();
+    Current(const Current&) = delete;
+    Current& operator=(const Current&) = delete;
+
+   private:
+    const Gpu& gpu_;
+    std::int32_t previous_ = 0;
+  };
+  void check(const char* operation, std::int32_t error) const;
+
+  const Table* table_;
+  int index_;
+};
+
+}  // namespace moesaic::cuda

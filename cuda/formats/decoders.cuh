@@ -1,0 +1,67 @@
+// A decoder is codes times scales, under the lower-case name of the format. Loops know no formats:
+//
+//   kUnitBytes              codes of a unit
+//   kPlanes                 bf16 fragments whose sum is the code (f16: 2, f32: 3)
+//   kGroups                 groups of columns with a scale of their own in a unit: 1, 2, 4, or 0
+//                           where codes are the weights; group j covers k16 steps
+//                           [4 j / kGroups, 4 (j + 1) / kGroups)
+//   kOffset                 whether promotions have an offset, which wants sums of x by group
+//   Codes                   what a lane holds of a unit
+//   load(unit, lane)        the same, read once from memory; load_shared: from shared memory
+//   fragment<s, p>(codes, a)  plane p of the A fragment of k16 step s
+//   Scales                  of a unit and rows g, g + 8, as they are stored
+//   load_scales(weight, scales of the row block, unit, g)
+//   promotion(scales, group)  what they mean
+#pragma once
+
+#include "formats/codes.cuh"
+#include "formats/scales.cuh"
+
+namespace moesaic::cuda {
+
+template <class C, class S>
+struct Decoder : C, S {
+  using typename C::Codes;
+  static MOESAIC_DEV Codes load(const uint8_t* unit, int lane) {
+    return C::template load_from<FromGlobal>(unit, lane);
+  }
+  static MOESAIC_DEV Codes load_shared(const uint8_t* unit, int lane) {
+    return C::template load_from<FromShared>(unit, lane);
+  }
+};
+
+namespace decoders {
+
+using Two = PlaneCodes<2, 0>;
+using Three = PlaneCodes<2, 1>;
+using Four = PlaneCodes<4, 0>;
+using Five = PlaneCodes<4, 1>;
+using Six = PlaneCodes<4, 2>;
+
+using q4_0 = Decoder<Four, Scale32<Four::kBias + 8>>;
+using q4_1 = Decoder<Four, ScaleMin32<Four::kBias>>;
+using q5_0 = Decoder<Five, Scale32<Five::kBias + 16>>;
+using q5_1 = Decoder<Five, ScaleMin32<Five::kBias>>;
+using q2_k = Decoder<Two, SuperScaleMin16<Two::kBias>>;
+using q3_k = Decoder<Three, SuperScale<kSuperScale16, false, 32, Three::kBias + 4>>;
+using q4_k = Decoder<Four, SuperScaleMin32<Four::kBias>>;
+using q5_k = Decoder<Five, SuperScaleMin32<Five::kBias>>;
+using q6_k = Decoder<Six, SuperScale<kSuperScale16, true, 0, Six::kBias + 32>>;
+using q8_0 = Decoder<ByteCodes, Scale32<0>>;
+using iq4_nl = Decoder<BookCodes<Iq4Levels>, Scale32<0>>;
+using iq4_xs = Decoder<BookCodes<Iq4Levels>, SuperScale<kSuperScale32, false, 32, 0>>;
+using mxfp4 = Decoder<BookCodes<Fp4Doubled>, ByteScale<kByte32, HalfE8m0>>;
+using nvfp4 = Decoder<BookCodes<Fp4Doubled>, ByteScale<kByte16, HalfUe4m3>>;
+using f32 = Decoder<F32Codes, NoScale>;
+using f16 = Decoder<F16Codes, NoScale>;
+using bf16 = Decoder<Bf16Codes, NoScale>;
+using int4 = Decoder<Four, Int4Scale<1, Four::kBias>>;
+using int4_g32 = Decoder<Four, Int4Scale<2, Four::kBias>>;
+
+#define MOESAIC_FORMAT(TYPE, value, name, unit_bytes, scale) \
+  static_assert(name::kUnitBytes == unit_bytes);
+#include "formats.inc"
+#undef MOESAIC_FORMAT
+
+}  // namespace decoders
+}  // namespace moesaic::cuda

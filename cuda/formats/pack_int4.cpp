@@ -1,0 +1,77 @@
+#include "cuda/formats/pack_int4.hpp"
+
+#include <cstring>
+
+#include "cpu/kernels/int4_format.hpp"
+#include "marlin/panels.hpp"
+
+namespace moesaic::cuda {
+namespace {
+
+/// Where the scale and the zero point of a column lie in the scales of a row block.
+struct ScalePlace {
+  std::int64_t scale, zero;
+};
+ScalePlace scale_place(const Int4Format& format, const PackedLayout& layout, int slot,
+                       std::int64_t col) {
+  const int groups = int4_groups_of_span(format.scale_cols);
+  const std::int64_t record = col / (kUnitCols * layout.span_units) * layout.span_bytes;
+  const std::int64_t group = groups == 2 ? col % kUnitCols / 32 : 0;
+  const std::int64_t value = group * kUnitRows + slot % 8 * 2 + slot / 8;
+  return {record + value * (format.scale_f32 ? 4 : 2),
+          record + int4_zeros_at(groups, format.scale_f32) + value};
+}
+
+}  // namespace
+
+void Int4Rows::codes(const WeightRef& panels, std::int32_t expert, std::int64_t row,
+                     std::int64_t unit, std::uint32_t* to) const {
+  const cpu::Int4Layout format{panels.int4.scale_cols, panels.int4.scale_f32, panels.int4.zeros};
+  const std::int64_t first = unit * kUnitCols;  // units never straddle records
+  const std::byte* record = panels.expert(expert) + row / cpu::kInt4Rows * panels.row_stride +
+                            first / cpu::kInt4RecordCols * cpu::int4_record_bytes(format, 8);
+  for (std::int64_t col = first; col < first + kUnitCols && col < panels.int4.packed_cols;
+       col += cpu::kInt4StepCols, to += cpu::kInt4StepCols) {
+    for (int i = 0; i < cpu::kInt4StepCols / 2; ++i) {
+      const int at = cpu::int4_byte(static_cast<int>(col % cpu::kInt4RecordCols) + i,
+                                    static_cast<int>(row % cpu::kInt4Rows));
+      const auto pair = static_cast<std::uint32_t>(record[at]);
+      to[i] = pair & 15U;
+      to[cpu::kInt4StepCols / 2 + i] = pair >> 4;
+    }
+  }
+}
+
+void Int4Rows::scales(const WeightRef& panels, std::int32_t expert, std::int64_t row, int slot,
+                      std::uint8_t* block) const {
+  const Int4Format& format = panels.int4;
+  for (std::int64_t col = 0; col < format.packed_cols; col += cpu::kInt4StepCols) {
+    const marlin::Int4Value value = marlin::read_panel(panels, expert, row, col);
+    const ScalePlace place = scale_place(format, layout_, slot, col);
+    if (format.scale_f32) {
+      std::memcpy(block + place.scale, &value.scale, 4);
+    } else {
+      const std::uint16_t bits = f32_to_f16(value.scale);
+      std::memcpy(block + place.scale, &bits, 2);
+    }
+    if (format.zeros) block[place.zero] = static_cast<std::uint8_t>(value.zero);
+  }
+}
+
+float read_int4_value(const Int4Format& format, const PackedLayout& layout,
+                      const std::uint8_t* scales, int slot, std::int64_t col, std::uint32_t code) {
+  const ScalePlace place = scale_place(format, layout, slot, col);
+  marlin::Int4Value value{};
+  value.code = static_cast<int>(code);
+  value.zero = format.zeros ? scales[place.zero] : 8;
+  if (format.scale_f32) {
+    std::memcpy(&value.scale, scales + place.scale, 4);
+  } else {
+    std::uint16_t bits;
+    std::memcpy(&bits, scales + place.scale, 2);
+    value.scale = f16_to_f32(bits);
+  }
+  return value.value();
+}
+
+}  // namespace moesaic::cuda

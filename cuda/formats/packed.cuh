@@ -1,0 +1,79 @@
+// One packed role as a kernel sees it, and what a decoder makes of its scales.
+#pragma once
+
+#include "device.cuh"
+#include "formats/layout.h"
+
+namespace moesaic::cuda {
+
+// weight = scale * code + offset, of a group of columns and rows g and g + 8.
+struct Promotion {
+  float scale[2];
+  float offset[2];
+};
+
+struct PackedWeight {
+  const uint8_t* base;
+  const void* const* table;
+  const int32_t* slot_map;
+  int64_t expert_stride;
+  int64_t code_block_bytes;
+  int64_t scale_block_bytes;
+  int64_t scales_at;
+  int32_t num_experts;
+  int32_t row_blocks;
+  int32_t units;
+  // Of INT4: units per record as a power of two, bytes of a record, what is in it.
+  int32_t span_shift;
+  int32_t span_bytes;
+  int32_t scale_f32;
+  int32_t zeros;
+
+  // Null when the expert is not one, or is not resident: its segments are skipped.
+  MOESAIC_DEV const uint8_t* expert(int e) const {
+    if (e < 0 || e >= num_experts) return nullptr;
+    const int64_t slot = slot_map != nullptr ? slot_map[e] : e;
+    if (slot < 0) return nullptr;
+    return table != nullptr ? static_cast<const uint8_t*>(table[slot])
+                            : base + slot * expert_stride;
+  }
+  MOESAIC_DEV const uint8_t* codes(const uint8_t* expert_base, int row_block) const {
+    return expert_base + row_block * code_block_bytes;
+  }
+  MOESAIC_DEV const uint8_t* scales(const uint8_t* expert_base, int row_block) const {
+    return expert_base + scales_at + row_block * scale_block_bytes;
+  }
+};
+
+inline PackedFacts packed_facts(const WeightArgs& weight) {
+  const bool int4 = weight.type == kInt4Type;
+  return {.type = weight.type,
+          .half = weight.half,
+          .rows = weight.rows,
+          .cols = int4 ? weight.packed_cols : weight.cols,
+          .scale_cols = weight.scale_cols,
+          .scale_f32 = weight.scale_f32 != 0,
+          .zeros = weight.zeros != 0};
+}
+
+inline PackedWeight packed_weight(const WeightArgs& weight) {
+  const PackedLayout layout = packed_layout(packed_facts(weight));
+  int span_shift = 0;
+  while ((1 << span_shift) < layout.span_units) ++span_shift;
+  return {.base = static_cast<const uint8_t*>(weight.base),
+          .table = weight.table,
+          .slot_map = weight.slot_map,
+          .expert_stride = weight.expert_stride,
+          .code_block_bytes = layout.code_block_bytes,
+          .scale_block_bytes = layout.scale_block_bytes,
+          .scales_at = layout.scales_at,
+          .num_experts = weight.num_experts,
+          .row_blocks = static_cast<int32_t>(layout.row_blocks),
+          .units = static_cast<int32_t>(layout.units),
+          .span_shift = span_shift,
+          .span_bytes = layout.span_bytes,
+          .scale_f32 = weight.scale_f32,
+          .zeros = weight.zeros};
+}
+
+}  // namespace moesaic::cuda

@@ -1,0 +1,10 @@
+#include "formats/decoders.cuh"
+#include "gemm/kernels.h"
+
+namespace moesaic::cuda {
+
+int32_t launch_product_bf16(const ProductArgs& args, int64_t max_tiles, Stream stream) {
+  return launch_product<decoders::bf16>(args, max_tiles, stream);
+}
+
+}  // namespace moesaic::cuda

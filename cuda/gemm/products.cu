@@ -1,0 +1,274 @@
+// The products of experts: what is staged, which kernel runs, with which output.
+#include "gemm/kernels.h"
+#include "launch.h"
+
+namespace moesaic::cuda {
+namespace {
+
+constexpr int64_t kAlign = 64;
+
+constexpr int64_t aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+
+struct Kernel {
+  int32_t type;
+  int32_t small_groups;  // of INT4: scales per 32 columns
+  const char* gemm_name;
+  const char* gate_up_name;
+  const char* down_name;
+  LaunchProduct launch;
+};
+
+#define MOESAIC_ROW(value, small_groups, name) \
+  {value,                                      \
+   small_groups,                               \
+   "gemm_" #name "_mma",                       \
+   "gate_up_" #name "_mma",                    \
+   "down_" #name "_mma",                       \
+   launch_product_##name},
+constexpr Kernel kKernels[] = {
+#define MOESAIC_FORMAT(TYPE, value, name, unit_bytes, scale) MOESAIC_ROW(value, 0, name)
+#include "formats/formats.inc"
+#undef MOESAIC_FORMAT
+    MOESAIC_ROW(kInt4Type, 0, int4) MOESAIC_ROW(kInt4Type, 1, int4_g32)};
+#undef MOESAIC_ROW
+
+const Kernel* find_kernel(const WeightArgs& weight) {
+  const int32_t small_groups = weight.type == kInt4Type && weight.scale_cols < kUnitCols ? 1 : 0;
+  for (const Kernel& kernel : kKernels) {
+    if (kernel.type == weight.type && kernel.small_groups == small_groups) return &kernel;
+  }
+  return nullptr;
+}
+
+bool is_set(const WeightArgs& weight) { return weight.base != nullptr || weight.table != nullptr; }
+
+// bf16 planes of x: bf16 itself is one; f16 and 16 bits of f32 are two.
+int32_t planes_of(int32_t dtype, int32_t exact) {
+  return dtype == kBF16 || (dtype == kF32 && exact == 0) ? 1 : 2;
+}
+
+// Tokens of a tile: the narrower the fewer idle columns, the wider the fewer times weights are
+// read. The mean of a map with offsets decides; the threshold is not measured. The two loops add K
+// in different orders.
+int32_t tile_width(const MapArgs& map, int32_t num_experts, bool batch_invariant) {
+  const int64_t mean = map.offsets != nullptr ? map.limit / num_experts : map.width;
+  return batch_invariant || mean <= kNarrowTokens / 2 ? kNarrowTokens : kWideTokens;
+}
+
+// Hands out a phase's scratch in order.
+class Carver {
+ public:
+  Carver(void* memory, int64_t bytes) : memory_(static_cast<char*>(memory)), left_(bytes) {}
+  template <class T>
+  T* take(int64_t count) {
+    const int64_t bytes = aligned(count * static_cast<int64_t>(sizeof(T)));
+    left_ -= bytes;
+    char* const at = memory_;
+    memory_ += bytes;
+    return reinterpret_cast<T*>(at);
+  }
+  bool overrun() const { return left_ < 0; }
+
+ private:
+  char* memory_;
+  int64_t left_;
+};
+
+int64_t staged_bytes(int64_t rows, int64_t units, int64_t num_planes) {
+  return aligned(rows * units * num_planes * kPlaneWords * 4) +
+         aligned(rows * units * kUnitSums * 4);
+}
+int64_t list_bytes(int64_t max_tiles) {
+  return aligned(max_tiles * int64_t{sizeof(Tile)}) + kAlign;
+}
+
+// The tiles of a map with offsets: no more than its entries, and one more for each part of a width.
+constexpr int64_t most_tiles(int64_t rows) { return rows + rows / kNarrowTokens; }
+
+// One phase over one map and one input: staging, then one or two products.
+class Phase {
+ public:
+  template <class Args>
+  Phase(const Args& args, Stream stream)
+      : map_(args.map),
+        in_(args.in),
+        exact_(args.exact),
+        batch_invariant_(args.batch_invariant != 0),
+        carver_(args.scratch, args.scratch_bytes),
+        stream_(stream) {}
+
+  bool empty() const { return map_.limit <= 0 || map_.num_segments <= 0; }
+  Carver& carver() { return carver_; }
+
+  int32_t make_tiles(int32_t num_experts) {
+    const int32_t width = tile_width(map_, num_experts, batch_invariant_);
+    max_tiles_ = tiles_bound(map_, width);
+    tiles_ = {map_, nullptr, nullptr, width, num_experts};
+    if (map_.offsets == nullptr) return kOk;
+    auto* const list = carver_.take<Tile>(max_tiles_);
+    auto* const count = carver_.take<int32_t>(1);
+    if (carver_.overrun()) return kBadArguments;
+    tiles_.list = list;
+    tiles_.num_tiles = count;
+    return launch_tiles({.map = map_,
+                         .tiles = list,
+                         .num_tiles = count,
+                         .max_tiles = static_cast<int32_t>(max_tiles_),
+                         .width = width,
+                         .num_experts = num_experts},
+                        stream_);
+  }
+
+  // Stages the input as `weight` reads it.
+  int32_t stage(const WeightArgs& weight) {
+    StageArgs args{};
+    args.in = in_;
+    args.cols = weight.gather != nullptr ? weight.packed_cols : weight.cols;
+    args.gather = weight.gather;
+    args.gather_stride = weight.gather_stride;
+    args.tiles = tiles_;
+    staged_.units = static_cast<int32_t>(blocks_of(packed_facts(weight).cols, kUnitCols));
+    staged_.num_planes = planes_of(in_.dtype, exact_);
+    staged_.by_destination = weight.gather != nullptr && weight.gather_stride != 0 ? 1 : 0;
+    const int64_t rows = staged_.by_destination != 0 ? map_.limit : in_.num_rows;
+    staged_.planes =
+        carver_.take<uint32_t>(rows * staged_.units * staged_.num_planes * kPlaneWords);
+    staged_.sums = carver_.take<float>(rows * staged_.units * kUnitSums);
+    if (carver_.overrun()) return kBadArguments;
+    args.out = staged_;
+    return for_element_type(in_.dtype, [&]<int32_t kType>() -> int32_t {
+      const dim3 threads(32 * kStageWarps);
+      const auto stream = static_cast<dev::Stream>(stream_);
+      if (staged_.by_destination != 0) {
+        return dev::launch(stage_entries_kernel<kType>, dim3(static_cast<unsigned>(max_tiles_)),
+                           threads, 0, stream, args);
+      }
+      const int64_t blocks = blocks_of(rows * staged_.units, kStageWarps);
+      if (blocks > INT32_MAX) return kUnsupported;
+      return dev::launch(stage_kernel<kType>, dim3(static_cast<unsigned>(blocks)), threads, 0,
+                         stream, args);
+    });
+  }
+
+  int32_t multiply(const WeightArgs& weight, const OutputArgs& out) const {
+    return find_kernel(weight)->launch({packed_weight(weight), tiles_, staged_, out}, max_tiles_,
+                                       stream_);
+  }
+
+ private:
+  MapArgs map_;
+  RowsArgs in_;
+  int32_t exact_;
+  bool batch_invariant_;
+  Carver carver_;
+  Stream stream_;
+  int64_t max_tiles_ = 0;
+  TileSource tiles_{};
+  StagedRows staged_{};
+};
+
+// Rows of one role alone, or its half of shared units.
+OutputArgs role_output(const WeightArgs& weight, void* data, int32_t dtype) {
+  OutputArgs out{};
+  out.data = data;
+  out.rows = weight.rows;
+  out.dtype = dtype;
+  out.select = weight.half;
+  out.first = {weight.scale, weight.bias};
+  return out;
+}
+static_assert(kAlone == kAllRows && kFirstHalf == kFirstRows && kSecondHalf == kSecondRows);
+
+int32_t run_product(Phase& phase, const WeightArgs& weight, void* out, int32_t dtype) {
+  if (find_kernel(weight) == nullptr) return kUnsupported;
+  if (const int32_t error = phase.make_tiles(weight.num_experts)) return error;
+  if (const int32_t error = phase.stage(weight)) return error;
+  return phase.multiply(weight, role_output(weight, out, dtype));
+}
+
+bool share_units(const WeightArgs& gate, const WeightArgs& up) {
+  return gate.half == kFirstHalf && up.half == kSecondHalf && gate.base == up.base &&
+         gate.table == up.table;
+}
+
+}  // namespace
+
+int32_t launch_gemm(const GemmArgs& args, Stream stream) {
+  Phase phase(args, stream);
+  if (phase.empty()) return kOk;
+  return run_product(phase, args.weight, args.out, args.out_dtype);
+}
+
+int32_t launch_gate_up(const GateUpArgs& args, Stream stream) {
+  Phase phase(args, stream);
+  if (phase.empty()) return kOk;
+  const bool gated = is_set(args.gate);
+  if (find_kernel(args.up) == nullptr || (gated && find_kernel(args.gate) == nullptr)) {
+    return kUnsupported;
+  }
+  if (const int32_t error = phase.make_tiles(args.up.num_experts)) return error;
+
+  OutputArgs out = role_output(args.up, args.hidden, args.hidden_dtype);
+  out.activated = 1;
+  out.activation = args.activation;
+  if (gated && share_units(args.gate, args.up)) {
+    out.select = kPairs;
+    out.first = {args.gate.scale, args.gate.bias};
+    out.second = {args.up.scale, args.up.bias};
+  } else if (gated) {
+    auto* const gate_rows = phase.carver().take<float>(args.map.limit * args.gate.rows);
+    if (phase.carver().overrun()) return kBadArguments;
+    if (const int32_t error = phase.stage(args.gate)) return error;
+    if (const int32_t error = phase.multiply(args.gate, role_output(args.gate, gate_rows, kF32))) {
+      return error;
+    }
+    out.gate_rows = gate_rows;
+  }
+  if (const int32_t error = phase.stage(args.up)) return error;
+  return phase.multiply(args.up, out);
+}
+
+int32_t launch_down(const DownArgs& args, Stream stream) {
+  Phase phase(args, stream);
+  if (!phase.empty()) {
+    if (const int32_t error = run_product(phase, args.weight, args.rows, args.combine.rows_dtype)) {
+      return error;
+    }
+  }
+  CombineArgs combine = args.combine;
+  combine.rows = args.rows;
+  return launch_combine(combine, stream);
+}
+
+int64_t gemm_scratch_bytes(const GemmScratchArgs& args) {
+  const int64_t rows = args.num_rows > args.num_in ? args.num_rows : args.num_in;
+  const int64_t staged = staged_bytes(rows, blocks_of(args.cols, kUnitCols), 2);
+  // Gate and up that differ may read different columns: both stagings, and the rows of gate.
+  const int64_t separate =
+      args.separate != 0 ? staged + aligned(args.num_rows * args.out_cols * 4) : 0;
+  return list_bytes(most_tiles(args.num_rows)) + staged + separate;
+}
+
+const char* gemm_name(const WeightArgs& weight, int64_t) {
+  const Kernel* const kernel = find_kernel(weight);
+  return kernel != nullptr ? kernel->gemm_name : nullptr;
+}
+
+const KernelRow* gemm_kernels(int32_t* count) {
+  constexpr int kNum = static_cast<int>(sizeof kKernels / sizeof *kKernels);
+  static KernelRow rows[3 * kNum];
+  static const bool filled = [] {
+    for (int i = 0; i < kNum; ++i) {
+      const Kernel& kernel = kKernels[i];
+      rows[3 * i] = {"expert_gemm", kernel.gemm_name, kernel.type, 80};
+      rows[3 * i + 1] = {"gate_up", kernel.gate_up_name, kernel.type, 80};
+      rows[3 * i + 2] = {"down", kernel.down_name, kernel.type, 80};
+    }
+    return true;
+  }();
+  (void)filled;
+  *count = 3 * kNum;
+  return rows;
+}
+
+}  // namespace moesaic::cuda

@@ -1,0 +1,59 @@
+// out[t] (+)= sum over the slots of a token, in order, of weight * row. f32 accumulators, one fused
+// multiply-add per slot under nvcc; a value to add to comes last. A thread owns four columns of a
+// token, so nothing is shared and the order is that of the slots. Rows are asked for four slots at
+// a time, before the first of them is added. Not measured on hardware.
+#pragma once
+
+#include "ops/gather.cuh"
+
+namespace moesaic::cuda {
+
+inline constexpr int kSlotsAhead = 4;
+
+// Row of a pair, or -1 when the pair is skipped.
+MOESAIC_DEV int64_t combined_row(const CombineArgs& args, int64_t pair) {
+  const int32_t id = args.topk_ids[pair];
+  if (id < 0 || id >= args.num_experts) return -1;
+  const int64_t row = args.pair_row != nullptr ? args.pair_row[pair] : pair;
+  return row < args.num_tokens * args.top_k ? row : -1;
+}
+
+template <int32_t kRows, int32_t kOut>
+MOESAIC_KERNEL void __launch_bounds__(kRowThreads) combine_kernel(CombineArgs args) {
+  const int64_t cols = args.hidden_size;
+  const int64_t quad = quad_of_thread();
+  if (4 * quad >= cols) return;
+  const bool whole_rows = cols % 4 == 0 && quads_allowed<kRows>(args.rows, 0);
+  for (int64_t token = blockIdx.y; token < args.num_tokens; token += gridDim.y) {
+    Quad sum{};
+    for (int32_t first = 0; first < args.top_k; first += kSlotsAhead) {
+      int64_t row[kSlotsAhead];
+      Quad value[kSlotsAhead];
+      MOESAIC_UNROLL
+      for (int i = 0; i < kSlotsAhead; ++i) {
+        const int64_t pair = token * args.top_k + first + i;
+        row[i] = first + i < args.top_k ? combined_row(args, pair) : -1;
+        if (row[i] >= 0) {
+          value[i] = load_columns<kRows>(args.rows, row[i] * cols, quad, cols, whole_rows);
+        }
+      }
+      MOESAIC_UNROLL
+      for (int i = 0; i < kSlotsAhead; ++i) {
+        if (row[i] < 0) continue;
+        const float weight = args.topk_weights[token * args.top_k + first + i];
+        MOESAIC_UNROLL
+        for (int c = 0; c < 4; ++c) sum.v[c] += weight * value[i].v[c];
+      }
+    }
+    const int64_t offset = token * args.out_stride;
+    const bool whole = cols % 4 == 0 && quads_allowed<kOut>(args.out, offset);
+    if (args.accumulate != 0) {
+      const Quad before = load_columns<kOut>(args.out, offset, quad, cols, whole);
+      MOESAIC_UNROLL
+      for (int c = 0; c < 4; ++c) sum.v[c] = before.v[c] + sum.v[c];
+    }
+    store_columns<kOut>(args.out, offset, quad, cols, whole, sum);
+  }
+}
+
+}  // namespace moesaic::cuda

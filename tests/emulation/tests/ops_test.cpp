@@ -1,0 +1,350 @@
+// Gather, activate, combine, router logits and fills on the device against the scalar definitions
+// and f64 sums.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "launch.h"
+#include "moesaic/config.hpp"
+#include "moesaic/types.hpp"
+#include "runtime/emulator.hpp"
+
+namespace moesaic {
+namespace {
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+constexpr float kInf = std::numeric_limits<float>::infinity();
+using Floats = std::vector<float>;
+using Ints = std::vector<std::int32_t>;
+
+constexpr DType kTypes[] = {DType::F32, DType::F16, DType::BF16};
+
+std::int32_t code_of(DType dtype) {
+  return dtype == DType::F32 ? cuda::kF32 : dtype == DType::F16 ? cuda::kF16 : cuda::kBF16;
+}
+
+Floats random_floats(std::size_t count, unsigned seed, float scale = 1.0F) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal(0.0F, scale);
+  Floats values(count);
+  for (float& v : values) v = normal(random);
+  return values;
+}
+
+/// Elements of one type, starting at any element of an aligned range.
+class Elements {
+ public:
+  Elements(DType dtype, std::size_t count, std::size_t skip = 0)
+      : dtype_(dtype), skip_(skip), count_(count), words_((count + skip) * size_of(dtype) / 2) {
+    for (std::size_t i = 0; i < count; ++i) set(i, kNan);
+  }
+  Elements(DType dtype, const Floats& values, std::size_t skip = 0)
+      : Elements(dtype, values.size(), skip) {
+    for (std::size_t i = 0; i < values.size(); ++i) set(i, values[i]);
+  }
+  void* data() { return words_.data() + skip_ * size_of(dtype_) / 2; }
+  std::size_t size() const { return count_; }
+  float get(std::size_t i) const {
+    const std::uint16_t* const at = words_.data() + (i + skip_) * size_of(dtype_) / 2;
+    if (dtype_ == DType::F16) return f16_to_f32(*at);
+    if (dtype_ == DType::BF16) return bf16_to_f32(*at);
+    float value;
+    std::memcpy(&value, at, sizeof(value));
+    return value;
+  }
+  void set(std::size_t i, float value) {
+    std::uint16_t* const at = words_.data() + (i + skip_) * size_of(dtype_) / 2;
+    if (dtype_ == DType::F16) {
+      *at = f32_to_f16(value);
+    } else if (dtype_ == DType::BF16) {
+      *at = f32_to_bf16(value);
+    } else {
+      std::memcpy(at, &value, sizeof(value));
+    }
+  }
+  bool operator==(const Elements& other) const { return words_ == other.words_; }
+
+ private:
+  DType dtype_;
+  std::size_t skip_, count_;
+  std::vector<std::uint16_t> words_;
+};
+
+float rounded(DType dtype, float value) {
+  if (dtype == DType::F16) return f16_to_f32(f32_to_f16(value));
+  if (dtype == DType::BF16) return bf16_to_f32(f32_to_bf16(value));
+  return value;
+}
+
+bool same(float a, float b) { return a == b || (std::isnan(a) && std::isnan(b)); }
+
+TEST(GatherOnDevice, RowsOfEveryTypeAndStride) {
+  for (const DType dtype : kTypes) {
+    for (const std::int64_t cols : {1, 5, 64, 516, 1030}) {
+      for (const std::size_t skip : {std::size_t{0}, std::size_t{1}}) {
+        for (const std::int64_t slack : {0, 4, 3}) {
+          const std::int64_t x_rows = 6;
+          const std::int64_t stride = cols + slack;
+          Elements x(dtype, random_floats(static_cast<std::size_t>(x_rows * stride), 1), skip);
+          x.set(1, kInf);
+          const Ints index = {3, -1, 0, 5, 5, -7, 6, 2};  // 6 is behind the last row
+          const bool to_f32 = (cols + slack) % 2 == 0;
+          const DType out_type = to_f32 ? DType::F32 : dtype;
+          Elements out(out_type, static_cast<std::size_t>(cols) * index.size());
+          cuda::GatherArgs args{};
+          args.x = {x.data(), code_of(dtype), 0, x_rows, cols, 1, stride, 0};
+          args.index = index.data();
+          args.out = out.data();
+          args.rows = static_cast<std::int64_t>(index.size());
+          args.out_dtype = code_of(out_type);
+          emulation::options().seed = skip;
+          ASSERT_EQ(cuda::launch_gather(args, nullptr), cuda::kOk);
+          for (std::size_t r = 0; r < index.size(); ++r) {
+            for (std::int64_t c = 0; c < cols; ++c) {
+              const bool real = index[r] >= 0 && index[r] < x_rows;
+              const float expected =
+                  real ? x.get(static_cast<std::size_t>(index[r] * stride + c)) : 0.0F;
+              ASSERT_EQ(out.get(r * static_cast<std::size_t>(cols) + static_cast<std::size_t>(c)),
+                        expected)
+                  << "row " << r << ", column " << c << " of " << cols;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(GatherOnDevice, BroadcastAndRankThree) {
+  // [2, 3, 8] with an inner stride, then one row for all slots.
+  Elements x(DType::BF16, random_floats(2 * 3 * 20, 2));
+  for (const std::int64_t inner_stride : {20, 0}) {
+    Elements out(DType::F32, 6 * 8);
+    const Ints index = {0, 1, 2, 3, 4, 5};
+    cuda::GatherArgs args{};
+    args.x = {x.data(), cuda::kBF16, 0, 6, 8, 3, 60, inner_stride};
+    args.index = index.data();
+    args.out = out.data();
+    args.rows = 6;
+    args.out_dtype = cuda::kF32;
+    ASSERT_EQ(cuda::launch_gather(args, nullptr), cuda::kOk);
+    for (std::size_t r = 0; r < 6; ++r) {
+      for (std::size_t c = 0; c < 8; ++c) {
+        const std::size_t at = r / 3 * 60 + r % 3 * static_cast<std::size_t>(inner_stride) + c;
+        EXPECT_EQ(out.get(r * 8 + c), x.get(at));
+      }
+    }
+  }
+}
+
+TEST(GatherOnDevice, RefusesOtherTypes) {
+  cuda::GatherArgs args{};
+  args.x.dtype = cuda::kF32;
+  args.out_dtype = cuda::kBF16;
+  EXPECT_EQ(cuda::launch_gather(args, nullptr), cuda::kUnsupported);
+  args.x.dtype = 17;
+  args.out_dtype = 17;
+  EXPECT_EQ(cuda::launch_gather(args, nullptr), cuda::kUnsupported);
+}
+
+TEST(ActivateOnDevice, EveryKindAgainstTheScalarDefinition) {
+  constexpr float kSpecial[] = {0.0F, -0.0F, 90.0F, -90.0F, 7.0F, -7.0F, kNan, kInf, -kInf, 1e-20F};
+  for (int kind = 0; kind <= static_cast<int>(ActivationKind::SiTu); ++kind) {
+    for (const float linear_beta : {0.0F, 2.5F}) {
+      const Activation activation{static_cast<ActivationKind>(kind), 3.0F, 1.702F, 1.5F,
+                                  linear_beta};
+      for (const std::int64_t cols : {1, 6, 64, 700}) {
+        const std::int64_t rows = 5;
+        const std::int64_t stride = 2 * cols;
+        Floats gate_up = random_floats(static_cast<std::size_t>(rows * stride), 7, 3.0F);
+        for (std::size_t i = 0; i < gate_up.size() && i < std::size(kSpecial); ++i) {
+          gate_up[i] = kSpecial[i];
+        }
+        Floats hidden(static_cast<std::size_t>(rows * cols), kNan);
+        cuda::ActivateArgs args{};
+        args.activation = {kind, activation.limit, activation.alpha, activation.beta,
+                           activation.linear_beta};
+        args.gate = activation.gated() ? gate_up.data() : nullptr;
+        args.up = gate_up.data() + cols;
+        args.hidden = hidden.data();
+        args.row_stride = stride;
+        args.rows = rows;
+        args.intermediate = cols;
+        ASSERT_EQ(cuda::launch_activate(args, nullptr), cuda::kOk);
+        for (std::int64_t r = 0; r < rows; ++r) {
+          for (std::int64_t c = 0; c < cols; ++c) {
+            const float g = gate_up[static_cast<std::size_t>(r * stride + c)];
+            const float u = gate_up[static_cast<std::size_t>(r * stride + cols + c)];
+            const float expected = activate(activation, g, u);
+            const float got = hidden[static_cast<std::size_t>(r * cols + c)];
+            // 1 + tanh(x) of the scalar definition loses what its two terms cancel.
+            const float slack =
+                2e-6F * std::fabs(expected) + 1e-6F * std::fabs(u) * std::max(1.0F, std::fabs(g));
+            ASSERT_TRUE(same(got, expected) || std::fabs(got - expected) <= slack)
+                << name_of(activation.kind) << "(" << g << ", " << u << ") = " << got
+                << ", expected " << expected;
+          }
+        }
+      }
+    }
+  }
+}
+
+struct CombineCase {
+  std::int64_t tokens;
+  std::int32_t top_k;
+  std::int64_t hidden;
+  bool with_plan;
+  bool accumulate;
+};
+
+TEST(CombineOnDevice, SlotOrderEveryTypeAndSkippedPairs) {
+  constexpr std::int32_t kExperts = 9;
+  for (const CombineCase& c :
+       {CombineCase{1, 1, 1, false, false}, CombineCase{3, 8, 70, true, false},
+        CombineCase{5, 6, 512, true, true}, CombineCase{4, 10, 700, false, true},
+        CombineCase{2, 64, 33, true, false}, CombineCase{0, 2, 16, true, false}}) {
+    for (const DType rows_type : kTypes) {
+      for (const DType out_type : kTypes) {
+        const auto pairs = static_cast<std::size_t>(c.tokens * c.top_k);
+        const auto hidden = static_cast<std::size_t>(c.hidden);
+        const std::size_t stride = hidden + (c.accumulate ? 3 : 0);
+        Elements rows(rows_type, random_floats(pairs * hidden, 3));
+        Ints ids(pairs);
+        Ints pair_row(pairs);
+        const Floats weights = random_floats(pairs, 4);
+        for (std::size_t p = 0; p < pairs; ++p) {
+          ids[p] = static_cast<std::int32_t>(p * 5 % 11) - 1;  // -1 and 9 are skipped
+          pair_row[p] = static_cast<std::int32_t>(pairs - 1 - p);
+          if (p % 13 == 12) pair_row[p] = -1;
+          const bool skipped = ids[p] < 0 || ids[p] >= kExperts || (c.with_plan && pair_row[p] < 0);
+          // A row that must not be read.
+          const std::size_t row = c.with_plan ? pairs - 1 - p : p;
+          if (skipped) rows.set(row * hidden, kNan);
+        }
+        const Floats before = random_floats(static_cast<std::size_t>(c.tokens) * stride, 6);
+        Elements out(out_type, before);
+        cuda::CombineArgs args{};
+        args.rows = rows.data();
+        args.pair_row = c.with_plan ? pair_row.data() : nullptr;
+        args.topk_ids = ids.data();
+        args.topk_weights = weights.data();
+        args.out = out.data();
+        args.out_stride = static_cast<std::int64_t>(stride);
+        args.num_tokens = c.tokens;
+        args.hidden_size = c.hidden;
+        args.rows_dtype = code_of(rows_type);
+        args.out_dtype = code_of(out_type);
+        args.top_k = c.top_k;
+        args.num_experts = kExperts;
+        args.accumulate = c.accumulate ? 1 : 0;
+        emulation::options().seed = pairs % 3;
+        ASSERT_EQ(cuda::launch_combine(args, nullptr), cuda::kOk);
+
+        for (std::size_t t = 0; t < static_cast<std::size_t>(c.tokens); ++t) {
+          for (std::size_t h = 0; h < stride; ++h) {
+            const float was = rounded(out_type, before[t * stride + h]);
+            const float got = out.get(t * stride + h);
+            if (h >= hidden) {
+              ASSERT_EQ(got, was) << "between rows";
+              continue;
+            }
+            float sum = 0.0F;
+            for (std::size_t slot = 0; slot < static_cast<std::size_t>(c.top_k); ++slot) {
+              const std::size_t p = t * static_cast<std::size_t>(c.top_k) + slot;
+              if (ids[p] < 0 || ids[p] >= kExperts) continue;
+              if (c.with_plan && pair_row[p] < 0) continue;
+              const auto row = c.with_plan ? static_cast<std::size_t>(pair_row[p]) : p;
+              sum += weights[p] * rows.get(row * hidden + h);
+            }
+            if (c.accumulate) sum = was + sum;
+            ASSERT_EQ(got, rounded(out_type, sum)) << "token " << t << ", column " << h;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(RouterLogitsOnDevice, AgainstDoubleAndTheSameForEveryBatch) {
+  for (const DType dtype : kTypes) {
+    for (const std::int64_t cols : {1, 7, 128, 300}) {
+      for (const std::int32_t experts : {1, 5, 33}) {
+        const std::int64_t tokens = 21;
+        const std::int64_t stride = cols + (cols == 300 ? 4 : 1);
+        Elements x(dtype, random_floats(static_cast<std::size_t>(tokens * stride), 8));
+        Floats weight = random_floats(static_cast<std::size_t>(experts * cols), 9);
+        Floats logits(static_cast<std::size_t>(tokens * experts), kNan);
+        cuda::RouterLogitsArgs args{};
+        args.x = {x.data(), code_of(dtype), 0, tokens, cols, 1, stride, 0};
+        args.weight = weight.data();
+        args.logits = logits.data();
+        args.num_experts = experts;
+        emulation::options().seed = 1;
+        ASSERT_EQ(cuda::launch_router_logits(args, nullptr), cuda::kOk);
+        for (std::int64_t t = 0; t < tokens; ++t) {
+          for (std::int32_t e = 0; e < experts; ++e) {
+            double sum = 0.0;
+            double norm = 0.0;
+            for (std::int64_t c = 0; c < cols; ++c) {
+              const double product =
+                  static_cast<double>(x.get(static_cast<std::size_t>(t * stride + c))) *
+                  static_cast<double>(weight[static_cast<std::size_t>(e * cols + c)]);
+              sum += product;
+              norm += std::fabs(product);
+            }
+            ASSERT_NEAR(logits[static_cast<std::size_t>(t * experts + e)], sum, 3e-6 * norm);
+          }
+        }
+        // Alone, a token runs in the other tile shape: the same bits.
+        Floats alone(static_cast<std::size_t>(experts), kNan);
+        args.x.data = static_cast<const char*>(args.x.data) +
+                      static_cast<std::size_t>(17 * stride) * size_of(dtype);
+        args.x.num_rows = 1;
+        args.logits = alone.data();
+        ASSERT_EQ(cuda::launch_router_logits(args, nullptr), cuda::kOk);
+        for (std::int32_t e = 0; e < experts; ++e) {
+          EXPECT_EQ(alone[static_cast<std::size_t>(e)],
+                    logits[static_cast<std::size_t>(17 * experts + e)]);
+        }
+      }
+    }
+  }
+}
+
+TEST(ZeroSkippedOnDevice, OnlySkippedRows) {
+  for (const std::int64_t cols : {1, 6, 640}) {
+    const Ints ids = {0, -1, 3, 4, -9, 2};
+    Floats out(static_cast<std::size_t>(cols) * ids.size(), kNan);
+    ASSERT_EQ(cuda::launch_zero_skipped({ids.data(), out.data(), 6, cols, 4}, nullptr), cuda::kOk);
+    for (std::size_t r = 0; r < ids.size(); ++r) {
+      for (std::size_t c = 0; c < static_cast<std::size_t>(cols); ++c) {
+        const float got = out[r * static_cast<std::size_t>(cols) + c];
+        EXPECT_TRUE(ids[r] < 0 || ids[r] >= 4 ? got == 0.0F : std::isnan(got));
+      }
+    }
+  }
+}
+
+TEST(FillOnDevice, EveryByteAndNoOther) {
+  for (const std::size_t skip : {0, 1, 7, 15}) {
+    for (const std::size_t bytes : {0, 1, 15, 16, 17, 100, 5000}) {
+      std::vector<unsigned char> memory(bytes + 64, 0x11);
+      ASSERT_EQ(cuda::launch_fill({memory.data() + skip, static_cast<std::int64_t>(bytes), 0xA5},
+                                  nullptr),
+                cuda::kOk);
+      for (std::size_t i = 0; i < memory.size(); ++i) {
+        ASSERT_EQ(memory[i], i >= skip && i < skip + bytes ? 0xA5 : 0x11)
+            << "byte " << i << " of " << bytes << " from " << skip;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace moesaic
