@@ -1,0 +1,273 @@
+#include "metal/dispatch_shape.hpp"
+
+#include <algorithm>
+#include <limits>
+#include <string>
+
+#include "moesaic/error.hpp"
+
+namespace moesaic::metal {
+namespace {
+
+using namespace metal_args;
+
+/// A dimension of a grid; positions in it are 32-bit in the kernels.
+std::uint32_t extent(std::int64_t groups, const char* what) {
+  require<ShapeError>(groups >= 0 && groups <= std::numeric_limits<std::int32_t>::max(), [&] {
+    return Problem{"metal", what, "fewer than 2^31 threadgroups", std::to_string(groups),
+                   "split the batch"};
+  });
+  return static_cast<std::uint32_t>(groups);
+}
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+std::int32_t narrow(std::int64_t value, const char* what) {
+  return static_cast<std::int32_t>(extent(value, what));
+}
+
+}  // namespace
+
+std::string_view name_of(Kernel kernel) noexcept {
+  switch (kernel) {
+#define MOESAIC_METAL_KERNEL(name) \
+  case Kernel::name:               \
+    return #name;
+#include "metal/kernels.inc"
+  }
+  return "unknown";
+}
+
+Product choose_product(const RowMap& map) {
+  const std::int64_t rows = map.offsets == nullptr ? map.width
+                            : map.num_segments > 0 ? map.limit / map.num_segments
+                                                   : 0;
+  if (rows < kGemmMinRows) return Product::Gemv;
+  return map.offsets == nullptr ? Product::GemmDirect : Product::GemmIndirect;
+}
+
+std::int32_t tiles_per_segment(const RowMap& map) {
+  return static_cast<std::int32_t>(ceil_div(map.width, kGemmCols));
+}
+
+bool fuses_gate_up(const ExpertStack& stack, const RowMap& map) {
+  return stack.gated() && choose_product(map) == Product::Gemv &&
+         stack.gate().ref.type == stack.up().ref.type;
+}
+
+bool has_kernels(QuantType type) {
+  switch (type) {
+#define MOESAIC_METAL_FORMAT(type, suffix) case QuantType::type:
+#include "metal/kernels.inc"
+    return true;
+    default:
+      return false;
+  }
+}
+
+Kernel expert_kernel(QuantType type, ExpertLoop loop) {
+  Kernel first{};
+  switch (type) {
+#define MOESAIC_METAL_FORMAT(type, suffix) \
+  case QuantType::type:                    \
+    first = Kernel::expert_gemv_##suffix;  \
+    break;
+#include "metal/kernels.inc"
+    default:
+      break;
+  }
+  // kernels.inc lists the loops of a format in the order of ExpertLoop.
+  return static_cast<Kernel>(static_cast<int>(first) + static_cast<int>(loop));
+}
+
+ExpertLoop loop_of(Product product, Precision precision) {
+  if (product == Product::Gemv) return ExpertLoop::Gemv;
+  return precision == Precision::Fast ? ExpertLoop::GemmHalf : ExpertLoop::Gemm;
+}
+
+std::int64_t tile_capacity(std::int64_t num_segments, std::int64_t limit) {
+  // Every segment with entries has at most one tile that is not full.
+  return limit / kGemmCols + std::min(num_segments, limit);
+}
+
+std::size_t tile_scratch_bytes(std::int64_t num_segments, std::int64_t limit) {
+  return kTileListOffset +
+         static_cast<std::size_t>(tile_capacity(num_segments, limit)) * sizeof(GemmTile);
+}
+
+std::int32_t input_constant(DType dtype) {
+  switch (dtype) {
+    case DType::F16:
+      return kTypeF16;
+    case DType::BF16:
+      return kTypeBF16;
+    default:
+      return kTypeF32;
+  }
+}
+
+RowMapArgs row_map_args(const RowMap& map) {
+  std::uint32_t flags = 0;
+  if (map.expert != nullptr) flags |= kHasExpert;
+  if (map.offsets != nullptr) flags |= kHasOffsets;
+  if (map.source != nullptr) flags |= kHasSource;
+  if (map.destination != nullptr) flags |= kHasDestination;
+  return {map.num_segments, map.width, map.source_divisor, map.limit, flags, 0};
+}
+
+InputArgs input_args(const InputRows& rows) {
+  return {rows.inner_count, rows.outer_stride, rows.inner_stride};
+}
+
+ActivationArgs activation_args(const Activation& a) {
+  return {a.limit, a.alpha, a.beta, a.linear_beta};
+}
+
+WeightArgs weight_args(const RoleWeights& weights, std::uint64_t base) {
+  const WeightRef& ref = weights.ref;
+  std::uint32_t flags = 0;
+  if (ref.slot_map != nullptr) flags |= kHasSlotMap;
+  if (weights.device_scale != nullptr) flags |= kHasScale;
+  if (weights.device_bias != nullptr) flags |= kHasBias;
+  return {base,
+          ref.expert_stride,
+          ref.row_stride,
+          ref.num_experts,
+          narrow(ref.rows, "rows"),
+          narrow(ref.cols, "cols"),
+          flags};
+}
+
+RouteArgs route_args(const RouterConfig& config, std::int64_t row_stride, bool report_nonfinite) {
+  std::uint32_t flags = 0;
+  if (!config.router_bias.empty()) flags |= kHasRouterBias;
+  if (!config.selection_bias.empty()) flags |= kHasSelectionBias;
+  if (report_nonfinite) flags |= kReportNonfinite;
+  if (config.renormalize) flags |= kRenormalize;
+  return {.row_stride = row_stride,
+          .num_experts = config.num_experts,
+          .top_k = config.top_k,
+          .score = static_cast<std::int32_t>(config.score),
+          .guard = static_cast<std::int32_t>(config.guard),
+          .select_on = static_cast<std::int32_t>(config.select_on),
+          .num_groups = config.num_groups,
+          .groups_used = config.groups_used,
+          .group_reduce = static_cast<std::int32_t>(config.group_reduce),
+          .group_mask = static_cast<std::int32_t>(config.group_mask),
+          .flags = flags,
+          .guard_eps = config.guard_eps,
+          .scale = config.scale == 0.0F ? 1.0F : config.scale};
+}
+
+void check_route(const RouterConfig& config) {
+  require<UnsupportedError>(config.top_k <= kRouteMaxTopK, [&] {
+    return Problem{"metal", "top_k", "at most " + std::to_string(kRouteMaxTopK),
+                   std::to_string(config.top_k), "route on the CPU and give the routing"};
+  });
+  require<UnsupportedError>(config.num_groups <= kRouteMaxGroups, [&] {
+    return Problem{"metal", "num_groups", "at most " + std::to_string(kRouteMaxGroups),
+                   std::to_string(config.num_groups), "route on the CPU and give the routing"};
+  });
+}
+
+DispatchShape router_logits_shape(const InputRows& x, std::int32_t num_experts) {
+  const std::int64_t tiles = ceil_div(num_experts, kLogitsThreads / kSimdWidth);
+  return {.kernel = Kernel::router_logits,
+          .constants = {.input = input_constant(x.dtype)},
+          .groups = {extent(tiles, "experts"), extent(x.num_rows, "tokens"), 1},
+          .threads = kLogitsThreads};
+}
+
+DispatchShape route_shape(std::int64_t num_tokens) {
+  return {.kernel = Kernel::route,
+          .groups = {extent(num_tokens, "tokens"), 1, 1},
+          .threads = kRouteThreads};
+}
+
+DispatchShape bucket_plan_shape(std::int32_t num_experts) {
+  return {.kernel = Kernel::bucket_plan,
+          .groups = {extent(num_experts + std::int64_t{1}, "experts"), 1, 1},
+          .threads = kPlanThreads};
+}
+
+DispatchShape align_shape(std::int32_t num_experts) {
+  return {.kernel = Kernel::align_blocks,
+          .groups = {extent(num_experts + std::int64_t{1}, "experts"), 1, 1},
+          .threads = kPlanThreads};
+}
+
+DispatchShape gather_shape(const InputRows& x, std::int64_t rows) {
+  return {.kernel = Kernel::gather_rows,
+          .constants = {.input = input_constant(x.dtype)},
+          .groups = {extent(x.cols > 0 ? rows : 0, "rows"), 1, 1},
+          .threads = kRowThreads};
+}
+
+DispatchShape activate_shape(const Activation& activation, std::int64_t rows) {
+  return {.kernel = Kernel::activate_rows,
+          .constants = {.activation = static_cast<std::int32_t>(activation.kind)},
+          .groups = {extent(rows, "rows"), 1, 1},
+          .threads = kRowThreads};
+}
+
+DispatchShape combine_shape(const CombineCall& call) {
+  return {.kernel = Kernel::combine_rows,
+          .constants = {.output = input_constant(call.out.dtype)},
+          .groups = {extent(ceil_div(call.out.dim(1), kRowThreads), "columns"),
+                     extent(call.routing.num_tokens, "tokens"), 1},
+          .threads = kRowThreads};
+}
+
+DispatchShape shared_routing_shape(std::int64_t num_tokens) {
+  return {.kernel = Kernel::shared_routing,
+          .groups = {extent(ceil_div(num_tokens, kRowThreads), "tokens"), 1, 1},
+          .threads = kRowThreads};
+}
+
+DispatchShape zero_skipped_shape(std::int64_t rows) {
+  return {.kernel = Kernel::zero_skipped,
+          .groups = {extent(rows, "rows"), 1, 1},
+          .threads = kRowThreads};
+}
+
+DispatchShape words_shape(Kernel kernel, std::int64_t words) {
+  return {.kernel = kernel,
+          .groups = {extent(ceil_div(words, kRowThreads), "words"), 1, 1},
+          .threads = kRowThreads};
+}
+
+DispatchShape gemm_tiles_shape(const RowMap& map) {
+  return {.kernel = Kernel::gemm_tiles,
+          .groups = {extent(map.num_segments + std::int64_t{1}, "segments"), 1, 1},
+          .threads = kSimdWidth};
+}
+
+DispatchShape expert_shape(const WeightRef& weight, const RowMap& map, const InputRows& in,
+                           Product product, Precision precision) {
+  DispatchShape shape{.kernel = expert_kernel(weight.type, loop_of(product, precision)),
+                      .constants = {.input = input_constant(in.dtype)}};
+  if (product == Product::Gemv) {
+    shape.groups = {extent(ceil_div(weight.rows, kGemvRows), "rows"),
+                    extent(map.num_segments, "segments"), 1};
+    shape.threads = kGemvThreads;
+    return shape;
+  }
+  const std::int64_t tiles = product == Product::GemmDirect
+                                 ? std::int64_t{map.num_segments} * tiles_per_segment(map)
+                                 : tile_capacity(map.num_segments, map.limit);
+  shape.groups = {extent(tiles, "tiles"), extent(ceil_div(weight.rows, kGemmRows), "rows"), 1};
+  shape.threads = kGemmThreads;
+  return shape;
+}
+
+DispatchShape gate_up_shape(const WeightRef& gate, const RowMap& map, const InputRows& in,
+                            const Activation& activation) {
+  return {.kernel = expert_kernel(gate.type, ExpertLoop::GateUp),
+          .constants = {.input = input_constant(in.dtype),
+                        .activation = static_cast<std::int32_t>(activation.kind)},
+          .groups = {extent(ceil_div(gate.rows, kGemvRows), "rows"),
+                     extent(map.num_segments, "segments"), 1},
+          .threads = kGemvThreads};
+}
+
+}  // namespace moesaic::metal

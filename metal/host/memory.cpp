@@ -1,0 +1,93 @@
+#include "metal/host/memory.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+#include "metal/host/errors.hpp"
+
+namespace moesaic::metal {
+namespace {
+
+std::uintptr_t page_bytes() {
+  static const auto bytes = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  return bytes;
+}
+
+}  // namespace
+
+Memory::Memory(MTL::Device* device) : device_(device) {}
+
+NS::SharedPtr<MTL::Buffer> Memory::create(std::size_t bytes) {
+  // An empty buffer does not exist.
+  auto buffer = NS::TransferPtr(
+      device_->newBuffer(std::max<std::size_t>(bytes, 16), MTL::ResourceStorageModeShared));
+  require<OutOfMemoryError>(buffer.get() != nullptr, [&] {
+    return Problem{"metal", "allocate", std::to_string(bytes) + " bytes",
+                   "no buffer; the largest one has " + std::to_string(device_->maxBufferLength()),
+                   "use a smaller batch or fewer loaded layers"};
+  });
+  return buffer;
+}
+
+void* Memory::allocate(std::size_t bytes) {
+  const NS::SharedPtr<MTL::Buffer> buffer = create(bytes);
+  void* const memory = buffer->contents();
+  map_.insert(memory, buffer->length(), buffer.get());
+  buffer->retain();  // released by deallocate
+  return memory;
+}
+
+void Memory::deallocate(void* memory) noexcept {
+  const auto place = map_.find(memory);
+  if (!place) return;
+  map_.erase(memory, place->buffer);
+  static_cast<MTL::Buffer*>(place->buffer)->release();
+}
+
+std::shared_ptr<const void> Memory::adopt(const void* begin, std::size_t bytes) {
+  const auto address = reinterpret_cast<std::uintptr_t>(begin);
+  const std::uintptr_t first = address / page_bytes() * page_bytes();
+  const std::uintptr_t last = (address + bytes + page_bytes() - 1) / page_bytes() * page_bytes();
+  if (last - first > device_->maxBufferLength()) return nullptr;
+  MTL::Buffer* const buffer = device_->newBuffer(reinterpret_cast<const void*>(first), last - first,
+                                                 MTL::ResourceStorageModeShared, nullptr);
+  if (buffer == nullptr) return nullptr;
+  return map_while_alive(begin, bytes, buffer, address - first);
+}
+
+std::shared_ptr<const void> Memory::mirror(const void* from, std::size_t bytes) {
+  return map_while_alive(from, bytes, copy_of(from, bytes)->retain(), 0);
+}
+
+std::shared_ptr<const void> Memory::map_while_alive(const void* begin, std::size_t bytes,
+                                                    MTL::Buffer* buffer, std::size_t offset) {
+  map_.insert(begin, bytes, buffer, offset);
+  return {buffer, [this, begin](MTL::Buffer* b) {
+            map_.erase(begin, b);
+            b->release();
+          }};
+}
+
+NS::SharedPtr<MTL::Buffer> Memory::copy_of(const void* from, std::size_t bytes) {
+  NS::SharedPtr<MTL::Buffer> buffer = create(bytes);
+  std::memcpy(buffer->contents(), from, bytes);
+  return buffer;
+}
+
+bool Memory::holds(const void* address, std::size_t bytes) const {
+  return map_.find(address, bytes).has_value();
+}
+
+BufferSlice Memory::find(const void* address, const char* what) const {
+  const auto place = map_.find(address);
+  require<DeviceError>(place.has_value(), [&] {
+    return Problem{"metal", what, "memory of the Metal backend", "memory of the host",
+                   "take it from Backend::allocate"};
+  });
+  return {static_cast<MTL::Buffer*>(place->buffer), place->offset};
+}
+
+}  // namespace moesaic::metal

@@ -1,0 +1,51 @@
+#pragma once
+
+/// Buffers in unified memory, found again by address.
+
+#include <cstddef>
+#include <memory>
+
+#include "metal/host/address_map.hpp"
+#include "metal/host/metal_cpp.hpp"
+
+namespace moesaic::metal {
+
+struct BufferSlice {
+  MTL::Buffer* buffer;
+  NS::UInteger offset;
+};
+
+class Memory {
+ public:
+  explicit Memory(MTL::Device* device);
+
+  /// Throws OutOfMemoryError.
+  void* allocate(std::size_t bytes);
+  void deallocate(void* memory) noexcept;
+
+  /// Makes [begin, begin + bytes), pages of a mapped file, readable by kernels without a copy, as
+  /// long as the result lives. Null when the driver refuses.
+  std::shared_ptr<const void> adopt(const void* begin, std::size_t bytes);
+
+  /// A copy that is found by the address of the original, which must not change, as long as the
+  /// result lives.
+  std::shared_ptr<const void> mirror(const void* from, std::size_t bytes);
+
+  /// A buffer of its own that holds a copy; for arrays of the host that one call reads.
+  NS::SharedPtr<MTL::Buffer> copy_of(const void* from, std::size_t bytes);
+
+  bool holds(const void* address, std::size_t bytes = 1) const;
+  /// Throws DeviceError naming `what` for memory that no buffer holds.
+  BufferSlice find(const void* address, const char* what) const;
+
+ private:
+  NS::SharedPtr<MTL::Buffer> create(std::size_t bytes);
+  /// Takes the buffer over.
+  std::shared_ptr<const void> map_while_alive(const void* begin, std::size_t bytes,
+                                              MTL::Buffer* buffer, std::size_t offset);
+
+  MTL::Device* device_;
+  AddressMap map_;
+};
+
+}  // namespace moesaic::metal

@@ -1,0 +1,323 @@
+#include "metal/host/metal_backend.hpp"
+
+#include <cstring>
+
+#include "backend/builtin.hpp"
+#include "metal/host/prepare.hpp"
+#include "moesaic/context.hpp"
+
+namespace moesaic::metal {
+namespace {
+
+using namespace metal_args;
+
+constexpr std::string_view kNoKernels =
+    "no Metal kernels for this type; load with dequantize = F16, or run it on the CPU";
+constexpr std::string_view kNotRows = "not stored in rows as in a file; load it for this backend";
+constexpr std::string_view kElsewhere = "not in Metal memory; load it for this backend";
+
+/// Whether 32-bit words describe the range.
+bool in_words(const void* memory, std::size_t bytes) {
+  return reinterpret_cast<std::uintptr_t>(memory) % 4 == 0 && bytes % 4 == 0;
+}
+
+WordsArgs words_args(std::size_t bytes, std::uint32_t value) {
+  return {static_cast<std::int64_t>(bytes / 4), value, 0};
+}
+
+}  // namespace
+
+MetalBackend::MetalBackend(NS::SharedPtr<MTL::Device> device)
+    : device_(std::move(device)), recorder_(std::make_unique<Recorder>(device_.get())) {}
+
+MetalBackend::~MetalBackend() { recorder_->memory.deallocate(recorder_->nothing); }
+
+BackendInfo MetalBackend::info() const {
+  const AutoreleaseScope scope;
+  return {.name = "metal",
+          .available = true,
+          .reason = "",
+          .devices = {Device{DeviceType::Metal, 0}},
+          .detail = device_->name()->utf8String()};
+}
+
+std::vector<KernelInfo> MetalBackend::kernels() const {
+  std::vector<KernelInfo> list;
+  const auto add = [&](QuantType type) {
+    for (const auto& [operation, loop] :
+         {std::pair{"expert_gemv", ExpertLoop::Gemv}, std::pair{"gate_up", ExpertLoop::GateUp},
+          std::pair{"expert_gemm", ExpertLoop::Gemm},
+          std::pair{"expert_gemm", ExpertLoop::GemmHalf}}) {
+      list.push_back({operation, type, WeightLayout::Rows, "metal",
+                      std::string(name_of(expert_kernel(type, loop)))});
+    }
+  };
+#define MOESAIC_METAL_FORMAT(type, suffix) add(QuantType::type);
+#include "metal/kernels.inc"
+  return list;
+}
+
+std::string MetalBackend::kernel_name(const WeightRef& weight, const Tuning& tuning) const {
+  if (!has_kernels(weight.type)) return {};
+  const ExpertLoop gemm = loop_of(Product::GemmIndirect, tuning.precision);
+  return std::string(name_of(expert_kernel(weight.type, ExpertLoop::Gemv))) + " or " +
+         std::string(name_of(expert_kernel(weight.type, gemm)));
+}
+
+Support MetalBackend::supports(const WeightRef& weight) const {
+  if (!has_kernels(weight.type)) return {false, kNoKernels};
+  if (weight.layout != WeightLayout::Rows || weight.base == nullptr) return {false, kNotRows};
+  if (!recorder_->memory.holds(weight.base)) return {false, kElsewhere};
+  return {};
+}
+
+void* MetalBackend::allocate(std::size_t bytes) const { return recorder_->memory.allocate(bytes); }
+
+void MetalBackend::deallocate(void* memory, std::size_t) const noexcept {
+  recorder_->memory.deallocate(memory);
+}
+
+void MetalBackend::copy(void* to, const void* from, std::size_t bytes) const {
+  if (bytes == 0) return;
+  recorder_->queue.wait();
+  std::memcpy(to, from, bytes);
+}
+
+void MetalBackend::copy_on_stream(Context&, void* to, const void* from, std::size_t bytes) const {
+  if (bytes == 0) return;
+  if (!recorder_->memory.holds(to, bytes) || !in_words(to, bytes) || !in_words(from, bytes)) {
+    copy(to, from, bytes);
+    return;
+  }
+  Encoding e = encode("copy");
+  e.run(words_shape(Kernel::copy_words, static_cast<std::int64_t>(bytes / 4)), words_args(bytes, 0),
+        {e.copied(from, bytes), e.at(to)});
+}
+
+void MetalBackend::fill(const Context&, void* memory, std::uint8_t value, std::size_t bytes) const {
+  if (bytes == 0) return;
+  if (!recorder_->memory.holds(memory, bytes) || !in_words(memory, bytes)) {
+    recorder_->queue.wait();
+    std::memset(memory, value, bytes);
+    return;
+  }
+  Encoding e = encode("fill");
+  e.run(words_shape(Kernel::fill_words, static_cast<std::int64_t>(bytes / 4)),
+        words_args(bytes, value * 0x01010101U), {e.at(memory)});
+}
+
+void MetalBackend::submit(Context&) const { recorder_->queue.submit(); }
+
+void MetalBackend::synchronize(Context&) const { recorder_->queue.wait(); }
+
+std::shared_ptr<const void> MetalBackend::pin(std::span<const float> values) const {
+  if (values.empty()) return nullptr;
+  return recorder_->memory.mirror(values.data(), values.size_bytes());
+}
+
+void MetalBackend::prepare(ExpertStack::Parts& parts, const LoadOptions& options) const {
+  place_roles(*this, recorder_->memory, parts, options);
+}
+
+std::size_t MetalBackend::scratch_bytes(const ScratchQuery& query) const {
+  return tile_scratch_bytes(query.shape.num_experts, query.num_pairs);
+}
+
+std::int64_t MetalBackend::route_scratch(const RouterConfig&, std::int64_t num_tokens, int) const {
+  return num_tokens;  // a flag per row
+}
+
+void MetalBackend::router_logits(Context&, const InputRows& x, const float* weight,
+                                 std::int32_t num_experts, float* logits) const {
+  Encoding e = encode("router_logits");
+  const auto bytes = static_cast<std::size_t>(num_experts * x.cols) * sizeof(float);
+  e.run(router_logits_shape(x, num_experts),
+        RouterLogitsArgs{input_args(x), x.cols, num_experts, 0},
+        {e.at(x.data), e.copied(weight, bytes), e.at(logits)});
+}
+
+RouteStats MetalBackend::route(Context& context, const float* logits, std::int64_t row_stride,
+                               const RouterConfig& config, RoutingView out, float* scratch) const {
+  check_route(config);
+  // Reading the flags back means waiting, so only who asks for them pays.
+  const bool report = context.tuning().strict || context.profiler() != nullptr;
+  {
+    Encoding e = encode("route");
+    const auto bytes = static_cast<std::size_t>(config.num_experts) * sizeof(float);
+    const auto bias = [&](const std::vector<float>& values) {
+      return e.copied(values.empty() ? nullptr : values.data(), bytes);
+    };
+    e.run(route_shape(out.num_tokens), route_args(config, row_stride, report),
+          {e.at(logits), bias(config.router_bias), bias(config.selection_bias), e.at(out.topk_ids),
+           e.at(out.topk_weights), e.at(scratch)});
+  }
+  RouteStats stats;
+  if (!report || out.num_tokens == 0) return stats;
+  recorder_->queue.wait();
+  for (std::int64_t t = 0; t < out.num_tokens; ++t) {
+    std::int32_t flag;
+    std::memcpy(&flag, scratch + t, sizeof flag);
+    stats.nonfinite_rows += flag;
+  }
+  return stats;
+}
+
+void MetalBackend::check_ids(Context& context, const RoutingView& routing, std::int32_t num_experts,
+                             std::string_view operation) const {
+  if (!context.tuning().strict) return;
+  recorder_->queue.wait();
+  moesaic::check_ids(routing, num_experts, operation);
+}
+
+void MetalBackend::shared_routing(Context&, const float* logits, RoutingView out) const {
+  Encoding e = encode("shared_routing");
+  e.run(shared_routing_shape(out.num_tokens),
+        SharedRoutingArgs{static_cast<std::int32_t>(out.num_tokens), logits != nullptr ? 1 : 0},
+        {e.at(logits), e.at(out.topk_ids), e.at(out.topk_weights)});
+}
+
+void MetalBackend::bucket_plan(Context&, const RoutingView& routing, std::int32_t num_experts,
+                               BucketPlanView out) const {
+  Encoding e = encode("bucket_plan");
+  const auto pairs = static_cast<std::int32_t>(routing.num_pairs());
+  e.run(bucket_plan_shape(num_experts), BucketPlanArgs{pairs, routing.top_k, num_experts, 0},
+        {e.at(routing.topk_ids), e.at(out.expert_offsets), e.at(out.row_token), e.at(out.row_pair),
+         e.at(out.pair_row)});
+}
+
+void MetalBackend::align(Context&, const BucketPlanView& plan, std::int64_t num_pairs,
+                         std::int32_t num_experts, std::int32_t block_size, RowSpace row_space,
+                         AlignedRoutingView out) const {
+  Encoding e = encode("align");
+  const AlignArgs args{
+      .num_pairs = static_cast<std::int32_t>(num_pairs),
+      .num_experts = num_experts,
+      .block_size = block_size,
+      .packed_rows = row_space == RowSpace::PackedRows ? 1 : 0,
+      .capacity = static_cast<std::int32_t>(aligned_capacity(num_pairs, num_experts, block_size)),
+      .block_capacity =
+          static_cast<std::int32_t>(aligned_block_capacity(num_pairs, num_experts, block_size))};
+  e.run(align_shape(num_experts), args,
+        {e.at(plan.expert_offsets), e.at(plan.row_pair), e.at(out.sorted_ids),
+         e.at(out.block_experts), e.at(out.num_post_pad)});
+}
+
+void MetalBackend::gather(Context&, const InputRows& x, const std::int32_t* index,
+                          std::int64_t rows, float* out) const {
+  Encoding e = encode("gather");
+  e.run(gather_shape(x, rows), GatherArgs{input_args(x), x.cols},
+        {e.at(x.data), e.at(index), e.at(out)});
+}
+
+void MetalBackend::expert_gemm(Context&, const GemmCall& call) const {
+  Encoding e = encode("expert_gemm");
+  const RoleWeights& weights = *call.weights;
+  const RowMap& map = call.rows;
+  const Product product = choose_product(map);
+  const DispatchShape shape = expert_shape(weights.ref, map, call.in, product, call.precision);
+  const BufferSlice bytes = e.at(weights.ref.base);
+  // The buffer is bound at its begin; the kernel adds the 64-bit offset.
+  const WeightArgs weight = weight_args(weights, bytes.offset);
+  const RowMapArgs map_args = row_map_args(map);
+  const InputArgs in = input_args(call.in);
+  const BufferSlice whole{bytes.buffer, 0};
+  const BufferSlice slots = e.at(weights.ref.slot_map);
+  const BufferSlice scale = e.at(weights.device_scale.get());
+  const BufferSlice bias = e.at(weights.device_bias.get());
+  const BufferSlice expert = e.at(map.expert), offsets = e.at(map.offsets);
+  const BufferSlice source = e.at(map.source), destination = e.at(map.destination);
+  const BufferSlice x = e.at(call.in.data), out = e.at(call.out);
+  if (product == Product::Gemv) {
+    e.run(shape, ExpertGemvArgs{weight, map_args, in},
+          {whole, slots, scale, bias, expert, offsets, source, destination, x, out});
+    return;
+  }
+  const bool indirect = product == Product::GemmIndirect;
+  const BufferSlice grid = e.at(indirect ? call.scratch : nullptr);
+  const BufferSlice tiles = e.at(indirect ? call.scratch + kTileListOffset : nullptr);
+  if (indirect) {
+    e.run(gemm_tiles_shape(map), GemmTilesArgs{map_args, weights.ref.num_experts, shape.groups[1]},
+          {expert, offsets, tiles, grid});
+  }
+  const std::int32_t per_segment = indirect ? 0 : tiles_per_segment(map);
+  e.run(shape, ExpertGemmArgs{weight, map_args, in, per_segment, 0},
+        {whole, slots, scale, bias, expert, offsets, source, destination, x, out, tiles},
+        indirect ? &grid : nullptr);
+}
+
+void MetalBackend::activate(Context&, const Activation& activation, const float* gate,
+                            const float* up, std::int64_t row_stride, std::int64_t rows,
+                            std::int64_t intermediate, float* hidden) const {
+  Encoding e = encode("activate");
+  e.run(activate_shape(activation, rows),
+        ActivateArgs{row_stride, intermediate, activation_args(activation)},
+        {e.at(gate), e.at(up), e.at(hidden)});
+}
+
+void MetalBackend::combine(Context&, const CombineCall& call) const {
+  Encoding e = encode("combine");
+  std::uint32_t flags = 0;
+  if (call.pair_row != nullptr) flags |= kHasPairRow;
+  if (call.accumulate) flags |= kAccumulate;
+  e.run(combine_shape(call),
+        CombineArgs{call.out.stride(0), static_cast<std::int32_t>(call.out.dim(1)),
+                    call.routing.top_k, call.num_experts, flags},
+        {e.at(call.rows), e.at(call.pair_row), e.at(call.routing.topk_ids),
+         e.at(call.routing.topk_weights), e.at(call.out.data)});
+}
+
+void MetalBackend::zero_skipped(Context&, const std::int32_t* ids, std::int32_t num_experts,
+                                std::int64_t rows, std::int64_t cols, float* out) const {
+  Encoding e = encode("zero_skipped");
+  e.run(zero_skipped_shape(rows), ZeroSkippedArgs{cols, num_experts, 0}, {e.at(ids), e.at(out)});
+}
+
+void MetalBackend::gate_up(Context& context, const GateUpCall& call) const {
+  if (!fuses_gate_up(*call.stack, call.rows)) {
+    Backend::gate_up(context, call);
+    return;
+  }
+  const ScopedZone zone(context.profiler(), Zone::GateUp);
+  Encoding e = encode("gate_up");
+  const RoleWeights& gate = call.stack->gate();
+  const RoleWeights& up = call.stack->up();
+  const RowMap& map = call.rows;
+  const BufferSlice gate_bytes = e.at(gate.ref.base), up_bytes = e.at(up.ref.base);
+  const ExpertGateUpArgs args{.gate = weight_args(gate, gate_bytes.offset),
+                              .up = weight_args(up, up_bytes.offset),
+                              .map = row_map_args(map),
+                              .in = input_args(call.x),
+                              .activation = activation_args(call.activation)};
+  e.run(gate_up_shape(gate.ref, map, call.x, call.activation), args,
+        {{gate_bytes.buffer, 0},
+         e.at(gate.ref.slot_map),
+         e.at(gate.device_scale.get()),
+         e.at(gate.device_bias.get()),
+         e.at(map.expert),
+         e.at(map.offsets),
+         e.at(map.source),
+         e.at(map.destination),
+         e.at(call.x.data),
+         e.at(call.hidden),
+         {up_bytes.buffer, 0},
+         e.at(up.ref.slot_map),
+         e.at(up.device_scale.get()),
+         e.at(up.device_bias.get())});
+}
+
+std::shared_ptr<const Backend> create_backend() {
+  const AutoreleaseScope scope;
+  const auto absent = [](std::string reason) {
+    return absent_backend(DeviceType::Metal, "metal", std::move(reason));
+  };
+  auto device = NS::TransferPtr(MTL::CreateSystemDefaultDevice());
+  if (!device) return absent("this machine has no Metal device");
+  // Simdgroup matrices and unified memory.
+  if (!device->supportsFamily(MTL::GPUFamilyApple7)) {
+    return absent(std::string("needs an Apple GPU of the M1 or later, got ") +
+                  device->name()->utf8String());
+  }
+  return std::make_shared<MetalBackend>(std::move(device));
+}
+
+}  // namespace moesaic::metal

@@ -1,0 +1,32 @@
+#pragma once
+
+/// Compiled kernels by name and function constants. The source is part of this library and compiled
+/// by the driver at first use.
+
+#include <map>
+#include <mutex>
+#include <utility>
+
+#include "metal/dispatch_shape.hpp"
+#include "metal/host/metal_cpp.hpp"
+
+namespace moesaic::metal {
+
+class Pipelines {
+ public:
+  explicit Pipelines(MTL::Device* device) : device_(device) {}
+
+  /// Lives as long as this object. Throws DeviceError with the compiler's words.
+  MTL::ComputePipelineState* get(Kernel kernel, const Constants& constants);
+
+ private:
+  MTL::Library* library();
+  NS::SharedPtr<MTL::ComputePipelineState> compile(Kernel kernel, const Constants& constants);
+
+  MTL::Device* device_;
+  std::mutex mutex_;
+  NS::SharedPtr<MTL::Library> library_;
+  std::map<std::pair<Kernel, Constants>, NS::SharedPtr<MTL::ComputePipelineState>> pipelines_;
+};
+
+}  // namespace moesaic::metal

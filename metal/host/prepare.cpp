@@ -1,0 +1,119 @@
+#include "metal/host/prepare.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+#include "metal/dispatch_shape.hpp"
+#include "moesaic/error.hpp"
+
+namespace moesaic::metal {
+namespace {
+
+struct Place {
+  Role role;
+  RoleWeights* weights;
+};
+
+std::string kernel_types() {
+  std::string names;
+#define MOESAIC_METAL_FORMAT(type, suffix) \
+  names += (names.empty() ? "" : ", ") + std::string(#type);
+#include "metal/kernels.inc"
+  return names;
+}
+
+void check_type(const Place& place) {
+  const WeightRef& ref = place.weights->ref;
+  require<UnsupportedError>(has_kernels(ref.type) && ref.layout == WeightLayout::Rows, [&] {
+    return Problem{"metal", std::string(name_of(place.role)) + " weights", kernel_types(),
+                   ref.layout == WeightLayout::Rows ? std::string(traits(ref.type).name)
+                                                    : "weights packed for another backend",
+                   "load with dequantize = F16, or run the layer on the CPU"};
+  });
+}
+
+RoleReport* report_of(ExpertStack::Parts& parts, Role role) {
+  const auto found = std::ranges::find(parts.report.roles, role, &RoleReport::role);
+  return found != parts.report.roles.end() ? &*found : nullptr;
+}
+
+/// Keeps both alive.
+std::shared_ptr<const void> joined(std::shared_ptr<const void> a, std::shared_ptr<const void> b) {
+  using Both = std::pair<std::shared_ptr<const void>, std::shared_ptr<const void>>;
+  return std::make_shared<const Both>(std::move(a), std::move(b));
+}
+
+/// The experts one behind the other in Metal memory.
+void copy_role(const Backend& backend, RoleWeights& weights) {
+  WeightRef& ref = weights.ref;
+  const std::int64_t expert_bytes = ref.rows * ref.row_stride;
+  const auto bytes = static_cast<std::size_t>(ref.num_experts * expert_bytes);
+  const std::shared_ptr<void> memory(backend.allocate(bytes),
+                                     [&backend, bytes](void* p) { backend.deallocate(p, bytes); });
+  auto* const to = static_cast<std::byte*>(memory.get());
+  for (std::int32_t e = 0; e < ref.num_experts; ++e) {
+    std::memcpy(to + e * expert_bytes, ref.expert(e), static_cast<std::size_t>(expert_bytes));
+  }
+  ref.base = to;
+  ref.table = nullptr;
+  ref.expert_stride = expert_bytes;
+  weights.owner = memory;
+}
+
+void place_role(const Backend& backend, Memory& memory, ExpertStack::Parts& parts,
+                const Place& place) {
+  RoleWeights& weights = *place.weights;
+  const WeightRef& ref = weights.ref;
+  RoleReport* const report = report_of(parts, place.role);
+  const auto bytes = static_cast<std::size_t>(ref.num_experts * ref.expert_stride);
+  if (ref.base == nullptr || !memory.holds(ref.base, bytes)) {
+    std::shared_ptr<const void> adopted;
+    const bool mapped = report != nullptr && report->decision == "mapped" && ref.base != nullptr;
+    if (mapped) adopted = memory.adopt(ref.base, bytes);
+    if (adopted != nullptr) {
+      // Destroyed first: the buffer goes before the pages it views.
+      weights.owner = joined(weights.owner, adopted);
+    } else {
+      copy_role(backend, weights);
+      if (report != nullptr) {
+        report->decision = "copied";
+        report->reason = mapped ? "Metal cannot map these pages" : "kernels read Metal memory";
+      }
+    }
+  }
+  const auto upload = [&](const std::shared_ptr<const std::vector<float>>& values) {
+    if (values == nullptr) return std::shared_ptr<const float>();
+    const std::shared_ptr<void> copy =
+        backend.upload(values->data(), values->size() * sizeof(float));
+    return std::shared_ptr<const float>(copy, static_cast<const float*>(copy.get()));
+  };
+  weights.device_bias = upload(weights.bias);
+  weights.device_scale = upload(weights.scale);
+}
+
+}  // namespace
+
+void place_roles(const Backend& backend, Memory& memory, ExpertStack::Parts& parts,
+                 const LoadOptions& options) {
+  std::vector<Place> places;
+  for (const Place place : {Place{Role::Gate, &parts.gate}, Place{Role::Up, &parts.up},
+                            Place{Role::Down, &parts.down}}) {
+    if (place.weights->ref) places.push_back(place);
+  }
+  for (const Place& place : places) check_type(place);
+  std::int64_t total = 0, done = 0;
+  for (const Place& place : places)
+    total += place.weights->ref.expert_bytes() * place.weights->ref.num_experts;
+  for (const Place& place : places) {
+    const std::string what = std::string(name_of(place.role)) + " to Metal memory";
+    if (options.progress && !options.progress({done, total, what})) {
+      throw OperationCancelled("load: cancelled");
+    }
+    place_role(backend, memory, parts, place);
+    done += place.weights->ref.expert_bytes() * place.weights->ref.num_experts;
+  }
+  parts.device = backend.device();
+}
+
+}  // namespace moesaic::metal

@@ -1,0 +1,33 @@
+#pragma once
+
+/// What every kernel file begins with. The host emulator and the address-space check bring their
+/// own versions of the three macros below: C++ has neither threadgroup variables nor function
+/// constants.
+
+#include <metal_stdlib>
+
+#include "../arguments.h"
+
+using namespace metal;
+using namespace moesaic::metal_args;
+
+/// THREADGROUP_ARRAY(float, tile, [32][33]);
+#ifndef THREADGROUP_ARRAY
+#define THREADGROUP_ARRAY(T, name, ...) threadgroup T name __VA_ARGS__
+#endif
+
+/// FUNCTION_CONSTANT(int, kInputType, kConstantInput); at file scope, once for all kernels.
+#ifndef FUNCTION_CONSTANT
+#define FUNCTION_CONSTANT(T, name, index) constant T name [[function_constant(index)]]
+#endif
+
+/// The last parameters of every kernel; threadgroups are one-dimensional.
+#ifndef THREAD_POSITION
+#define THREAD_POSITION                                                                            \
+  uint3 group [[threadgroup_position_in_grid]], uint simdgroup [[simdgroup_index_in_threadgroup]], \
+      uint lane [[thread_index_in_simdgroup]]
+#endif
+
+FUNCTION_CONSTANT(int, input_type, kConstantInput);
+FUNCTION_CONSTANT(int, output_type, kConstantOutput);
+FUNCTION_CONSTANT(int, activation_kind, kConstantActivation);

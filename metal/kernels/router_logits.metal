@@ -1,0 +1,25 @@
+// router_logits: logits [T, E] = x [T, H] * weight [E, H]^T in f32.
+//
+//   one simdgroup per expert and token, 4 experts per threadgroup; lane l sums columns l, l + 32,
+//   ...
+//
+// The order of the sum depends on H alone. Not measured on hardware.
+
+#include "device.h"
+#include "rows.h"
+
+kernel void router_logits(constant RouterLogitsArgs& args [[buffer(0)]],
+                          device const uchar* x [[buffer(1)]],
+                          device const float* weight [[buffer(2)]],
+                          device float* logits [[buffer(3)]], THREAD_POSITION) {
+  const int expert = int(group.x * (kLogitsThreads / kSimdWidth) + simdgroup);
+  if (expert >= args.num_experts) return;
+  const InputArgs in = args.in;
+  const long token = group.y;
+  const long from = row_offset(in, token);
+  device const float* w = weight + long(expert) * args.cols;
+  float sum = 0.0f;
+  for (long c = lane; c < args.cols; c += kSimdWidth) sum += load_input(x, from + c) * w[c];
+  sum = simd_sum(sum);
+  if (lane == 0) logits[token * args.num_experts + expert] = sum;
+}

@@ -1,0 +1,54 @@
+#pragma once
+
+/// Reading a row map and input rows.
+
+#include "device.h"
+
+/// RowMapArgs with its arrays.
+struct RowMap {
+  RowMapArgs args;
+  device const int* expert;
+  device const int* offsets;
+  device const int* source;
+  device const int* destination;
+};
+
+inline int segment_begin(thread const RowMap& map, int s) {
+  return (map.args.flags & kHasOffsets) != 0 ? map.offsets[s] : s * map.args.width;
+}
+inline int segment_end(thread const RowMap& map, int s) { return segment_begin(map, s + 1); }
+inline int segment_expert(thread const RowMap& map, int s) {
+  return (map.args.flags & kHasExpert) != 0 ? map.expert[s] : s;
+}
+inline int entry_source(thread const RowMap& map, int i) {
+  return ((map.args.flags & kHasSource) != 0 ? map.source[i] : i) / map.args.source_divisor;
+}
+/// The row of `out` that entry i writes, -1 for padding (always trailing in its segment).
+inline int entry_destination(thread const RowMap& map, int i) {
+  const int row = (map.args.flags & kHasDestination) != 0 ? map.destination[i] : i;
+  return row >= 0 && row < map.args.limit ? row : -1;
+}
+
+/// Where the expert lies; -1: skip its segment (no such expert, or not resident).
+inline int expert_slot(thread const WeightArgs& weight, device const int* slot_map, int expert) {
+  if (expert < 0 || expert >= weight.num_experts) return -1;
+  return (weight.flags & kHasSlotMap) != 0 ? slot_map[expert] : expert;
+}
+
+/// First byte of the expert in the weight buffer.
+inline ulong expert_offset(thread const WeightArgs& weight, int slot) {
+  return weight.base + ulong(slot) * ulong(weight.expert_stride);
+}
+
+inline long row_offset(thread const InputArgs& in, long row) {
+  return row / in.inner_count * in.outer_stride + row % in.inner_count * in.inner_stride;
+}
+
+inline float bf16_to_float(ushort bits) { return as_type<float>(uint(bits) << 16); }
+
+/// Element i of x, whose type is the function constant `input_type`.
+inline float load_input(device const uchar* x, long i) {
+  if (input_type == kTypeF16) return float(((device const half*)x)[i]);
+  if (input_type == kTypeBF16) return bf16_to_float(((device const ushort*)x)[i]);
+  return ((device const float*)x)[i];
+}

@@ -1,0 +1,52 @@
+#pragma once
+
+/// A Metal device for tests: what it can be made to do wrong, what it has counted, and the kernels
+/// that it runs. Commands run when someone waits for them and not before, so host code that reads
+/// too early reads poison. Every buffer ends at a page that cannot be touched.
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace fake_metal {
+
+/// A kernel as the launcher table knows it.
+struct Kernel {
+  std::vector<std::size_t> alignments;  ///< of what each buffer holds, from index 1 on
+  void (*run)(const Kernel& kernel, const void* arguments, void* const* buffers,
+              const std::uint32_t* groups, std::uint32_t threads);
+  void (*function)();
+  std::size_t argument_bytes;
+};
+/// Null for a name that no kernel has.
+const Kernel* find_kernel(std::string_view name);
+/// Value of a function constant for the launch that follows.
+void set_function_constant(unsigned index, int value);
+
+/// What goes wrong next; nothing by default.
+struct Faults {
+  bool no_device = false;
+  bool old_device = false;  ///< supports no Apple family
+  bool no_memory = false;   ///< every new buffer fails
+  bool no_mapping = false;  ///< buffers over existing pages fail
+  bool does_not_compile = false;
+  long command_error = 0;  ///< code with which command buffers end
+};
+Faults& faults();
+
+struct Counters {
+  long command_buffers = 0;  ///< committed
+  long dispatches = 0;       ///< run
+  long indirect = 0;         ///< of these, with a grid from a buffer
+  long libraries = 0;
+  long pipelines = 0;
+  long mapped_bytes = 0;  ///< in buffers over existing pages
+};
+Counters& counters();
+
+/// Objects that exist now.
+long live_objects();
+
+}  // namespace fake_metal

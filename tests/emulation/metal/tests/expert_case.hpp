@@ -1,0 +1,300 @@
+// Weights, inputs and row maps for the expert kernels, and what they should compute, in f64.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "fake_runtime/fake_metal.hpp"
+#include "metal/arguments.h"
+#include "moesaic/config.hpp"
+#include "moesaic/quant.hpp"
+#include "moesaic/types.hpp"
+#include "seeds.hpp"
+
+namespace moesaic::metal_test {
+
+using namespace metal_args;
+
+struct Format {
+  QuantType type;
+  const char* suffix;
+};
+inline constexpr Format kFormats[] = {
+    {QuantType::Q4_K, "q4_k"}, {QuantType::Q5_K, "q5_k"}, {QuantType::Q6_K, "q6_k"},
+    {QuantType::Q8_0, "q8_0"}, {QuantType::Q4_0, "q4_0"}, {QuantType::MXFP4, "mxfp4"},
+    {QuantType::F16, "f16"},
+};
+
+// Ends at the end of its allocation, so that ASan sees a read behind it.
+using Bytes = std::unique_ptr<std::byte[]>;
+
+// One role [E, rows, cols]. Experts begin `kGap` bytes apart from each other, the first at `kBase`.
+class Role {
+ public:
+  static constexpr std::int64_t kBase = 6;
+  static constexpr std::int64_t kGap = 10;
+
+  Role(QuantType type, int experts, int rows, int cols, std::mt19937& random)
+      : rows_(rows), cols_(cols) {
+    args.base = kBase;
+    args.row_stride = row_bytes(type, cols) + (type == QuantType::MXFP4 ? 1 : 2);
+    args.expert_stride = rows * args.row_stride + kGap;
+    args.num_experts = experts;
+    args.rows = rows;
+    args.cols = cols;
+    const std::int64_t last = args.row_stride - row_bytes(type, cols) + kGap;
+    const std::int64_t size = kBase + experts * args.expert_stride - last;
+    bytes_ = std::make_unique<std::byte[]>(static_cast<std::size_t>(size));
+    decoded_.resize(static_cast<std::size_t>(experts) * rows * cols);
+    std::normal_distribution<float> normal;
+    std::vector<float> row(static_cast<std::size_t>(cols));
+    for (int e = 0; e < experts; e++) {
+      for (int r = 0; r < rows; r++) {
+        for (float& w : row) w = normal(random);
+        std::byte* to = bytes_.get() + kBase + e * args.expert_stride + r * args.row_stride;
+        quantize_row(type, row.data(), to, cols);
+        dequantize_row(type, to, &decoded_[(static_cast<std::size_t>(e) * rows + r) * cols], cols);
+      }
+    }
+    scale_.resize(static_cast<std::size_t>(experts));
+    bias_.resize(static_cast<std::size_t>(experts) * rows);
+    for (float& v : scale_) v = 1.0f + normal(random) / 8;
+    for (float& v : bias_) v = normal(random);
+  }
+
+  void add_epilogue() { args.flags |= kHasScale | kHasBias; }
+  // Expert e lies at slot map[e], -1 for one that is not resident.
+  void map_slots(std::vector<std::int32_t> map) {
+    slot_map_ = std::move(map);
+    args.flags |= kHasSlotMap;
+  }
+  bool skips(int expert) const {
+    return expert < 0 || expert >= args.num_experts || slot(expert) < 0;
+  }
+
+  struct Sum {
+    double value, magnitude;  // sum of w x, sum of |w x|, both with the epilogue
+  };
+  Sum product(int expert, int row, const float* x) const {
+    const float* w = &decoded_[(static_cast<std::size_t>(slot(expert)) * rows_ + row) * cols_];
+    Sum sum{};
+    for (int c = 0; c < cols_; c++) {
+      sum.value += static_cast<double>(w[c]) * x[c];
+      sum.magnitude += std::fabs(static_cast<double>(w[c]) * x[c]);
+    }
+    if (args.flags & kHasScale) {
+      sum.value *= scale_[expert];
+      sum.magnitude *= std::fabs(scale_[expert]);
+    }
+    if (args.flags & kHasBias) {
+      sum.value += bias_[static_cast<std::size_t>(expert) * rows_ + row];
+      sum.magnitude += std::fabs(bias_[static_cast<std::size_t>(expert) * rows_ + row]);
+    }
+    return sum;
+  }
+
+  void* weights() { return bytes_.get(); }
+  void* slots() { return slot_map_.data(); }
+  void* scales() { return scale_.data(); }
+  void* biases() { return bias_.data(); }
+
+  WeightArgs args{};
+
+ private:
+  int slot(int expert) const {
+    return args.flags & kHasSlotMap ? slot_map_[static_cast<std::size_t>(expert)] : expert;
+  }
+
+  int rows_, cols_;
+  Bytes bytes_;
+  std::vector<float> decoded_;
+  std::vector<std::int32_t> slot_map_;
+  std::vector<float> scale_, bias_;
+};
+
+// Rows of x in one of the three types, with a gap between rows.
+class Input {
+ public:
+  Input(int rows, int cols, int type, std::mt19937& random) : type_(type) {
+    constexpr int kRowGap = 3;
+    const int stride = cols + kRowGap;
+    args = {.inner_count = 1, .outer_stride = stride, .inner_stride = 0};
+    const std::size_t count = static_cast<std::size_t>(rows) * stride - kRowGap;
+    std::normal_distribution<float> normal;
+    values_.resize(count);
+    bytes_ = std::make_unique<std::byte[]>(count * (type == kTypeF32 ? 4 : 2));
+    for (std::size_t i = 0; i < count; i++) {
+      const float v = normal(random);
+      if (type == kTypeF32) {
+        values_[i] = v;
+        std::memcpy(&bytes_[4 * i], &v, 4);
+      } else {
+        const std::uint16_t bits = type == kTypeF16 ? f32_to_f16(v) : f32_to_bf16(v);
+        values_[i] = type == kTypeF16 ? f16_to_f32(bits) : bf16_to_f32(bits);
+        std::memcpy(&bytes_[2 * i], &bits, 2);
+      }
+    }
+  }
+
+  const float* row(std::int64_t r) const {
+    return &values_[static_cast<std::size_t>(r * args.outer_stride)];
+  }
+  int type() const { return type_; }
+  void* data() { return bytes_.get(); }
+
+  InputArgs args{};
+
+ private:
+  int type_;
+  std::vector<float> values_;
+  Bytes bytes_;
+};
+
+// A row map with its arrays, in the three shapes that the host makes.
+struct Map {
+  RowMapArgs args{};
+  std::vector<std::int32_t> expert, offsets, source, destination;
+  int max_entries = 0;  // of a segment
+
+  // One segment per pair: expert ids as routing gave them, input row = pair / divisor.
+  static Map pairs(std::vector<std::int32_t> ids, int divisor) {
+    Map map;
+    const int count = static_cast<int>(ids.size());
+    map.expert = std::move(ids);
+    map.args = {count, 1, divisor, count, kHasExpert, 0};
+    map.max_entries = 1;
+    return map;
+  }
+
+  // One segment per expert, stable: source is the token, destination the pair.
+  static Map buckets(const std::vector<std::int32_t>& ids, int top_k, int experts) {
+    Map map;
+    map.offsets.push_back(0);
+    for (int e = 0; e < experts; e++) {
+      for (int pair = 0; pair < static_cast<int>(ids.size()); pair++) {
+        if (ids[static_cast<std::size_t>(pair)] != e) continue;
+        map.source.push_back(pair / top_k);
+        map.destination.push_back(pair);
+      }
+      map.offsets.push_back(static_cast<std::int32_t>(map.source.size()));
+      map.max_entries =
+          std::max(map.max_entries, map.offsets.back() - map.offsets[map.offsets.size() - 2]);
+    }
+    map.args = {
+        experts, 0, 1, static_cast<int>(ids.size()), kHasOffsets | kHasSource | kHasDestination, 0};
+    return map;
+  }
+
+  // Blocks of `width` entries of one expert each; padding has destination = limit, and the block
+  // behind the last has no expert.
+  static Map blocks(const std::vector<std::int32_t>& ids, int top_k, int experts, int width) {
+    const Map from = buckets(ids, top_k, experts);
+    const int limit = from.args.limit;
+    Map map;
+    for (int e = 0; e < experts; e++) {
+      for (int first = from.offsets[e]; first < from.offsets[e + 1]; first += width) {
+        map.expert.push_back(e);
+        for (int i = first; i < first + width; i++) {
+          const bool real = i < from.offsets[e + 1];
+          map.destination.push_back(real ? from.destination[i] : limit);
+          map.source.push_back(real ? from.destination[i] : limit);
+        }
+      }
+    }
+    map.expert.push_back(-1);
+    map.source.resize(map.source.size() + width, limit);
+    map.destination.resize(map.destination.size() + width, limit);
+    map.args = {static_cast<int>(map.expert.size()),       width, top_k, limit,
+                kHasExpert | kHasSource | kHasDestination, 0};
+    map.max_entries = width;
+    return map;
+  }
+
+  int begin(int s) const { return args.flags & kHasOffsets ? offsets[s] : s * args.width; }
+  int expert_of(int s) const { return args.flags & kHasExpert ? expert[s] : s; }
+  int source_of(int i) const {
+    return (args.flags & kHasSource ? source[i] : i) / args.source_divisor;
+  }
+  int destination_of(int i) const {
+    const int row = args.flags & kHasDestination ? destination[i] : i;
+    return row >= 0 && row < args.limit ? row : -1;
+  }
+};
+
+inline constexpr std::uint32_t kPoison = 0xFFC0FFEE;  // a NaN
+
+// Rows [limit, rows] of f32, poisoned, with the comparison.
+class Output {
+ public:
+  Output(int limit, int rows)
+      : rows_(rows), values_(static_cast<std::size_t>(limit) * rows), named_(values_.size()) {
+    for (float& v : values_) std::memcpy(&v, &kPoison, 4);
+  }
+  void* data() { return values_.data(); }
+  const std::vector<float>& values() const { return values_; }
+
+  // The bound is on |result - value|; returns what is wrong, or nothing.
+  std::string compare(int row, int column, double value, double bound) {
+    const std::size_t at = static_cast<std::size_t>(row) * rows_ + column;
+    named_[at] = true;
+    const double error = std::fabs(values_[at] - value);
+    if (error <= bound) return "";
+    return "row " + std::to_string(row) + " column " + std::to_string(column) + ": got " +
+           std::to_string(values_[at]) + ", expected " + std::to_string(value) + " within " +
+           std::to_string(bound);
+  }
+  // Rows that no entry named must be as they were.
+  std::string check_untouched() const {
+    for (std::size_t i = 0; i < values_.size(); i++) {
+      std::uint32_t bits;
+      std::memcpy(&bits, &values_[i], 4);
+      if (!named_[i] && bits != kPoison) return "element " + std::to_string(i) + " was written";
+    }
+    return "";
+  }
+
+ private:
+  int rows_;
+  std::vector<float> values_;
+  std::vector<bool> named_;
+};
+
+// Runs the kernel of that name. `threads` is that of its loop.
+inline void dispatch(const std::string& name, const void* args, std::vector<void*> buffers,
+                     std::uint32_t x_groups, std::uint32_t y_groups, std::uint32_t threads) {
+  const fake_metal::Kernel* kernel = fake_metal::find_kernel(name);
+  if (!kernel) throw std::runtime_error("no kernel " + name);
+  const std::uint32_t groups[3] = {x_groups, y_groups, 1};
+  kernel->run(*kernel, args, buffers.data(), groups, threads);
+}
+
+// Routings that break kernels: empty experts, everything to one, ids outside, one token, none.
+inline std::vector<std::vector<std::int32_t>> nasty_routings(int experts, int top_k,
+                                                             std::mt19937& random) {
+  auto uniform = [&](int tokens) {
+    std::vector<std::int32_t> ids(static_cast<std::size_t>(tokens) * top_k);
+    for (auto& id : ids) id = static_cast<std::int32_t>(random() % static_cast<unsigned>(experts));
+    return ids;
+  };
+  std::vector<std::vector<std::int32_t>> all;
+  if (emulation::race_checked()) return {uniform(7)};
+  all.push_back(uniform(9));
+  all.push_back(std::vector<std::int32_t>(static_cast<std::size_t>(18) * top_k, experts - 1));
+  all.push_back(uniform(1));
+  all.push_back({});
+  auto holes = uniform(7);
+  for (std::size_t i = 0; i < holes.size(); i += 3) holes[i] = i % 2 ? -1 : experts + 4;
+  all.push_back(holes);
+  return all;
+}
+
+}  // namespace moesaic::metal_test

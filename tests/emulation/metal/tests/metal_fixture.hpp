@@ -1,0 +1,60 @@
+#pragma once
+
+/// The Metal backend over the fake runtime, for tests.
+
+#include <gtest/gtest.h>
+
+#include <cstddef>
+#include <memory>
+#include <vector>
+
+#include "backend/builtin.hpp"
+#include "device_array.hpp"
+#include "fake_runtime/fake_metal.hpp"
+#include "layers.hpp"
+#include "moesaic/context.hpp"
+#include "moesaic/error.hpp"
+#include "runtime/emulator.hpp"
+#include "seeds.hpp"
+
+namespace moesaic::testing {
+
+/// A backend of its own per test; every object of the driver must be gone afterwards.
+class MetalTest : public ::testing::Test {
+ protected:
+  MetalTest() {
+    fake_metal::faults() = {};
+    // The first use of a class makes an object that stays.
+    metal::create_backend();
+    objects_ = fake_metal::live_objects();
+    backend_ = metal::create_backend();
+    fake_metal::counters() = {};
+  }
+  ~MetalTest() override {
+    fake_metal::faults() = {};
+    backend_.reset();
+    EXPECT_EQ(fake_metal::live_objects(), objects_);
+    emulation::options() = {};
+  }
+
+  const Backend& backend() const { return *backend_; }
+  Context context(const Tuning& tuning = {}) const {
+    return {*backend_, tuning, ThreadPool::shared(1)};
+  }
+  template <class T>
+  DeviceArray<T> array(const std::vector<T>& values) const {
+    return {*backend_, values};
+  }
+  template <class T>
+  DeviceArray<T> poisoned(std::int64_t size) const {
+    return {*backend_, size};
+  }
+  Device device() const { return backend_->device(); }
+
+  std::shared_ptr<const Backend> backend_;
+
+ private:
+  long objects_ = 0;
+};
+
+}  // namespace moesaic::testing
