@@ -1,0 +1,213 @@
+#pragma once
+
+/// Which experts of one layer are kept in fast memory: bookkeeping only, no weights move here.
+/// The rules with `Ranking::Hits` and decay 0 are those of the TIDE expert pool (RLX).
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string_view>
+#include <vector>
+
+namespace moesaic {
+
+/// When a pool asks to be refreshed. `step` counts in the unit of the policy.
+struct RefreshPolicy {
+  enum class Every : std::uint8_t { Forward, DecodeSteps, DenoiseSteps, Manual };
+  Every every = Every::DenoiseSteps;
+  std::int64_t steps = 1;  ///< of the step policies, at least 1
+
+  static RefreshPolicy every_forward() { return {Every::Forward, 1}; }
+  static RefreshPolicy every_decode_steps(std::int64_t n) { return {Every::DecodeSteps, n}; }
+  static RefreshPolicy every_denoise_steps(std::int64_t n) { return {Every::DenoiseSteps, n}; }
+  /// Only at a prefill block or when forced.
+  static RefreshPolicy manual() { return {Every::Manual, 1}; }
+  bool operator==(const RefreshPolicy&) const = default;
+};
+
+enum class ExecMode : std::uint8_t {
+  Reuse,    ///< the policy decides
+  Refresh,  ///< forced
+};
+
+/// What makes an expert worth its place.
+enum class Ranking : std::uint8_t {
+  Hits,     ///< score = decay * score + hits, once per observed forward
+  Recency,  ///< the last forward that used it
+  Fixed,    ///< the residents stay for ever
+};
+
+struct ExpertPoolConfig {
+  std::int32_t num_experts = 0;
+  std::int32_t budget = 0;  ///< experts in fast memory; more than num_experts means all
+  RefreshPolicy refresh{};
+  Ranking ranking = Ranking::Hits;
+  double decay = 0.0;          ///< of Ranking::Hits, 0 (only the last forward counts) to 1
+  double margin = 0.0;         ///< a challenger's score must exceed the incumbent's * (1 + margin)
+  std::int64_t min_dwell = 0;  ///< observed forwards that an expert stays at least
+  bool admit = true;           ///< whether stage() gives slots; else only refreshes do
+};
+
+/// A load that a new placement asks for.
+struct SlotLoad {
+  std::int32_t expert;
+  std::int32_t slot;
+  std::int32_t evicted;  ///< who had the slot, -1 if nobody
+  bool operator==(const SlotLoad&) const = default;
+};
+
+struct RefreshResult {
+  bool refreshed = false;            ///< whether the pool was due
+  std::vector<std::int32_t> target;  ///< wanted experts, best first; may be shorter than the budget
+  std::vector<SlotLoad> promotions;  ///< in target order, each paired with its victim
+  std::vector<std::int32_t> demotions;
+  std::int64_t bytes = 0;  ///< that the promotions will move; 0 where the expert size is unknown
+};
+
+/// Cumulative; a forward of a layer counts once, not once per role.
+struct PoolStats {
+  std::int64_t forwards = 0;
+  std::int64_t refreshes = 0, promotions = 0, demotions = 0;
+  std::int64_t hit_experts = 0, miss_experts = 0;  ///< distinct experts of each forward
+  std::int64_t hit_pairs = 0, miss_pairs = 0;      ///< token-expert pairs
+  std::int64_t staged = 0;                         ///< missing experts that were given a slot
+  std::int64_t streamed = 0;                       ///< missing experts that only passed through
+  std::int64_t bytes = 0;                          ///< moved into fast memory
+  double hit_rate() const {
+    const std::int64_t all = hit_pairs + miss_pairs;
+    return all == 0 ? 1.0 : static_cast<double>(hit_pairs) / static_cast<double>(all);
+  }
+};
+
+/// How often each expert was used, over all forwards and over time, and with whom.
+class ExpertUsage {
+ public:
+  ExpertUsage(std::int32_t num_experts, bool coactivation);
+  /// ids [T, top_k]; negative ones are skipped.
+  void add(std::span<const std::int32_t> ids, std::int32_t top_k);
+
+  std::int32_t num_experts() const { return num_experts_; }
+  std::int64_t forwards() const { return forwards_; }
+  std::int64_t tokens() const { return tokens_; }
+  std::span<const std::int64_t> counts() const { return counts_; }  ///< [E]
+  /// Forwards per row of history(); doubles whenever there are more than kMaxRows rows.
+  std::int64_t interval() const { return interval_; }
+  std::span<const std::int64_t> history() const { return history_; }  ///< [rows, E]
+  /// [E, E] tokens that used both; the diagonal is counts(). Empty unless asked for.
+  std::span<const std::int64_t> coactivation() const { return coactivation_; }
+
+  static constexpr std::int64_t kMaxRows = 512;
+
+ private:
+  std::int32_t num_experts_;
+  std::int64_t forwards_ = 0, tokens_ = 0, interval_ = 1;
+  std::vector<std::int64_t> counts_, history_, coactivation_;
+};
+
+/// Thread safe. Invariants: the number of residents is the budget at all times; an expert keeps its
+/// slot while it stays; equal inputs give equal placements.
+class ExpertPool {
+ public:
+  /// Experts 0..budget-1 start resident, expert e in slot e. Errors: ConfigError.
+  explicit ExpertPool(const ExpertPoolConfig& config, bool coactivation = false);
+  static ExpertPoolConfig all_resident(std::int32_t num_experts) {
+    return {.num_experts = num_experts, .budget = num_experts};
+  }
+
+  const ExpertPoolConfig& config() const { return config_; }
+  std::int32_t num_experts() const { return config_.num_experts; }
+  std::int32_t budget() const { return config_.budget; }
+  bool offload_enabled() const { return config_.budget < config_.num_experts; }
+
+  /// False without offload; true when forced or at a prefill block; else by the policy: every
+  /// forward, or step % steps == 0.
+  bool should_refresh(std::int64_t step, bool is_prefill_block, ExecMode mode) const;
+
+  /// Counts one forward's ids into the scores. Errors: ShapeError on an id >= num_experts.
+  void observe(std::span<const std::int32_t> ids);
+  /// Places the best experts: target() against the residents, each promotion paired with the
+  /// coldest victim. Pinned experts stay.
+  RefreshResult refresh();
+  /// observe, then refresh.
+  RefreshResult refresh_from_indices(std::span<const std::int32_t> ids);
+  /// The same with a target from outside. Errors: ShapeError on an id out of range or twice, or on
+  /// more than budget ids.
+  RefreshResult apply_target(std::span<const std::int32_t> target);
+  /// Scores from a profile, and the placement they ask for; to Ranking::Recency they are older than
+  /// any use. Errors: ShapeError unless [E] and >= 0.
+  RefreshResult warm(std::span<const double> scores);
+
+  /// Observes a forward and gives its missing experts slots, best first, at the cost of colder ones
+  /// that it does not need. Those that do not fit, or rank below every victim, are not placed.
+  std::vector<SlotLoad> stage(std::span<const std::int32_t> ids);
+
+  /// Keeps experts from being evicted while it lives.
+  class Pins {
+   public:
+    Pins(ExpertPool& pool, std::span<const std::int32_t> experts);
+    ~Pins();
+    Pins(const Pins&) = delete;
+    Pins& operator=(const Pins&) = delete;
+
+   private:
+    ExpertPool& pool_;
+    std::span<const std::int32_t> experts_;
+  };
+
+  std::vector<std::int32_t> residents() const;  ///< ascending
+  std::vector<std::uint8_t> resident_mask() const;
+  std::vector<std::int32_t> slot_map() const;  ///< [E], -1 = not resident
+  void copy_slot_map(std::span<std::int32_t> out) const;
+  std::vector<double> scores() const;  ///< [E]
+  /// The best experts by score, zero scores dropped, at most budget.
+  std::vector<std::int32_t> target() const;
+
+  PoolStats stats() const;
+  void reset_stats();
+  ExpertUsage usage() const;
+  /// What one forward did, as the layer that ran it tells.
+  void count_forward(std::span<const std::int32_t> ids, std::int32_t top_k,
+                     const PoolStats& forward);
+  void count_bytes(std::int64_t bytes);
+
+ private:
+  void observe_locked(std::span<const std::int32_t> ids);
+  std::vector<std::int32_t> ranked_locked() const;
+  std::vector<std::int32_t> target_locked() const;
+  RefreshResult refresh_locked();
+  RefreshResult place_locked(std::vector<std::int32_t> target, bool guarded);
+  void swap_locked(std::int32_t promoted, std::int32_t victim, std::vector<SlotLoad>& loads);
+  bool beats_locked(std::int32_t challenger, std::int32_t incumbent) const;
+  std::vector<std::int32_t> victims_locked(std::span<const std::uint8_t> kept) const;
+
+  ExpertPoolConfig config_;
+  mutable std::mutex mutex_;
+  std::vector<double> scores_;
+  std::vector<std::int32_t> slots_;      ///< [E]
+  std::vector<std::int32_t> pins_;       ///< [E]
+  std::vector<std::int64_t> placed_at_;  ///< [E], clock of its promotion
+  std::int64_t clock_ = 0;               ///< observed forwards
+  PoolStats stats_;
+  ExpertUsage usage_;
+};
+
+/// Hits per expert; ids outside [0, E) are left out.
+std::vector<std::int64_t> count_hits(std::span<const std::int32_t> ids, std::int32_t num_experts);
+
+/// The experts with the most hits, descending, ties to the lower id; without hits left out; at most
+/// `budget`.
+std::vector<std::int32_t> target_from_counts(std::span<const std::int64_t> counts,
+                                             std::int32_t budget);
+
+/// Experts per layer that fit: (free - reserve) / (expert_bytes * layers), never below 0 and at
+/// most `num_experts`; num_experts when expert_bytes or layers is 0. `expert_bytes` is one expert's
+/// gate, up and down. Errors: ConfigError on a negative argument.
+std::int32_t budget_from_memory(std::int64_t free, std::int64_t reserve, std::int64_t expert_bytes,
+                                std::int64_t layers, std::int32_t num_experts);
+
+/// Union over layers. Errors: ShapeError on pools of different sizes.
+std::vector<std::uint8_t> merged_resident_mask(std::span<const ExpertPool* const> pools);
+
+}  // namespace moesaic

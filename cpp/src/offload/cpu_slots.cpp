@@ -1,0 +1,111 @@
+// Slots on the CPU: a packed arena per role, experts repacked into panels as they come.
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "cpu/arena.hpp"
+#include "cpu/pack.hpp"
+#include "moesaic/error.hpp"
+#include "moesaic/thread_pool.hpp"
+#include "offload/slots.hpp"
+
+namespace moesaic::offload {
+namespace {
+
+/// The layout of a slot: panels where the type has them, else the bytes as they come.
+WeightRef slot_layout(const WeightRef& source) {
+  WeightRef slot;
+  if (source.layout == WeightLayout::Rows && cpu::panel_layout(source, slot)) return slot;
+  slot = source;
+  slot.base = nullptr;
+  slot.table = nullptr;
+  // Experts of a fused tensor lie further apart than they are long.
+  if (source.layout == WeightLayout::Rows) slot.expert_stride = source.rows * source.row_stride;
+  return slot;
+}
+
+class CpuSlots final : public ExpertSlots {
+ public:
+  CpuSlots(const ExpertStack& source, std::int32_t num_slots) : num_slots_(num_slots) {
+    for (const Role role : kRoles) {
+      const WeightRef& from = source.role(role).ref;
+      if (!from) continue;
+      Part& part = parts_[static_cast<std::size_t>(role)];
+      part.from = from;
+      part.to = slot_layout(from);
+      const std::int64_t bytes = num_slots * part.to.expert_stride;
+      part.arena = cpu::allocate_pages(static_cast<std::size_t>(bytes));
+      part.to.base = part.arena.get();
+      nbytes_ += bytes;
+    }
+  }
+
+  std::int32_t num_slots() const override { return num_slots_; }
+  std::int64_t nbytes() const override { return nbytes_; }
+  const WeightRef& ref(Role role) const override {
+    return parts_[static_cast<std::size_t>(role)].to;
+  }
+  std::shared_ptr<const void> owner() const override {
+    return std::make_shared<std::array<Part, 3>>(parts_);
+  }
+
+  void load(Context& context, std::int32_t slot, const ExpertBytes& from) override {
+    for (std::size_t r = 0; r < parts_.size(); ++r) {
+      const Part& part = parts_[r];
+      if (part.arena == nullptr) continue;
+      std::byte* const to = part.arena.get() + slot * part.to.expert_stride;
+      if (part.to.layout == part.from.layout) {
+        std::memcpy(to, from[r], static_cast<std::size_t>(part.to.expert_stride));
+        continue;
+      }
+      const std::int64_t panels = (part.from.rows + cpu::kPanelRows - 1) / cpu::kPanelRows;
+      const std::int64_t chunks = (panels + kPanelsPerChunk - 1) / kPanelsPerChunk;
+      context.pool().parallel_for(chunks, [&](std::int64_t chunk, int) {
+        const std::int64_t first = chunk * kPanelsPerChunk;
+        cpu::pack_panels(part.from, from[r], first, std::min(panels, first + kPanelsPerChunk), to);
+      });
+    }
+  }
+  void wait(Context&) override {}  // load() returns with the copy complete
+
+ private:
+  static constexpr std::int64_t kPanelsPerChunk = 8;
+  struct Part {
+    WeightRef from, to;
+    std::shared_ptr<std::byte> arena;
+  };
+  std::array<Part, 3> parts_{};
+  std::int32_t num_slots_;
+  std::int64_t nbytes_ = 0;
+};
+
+void check_host(const Backend& backend) {
+  require<UnsupportedError>(backend.device_type() == DeviceType::Cpu, [&] {
+    return Problem{.operation = "expert slots",
+                   .what = "backend",
+                   .expected = "one with slots for experts",
+                   .got = backend.info().name,
+                   .hint = "load the whole layer there instead"};
+  });
+}
+
+}  // namespace
+
+std::int64_t slot_bytes(const Backend& backend, const ExpertStack& source, std::int32_t num_slots) {
+  check_host(backend);
+  std::int64_t bytes = 0;
+  for (const Role role : kRoles) {
+    if (const WeightRef& ref = source.role(role).ref) bytes += slot_layout(ref).expert_stride;
+  }
+  return bytes * num_slots;
+}
+
+std::unique_ptr<ExpertSlots> make_slots(const Backend& backend, const ExpertStack& source,
+                                        std::int32_t num_slots) {
+  check_host(backend);
+  return std::make_unique<CpuSlots>(source, num_slots);
+}
+
+}  // namespace moesaic::offload

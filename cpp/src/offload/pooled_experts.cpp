@@ -1,0 +1,122 @@
+#include "offload/pooled_experts.hpp"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "moesaic/error.hpp"
+#include "offload/turn.hpp"
+
+namespace moesaic::offload {
+
+void MissHistory::add(std::span<const std::int32_t> missed) {
+  const std::lock_guard lock(mutex_);
+  for (float& heat : heat_) heat *= kKeep;
+  for (const std::int32_t e : missed) heat_[static_cast<std::size_t>(e)] += 1.0F;
+}
+
+std::vector<std::int32_t> MissHistory::likely(std::int32_t count) const {
+  const std::lock_guard lock(mutex_);
+  std::vector<std::int32_t> experts;
+  for (std::size_t e = 0; e < heat_.size(); ++e) {
+    if (heat_[e] > 0.1F) experts.push_back(static_cast<std::int32_t>(e));
+  }
+  std::ranges::stable_sort(experts, [&](std::int32_t a, std::int32_t b) {
+    return heat_[static_cast<std::size_t>(a)] > heat_[static_cast<std::size_t>(b)];
+  });
+  if (experts.size() > static_cast<std::size_t>(count)) {
+    experts.resize(static_cast<std::size_t>(count));
+  }
+  return experts;
+}
+
+PooledExperts::PooledExperts(std::shared_ptr<MoeExpertStore> store, StoreParts& parts,
+                             std::shared_ptr<SlotTable> table, OnMiss on_miss)
+    : store_(std::move(store)), parts_(parts), table_(std::move(table)), on_miss_(on_miss) {
+  turns_.reserve(16);
+  give_turn(take_turn());  // the first forward finds one
+}
+
+PooledExperts::~PooledExperts() = default;
+
+std::unique_ptr<Turn> PooledExperts::take_turn() {
+  {
+    const std::lock_guard lock(turns_mutex_);
+    if (!turns_.empty()) {
+      std::unique_ptr<Turn> turn = std::move(turns_.back());
+      turns_.pop_back();
+      return turn;
+    }
+  }
+  const LayerMoeWeights& weights = parts_.layers[static_cast<std::size_t>(table_->layer())];
+  return std::make_unique<Turn>(*weights.stack, *table_, on_miss_ == OnMiss::Stage);
+}
+
+void PooledExperts::give_turn(std::unique_ptr<Turn> turn) {
+  const std::lock_guard lock(turns_mutex_);
+  turns_.push_back(std::move(turn));
+}
+
+/// The layer after this one runs next; its usual misses can be on their way meanwhile.
+void PooledExperts::read_ahead() {
+  if (parts_.read_ahead == 0) return;
+  const std::size_t next = static_cast<std::size_t>(table_->layer() + 1) % parts_.layers.size();
+  parts_.source->expect(static_cast<std::int32_t>(next),
+                        parts_.misses[next]->likely(parts_.read_ahead));
+}
+
+void PooledExperts::run(Context& context, const GateUpCall& gate_up, const DownCall& down) {
+  const RoutingView& routing = down.combine.routing;
+  const std::span<const std::int32_t> ids(routing.topk_ids,
+                                          static_cast<std::size_t>(routing.num_pairs()));
+  struct TurnGuard {
+    PooledExperts& owner;
+    std::unique_ptr<Turn> turn;
+    ~TurnGuard() { owner.give_turn(std::move(turn)); }
+  } guard{*this, take_turn()};
+  Turn& turn = *guard.turn;
+  turn.collect(routing);
+
+  ExpertPool& pool = table_->pool();
+  const ExpertPool::Pins pins(pool, turn.needed);
+  {
+    const auto held = table_->hold();
+    turn.count_hits(*table_);
+  }
+  if (on_miss_ == OnMiss::Stage) {
+    turn.stats.staged = static_cast<std::int64_t>(pool.stage(ids).size());
+    table_->reconcile(context, *parts_.source);
+  }
+  const auto held = table_->hold();
+  turn.find_cold(*table_);
+  require<DeviceError>(turn.cold.empty() || on_miss_ != OnMiss::Error, [&] {
+    return Problem{.operation = "moe_forward",
+                   .what = "expert " + std::to_string(turn.cold.front()),
+                   .expected = "a resident expert (on_miss=\"error\")",
+                   .got = std::to_string(turn.cold.size()) + " experts without a slot",
+                   .hint = "refresh the pool and apply it, or choose compute or stage"};
+  });
+  if (on_miss_ == OnMiss::Stage) {
+    turn.stats.streamed = static_cast<std::int64_t>(turn.cold.size());
+  }
+  pool.count_forward(ids, routing.top_k, turn.stats);
+  if (parts_.read_ahead > 0) {
+    parts_.misses[static_cast<std::size_t>(table_->layer())]->add(turn.cold);
+  }
+  if (!turn.cold.empty()) {
+    run_mixed(turn, context, gate_up, down);
+    return;
+  }
+  read_ahead();
+  if (turn.needed.empty()) {  // every pair is skipped: only the sum is to be written
+    context.backend().combine(context, down.combine);
+    return;
+  }
+  GateUpCall up_call = gate_up;
+  DownCall down_call = down;
+  up_call.stack = down_call.stack = table_->residents();
+  context.backend().gate_up(context, up_call);
+  context.backend().down(context, down_call);
+}
+
+}  // namespace moesaic::offload

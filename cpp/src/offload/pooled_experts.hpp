@@ -1,0 +1,61 @@
+#pragma once
+
+/// The experts of one layer in a forward: residents from their slots, the others as OnMiss says.
+
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "moesaic/offload.hpp"
+#include "offload/slot_table.hpp"
+
+namespace moesaic::offload {
+
+/// Guesses which cold experts a layer will ask for next: those it missed lately.
+class MissHistory {
+ public:
+  explicit MissHistory(std::int32_t num_experts)
+      : heat_(static_cast<std::size_t>(num_experts), 0.0F) {}
+  void add(std::span<const std::int32_t> missed);
+  /// The hottest, at most `count`.
+  std::vector<std::int32_t> likely(std::int32_t count) const;
+
+ private:
+  static constexpr float kKeep = 0.8F;  ///< of an expert's heat, per forward
+  mutable std::mutex mutex_;
+  std::vector<float> heat_;
+};
+
+struct Turn;
+
+/// What the layers of a store share.
+struct StoreParts {
+  std::vector<LayerMoeWeights> layers;
+  std::unique_ptr<ExpertSource> source;
+  std::vector<std::unique_ptr<MissHistory>> misses;  ///< one per layer
+  std::int32_t read_ahead = 0;
+};
+
+class PooledExperts final : public ExpertResidency {
+ public:
+  /// `store` keeps the parts alive.
+  PooledExperts(std::shared_ptr<MoeExpertStore> store, StoreParts& parts,
+                std::shared_ptr<SlotTable> table, OnMiss on_miss);
+  ~PooledExperts() override;
+  void run(Context& context, const GateUpCall& gate_up, const DownCall& down) override;
+
+ private:
+  std::unique_ptr<Turn> take_turn();
+  void give_turn(std::unique_ptr<Turn> turn);
+  void run_mixed(Turn& turn, Context& context, const GateUpCall& gate_up, const DownCall& down);
+  void read_ahead();
+
+  const std::shared_ptr<MoeExpertStore> store_;
+  StoreParts& parts_;
+  const std::shared_ptr<SlotTable> table_;
+  const OnMiss on_miss_;
+  std::mutex turns_mutex_;
+  std::vector<std::unique_ptr<Turn>> turns_;  ///< as many as forwards ran at once
+};
+
+}  // namespace moesaic::offload

@@ -1,0 +1,88 @@
+// A forward some of whose experts are cold. Residents and cold experts run one after the other,
+// each pass writing the rows of its own experts; the weighted sum over all rows comes last, in the
+// order that it always has, so that the result does not depend on who was resident.
+
+#include <algorithm>
+
+#include "offload/pooled_experts.hpp"
+#include "offload/turn.hpp"
+
+namespace moesaic::offload {
+namespace {
+
+enum Phase : unsigned { kGateUp = 1, kDown = 2, kBoth = kGateUp | kDown };
+
+/// One pass over the experts that `stack` maps to memory.
+void run_pass(Context& context, const ExpertStack& stack, unsigned phases,
+              const GateUpCall& gate_up, const DownCall& down) {
+  const Backend& backend = context.backend();
+  if ((phases & kGateUp) != 0) {
+    GateUpCall call = gate_up;
+    call.stack = &stack;
+    backend.gate_up(context, call);
+  }
+  if ((phases & kDown) != 0) {
+    const ScopedZone zone(context.profiler(), Zone::Down);
+    const std::int64_t intermediate = stack.shape().intermediate_size;
+    InputRows hidden;
+    hidden.data = down.hidden;
+    hidden.dtype = down.working;
+    hidden.num_rows = down.hidden_rows;
+    hidden.cols = intermediate;
+    hidden.outer_stride = intermediate;
+    backend.expert_gemm(context, {.weights = &stack.down(),
+                                  .rows = down.rows,
+                                  .in = hidden,
+                                  .out = down.down_rows,
+                                  .precision = down.precision,
+                                  .scratch = down.scratch});
+  }
+}
+
+}  // namespace
+
+void PooledExperts::run_mixed(Turn& turn, Context& context, const GateUpCall& gate_up,
+                              const DownCall& down) {
+  const bool stage = on_miss_ == OnMiss::Stage;
+  ExpertSource& source = *parts_.source;
+  std::unique_lock<std::mutex> passage_lock(table_->passage_mutex(), std::defer_lock);
+  if (stage) passage_lock.lock();
+  const auto most = static_cast<std::size_t>(
+      std::max(1, stage ? std::min(table_->passage_slots(), source.batch_limit())
+                        : source.batch_limit() / 2));
+
+  const auto run_wave = [&](std::span<const std::int32_t> wave, std::span<const std::int32_t> next,
+                            unsigned phases) {
+    const std::unique_ptr<ExpertBatch> batch = source.open(table_->layer(), wave);
+    if (next.empty()) {
+      read_ahead();
+    } else {
+      source.expect(table_->layer(), next);
+    }
+    turn.bring(wave, *batch, stage ? &table_->passage() : nullptr, context);
+    run_pass(context, stage ? *turn.passage : turn.slow, phases, gate_up, down);
+    turn.clear(wave);
+  };
+
+  // Gathered rows of x lie where the rows of down go: then all of gate and up comes first.
+  const bool shared_rows = gate_up.x.data == down.down_rows;
+  for (const unsigned phases : {shared_rows ? kGateUp : kBoth, kDown}) {
+    if (table_->residents() != nullptr && turn.cold.size() < turn.needed.size()) {
+      run_pass(context, *table_->residents(), phases, gate_up, down);
+    }
+    std::span<const std::int32_t> left(turn.cold);
+    while (!left.empty()) {
+      const std::span<const std::int32_t> wave = left.first(std::min(most, left.size()));
+      left = left.subspan(wave.size());
+      run_wave(wave, left.first(std::min(most, left.size())), phases);
+      if (stage && (phases & kDown) != 0) {
+        table_->pool().count_bytes(static_cast<std::int64_t>(wave.size()) * table_->expert_bytes());
+      }
+    }
+    if (!shared_rows) break;
+  }
+  const ScopedZone zone(context.profiler(), Zone::Combine);
+  context.backend().combine(context, down.combine);
+}
+
+}  // namespace moesaic::offload

@@ -1,0 +1,328 @@
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "moesaic/error.hpp"
+#include "moesaic/gguf.hpp"
+#include "moesaic/offload.hpp"
+#include "offload/pooled_experts.hpp"
+
+namespace moesaic {
+namespace {
+
+constexpr std::int32_t kDefaultStaging = 16;
+constexpr std::int32_t kLeastStaging = 2;
+
+LayerMoeWeights layer_of(std::int32_t index, ExpertStack stack) {
+  LayerMoeWeights weights;
+  weights.layer_index = index;
+  weights.stack = std::make_shared<const ExpertStack>(std::move(stack));
+  weights.gate = RoleView(weights.stack->gate().ref);
+  weights.up = RoleView(weights.stack->up().ref);
+  weights.down = RoleView(weights.stack->down().ref);
+  weights.expert_bytes = weights.stack->bytes_per_expert();
+  return weights;
+}
+
+Problem problem(const char* operation, std::string what, std::string expected, std::string got,
+                std::string hint = {}) {
+  return {.operation = operation,
+          .what = std::move(what),
+          .expected = std::move(expected),
+          .got = std::move(got),
+          .hint = std::move(hint)};
+}
+
+void check_options(const StoreOptions& options) {
+  const auto check = [](bool ok, const char* what, const char* expected, std::int64_t got) {
+    require<ConfigError>(
+        ok, [&] { return problem("MoeExpertStore", what, expected, std::to_string(got)); });
+  };
+  check(options.staging == 0 || options.staging >= kLeastStaging, "staging", "0, or at least 2",
+        options.staging);
+  check(options.io_threads >= 1 && options.io_threads <= 256, "io_threads", "1 to 256",
+        options.io_threads);
+  check(options.read_ahead >= 0, "read_ahead", "at least 0", options.read_ahead);
+  check(options.memory_limit.value_or(0) >= 0, "memory_limit", "at least 0",
+        options.memory_limit.value_or(0));
+}
+
+/// Experts between disk and slots.
+std::int32_t staging_of(const StoreOptions& options, std::int64_t expert_bytes) {
+  if (options.staging > 0) return options.staging;
+  const std::int64_t half = *options.memory_limit / 2 / std::max<std::int64_t>(1, expert_bytes);
+  return static_cast<std::int32_t>(std::clamp<std::int64_t>(half, kLeastStaging, kDefaultStaging));
+}
+
+/// [E, k, n] read as [E, n, k].
+ConstTensorView transposed(ConstTensorView view) {
+  if (view.rank == 3) {
+    std::swap(view.shape[1], view.shape[2]);
+    std::swap(view.strides[1], view.strides[2]);
+  }
+  return view;
+}
+
+void check_array(const ConstTensorView& view, std::int32_t layer, const char* role,
+                 const std::int64_t (&shape)[3], const char* form) {
+  const bool fits = view.rank == 3 && view.data != nullptr && view.dim(0) == shape[0] &&
+                    view.dim(1) == shape[1] && view.dim(2) == shape[2];
+  require<ShapeError>(fits, [&] {
+    return problem("MoeExpertStore.from_arrays", "layer " + std::to_string(layer) + " " + role,
+                   std::string(form) + " = [" + std::to_string(shape[0]) + ", " +
+                       std::to_string(shape[1]) + ", " + std::to_string(shape[2]) + "]",
+                   view.data == nullptr ? "none" : describe(view));
+  });
+}
+
+}  // namespace
+
+struct MoeExpertStore::Impl {
+  std::shared_ptr<GgufFile> file;
+  offload::StoreParts parts;
+  std::int64_t limit = 0;
+  mutable std::mutex mutex;  ///< guards `tables`
+  std::vector<std::shared_ptr<offload::SlotTable>> tables;
+
+  void finish() {
+    for (const LayerMoeWeights& layer : parts.layers) {
+      parts.misses.push_back(std::make_unique<offload::MissHistory>(layer.stack->num_experts()));
+    }
+    tables.resize(parts.layers.size());
+  }
+
+  std::int64_t slots_bytes() const {
+    std::int64_t bytes = 0;
+    for (const auto& table : tables) bytes += table != nullptr ? table->nbytes() : 0;
+    return bytes;
+  }
+
+  void check_limit(std::int64_t more) const {
+    const std::int64_t held = slots_bytes() + parts.source->nbytes();
+    require<ConfigError>(limit == 0 || held + more <= limit, [&] {
+      return problem("MoeExpertStore", "memory_limit",
+                     std::to_string(limit) + " bytes to hold everything",
+                     std::to_string(held) + " bytes held and " + std::to_string(more) + " more",
+                     "lower the pools' budgets (budget_from_memory) or raise the limit");
+    });
+  }
+
+  std::shared_ptr<offload::SlotTable> table(std::int32_t i, const std::shared_ptr<ExpertPool>& pool,
+                                            OnMiss on_miss, const Backend& backend) {
+    const LayerMoeWeights& weights = parts.layers[static_cast<std::size_t>(i)];
+    const std::int64_t bytes = offload::slot_bytes(backend, *weights.stack, pool->budget());
+    const std::lock_guard lock(mutex);
+    std::shared_ptr<offload::SlotTable>& table = tables[static_cast<std::size_t>(i)];
+    if (table == nullptr || table->pool_ptr() != pool) {
+      require<ConfigError>(table == nullptr || table.use_count() == 1, [&] {
+        return problem("MoeExpertStore", "layer " + std::to_string(weights.layer_index),
+                       "the pool it runs with", "another one",
+                       "close the layers made with the other pool first");
+      });
+      table.reset();
+      check_limit(bytes);
+      table = std::make_shared<offload::SlotTable>(weights, i, pool, backend);
+    }
+    if (on_miss == OnMiss::Stage && !table->has_passage()) {
+      check_limit(offload::slot_bytes(backend, *weights.stack, table->passage_slots()));
+      table->make_passage(backend);
+    }
+    return table;
+  }
+};
+
+MoeExpertStore::MoeExpertStore() : impl_(std::make_unique<Impl>()) {}
+MoeExpertStore::~MoeExpertStore() = default;
+
+std::shared_ptr<MoeExpertStore> MoeExpertStore::from_gguf(std::shared_ptr<GgufFile> file,
+                                                          const StoreOptions& options) {
+  check_options(options);
+  std::shared_ptr<MoeExpertStore> store(new MoeExpertStore());
+  Impl& impl = *store->impl_;
+  std::int64_t largest = 0;
+  for (const std::int32_t index : file->moe_layers()) {
+    LoadOptions as_stored;
+    as_stored.layout = StackLayout::File;
+    impl.parts.layers.push_back(
+        layer_of(index, ExpertStack::load_from_gguf(file, index, as_stored)));
+    largest = std::max(largest, impl.parts.layers.back().expert_bytes);
+  }
+  require<FormatError>(!impl.parts.layers.empty(), [&] {
+    return problem("MoeExpertStore", file->path().string(), "layers with experts", "none");
+  });
+  if (options.memory_limit) {
+    impl.limit = *options.memory_limit;
+    const std::int32_t staging = staging_of(options, largest);
+    require<ConfigError>(staging * largest <= impl.limit, [&] {
+      return problem("MoeExpertStore", "memory_limit",
+                     "at least " + std::to_string(staging * largest) + " bytes, " +
+                         std::to_string(staging) + " experts",
+                     std::to_string(impl.limit));
+    });
+    impl.parts.read_ahead = options.read_ahead;
+    impl.parts.source =
+        offload::make_disk_source(offload::locate_experts(*file, impl.parts.layers),
+                                  offload::open_files(*file), {staging, options.io_threads});
+    impl.check_limit(0);  // the buffers are padded
+  } else {
+    impl.parts.source = offload::make_mapped_source(impl.parts.layers);
+  }
+  impl.file = std::move(file);
+  impl.finish();
+  return store;
+}
+
+std::shared_ptr<MoeExpertStore> MoeExpertStore::from_arrays(std::span<const ArrayLayer> layers) {
+  require<ShapeError>(!layers.empty(), [] {
+    return problem("MoeExpertStore.from_arrays", "layers", "at least one", "none");
+  });
+  std::shared_ptr<MoeExpertStore> store(new MoeExpertStore());
+  Impl& impl = *store->impl_;
+  for (const ArrayLayer& layer : layers) {
+    const ConstTensorView& up = layer.up;
+    require<ShapeError>(up.rank == 3 && up.data != nullptr && !up.empty(), [&] {
+      return problem("MoeExpertStore.from_arrays",
+                     "layer " + std::to_string(layer.layer_index) + " up",
+                     "[E, H, I], none of them 0", up.data == nullptr ? "none" : describe(up));
+    });
+    const std::int64_t experts = up.dim(0), hidden = up.dim(1), intermediate = up.dim(2);
+    if (layer.gate.data != nullptr) {
+      check_array(layer.gate, layer.layer_index, "gate", {experts, hidden, intermediate},
+                  "[E, H, I]");
+    }
+    check_array(layer.down, layer.layer_index, "down", {experts, intermediate, hidden},
+                "[E, I, H]");
+    impl.parts.layers.push_back(
+        layer_of(layer.layer_index,
+                 ExpertStack::from_dense_stacks(transposed(layer.gate), transposed(layer.up),
+                                                transposed(layer.down))));
+  }
+  impl.parts.source = offload::make_mapped_source(impl.parts.layers);
+  impl.finish();
+  return store;
+}
+
+std::int32_t MoeExpertStore::num_layers() const {
+  return static_cast<std::int32_t>(impl_->parts.layers.size());
+}
+
+const std::shared_ptr<GgufFile>& MoeExpertStore::file() const { return impl_->file; }
+
+const LayerMoeWeights& MoeExpertStore::layer(std::int32_t i) const {
+  require<ShapeError>(i >= 0 && i < num_layers(), [&] {
+    return problem("MoeExpertStore", "layer", "0 to " + std::to_string(num_layers() - 1),
+                   std::to_string(i), "layers count in the store, not in the model");
+  });
+  return impl_->parts.layers[static_cast<std::size_t>(i)];
+}
+
+namespace {
+
+void check_pool(const LayerMoeWeights& layer, const std::shared_ptr<ExpertPool>& pool) {
+  const std::int32_t experts = layer.stack->num_experts();
+  require<ShapeError>(pool != nullptr && pool->num_experts() == experts, [&] {
+    return problem("MoeExpertStore", "pool of layer " + std::to_string(layer.layer_index),
+                   std::to_string(experts) + " experts",
+                   pool == nullptr ? "none" : std::to_string(pool->num_experts()));
+  });
+}
+
+void check_pools(const MoeExpertStore& store, MoeExpertStore::Pools pools) {
+  require<ShapeError>(static_cast<std::int32_t>(pools.size()) == store.num_layers(), [&] {
+    return problem("MoeExpertStore", "pools", std::to_string(store.num_layers()) + ", one a layer",
+                   std::to_string(pools.size()));
+  });
+  for (std::int32_t i = 0; i < store.num_layers(); ++i) {
+    check_pool(store.layer(i), pools[static_cast<std::size_t>(i)]);
+  }
+}
+
+}  // namespace
+
+std::vector<RefreshResult> MoeExpertStore::refresh_pools(
+    Pools pools, std::span<const std::span<const std::int32_t>> captured, std::int64_t step,
+    bool is_prefill_block, ExecMode mode) {
+  check_pools(*this, pools);
+  require<ShapeError>(captured.size() == pools.size(), [&] {
+    return problem("MoeExpertStore.refresh_pools", "captured ids",
+                   std::to_string(pools.size()) + " lists, one a layer",
+                   std::to_string(captured.size()));
+  });
+  for (std::size_t i = 0; i < pools.size(); ++i) {
+    for (const std::int32_t id : captured[i]) {
+      require<ShapeError>(id >= -1 && id < pools[i]->num_experts(), [&] {
+        return problem("MoeExpertStore.refresh_pools", "captured ids of layer " + std::to_string(i),
+                       "-1 to " + std::to_string(pools[i]->num_experts() - 1), std::to_string(id));
+      });
+    }
+  }
+  std::vector<RefreshResult> results(pools.size());
+  for (std::size_t i = 0; i < pools.size(); ++i) {
+    if (!pools[i]->should_refresh(step, is_prefill_block, mode)) continue;
+    results[i] = pools[i]->refresh_from_indices(captured[i]);
+    results[i].bytes = static_cast<std::int64_t>(results[i].promotions.size()) *
+                       layer(static_cast<std::int32_t>(i)).expert_bytes;
+  }
+  return results;
+}
+
+std::int64_t MoeExpertStore::apply(Context& context, Pools pools) {
+  check_pools(*this, pools);
+  std::int64_t moved = 0;
+  for (std::int32_t i = 0; i < num_layers(); ++i) {
+    moved += apply(context, i, pools[static_cast<std::size_t>(i)]);
+  }
+  return moved;
+}
+
+std::int64_t MoeExpertStore::apply(Context& context, std::int32_t i,
+                                   const std::shared_ptr<ExpertPool>& pool) {
+  check_pool(layer(i), pool);
+  return impl_->table(i, pool, OnMiss::Compute, context.backend())
+      ->reconcile(context, *impl_->parts.source);
+}
+
+std::shared_ptr<ExpertResidency> MoeExpertStore::residency(std::int32_t i,
+                                                           const std::shared_ptr<ExpertPool>& pool,
+                                                           OnMiss on_miss, const Backend& backend) {
+  check_pool(layer(i), pool);
+  return std::make_shared<offload::PooledExperts>(shared_from_this(), impl_->parts,
+                                                  impl_->table(i, pool, on_miss, backend), on_miss);
+}
+
+MoeLayer MoeExpertStore::make_layer(std::int32_t i, const std::shared_ptr<ExpertPool>& pool,
+                                    OnMiss on_miss, const LoadOptions& options) {
+  const LayerMoeWeights& weights = layer(i);
+  require<UnsupportedError>(impl_->file != nullptr, [] {
+    return problem("MoeExpertStore", "layer", "a store made from a file",
+                   "one of arrays, which knows no router", "give a config and a router weight");
+  });
+  require<ConfigError>(options.backend != nullptr, [] {
+    return problem("MoeExpertStore", "options.backend", "a backend", "none");
+  });
+  return MoeLayer::from_gguf(impl_->file, weights.layer_index, options, weights.stack,
+                             residency(i, pool, on_miss, *options.backend));
+}
+
+std::vector<std::int32_t> MoeExpertStore::slot_map(std::int32_t i) const {
+  layer(i);
+  const std::lock_guard lock(impl_->mutex);
+  const auto& table = impl_->tables[static_cast<std::size_t>(i)];
+  return table == nullptr ? std::vector<std::int32_t>() : table->slot_map();
+}
+
+std::shared_ptr<ExpertPool> MoeExpertStore::pool(std::int32_t i) const {
+  layer(i);
+  const std::lock_guard lock(impl_->mutex);
+  const auto& table = impl_->tables[static_cast<std::size_t>(i)];
+  return table == nullptr ? nullptr : table->pool_ptr();
+}
+
+StoreMemory MoeExpertStore::memory() const {
+  const std::lock_guard lock(impl_->mutex);
+  return {impl_->slots_bytes(), impl_->parts.source->nbytes(), impl_->limit};
+}
+
+IoStats MoeExpertStore::io_stats() const { return impl_->parts.source->stats(); }
+
+}  // namespace moesaic

@@ -1,0 +1,45 @@
+#pragma once
+
+/// What the two files of the expert store share.
+
+#include <array>
+#include <span>
+#include <string>
+
+#include "arrays.hpp"
+#include "moesaic/offload.hpp"
+#include "words.hpp"
+
+namespace moesaic::python {
+
+template <>
+struct Words<Ranking> {
+  static constexpr std::array text{"hits", "recency", "fixed"};
+};
+template <>
+struct Words<ExecMode> {
+  static constexpr std::array text{"reuse", "refresh"};
+};
+template <>
+struct Words<OnMiss> {
+  static constexpr std::array text{"compute", "stage", "error"};
+};
+
+inline ExecMode parse_mode(const std::string& mode, const char* operation) {
+  return parse_word<ExecMode>(mode, operation, "mode");
+}
+
+/// As import_ids; lists, tuples and ranges of integers are taken too.
+inline Ids import_id_list(const py::object& ids, const char* operation, const char* name) {
+  const bool plain =
+      py::isinstance<py::list>(ids) || py::isinstance<py::tuple>(ids) || PyRange_Check(ids.ptr());
+  return import_ids(plain ? py::array_t<std::int64_t>(ids) : ids, operation, name);
+}
+
+/// All ids, whatever their shape.
+inline std::span<const std::int32_t> id_span(const Ids& ids) {
+  return {static_cast<const std::int32_t*>(ids.view.data),
+          static_cast<std::size_t>(ids.view.num_elements())};
+}
+
+}  // namespace moesaic::python

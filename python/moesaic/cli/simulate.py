@@ -1,0 +1,158 @@
+"""``moesaic simulate-offload``: hit rate and tokens per second of pools, before buying the memory.
+
+With ``--measure`` the same policies also run on real layers of this machine, beside the prediction.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import moesaic as mo
+
+from .table import table
+
+if TYPE_CHECKING:
+    from ..simulate import Costs, Outcome, Trace
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from ..simulate import POLICIES
+
+    parser.add_argument(
+        "--trace", default="zipf", help="zipf (default), drift, or a file by `trace --save-trace`"
+    )
+    parser.add_argument("--experts", type=int, default=128, help="E (default: 128)")
+    parser.add_argument("--top-k", type=int, default=8, help="default: 8")
+    parser.add_argument("--layers", type=int, default=1, help="layers of a made trace (default: 1)")
+    parser.add_argument("--steps", type=int, default=400, help="forwards (default: 400)")
+    parser.add_argument("--tokens", type=int, default=1, help="tokens a forward (default: 1)")
+    parser.add_argument("--seeds", type=int, default=5, help="made traces, median (default: 5)")
+    parser.add_argument(
+        "--warm", type=float, default=0.1, help="share of the steps that warms pools (default: 0.1)"
+    )
+    parser.add_argument(
+        "--budgets", default="1/8,1/4,1/2", help="experts, or shares (default: 1/8,1/4,1/2)"
+    )
+    parser.add_argument(
+        "--policies", default=",".join(POLICIES), help=f"default: all of {', '.join(POLICIES)}"
+    )
+    parser.add_argument(
+        "--on-miss", choices=["compute", "stage"], default="stage", help="default: stage"
+    )
+    parser.add_argument("--expert-mib", type=float, default=2.7, help="one expert (default: 2.7)")
+    parser.add_argument("--fast", type=float, default=40.0, help="GB/s from fast memory (40)")
+    parser.add_argument("--slow", type=float, default=10.0, help="GB/s where experts lie (10)")
+    parser.add_argument("--move", type=float, default=5.0, help="GB/s into fast memory (5)")
+    parser.add_argument("--fixed-us", type=float, default=20.0, help="us a layer and step (20)")
+    parser.add_argument(
+        "--measure", action="store_true", help="calibrate on this machine and run real layers too"
+    )
+    parser.add_argument("--markdown", action="store_true", help="print a markdown table")
+
+
+def run(options: argparse.Namespace) -> int:
+    from ..simulate import POLICIES, Costs
+
+    policies = options.policies.split(",")
+    unknown = [p for p in policies if p not in POLICIES]
+    if unknown:
+        raise mo.ConfigError(
+            f"simulate-offload: unknown policies {unknown}, expected some of {list(POLICIES)}"
+        )
+    counts = (options.steps, options.layers, options.tokens, options.seeds, options.top_k)
+    if min(counts) < 1 or options.top_k > options.experts or not 0 <= options.warm < 1:
+        raise mo.ConfigError(
+            "simulate-offload: expected positive counts, top_k <= experts and warm in [0, 1)"
+        )
+    costs = Costs(
+        options.expert_mib * (1 << 20),
+        options.fast * 1e9,
+        options.slow * 1e9,
+        options.move * 1e9,
+        options.fixed_us * 1e-6,
+    )
+    traces = make_traces(options)
+    if options.measure:
+        from ..simulate import measure
+
+        show = markdown if options.markdown else table
+        rows = measure.compare(
+            traces[0], [(p, POLICIES[p]) for p in policies], budgets(options, traces[0]),
+            warm=options.warm, on_miss=options.on_miss,
+        )  # fmt: skip
+        print(show(measure.HEADER, rows))
+        return 0
+    rows = []
+    for budget in budgets(options, traces[0]):
+        for name in policies:
+            outcomes = [simulate_one(t, name, budget, options) for t in traces]
+            rows.append([str(budget), name, *figures(outcomes, costs)])
+    header = ("budget", "policy", "hit rate", "experts moved", "MiB a step", "tokens/s")
+    print((markdown if options.markdown else table)(header, rows))
+    return 0
+
+
+def make_traces(options: argparse.Namespace) -> list[Trace]:
+    from ..simulate import Trace, drifting, zipf
+
+    kinds: dict[str, Callable[..., Trace]] = {"zipf": zipf, "drift": drifting}
+    if options.trace not in kinds:
+        return [Trace.load(options.trace)]
+    return [
+        kinds[options.trace](
+            steps=options.steps,
+            num_experts=options.experts,
+            top_k=options.top_k,
+            layers=options.layers,
+            tokens=options.tokens,
+            seed=seed,
+        )
+        for seed in range(options.seeds)
+    ]
+
+
+def budgets(options: argparse.Namespace, trace: Trace) -> list[int]:
+    """Parse "1/8,32": shares of E, or experts."""
+    result = []
+    for part in options.budgets.split(","):
+        try:
+            top, _, bottom = part.partition("/")
+            result.append(trace.num_experts * int(top) // int(bottom) if bottom else int(top))
+        except (ValueError, ZeroDivisionError):
+            result.append(-1)
+        if not 0 <= result[-1] <= trace.num_experts:
+            raise mo.ConfigError(
+                f"simulate-offload: --budgets: expected experts or shares such as 1/8,32,"
+                f" got {part!r}"
+            )
+    return result
+
+
+def simulate_one(trace: Trace, policy: str, budget: int, options: argparse.Namespace) -> Outcome:
+    from ..simulate import POLICIES, simulate
+
+    warm, rest = trace.split(options.warm)
+    return simulate(
+        rest, POLICIES[policy], budget, on_miss=options.on_miss, warm=warm if warm.steps else None
+    )
+
+
+def figures(outcomes: list[Outcome], costs: Costs) -> list[str]:
+    """Return the medians over traces as table cells."""
+    from ..simulate import tokens_per_second
+
+    loads = statistics.median(o.loads for o in outcomes)
+    step = statistics.median(o.loads / o.steps for o in outcomes) * costs.expert_bytes / (1 << 20)
+    rate = statistics.median(tokens_per_second(o, costs) for o in outcomes)
+    hit_rate = statistics.median(o.hit_rate for o in outcomes)
+    return [f"{hit_rate:.1%}", f"{loads:.0f}", f"{step:.1f}", f"{rate:.1f}"]
+
+
+def markdown(header: tuple[str, ...], rows: list[list[str]]) -> str:
+    """Return a markdown table, numbers to the right."""
+    rule = ["---:"] * len(header)
+    lines = [list(header), rule, *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,192 @@
+"""What the pools of a store saw: profiles that can be looked at, saved, and given to new pools."""
+
+from __future__ import annotations
+
+import enum
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moesaic import _core
+
+__all__ = ["ExpertProfile", "MoEExecMode"]
+
+
+class MoEExecMode(str, enum.Enum):
+    """How ``ExpertPool.should_refresh`` is asked."""
+
+    Reuse = "reuse"
+    """The policy decides."""
+    Refresh = "refresh"
+    """Forced."""
+
+
+@dataclass(frozen=True)
+class ExpertProfile:
+    """How often each expert of each layer was used, over all tokens and over time.
+
+    >>> import numpy as np
+    >>> from moesaic import ExpertPool, ExpertProfile
+    >>> profile = ExpertProfile.from_counts(np.array([[0, 5, 1, 7]]))
+    >>> pool = ExpertPool(4, 2)
+    >>> profile.warm([pool])
+    >>> pool.residents.tolist()
+    [1, 3]
+    """
+
+    layer_indices: npt.NDArray[np.int32]  #: [L], block numbers in the model
+    counts: npt.NDArray[np.int64]  #: [L, E], token-expert pairs
+    tokens: npt.NDArray[np.int64]  #: [L]
+    history: tuple[npt.NDArray[np.int64], ...]  #: per layer [rows, E], counts over time
+    intervals: npt.NDArray[np.int64]  #: [L], forwards per row of history
+    coactivation: tuple[npt.NDArray[np.int64], ...]  #: per layer [E, E], or empty
+
+    @staticmethod
+    def from_counts(
+        counts: npt.ArrayLike, layer_indices: Sequence[int] | None = None
+    ) -> ExpertProfile:
+        """Return a profile of counts [L, E] from elsewhere. Raises ShapeError."""
+        array = np.asarray(counts, np.int64)
+        if array.ndim != 2 or (array < 0).any():
+            raise _core.ShapeError(
+                f"ExpertProfile: counts: expected [L, E], none negative, got {array.shape}"
+            )
+        indices = range(len(array)) if layer_indices is None else layer_indices
+        return ExpertProfile(
+            np.asarray(indices, np.int32),
+            array,
+            np.zeros(len(array), np.int64),
+            tuple(np.zeros((0, array.shape[1]), np.int64) for _ in array),
+            np.ones(len(array), np.int64),
+            (),
+        )
+
+    @staticmethod
+    def of_store(store: _core.MoeExpertStore) -> ExpertProfile:
+        """Return what the pools that ``store`` runs with have seen. Raises ConfigError if none."""
+        used = [
+            (layer, pool)
+            for layer, pool in zip(store.layers, store.pools(), strict=True)
+            if pool is not None
+        ]
+        if not used:
+            raise _core.ConfigError(
+                "MoeExpertStore.profile: expected layers that run on pools, got none"
+                " (apply pools or make layers first)"
+            )
+        usages = [pool.usage for _, pool in used]
+        pairs = [p for u in usages if (p := u.coactivation) is not None]
+        return ExpertProfile(
+            np.array([layer.layer_index for layer, _ in used], np.int32),
+            np.stack([u.counts for u in usages]),
+            np.array([u.tokens for u in usages], np.int64),
+            tuple(u.history for u in usages),
+            np.array([u.interval for u in usages], np.int64),
+            tuple(pairs) if len(pairs) == len(usages) else (),
+        )
+
+    def warm(self, pools: Sequence[_core.ExpertPool]) -> None:
+        """Give each pool its layer's counts as scores, and the placement that they ask for.
+
+        Raises ShapeError unless there is one pool of the right size per layer.
+        """
+        if len(pools) != len(self.counts):
+            raise _core.ShapeError(
+                f"ExpertProfile.warm: pools: expected {len(self.counts)}, one a layer,"
+                f" got {len(pools)}"
+            )
+        for pool, counts in zip(pools, self.counts, strict=True):
+            if pool.num_experts != len(counts):
+                raise _core.ShapeError(
+                    f"ExpertProfile.warm: pool: expected {len(counts)} experts,"
+                    f" got {pool.num_experts}"
+                )
+        for pool, counts in zip(pools, self.counts, strict=True):
+            pool.warm(counts.astype(np.float64).tolist())
+
+    def best_hit_rate(self, budget: int) -> npt.NDArray[np.float64]:
+        """Return [L]: pairs on the ``budget`` most used experts, the best of all fixed sets."""
+        best = np.sort(self.counts, axis=1)[:, ::-1][:, : max(budget, 0)].sum(axis=1)
+        rate: npt.NDArray[np.float64] = best / np.maximum(self.counts.sum(axis=1), 1)
+        return rate
+
+    def effective_experts(self) -> npt.NDArray[np.float64]:
+        """Return [L]: exp of the entropy of the counts; E when all are used alike."""
+        share = self.counts / np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
+        logs = np.log(share, where=share > 0, out=np.zeros_like(share))
+        result: npt.NDArray[np.float64] = np.exp(-(share * logs).sum(axis=1))
+        return result
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write an .npz file (exactly this name)."""
+        arrays: dict[str, Any] = {
+            "format": np.array(1),
+            "layer_indices": self.layer_indices,
+            "counts": self.counts,
+            "tokens": self.tokens,
+            "intervals": self.intervals,
+        }
+        arrays |= {f"history_{i}": rows for i, rows in enumerate(self.history)}
+        arrays |= {f"coactivation_{i}": pairs for i, pairs in enumerate(self.coactivation)}
+        with open(path, "wb") as file:  # noqa: PTH123 - any path-like
+            np.savez_compressed(file, **arrays)
+
+    @staticmethod
+    def load(path: str | PathLike[str]) -> ExpertProfile:
+        """Read what save() wrote. Raises FormatError, FileNotFoundError, OSError."""
+        try:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:  # noqa: PTH123
+                names = set(data.files)
+                layers = len(data["counts"])
+                return ExpertProfile(
+                    data["layer_indices"],
+                    data["counts"],
+                    data["tokens"],
+                    tuple(data[f"history_{i}"] for i in range(layers)),
+                    data["intervals"],
+                    tuple(
+                        data[f"coactivation_{i}"]
+                        for i in range(layers)
+                        if f"coactivation_{i}" in names
+                    ),
+                )
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise _core.FormatError(
+                f"ExpertProfile.load: {path}: expected a profile by save(), got {error}"
+            ) from error
+
+    def plot(self, path: str | PathLike[str]) -> None:
+        """Write the heat map, experts by layers, as PNG.
+
+        Raises UnsupportedError without matplotlib (the extra ``plot``).
+        """
+        try:
+            import matplotlib
+        except ImportError:
+            raise _core.UnsupportedError(
+                "ExpertProfile.plot: expected matplotlib, got none"
+                " (pip install 'moesaic[plot]' or matplotlib)"
+            ) from None
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        share = self.counts / np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
+        layers, experts = share.shape
+        size = (min(4 + 0.12 * layers, 16), min(3 + 0.05 * experts, 14))
+        figure, axis = pyplot.subplots(figsize=size)
+        image = axis.imshow(share.T * experts, aspect="auto", interpolation="nearest", cmap="magma")
+        across, up = (
+            np.unique(np.linspace(0, n - 1, min(n, 12)).astype(int)) for n in (layers, experts)
+        )
+        axis.set_xticks(across, [str(self.layer_indices[t]) for t in across])
+        axis.set_yticks(up)
+        axis.set(xlabel="layer", ylabel="expert", title="share of an expert, 1 = all alike")
+        figure.colorbar(image)
+        figure.tight_layout()
+        figure.savefig(path, dpi=120)
+        pyplot.close(figure)

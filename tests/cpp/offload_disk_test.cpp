@@ -1,0 +1,197 @@
+// The disk tier alone, with reads that the test controls.
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstring>
+#include <mutex>
+#include <thread>
+
+#include "moesaic/error.hpp"
+#include "offload/source.hpp"
+
+namespace moesaic::offload {
+namespace {
+
+constexpr std::int32_t kExperts = 12;
+constexpr std::int64_t kRole = 3000;  // not a multiple of the alignment
+
+/// Byte at any place of the imaginary file.
+std::byte byte_at(std::uint64_t offset) { return std::byte(offset * 37 % 251); }
+
+std::vector<std::vector<ExpertRanges>> make_ranges(std::int64_t role_bytes = kRole) {
+  std::vector<std::vector<ExpertRanges>> ranges(2);
+  std::uint64_t at = 11;
+  for (auto& layer : ranges) {
+    for (std::int32_t e = 0; e < kExperts; ++e) {
+      ExpertRanges& expert = layer.emplace_back();
+      for (FileRange& range : expert) {
+        range = {0, at, role_bytes};
+        at += static_cast<std::uint64_t>(role_bytes) + 5;
+      }
+    }
+  }
+  return ranges;
+}
+
+void fill(std::uint64_t offset, std::span<std::byte> out) {
+  for (std::size_t i = 0; i < out.size(); ++i) out[i] = byte_at(offset + i);
+}
+
+void expect_expert(const ExpertBytes& bytes, std::int32_t layer, std::int32_t expert) {
+  const ExpertRanges ranges =
+      make_ranges()[static_cast<std::size_t>(layer)][static_cast<std::size_t>(expert)];
+  for (std::size_t role = 0; role < 3; ++role) {
+    for (const std::int64_t i : {std::int64_t{0}, kRole / 2, kRole - 1}) {
+      ASSERT_EQ(bytes[role][i], byte_at(ranges[role].offset + static_cast<std::uint64_t>(i)));
+    }
+  }
+}
+
+const ReadFn kGood = [](std::uint32_t, std::uint64_t offset, std::span<std::byte> out) {
+  fill(offset, out);
+};
+
+TEST(DiskSource, ReadsExpertsAndKeepsTheLatest) {
+  const auto source = make_disk_source(make_ranges(), kGood, {4, 2});
+  for (int round = 0; round < 3; ++round) {
+    for (std::int32_t e = 0; e + 2 < kExperts; e += 2) {
+      const std::int32_t experts[] = {e, e + 2};
+      const auto batch = source->open(round % 2, experts);
+      expect_expert(batch->wait(0), round % 2, e);
+      expect_expert(batch->wait(1), round % 2, e + 2);
+    }
+  }
+  const IoStats stats = source->stats();
+  EXPECT_EQ(stats.cached, 3 * 4);  // the second of each pair is the first of the next
+  EXPECT_EQ(stats.reads, 3 * 3 * 6);
+  EXPECT_EQ(stats.bytes, stats.reads * kRole);
+  EXPECT_GE(source->nbytes(), 4 * 3 * kRole);
+}
+
+TEST(DiskSource, KeepsSeveralRequestsInFlight) {
+  std::mutex mutex;
+  std::condition_variable all_here;
+  int here = 0;
+  // No read returns before six of them are under way.
+  const ReadFn read = [&](std::uint32_t, std::uint64_t offset, std::span<std::byte> out) {
+    std::unique_lock lock(mutex);
+    ++here;
+    all_here.notify_all();
+    all_here.wait_for(lock, std::chrono::seconds(20), [&] { return here >= 6; });
+    fill(offset, out);
+  };
+  const auto source = make_disk_source(make_ranges(), read, {4, 6});
+  const std::int32_t experts[] = {3, 7};
+  const auto batch = source->open(0, experts);
+  expect_expert(batch->wait(1), 0, 7);
+  expect_expert(batch->wait(0), 0, 3);
+  EXPECT_EQ(source->stats().most_in_flight, 6);
+}
+
+TEST(DiskSource, LargeExpertsAreCutIntoPieces) {
+  const auto source = make_disk_source(make_ranges((std::int64_t{2} << 20) + 100), kGood, {2, 4});
+  const std::int32_t experts[] = {1};
+  source->open(0, experts)->wait(0);
+  EXPECT_EQ(source->stats().reads, 9);
+}
+
+TEST(DiskSource, AnErrorIsThatOfItsExpertAndDoesNotStay) {
+  std::atomic<bool> broken{true};
+  const std::uint64_t bad = make_ranges()[0][5][1].offset;
+  const ReadFn read = [&](std::uint32_t, std::uint64_t offset, std::span<std::byte> out) {
+    if (broken && offset == bad) throw IoError(5, "disk", "read");
+    fill(offset, out);
+  };
+  const auto source = make_disk_source(make_ranges(), read, {3, 2});
+  const std::int32_t experts[] = {4, 5};
+  {
+    const auto batch = source->open(0, experts);
+    expect_expert(batch->wait(0), 0, 4);
+    EXPECT_THROW(batch->wait(1), IoError);
+  }
+  broken = false;
+  const auto batch = source->open(0, experts);
+  expect_expert(batch->wait(1), 0, 5);
+}
+
+TEST(DiskSource, WhatIsExpectedIsThere) {
+  const auto source = make_disk_source(make_ranges(), kGood, {8, 2});
+  const std::int32_t likely[] = {1, 2, 3, 4, 5, 6};
+  source->expect(1, likely);
+  EXPECT_EQ(source->stats().ahead, 4);  // at most half of the buffers
+  while (source->stats().reads < 4 * 3) std::this_thread::yield();
+  const std::int32_t experts[] = {2, 9};
+  const auto batch = source->open(1, experts);
+  expect_expert(batch->wait(0), 1, 2);
+  expect_expert(batch->wait(1), 1, 9);
+  const IoStats stats = source->stats();
+  EXPECT_EQ(stats.ahead_used, 1);
+  EXPECT_EQ(stats.reads, 5 * 3);
+}
+
+// One thread is held inside a read ahead; what is asked for then goes before the rest of the queue.
+TEST(DiskSource, NeedGoesBeforeGuesses) {
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool open = false;
+  std::vector<std::uint64_t> order;
+  const ReadFn read = [&](std::uint32_t, std::uint64_t offset, std::span<std::byte> out) {
+    std::unique_lock lock(mutex);
+    order.push_back(offset);
+    changed.notify_all();
+    changed.wait(lock, [&] { return open; });
+    fill(offset, out);
+  };
+  const auto source = make_disk_source(make_ranges(), read, {8, 1});
+  const std::int32_t likely[] = {1, 2, 3};
+  source->expect(0, likely);
+  {
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [&] { return order.size() == 1; });
+  }
+  const std::int32_t needed[] = {7, 2};
+  const auto batch = source->open(0, needed);
+  {
+    const std::lock_guard lock(mutex);
+    open = true;
+  }
+  changed.notify_all();
+  expect_expert(batch->wait(0), 0, 7);
+  expect_expert(batch->wait(1), 0, 2);
+  const auto ranges = make_ranges();
+  const std::lock_guard lock(mutex);
+  // Expert 2 was queued already; both come before expert 3 and the rest of expert 1, which were
+  // dropped.
+  ASSERT_EQ(order.size(), 7U);
+  EXPECT_EQ(order[0], ranges[0][1][0].offset);
+  for (const std::uint64_t offset : order) {
+    EXPECT_NE(offset, ranges[0][3][0].offset);
+    EXPECT_NE(offset, ranges[0][1][1].offset);
+  }
+}
+
+TEST(DiskSource, ManyThreadsShareFewBuffers) {
+  const auto source = make_disk_source(make_ranges(), kGood, {4, 3});
+  std::vector<std::thread> threads;
+  for (std::int32_t t = 0; t < 5; ++t) {
+    threads.emplace_back([&, t] {
+      for (std::int32_t i = 0; i < 200; ++i) {
+        const std::int32_t experts[] = {(t + i) % kExperts, (t + i + 3) % kExperts,
+                                        (t + 2 * i + 7) % kExperts};
+        const bool distinct = experts[2] != experts[0] && experts[2] != experts[1];
+        const auto batch =
+            source->open(t % 2, std::span<const std::int32_t>(experts, distinct ? 3 : 2));
+        expect_expert(batch->wait(1), t % 2, experts[1]);
+        const std::int32_t next[] = {(t + i + 1) % kExperts};
+        source->expect(t % 2, next);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+}  // namespace
+}  // namespace moesaic::offload
