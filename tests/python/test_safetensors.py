@@ -115,10 +115,10 @@ class Model:
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
         return folder
 
-    def check(self, path):
+    def check(self, path, kind="marlin"):
         stack = mo.ExpertStack.load_from_safetensors(path, LAYER)
         assert (stack.num_experts, stack.hidden_size) == (E, H)
-        assert stack.kind == "marlin"
+        assert stack.kind == kind
         for e in range(E):
             gate, up = np.split(self.gate_up.weights[e].T, 2)
             np.testing.assert_allclose(stack.dequantize("gate", e), gate, rtol=2e-7)
@@ -324,8 +324,16 @@ def test_bad_awq_version(tmp_path):
 def test_compressed_tensors_configs(tmp_path):
     model = Model(form="pack_quantized", zeros=False)
     for name in [n for n in model.tensors if n.endswith("weight_zero_point")]:
-        del model.tensors[name]  # symmetric
-    model.check(model.write(tmp_path))
+        del model.tensors[name]
+    # Symmetric groups of 32 with f16 scales are blocks of Q4_0; other scales stay INT4.
+    stack = model.check(model.write(tmp_path), kind="stacked")
+    assert set(stack.quants.values()) == {"Q4_0"}
+    scale = next(n for n in model.tensors if n.endswith("2.up_proj.weight_scale"))
+    exact = model.tensors[scale]
+    model.tensors[scale] = exact.astype(np.float32)
+    model.tensors[scale][0, 0] *= 1 + 2**-20
+    assert mo.ExpertStack.load_from_safetensors(model.write(tmp_path), LAYER).kind == "marlin"
+    model.tensors[scale] = exact
     shape = next(n for n in model.tensors if n.endswith("up_proj.weight_shape"))
     model.tensors[shape] = model.tensors[shape][::-1]
     expect_format_error(model, tmp_path, r"up_proj\.weight_shape")

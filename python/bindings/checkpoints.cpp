@@ -1,0 +1,172 @@
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <span>
+#include <string>
+#include <tuple>
+
+#include "arrays.hpp"
+#include "layer.hpp"
+#include "load.hpp"
+#include "moesaic/marlin_stack.hpp"
+#include "stack/builder.hpp"
+#include "words.hpp"
+
+// Hugging Face checkpoints: Python reads names, configurations and files, and puts experts one by
+// one into a builder; what comes here is the end of such a load.
+
+namespace moesaic::python {
+namespace {
+
+using Stack = std::shared_ptr<ExpertStack>;
+using stack::Builder;
+
+/// (type name, source, decision, reason)
+using RoleArgument = std::tuple<std::string, std::string, std::string, std::string>;
+
+Builder::RoleSpec role_spec(const RoleArgument& argument) {
+  const auto& [type_text, source, decision, reason] = argument;
+  const auto type = quant_type_from_name(type_text);
+  require<ConfigError>(type.has_value(), [&] {
+    return Problem{
+        "StackBuilder", "type", "a ggml type name such as Q4_K", "'" + type_text + "'", {}};
+  });
+  return {.type = *type, .source = source, .decision = decision, .reason = reason};
+}
+
+std::unique_ptr<Builder> make_builder(std::int32_t num_experts, std::int64_t hidden_size,
+                                      std::int64_t intermediate_size,
+                                      const std::optional<RoleArgument>& gate,
+                                      const RoleArgument& up, const RoleArgument& down) {
+  std::optional<Builder::RoleSpec> gate_spec;
+  if (gate) gate_spec = role_spec(*gate);
+  return std::make_unique<Builder>(StackShape{num_experts, hidden_size, intermediate_size},
+                                   gate_spec ? &*gate_spec : nullptr, role_spec(up),
+                                   role_spec(down));
+}
+
+void add_expert(Builder& builder, const std::string& role_name, std::int32_t expert,
+                const py::object& rows, float scale, const py::object& bias) {
+  constexpr const char* kOperation = "StackBuilder.add";
+  const Role role = parse_word<Role>(role_name, kOperation, "role");
+  const ArrayRef ref = import_array(rows, kOperation, "rows");
+  require<ShapeError>(is_dense(ref.read()), [&] {
+    return Problem{kOperation, "rows", "dense rows", describe(ref.read()), {}};
+  });
+  std::vector<float> values;
+  if (!bias.is_none()) values = import_floats(bias, kOperation, "bias");
+  const std::span bytes(
+      static_cast<const std::byte*>(ref.view.data),
+      static_cast<std::size_t>(ref.view.num_elements()) * size_of(ref.view.dtype));
+  const py::gil_scoped_release release;
+  builder.add(role, expert, bytes, scale, values);
+}
+
+/// The stack of what Python gathered: a StackBuilder, or the Marlin stacks of gate_up and down.
+Stack finish(Loading& loading, const char* operation, const py::handle& gathered) {
+  Stack stack;
+  if (py::isinstance<py::tuple>(gathered)) {
+    const auto [gate_up, down] = gathered.cast<
+        std::pair<std::shared_ptr<MarlinExpertStack>, std::shared_ptr<MarlinExpertStack>>>();
+    stack = loading.run([&, gate_up = gate_up, down = down](const LoadOptions& options) {
+      return std::make_shared<ExpertStack>(ExpertStack::from_marlin(gate_up, down, options));
+    });
+  } else {
+    Builder& builder = gathered.cast<Builder&>();
+    stack = loading.run([&](const LoadOptions& options) {
+      return std::make_shared<ExpertStack>(std::move(builder).build(options));
+    });
+  }
+  log_report(operation, stack->report());
+  return stack;
+}
+
+/// What Python calls after each matrix, with a name and the bytes done and to do.
+py::cpp_function step_of(Loading& loading) {
+  return {[&loading](const std::string& name, std::int64_t done, std::int64_t total) {
+    loading.step({done, total, name});
+  }};
+}
+
+py::object loader(const char* name) {
+  return py::module_::import("moesaic.safetensors").attr(name);
+}
+
+Stack load_stack(const py::object& path, std::int32_t layer,
+                 const std::optional<std::string>& dequantize, const std::string& device,
+                 const py::object& progress) {
+  constexpr const char* kOperation = "ExpertStack.load_from_safetensors";
+  Loading loading(kOperation, device, "auto", dequantize, progress);
+  const py::object gathered =
+      loader("gather_experts")(path, layer, step_of(loading), dequantize.has_value());
+  return finish(loading, kOperation, gathered);
+}
+
+py::object load_layer(const py::object& path, std::int32_t layer,
+                      const std::optional<std::string>& dequantize, const std::string& device,
+                      const std::string& precision, const py::object& progress) {
+  constexpr const char* kOperation = "MoeLayer.from_safetensors";
+  Loading loading(kOperation, device, "auto", dequantize, progress);
+  // The arguments of MoeLayer by name, with stacks still in their builders.
+  const auto parts = loader("gather_layer")(path, layer, step_of(loading), dequantize.has_value())
+                         .cast<py::dict>();
+  for (const char* name : {"stack", "shared"}) {
+    const py::object gathered = parts[name];
+    if (!gathered.is_none()) parts[name] = finish(loading, kOperation, gathered);
+  }
+  parts["precision"] = precision;
+  return py::type::of<LayerObject>()(**parts);
+}
+
+py::object config_from_hf(const py::object& config, std::int32_t layer) {
+  return py::module_::import("moesaic.hf_config").attr("config_from_hf")(config, layer);
+}
+
+/// def_static of a class that another file made.
+template <class Function, class... Extra>
+void def_static(const py::object& type, const char* name, Function&& function,
+                const Extra&... extra) {
+  type.attr(name) = py::staticmethod(py::cpp_function(std::forward<Function>(function),
+                                                      py::name(name), py::scope(type), extra...));
+}
+
+}  // namespace
+
+void bind_checkpoints(py::module_& m) {
+  py::class_<Builder>(m, "StackBuilder", py::is_final(),
+                      "Takes encoded experts one by one; what load_from_safetensors uses.")
+      .def(py::init(&make_builder), py::arg("num_experts"), py::arg("hidden_size"),
+           py::arg("intermediate_size"), py::kw_only(), py::arg("gate"), py::arg("up"),
+           py::arg("down"), "Each role is (type name, source, decision, reason), gate may be None.")
+      .def("add", &add_expert, py::arg("role"), py::arg("expert"), py::arg("rows"),
+           py::arg("scale") = 1.0F, py::arg("bias") = py::none(),
+           "One matrix, row after row, as a GGUF tensor holds it.");
+
+  def_static(
+      m.attr("MoeConfig"), "from_hf", &config_from_hf, py::arg("config"), py::arg("layer") = 0,
+      "Read one layer's facts from a Hugging Face configuration: a dict, the path of a\n"
+      "config.json, or an object with to_dict(). Biases are tensors, so they stay empty.\n\n"
+      "Raises UnsupportedError naming a model type without a preset or a part that is missing\n"
+      "here, FormatError for missing or unknown values, ShapeError for a layer without experts.");
+  def_static(
+      m.attr("ExpertStack"), "load_from_safetensors", &load_stack, py::arg("path"),
+      py::arg("layer"), py::arg("dequantize") = py::none(), py::kw_only(),
+      py::arg("device") = "cpu", py::arg("progress") = py::none(),
+      "Load one layer's experts from a folder, a .safetensors file or its index file, fused or\n"
+      "one by one: F32, F16, BF16; FP8 (decoded to BF16, with dequantize='f32' exactly); MXFP4,\n"
+      "NVFP4 and symmetric INT4 of groups of 32, repacked without loss; INT4 of GPTQ, AWQ and\n"
+      "compressed-tensors. Expert by expert: the load needs little more than its result.\n\n"
+      "Raises FormatError naming the tensor that is missing or does not fit,\n"
+      "UnsupportedError, OperationCancelled, OutOfMemoryError, FileNotFoundError.");
+  def_static(
+      m.attr("MoeLayer"), "from_safetensors", &load_layer, py::arg("path"), py::arg("layer"),
+      py::arg("dequantize") = py::none(), py::kw_only(), py::arg("device") = "cpu",
+      py::arg("precision") = "auto", py::arg("progress") = py::none(),
+      "Router, experts and shared experts of one layer of a Hugging Face checkpoint, as its\n"
+      "config.json says (MoeConfig.from_hf) and in the formats of\n"
+      "ExpertStack.load_from_safetensors. A tensor of the block that has no place raises\n"
+      "UnsupportedError: nothing is left out silently.\n\n"
+      "Raises also what those two raise.");
+}
+
+}  // namespace moesaic::python

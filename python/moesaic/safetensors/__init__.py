@@ -1,0 +1,26 @@
+"""Hugging Face checkpoints: safetensors files with experts in whatever form.
+
+======================  ===============================================================
+``reader``              the container: headers, shards, one tensor or slice at a time
+``names``               which tensors are the experts of a layer
+``encoded``             a matrix on its way to rows of a GGUF type; its forms are in
+                        ``dense``, ``fp8`` and ``fp4``
+``int4``                GPTQ, AWQ and compressed-tensors, by ``quantization``
+``experts``             all experts of a layer, one by one into builders
+``layer``               router, experts and shared experts together
+======================  ===============================================================
+"""
+
+from moesaic.safetensors.experts import gather_experts
+from moesaic.safetensors.layer import gather_layer
+from moesaic.safetensors.quantization import Quantization
+from moesaic.safetensors.reader import Checkpoint, TensorEntry, read_header
+
+__all__ = [
+    "Checkpoint",
+    "Quantization",
+    "TensorEntry",
+    "gather_experts",
+    "gather_layer",
+    "read_header",
+]

@@ -1,0 +1,50 @@
+"""Matrices of F32, F16 and BF16, as they are."""
+
+from dataclasses import dataclass
+
+from moesaic.safetensors.encoded import Encoded, bytes_of, sizes
+from moesaic.safetensors.names import Matrix
+from moesaic.safetensors.reader import FLOATS, Array, Checkpoint
+
+
+def dense_name(checkpoint: Checkpoint, matrix: Matrix) -> str | None:
+    """The tensor of the values: ``base.weight``, or ``base`` alone; None when there is none."""
+    for name in (f"{matrix.base}.weight", matrix.base):
+        if name in checkpoint.tensors:
+            return name
+    return None
+
+
+@dataclass(frozen=True)
+class Dense(Encoded):
+    """Rows of floats. ``transposed`` ones are stored [k, n]."""
+
+    transposed: bool = False
+
+    form = "not quantised"
+    decision = "read"
+    reason = "experts come one by one"
+
+    @classmethod
+    def open(cls, checkpoint: Checkpoint, matrix: Matrix, transposed: bool) -> "Dense | None":
+        name = dense_name(checkpoint, matrix)
+        if name is None or checkpoint.entry(name).dtype not in FLOATS:
+            return None
+        n, k = sizes(checkpoint, name, matrix)
+        if transposed:
+            n, k = k, n
+        return cls(checkpoint, matrix, n, k, transposed)
+
+    @property
+    def name(self) -> str:
+        name = dense_name(self.checkpoint, self.matrix)
+        assert name is not None
+        return name
+
+    @property
+    def type(self) -> str:
+        return self.checkpoint.entry(self.name).dtype
+
+    def rows(self) -> tuple[Array, float]:
+        values = self.checkpoint.raw(self.name, self.matrix.index)
+        return bytes_of(values.T if self.transposed else values), 1.0

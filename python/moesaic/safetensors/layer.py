@@ -1,0 +1,183 @@
+"""A whole layer: router, experts and shared experts as MoeLayer takes them."""
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moesaic import _core
+from moesaic.hf_config import Family, layer_facts
+from moesaic.safetensors.experts import (
+    Experts,
+    Progress,
+    gather_all,
+    interleaved,
+    open_experts,
+)
+from moesaic.safetensors.names import Block, Matrices, check_all_used, find_block, find_dense
+from moesaic.safetensors.reader import FLOATS, Array, Checkpoint, wrong
+
+_ROUTER = (
+    "gate.weight", "router.weight", "router.layer.weight", "gate.wg.weight", "router.gate.weight",
+    "router.classifier.weight", "router.proj.weight",
+)  # fmt: skip
+_SELECTION_BIAS = (
+    "gate.e_score_correction_bias", "e_score_correction_bias", "expert_bias", "gate.expert_bias",
+    "moe_statics.e_score_correction_bias", "gate.moe_statics.e_score_correction_bias",
+    "router.e_score_correction_bias", "experts.e_score_correction_bias", "gate.bias",
+)  # fmt: skip
+_SHARED = ("shared_experts", "shared_expert", "shared_mlp")
+
+
+class _Tensors:
+    """The tensors of one block that are no experts, and which of them were taken."""
+
+    def __init__(self, checkpoint: Checkpoint, block: Block) -> None:
+        self.checkpoint, self.block = checkpoint, block
+        self.used: set[str] = set()
+
+    def find(self, *names: str) -> str:
+        """The first of these names in the block that is there. Raises FormatError when none is."""
+        for name in names:
+            full = f"{self.block.name}.{name}"
+            if full in self.checkpoint.tensors:
+                self.used.add(full)
+                return full
+        raise wrong(f"tensor '{self.block.name}.{names[0]}'", "to be there", "no such tensor")
+
+    def floats(self, shape: tuple[int, ...], *names: str) -> Array:
+        """f32 of ``shape``; the tensor may have sizes of 1 beside."""
+        name = self.find(*names)
+        found = self.checkpoint.entry(name).shape
+        if tuple(size for size in found if size != 1) != tuple(size for size in shape if size != 1):
+            raise wrong(f"tensor {name!r} shape", str(list(shape)), list(found))
+        values = self.checkpoint.read(name, FLOATS, found).reshape(shape)
+        return np.ascontiguousarray(values, np.float32)
+
+    def take(self, matrices: Matrices) -> None:
+        for group in matrices.values():
+            self.used.update(matrix.base for matrix in group)
+
+
+def gather_layer(
+    path: str | PathLike[str], layer: int, progress: Progress | None = None, exact: bool = False
+) -> dict[str, Any]:
+    """The arguments of MoeLayer by name, with stack and shared as ``gather_experts`` gives them.
+
+    Raises as ``gather_experts`` and ``config_from_hf``, and UnsupportedError for a tensor of the
+    block that has no place in the layer.
+    """
+    checkpoint = Checkpoint(Path(path))
+    source = checkpoint.json("config.json")
+    if source is None:
+        raise wrong(str(checkpoint.folder), "config.json beside the tensors", "none")
+    config, family = layer_facts(source, layer)
+    block = find_block(checkpoint, layer)
+    if block.num_experts != config.num_experts:
+        raise wrong(f"{block.name} experts", str(config.num_experts), block.num_experts)
+    tensors = _Tensors(checkpoint, block)
+    tensors.take(block.matrices)
+
+    routed = open_experts(checkpoint, block.matrices, exact, interleaved(family, block))
+    _check_sizes(
+        routed, block.matrices, config.latent_size or config.hidden_size, config.intermediate_size
+    )
+    if family.output_scale:
+        routed.scale_outputs(tensors.floats((config.num_experts,), family.output_scale))
+    shared = _open_shared(config, tensors, exact)
+    parts: dict[str, Any] = {
+        "config": config.replace(router=_router(config, family, tensors)),
+        "router_weight": tensors.floats((config.router.num_experts, config.hidden_size), *_ROUTER),
+        "shared_gate": None,
+        "latent": _latent(config, tensors),
+        **_norms(config, family, tensors),
+        "token_experts": _token_experts(config, tensors),
+    }
+    if config.shared == "sigmoid_gated":
+        parts["shared_gate"] = tensors.floats((config.hidden_size,), "shared_expert_gate.weight")
+    check_all_used(checkpoint, block, tensors.used)
+    gathered = gather_all([routed] if shared is None else [routed, shared], progress)
+    parts["stack"] = gathered[0]
+    parts["shared"] = gathered[1] if shared is not None else None
+    return parts
+
+
+def _router(config: _core.MoeConfig, family: Family, tensors: _Tensors) -> _core.RouterConfig:
+    """The router with the biases that its family has."""
+
+    def bias(use: str, names: tuple[str, ...]) -> list[float]:
+        there = any(f"{tensors.block.name}.{name}" in tensors.checkpoint.tensors for name in names)
+        if use == "none" or (use == "optional" and not there):
+            return []
+        values: list[float] = tensors.floats((config.router.num_experts,), *names).tolist()
+        return values
+
+    given = config.router.select_on == "given"
+    return config.router.replace(
+        router_bias=bias(family.router_bias, ("router.bias",)),
+        selection_bias=bias("none" if given else family.selection_bias, _SELECTION_BIAS),
+    )
+
+
+def _open_shared(config: _core.MoeConfig, tensors: _Tensors, exact: bool) -> Experts | None:
+    if config.shared == "none":
+        return None
+    block = tensors.block
+    matrices = find_dense(
+        tensors.checkpoint,
+        [start + name for start in (f"{block.name}.", block.stem) for name in _SHARED],
+    )
+    if matrices is None:
+        raise wrong(f"tensor '{block.name}.{_SHARED[0]}.*'", "to be there", "no such tensor")
+    tensors.take(matrices)
+    shared = open_experts(tensors.checkpoint, matrices, exact, False)
+    _check_sizes(shared, matrices, config.hidden_size, config.shared_intermediate_size)
+    return shared
+
+
+def _latent(config: _core.MoeConfig, tensors: _Tensors) -> tuple[Array, Array] | None:
+    """The projections into the space of the experts and back."""
+    if not config.latent_size:
+        return None
+    latent, hidden = config.latent_size, config.hidden_size
+    return (
+        tensors.floats((latent, hidden), "fc1_latent_proj.weight"),
+        tensors.floats((hidden, latent), "fc2_latent_proj.weight"),
+    )
+
+
+def _norms(config: _core.MoeConfig, family: Family, tensors: _Tensors) -> dict[str, Array]:
+    """The weights of the norms that are inside the block."""
+    found: dict[str, Array] = {}
+    if family.input_norm:
+        found["input_norm"] = tensors.floats((config.hidden_size,), family.input_norm)
+    if family.router_norm:
+        scale = tensors.floats((config.hidden_size,), family.router_norm)
+        found["router_norm"] = scale * np.float32(config.hidden_size**-0.5)
+    return found
+
+
+def _token_experts(config: _core.MoeConfig, tensors: _Tensors) -> Array | None:
+    """The experts of each token, where the layer routes by them."""
+    if not config.vocab_size:
+        return None
+    name = tensors.find("gate.tid2eid")
+    table = tensors.checkpoint.read(name, ("I64", "I32"), (config.vocab_size, config.top_k))
+    outside = (table < 0) | (table >= config.router.num_experts)
+    if outside.any():
+        raise wrong(
+            f"tensor {name!r}",
+            f"experts of 0 to {config.router.num_experts - 1}",
+            table[outside][0],
+        )
+    return table.astype(np.int32)
+
+
+def _check_sizes(experts: Experts, matrices: Matrices, hidden: int, intermediate: int) -> None:
+    found = [experts.hidden_size, experts.intermediate_size]
+    if found != [hidden, intermediate]:
+        base = matrices["down",][0].base
+        raise wrong(
+            f"tensor '{base}' [H, I]", f"{[hidden, intermediate]}, as config.json says", found
+        )
