@@ -15,7 +15,8 @@ from pathlib import Path
 import moesaic as mo
 from moesaic.bench import report
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 RESULTS = Path(__file__).parent / "bench" / "results.json"
 FAMILIES = (
     ("4-bit float", "FP4$"),
@@ -26,6 +27,11 @@ FAMILIES = (
     ("block of 32 or more", r"^Q\d_\d$"),
     ("unquantised", r"^B?F\d+$"),
 )
+# Of backends that most builds lack: file, what names a type there, types that stand elsewhere.
+KERNEL_LISTS = {
+    "cuda": ("cuda/formats/formats.inc", r"^MOESAIC_FORMAT\((\w+),", {"INT4"}),
+    "metal": ("metal/kernels.inc", r"^MOESAIC_METAL_FORMAT\((\w+),", set()),
+}
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -33,27 +39,31 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def status(backend: mo.BackendInfo, quant: str) -> str:
-    """Return the same answer on every machine: whether this version has a kernel."""
-    if not backend.available:
-        return "not built yet"
-    return "yes" if any(kernel.type == quant for kernel in backend.kernels) else "decoder only"
+def kernel_types(backend: mo.BackendInfo) -> set[str]:
+    """Return the types it multiplies, also where this build lacks the backend."""
+    if backend.name not in KERNEL_LISTS:
+        return {kernel.type for kernel in backend.kernels}
+    path, line, more = KERNEL_LISTS[backend.name]
+    return {*re.findall(line, (ROOT / path).read_text(), flags=re.M), *more}
 
 
 def formats() -> str:
-    """Format x backend x status, from the kernels that the backends list."""
+    """Format x backend x status, the same on every machine."""
     backends = mo.backends()
+    multiplied = {backend.name: kernel_types(backend) for backend in backends}
+    words = {
+        backend.name: "emulated" if backend.name in KERNEL_LISTS else "yes" for backend in backends
+    }
     rows: dict[tuple[str, ...], list[str]] = {}
     types = {name: facts["decodes"] for name, facts in mo.testing.quant_types().items()}
-    for kernel in (kernel for backend in backends for kernel in backend.kernels):
-        types.setdefault(kernel.type, True)  # not a type of ggml's
+    types.update(dict.fromkeys(set.union(*multiplied.values()) - types.keys(), True))
     for name, decodes in types.items():
         if decodes:
             family = next(title for title, pattern in FAMILIES if re.search(pattern, name))
-            key = (family, *(status(backend, name) for backend in backends))
-            rows.setdefault(key, []).append(f"`{name}`")
+            cells = (words[b] if name in known else "no" for b, known in multiplied.items())
+            rows.setdefault((family, *cells), []).append(f"`{name}`")
     table = [[family, " ".join(names), *cells] for (family, *cells), names in sorted(rows.items())]
-    return markdown(("family", "weights", *(backend.name for backend in backends)), table)
+    return markdown(("family", "weights", *multiplied), table)
 
 
 def environment() -> str:
@@ -68,8 +78,32 @@ def speed() -> str:
     return "\n\n".join(report.markdown(result) for result in results)
 
 
+def architectures() -> str:
+    """The presets of GGUF architectures; those that agree in everything share a row."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for facts in mo.architecture_table():
+        notes = "; ".join(
+            filter(None, [facts["missing"] and f"missing: {facts['missing']}", facts["notes"]])
+        )
+        columns = ("score", "selection", "renormalize", "scale", "activation", "shared")
+        key = (*(facts[column] for column in columns), notes)
+        rows.setdefault(key, []).append(f"`{facts['architecture']}`")
+    header = (
+        "architecture",
+        "score",
+        "top-k of",
+        "renormalised",
+        "scale",
+        "activation",
+        "shared",
+        "notes",
+    )
+    return markdown(header, [[" ".join(names), *key] for key, names in rows.items()])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "formats": formats,
+    "architectures": architectures,
     "environment": environment,
     "speed": speed,
 }

@@ -5,6 +5,7 @@
 #include <limits>
 #include <new>
 
+#include "devices.hpp"
 #include "dlpack.hpp"
 #include "moesaic/error.hpp"
 
@@ -210,7 +211,21 @@ std::string type_name(py::handle object) { return Py_TYPE(object.ptr())->tp_name
 
 namespace {
 
-ArrayRef import_any(py::handle object, const char* operation, const char* name) {
+/// Memory that every door but DLPack leads to.
+void require_host_place(const Place& place, const char* operation, const char* name) {
+  require<DeviceError>(place.device.type == DeviceType::Cpu, [&] {
+    return Problem{operation, name, "an array on " + to_string(place.device), "one in cpu memory",
+                   "move it there first, e.g. torch.Tensor.to"};
+  });
+}
+
+ArrayRef import_any(py::handle object, const char* operation, const char* name,
+                    const Place& place) {
+  if (place.device.type != DeviceType::Cpu && has_dlpack(object) &&
+      !py::isinstance<py::array>(object) && !py::isinstance<Array>(object)) {
+    return import_dlpack(object, operation, name, place);
+  }
+  require_host_place(place, operation, name);
   if (py::isinstance<py::array>(object))
     return from_numpy(py::reinterpret_borrow<py::array>(object), operation, name);
   if (py::isinstance<Array>(object)) {
@@ -223,13 +238,14 @@ ArrayRef import_any(py::handle object, const char* operation, const char* name) 
     return Problem{
         operation, name, "an array (buffer protocol or __dlpack__)", type_name(object), {}};
   });
-  return import_dlpack(object, operation, name);
+  return import_dlpack(object, operation, name, place);
 }
 
 }  // namespace
 
-ArrayRef import_array(py::handle object, const char* operation, const char* name) {
-  ArrayRef ref = import_any(object, operation, name);
+ArrayRef import_array(py::handle object, const char* operation, const char* name,
+                      const Place& place) {
+  ArrayRef ref = import_any(object, operation, name, place);
   if (ref.view.empty()) {
     // Producers give the strides of an empty array as they like.
     const std::vector<std::int64_t> shape(ref.view.shape.begin(),
@@ -278,12 +294,10 @@ py::dtype numpy_dtype(DType dtype) {
 
 Result::Result(py::handle like, const ArrayRef& like_ref, DType dtype,
                const std::vector<std::int64_t>& shape, py::handle out, const char* operation,
-               bool any_float)
+               bool any_float, const Place& place)
     : like_(like) {
   if (!out.is_none()) {
-    out_ = import_array(out, operation, "out");
-    view_ = out_.view;
-    object_ = py::reinterpret_borrow<py::object>(out);
+    write_to(py::reinterpret_borrow<py::object>(out), operation, place);
     require<ConfigError>(!out_.read_only, [&] {
       return Problem{operation, "out", "a writable array", "a read-only one", {}};
     });
@@ -304,6 +318,11 @@ Result::Result(py::handle like, const ArrayRef& like_ref, DType dtype,
     });
     return;
   }
+  if (place.device.type != DeviceType::Cpu) {
+    write_to(foreign_empty(like, dtype == like_ref.view.dtype, dtype, shape, operation), operation,
+             place);
+    return;
+  }
   if (like_ref.kind == ArrayKind::Numpy) {
     // x's own descriptor: bfloat16 comes back as the type that it came in.
     const py::dtype descriptor = dtype == DType::BF16 && like_ref.view.dtype == dtype
@@ -317,6 +336,12 @@ Result::Result(py::handle like, const ArrayRef& like_ref, DType dtype,
   array_ = new_array(dtype, shape);
   view_ = array_->view;
   foreign_ = like_ref.kind == ArrayKind::Foreign;
+}
+
+void Result::write_to(py::object object, const char* operation, const Place& place) {
+  out_ = import_array(object, operation, "out", place);
+  view_ = out_.view;
+  object_ = std::move(object);
 }
 
 py::object Result::finish() {
@@ -390,11 +415,20 @@ T load(const std::byte* from) {
 
 }  // namespace
 
-Ids import_ids(py::handle object, const char* operation, const char* name) {
+Ids import_ids(py::handle object, const char* operation, const char* name, const Place& place) {
   Ids ids;
-  ids.array = import_array(object, operation, name);
+  ids.array = import_array(object, operation, name, place);
   ids.view = ids.array.view;
   const DType dtype = ids.view.dtype;
+  if (place.device.type != DeviceType::Cpu) {
+    require<DTypeError>(dtype == DType::I32, [&] {
+      return Problem{operation, name, "int32 on " + to_string(place.device), name_of(dtype), {}};
+    });
+    require<ShapeError>(is_dense(ids.view), [&] {
+      return Problem{operation, name, "a dense array", "strides", "pass a contiguous copy"};
+    });
+    return ids;
+  }
   require<DTypeError>(dtype == DType::I32 || dtype == DType::I64, [&] {
     return Problem{operation, name, "int32 or int64", name_of(dtype), {}};
   });

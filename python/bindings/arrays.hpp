@@ -31,9 +31,17 @@ struct ArrayRef {
   ConstTensorView read() const { return view; }
 };
 
+/// Where a call works: its device, and on a GPU the stream that its launches join.
+struct Place {
+  Device device{};
+  void* stream = nullptr;  ///< null: the default stream of the device
+};
+
 /// Errors: DTypeError (not an array, or an element type without a name here), DeviceError (not
-/// in CPU memory), ShapeError (rank > 4, unaligned), UnsupportedError (a tensor with gradients).
-ArrayRef import_array(py::handle object, const char* operation, const char* name);
+/// in the memory of `place`), ShapeError (rank > 4, unaligned), UnsupportedError (a tensor with
+/// gradients). Memory of a GPU is ready for the place's stream.
+ArrayRef import_array(py::handle object, const char* operation, const char* name,
+                      const Place& place = {});
 
 /// Memory made here, exported by DLPack and the buffer protocol.
 struct Array {
@@ -48,17 +56,20 @@ std::shared_ptr<Array> new_array(DType dtype, const std::vector<std::int64_t>& s
 class Result {
  public:
   /// Errors: for `out` as import_array; ShapeError (another shape), DTypeError (not `dtype`, or
-  /// when `any_float`, not f32, f16 or bf16), ConfigError (read-only).
+  /// when `any_float`, not f32, f16 or bf16), ConfigError (read-only). On a GPU the array package
+  /// of `like` makes the array; UnsupportedError when it cannot.
   Result(py::handle like, const ArrayRef& like_ref, DType dtype,
          const std::vector<std::int64_t>& shape, py::handle out, const char* operation,
-         bool any_float = false);
+         bool any_float = false, const Place& place = {});
   TensorView view() const { return view_; }
   /// The object to return. Call once, with the GIL.
   py::object finish();
 
  private:
+  /// Takes `object` as what the call writes to.
+  void write_to(py::object object, const char* operation, const Place& place);
   TensorView view_;
-  py::object object_;  ///< a numpy array or the caller's out
+  py::object object_;  ///< a numpy array, the caller's out, or a package's own
   ArrayRef out_;
   std::shared_ptr<Array> array_;
   py::handle like_;
@@ -81,8 +92,9 @@ struct Ids {
   std::vector<std::int32_t> copy;
   ConstTensorView view;
 };
-/// Errors: as import_array; DTypeError (not int32 or int64), ShapeError (beyond int32).
-Ids import_ids(py::handle object, const char* operation, const char* name);
+/// Errors: as import_array; DTypeError (not int32 or int64; on a GPU not int32), ShapeError (beyond
+/// int32; on a GPU not dense).
+Ids import_ids(py::handle object, const char* operation, const char* name, const Place& place = {});
 
 /// An f32, f16 or bf16 array as a vector of f32. Errors as import_array, and DTypeError.
 std::vector<float> import_floats(py::handle object, const char* operation, const char* name);

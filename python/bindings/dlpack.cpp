@@ -20,6 +20,7 @@
 #include <cstring>
 #include <utility>
 
+#include "devices.hpp"
 #include "moesaic/error.hpp"
 
 namespace moesaic::python {
@@ -59,7 +60,9 @@ struct DLManagedTensorVersioned {
 constexpr std::uint64_t kFlagReadOnly = 1;
 constexpr std::uint64_t kFlagCopied = 2;
 enum Code : std::uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBFloat = 4, kBool = 6 };
-constexpr int kCudaHost = 3, kRocmHost = 11;
+constexpr int kCuda = 2, kCudaHost = 3, kRocmHost = 11, kCudaManaged = 13;
+/// What __dlpack__(stream=) calls the default stream of CUDA.
+constexpr std::uintptr_t kLegacyStream = 1;
 
 constexpr const char* kLegacyName = "dltensor";
 constexpr const char* kVersionedName = "dltensor_versioned";
@@ -109,18 +112,27 @@ const char* device_name(int type) {
   }
 }
 
-void require_cpu(int type, int id, const char* operation, const char* name) {
-  require<DeviceError>(type == kDLPackCpu || type == kCudaHost || type == kRocmHost, [&] {
+bool matches(int type, int id, Device device) {
+  if (device.type == DeviceType::Cuda)
+    return (type == kCuda || type == kCudaManaged) && id == device.index;
+  return device.type == DeviceType::Cpu &&
+         (type == kDLPackCpu || type == kCudaHost || type == kRocmHost);
+}
+
+void require_device(int type, int id, const char* operation, const char* name, Device device) {
+  require<DeviceError>(matches(type, id, device), [&] {
     const std::string label = device_name(type);
-    return Problem{operation, name, "an array in cpu memory",
+    const bool cpu = device.type == DeviceType::Cpu;
+    return Problem{operation, name,
+                   cpu ? "an array in cpu memory" : "an array on " + to_string(device),
                    label + (label == "device type" ? " " + std::to_string(type) : "") + ":" +
                        std::to_string(id),
-                   "copy it to the cpu first"};
+                   cpu ? "copy it to the cpu first" : "move it there first"};
   });
 }
 
-/// Throws DeviceError unless __dlpack_device__() says that the memory is the CPU's.
-void check_device(py::handle object, const char* operation, const char* name) {
+/// Throws DeviceError unless __dlpack_device__() says that the memory is the device's.
+void check_device(py::handle object, const char* operation, const char* name, Device expected) {
   if (!py::hasattr(object, "__dlpack_device__")) return;
   std::pair<int, int> device;
   try {
@@ -133,19 +145,31 @@ void check_device(py::handle object, const char* operation, const char* name) {
     throw DeviceError(
         Problem{operation, name, "(type, id) from __dlpack_device__", "something else", {}});
   }
-  require_cpu(device.first, device.second, operation, name);
+  require_device(device.first, device.second, operation, name, expected);
 }
 
-py::object call_dlpack(py::handle object, const char* operation, const char* name) {
+/// The stream argument of __dlpack__: None for host memory, -1 where the producer uses the stream
+/// of the call already and nothing has to wait.
+py::object stream_argument(py::handle object, const Place& place) {
+  if (place.device.type == DeviceType::Cpu) return py::none();
+  if (current_stream(object, place.device.index) == place.stream) return py::int_(-1);
+  const auto stream = reinterpret_cast<std::uintptr_t>(place.stream);
+  return py::int_(stream == 0 ? kLegacyStream : stream);
+}
+
+py::object call_dlpack(py::handle object, const char* operation, const char* name,
+                       const Place& place) {
   const py::object method = object.attr("__dlpack__");
+  const py::object stream = stream_argument(object, place);
   try {
     try {
-      return method(py::arg("max_version") = py::make_tuple(1, 0));
+      if (stream.is_none()) return method(py::arg("max_version") = py::make_tuple(1, 0));
+      return method(py::arg("stream") = stream, py::arg("max_version") = py::make_tuple(1, 0));
     } catch (py::error_already_set& error) {
       // Producers from before DLPack 1.0 do not know the keyword.
       if (!error.matches(PyExc_TypeError)) throw;
     }
-    return method();
+    return stream.is_none() ? method() : method(py::arg("stream") = stream);
   } catch (py::error_already_set& error) {
     if (!error.matches(PyExc_Exception)) throw;  // an interrupt or exit
     const bool gradient =
@@ -207,10 +231,11 @@ void destroy_capsule(PyObject* capsule, const char* name) {
 
 bool has_dlpack(py::handle object) { return py::hasattr(object, "__dlpack__"); }
 
-ArrayRef import_dlpack(py::handle object, const char* operation, const char* name) {
-  check_device(object, operation, name);
+ArrayRef import_dlpack(py::handle object, const char* operation, const char* name,
+                       const Place& place) {
+  check_device(object, operation, name, place.device);
   ArrayRef ref;
-  ref.keep = call_dlpack(object, operation, name);
+  ref.keep = call_dlpack(object, operation, name, place);
   ref.kind = ArrayKind::Foreign;
   const DLTensor* tensor = nullptr;
   if (PyCapsule_IsValid(ref.keep.ptr(), kVersionedName) != 0) {
@@ -229,12 +254,13 @@ ArrayRef import_dlpack(py::handle object, const char* operation, const char* nam
     throw DTypeError(
         Problem{operation, name, "a DLPack capsule from __dlpack__", type_name(ref.keep), {}});
   }
-  require_cpu(tensor->device.type, tensor->device.id, operation, name);
+  require_device(tensor->device.type, tensor->device.id, operation, name, place.device);
   require<ShapeError>(tensor->ndim >= 0 && tensor->ndim <= kMaxRank, [&] {
     return Problem{operation, name, "at most 4 dimensions", std::to_string(tensor->ndim), {}};
   });
   ref.view.data = static_cast<std::byte*>(tensor->data) + tensor->byte_offset;
   ref.view.dtype = dtype_of(tensor->dtype, operation, name);
+  ref.view.device = place.device;
   ref.view.rank = tensor->ndim;
   std::int64_t step = 1;
   for (int i = tensor->ndim - 1; i >= 0; --i) {

@@ -9,8 +9,10 @@
 namespace moesaic::python {
 
 bool has_dlpack(py::handle object);
-/// Borrows through __dlpack__. Errors as import_array.
-ArrayRef import_dlpack(py::handle object, const char* operation, const char* name);
+/// Borrows through __dlpack__; the producer makes the memory ready for the place's stream. Errors
+/// as import_array.
+ArrayRef import_dlpack(py::handle object, const char* operation, const char* name,
+                       const Place& place);
 
 /// A capsule over `array`: versioned when `max_version` is at least (1, 0), else legacy. Throws
 /// BufferError when a read-only array is asked for without the versioned form.

@@ -8,6 +8,7 @@
 
 #include "arrays.hpp"
 #include "calls.hpp"
+#include "devices.hpp"
 #include "load.hpp"
 #include "moesaic/forward.hpp"
 #include "moesaic/gguf.hpp"
@@ -110,26 +111,6 @@ Stack from_marlin(const std::shared_ptr<MarlinExpertStack>& gate_up,
   });
 }
 
-Stack load_from_safetensors(const py::object& path, std::int32_t layer,
-                            const std::optional<std::string>& dequantize, const std::string& device,
-                            const py::object& progress) {
-  constexpr const char* kOperation = "ExpertStack.load_from_safetensors";
-  Loading loading(kOperation, device, "auto", dequantize, progress);
-  const py::cpp_function step(
-      [&loading](const std::string& name, std::int64_t done, std::int64_t total) {
-        loading.step({done, total, name});
-      });
-  const py::tuple stacks =
-      py::module_::import("moesaic.safetensors").attr("load_marlin_stacks")(path, layer, step);
-  const auto gate_up = stacks[0].cast<std::shared_ptr<MarlinExpertStack>>();
-  const auto down = stacks[1].cast<std::shared_ptr<MarlinExpertStack>>();
-  const Stack stack = loading.run([&](const LoadOptions& options) {
-    return std::make_shared<ExpertStack>(ExpertStack::from_marlin(gate_up, down, options));
-  });
-  log_report(kOperation, stack->report());
-  return stack;
-}
-
 std::shared_ptr<MarlinExpertStack> marlin_of(const ExpertStack& stack, const std::string& role) {
   const Role place =
       role == "gate_up" ? Role::Up : parse_word<Role>(role, "ExpertStack.marlin", "role");
@@ -174,15 +155,18 @@ std::vector<std::int64_t> gemv_shape(const Ids& ids, std::int64_t rows, const ch
 
 /// The one body of all gemv methods: run(call, x, ids, out).
 template <class Run>
-py::object gemv(const char* operation, const py::object& x, const char* x_name,
-                const py::object& ids, std::int64_t rows, const py::object& out,
+py::object gemv(const char* operation, const ExpertStack& stack, const py::object& x,
+                const char* x_name, const py::object& ids, std::int64_t rows, const py::object& out,
                 const std::optional<std::string>& precision, Run&& run) {
-  const ArrayRef in = import_array(x, operation, x_name);
-  const Ids experts = import_ids(ids, operation, "ids");
-  Result result(x, in, DType::F32, gemv_shape(experts, rows, operation), out, operation);
+  const Place place = call_place(stack.device(), py::none(), x, operation);
+  const ArrayRef in = import_array(x, operation, x_name, place);
+  const Ids experts = import_ids(ids, operation, "ids", place);
+  Result result(x, in, DType::F32, gemv_shape(experts, rows, operation), out, operation, false,
+                place);
   require_disjoint(result.view(), in.read(), operation, x_name);
   require_disjoint(result.view(), experts.view, operation, "ids");
-  Call call(parse_precision(precision, operation));
+  Call call(parse_precision(precision, operation), place.device);
+  call.context.set_stream(place.stream);
   {
     const py::gil_scoped_release release;
     run(call.context, in.read(), experts.view, result.view());
@@ -193,7 +177,7 @@ py::object gemv(const char* operation, const py::object& x, const char* x_name,
 py::object gemv_role(const char* operation, Role role, const ExpertStack& stack,
                      const py::object& x, const py::object& ids, const py::object& out,
                      const std::optional<std::string>& precision) {
-  return gemv(operation, x, role == Role::Down ? "h" : "x", ids, rows_of(stack, role), out,
+  return gemv(operation, stack, x, role == Role::Down ? "h" : "x", ids, rows_of(stack, role), out,
               precision,
               [&](Context& context, const ConstTensorView& in, const ConstTensorView& experts,
                   const TensorView& to) { expert_gemv(context, stack, role, in, experts, to); });
@@ -201,8 +185,8 @@ py::object gemv_role(const char* operation, Role role, const ExpertStack& stack,
 
 py::object gemv_gate_up_silu(const ExpertStack& stack, const py::object& x, const py::object& ids,
                              const py::object& out, const std::optional<std::string>& precision) {
-  return gemv("ExpertStack.gemv_gate_up_silu", x, "x", ids, stack.shape().intermediate_size, out,
-              precision,
+  return gemv("ExpertStack.gemv_gate_up_silu", stack, x, "x", ids, stack.shape().intermediate_size,
+              out, precision,
               [&](Context& context, const ConstTensorView& in, const ConstTensorView& experts,
                   const TensorView& to) {
                 expert_gemv_gate_up(context, stack, Activation{}, in, experts, to);
@@ -303,15 +287,6 @@ void bind_expert_stack(py::module_& m) {
           py::kw_only(), py::arg("device") = "cpu",
           "INT4 experts: gate_up has k = H and n_per_expert = 2I, columns [gate | up]; down\n"
           "has k = I and n_per_expert = H. Shares their memory. Raises ShapeError.")
-      .def_static(
-          "load_from_safetensors", &load_from_safetensors, py::arg("path"), py::arg("layer"),
-          py::arg("dequantize") = py::none(), py::kw_only(), py::arg("device") = "cpu",
-          py::arg("progress") = py::none(),
-          "Load one layer of a GPTQ, AWQ or compressed-tensors (pack-quantized) checkpoint: a\n"
-          "folder, a .safetensors file or its index file. Experts are separate (Qwen, Mixtral\n"
-          "and DeepSeek names) or have gate and up fused.\n\n"
-          "Raises FormatError naming the tensor that is missing or does not fit,\n"
-          "UnsupportedError, OperationCancelled, OutOfMemoryError, FileNotFoundError.")
       .def("marlin", &marlin_of, py::arg("role"),
            "The MarlinExpertStack of 'gate_up' (or gate, up) or 'down'; None for other kinds.")
       .def_property_readonly("num_experts", &ExpertStack::num_experts, "E.")

@@ -5,6 +5,7 @@
 #include "arrays.hpp"
 #include "bindings.hpp"
 #include "calls.hpp"
+#include "devices.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/forward.hpp"
 #include "routing.hpp"
@@ -19,6 +20,9 @@ struct ForwardRequest {
   py::object x;
   py::object logits = py::none();
   const RoutingObject* routing = nullptr;
+  py::object topk_ids = py::none();
+  py::object token_ids = py::none();
+  py::object router_input = py::none();
   bool return_routing = false;
   py::object out = py::none();
   Workspace* workspace = nullptr;
@@ -28,13 +32,57 @@ struct ForwardRequest {
   bool needs_workspace = true;
 };
 
+/// The rarer inputs of a call, kept while it runs: ids without weights, token ids, router input.
+class GivenInputs {
+ public:
+  GivenInputs(const ForwardRequest& request, const Place& place, ForwardIo& io) {
+    const char* operation = request.operation;
+    require<ConfigError>(request.topk_ids.is_none() || request.routing == nullptr, [&] {
+      return Problem{operation, "topk_ids", "topk_ids or a routing", "both", {}};
+    });
+    if (!request.topk_ids.is_none()) {
+      ids_ = import_ids(request.topk_ids, operation, "topk_ids");
+      require<ShapeError>(ids_.view.rank == 2 && ids_.view.dim(0) == io.x.dim(0) &&
+                              ids_.view.dim(1) == request.top_k,
+                          [&] {
+                            return Problem{operation,
+                                           "topk_ids",
+                                           "[" + std::to_string(io.x.dim(0)) + ", " +
+                                               std::to_string(request.top_k) + "]",
+                                           describe(ids_.view),
+                                           {}};
+                          });
+      // The forward reads them only.
+      auto* data = const_cast<std::int32_t*>(static_cast<const std::int32_t*>(ids_.view.data));
+      io.routing = {data, nullptr, ids_.view.dim(0), request.top_k};
+    }
+    if (!request.token_ids.is_none()) {
+      tokens_ = import_ids(request.token_ids, operation, "token_ids");
+      io.token_ids = tokens_.view;
+    }
+    if (!request.router_input.is_none()) {
+      router_input_ = import_array(request.router_input, operation, "router_input", place);
+      io.router_input = router_input_.read();
+    }
+  }
+  GivenInputs(const GivenInputs&) = delete;
+  GivenInputs& operator=(const GivenInputs&) = delete;
+
+ private:
+  Ids ids_, tokens_;
+  ArrayRef router_input_;
+};
+
 /// Imports, checks what only Python has (kinds of arrays, out=), calls run(context, layer, io,
 /// workspace) without the GIL, and returns y or (y, Routing).
 template <class Run>
 py::object run_forward(const ForwardRequest& request, Run&& run) {
   const char* operation = request.operation;
-  const ArrayRef x = import_array(request.x, operation, "x");
-  const std::int64_t hidden = request.layer.stack->shape().hidden_size;
+  // The reference runs on the host whatever it is given.
+  const Device device = request.needs_workspace ? request.layer.stack->device() : Device{};
+  const Place place = call_place(device, request.stream, request.x, operation);
+  const ArrayRef x = import_array(request.x, operation, "x", place);
+  const std::int64_t hidden = request.layer.hidden_size();
   require<ShapeError>(x.view.rank == 2 && x.view.dim(1) == hidden, [&] {
     return Problem{operation, "x", "[T, " + std::to_string(hidden) + "]", describe(x.read()), {}};
   });
@@ -47,36 +95,37 @@ py::object run_forward(const ForwardRequest& request, Run&& run) {
   require<ConfigError>(!request.accumulate || !request.out.is_none(), [&] {
     return Problem{operation, "accumulate", "an out= to add to", "none", {}};
   });
-  require<DeviceError>(request.stream.is_none(), [&] {
-    return Problem{operation, "stream", "None on the cpu", type_name(request.stream), {}};
-  });
   ArrayRef logits;
   ForwardIo io;
   io.x = x.read();
   if (!request.logits.is_none()) {
-    logits = import_array(request.logits, operation, "router_logits");
+    logits = import_array(request.logits, operation, "router_logits", place);
     io.logits = logits.read();
   }
-  std::shared_ptr<Routing> held;  // another thread may give the object a new value meanwhile
+  Call call(request.precision, device);
+  call.context.set_stream(place.stream);
+  std::optional<CallRouting> held;  // another thread may give the object a new value meanwhile
   if (request.routing != nullptr) {
-    held = request.routing->value;
+    held.emplace(*request.routing, place, request.x, call.context, operation);
     io.routing = held->view();
   }
-  RoutingObject routed;
-  const std::int32_t top_k = held ? held->top_k() : request.top_k;
+  GivenInputs given(request, place, io);
+  std::optional<CallRouting> routed;
+  const std::int32_t top_k = held ? held->view().top_k : request.top_k;
   if (request.return_routing) {
-    routed.resized(x.view.dim(0), top_k);
-    io.routing_out = routed.view();
+    routed.emplace(x.view.dim(0), top_k, place, request.x, operation);
+    io.routing_out = routed->view();
   }
-  Result result(request.x, x, x.view.dtype, {x.view.dim(0), hidden}, request.out, operation, true);
+  Result result(request.x, x, x.view.dtype, {x.view.dim(0), hidden}, request.out, operation, true,
+                place);
   io.out = result.view();
   io.accumulate = request.accumulate;
   require_disjoint(io.out, io.x, operation, "x");
   require_disjoint(io.out, io.logits, operation, "router_logits");
-  Call call(request.precision);
+  require_disjoint(io.out, io.router_input, operation, "router_input");
   {
     const py::gil_scoped_release release;
-    const CallWorkspace workspace(request.workspace, [&]() -> std::size_t {
+    const CallWorkspace workspace(request.workspace, call.context, [&]() -> std::size_t {
       if (!request.needs_workspace) return 0;
       return workspace_bytes(call.context, request.layer, top_k, x.view.dim(0));
     });
@@ -84,7 +133,7 @@ py::object run_forward(const ForwardRequest& request, Run&& run) {
   }
   py::object y = result.finish();
   if (!request.return_routing) return y;
-  return py::make_tuple(std::move(y), py::cast(std::move(routed)));
+  return py::make_tuple(std::move(y), py::cast(routed->object()));
 }
 
 }  // namespace moesaic::python

@@ -25,7 +25,7 @@ std::vector<BackendObject> list_backends() {
 
 py::dict explain_layer(const LayerObject& object, std::int64_t num_tokens) {
   const auto layer = object.get("explain");
-  const Call call(object.precision());
+  const Call call(object.precision(), layer->stack().device());
   py::dict facts;
   for (const auto& [name, value] :
        explain(call.context, LayerRef(*layer), layer->config().top_k, num_tokens).facts)

@@ -22,34 +22,97 @@ namespace {
 
 using Stack = std::shared_ptr<ExpertStack>;
 
+constexpr const char* kMoeLayer = "MoeLayer";
+
+/// A named array of `shape` as f32; empty for None.
+std::vector<float> import_part(const py::object& value, const char* name,
+                               const std::vector<std::int64_t>& shape) {
+  if (value.is_none()) return {};
+  const ArrayRef ref = import_array(value, kMoeLayer, name);
+  bool same = ref.view.rank == static_cast<int>(shape.size());
+  std::string expected;
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    same = same && ref.view.dim(static_cast<int>(i)) == shape[i];
+    expected += (i == 0 ? "[" : ", ") + std::to_string(shape[i]);
+  }
+  require<ShapeError>(
+      same, [&] { return Problem{kMoeLayer, name, expected + "]", describe(ref.read()), {}}; });
+  return import_floats(value, kMoeLayer, name);
+}
+
+/// (down [L, H], up [H, L]) as the stack of LatentExperts.
+std::optional<LatentExperts> import_latent(const py::object& pair, const py::object& norm,
+                                           const MoeConfig& config, Device device) {
+  require<ConfigError>(!pair.is_none() || norm.is_none(), [] {
+    return Problem{kMoeLayer, "latent", "the projections of latent_norm", "none", {}};
+  });
+  if (pair.is_none()) return std::nullopt;
+  const auto arrays = py::cast<std::pair<py::object, py::object>>(pair);
+  const auto matrix = [](const py::object& value, const char* name, std::int64_t rows,
+                         std::int64_t cols) {
+    ArrayRef ref = import_array(value, kMoeLayer, name);
+    const ConstTensorView view = ref.read();
+    require<ShapeError>(view.rank == 2 && view.dim(0) == rows && view.dim(1) == cols, [&] {
+      return Problem{kMoeLayer,
+                     name,
+                     "[" + std::to_string(rows) + ", " + std::to_string(cols) + "]",
+                     describe(view),
+                     {}};
+    });
+    ref.view = TensorView(ref.view.data, view.dtype, {1, rows, cols}, view.device);
+    ref.view.strides[1] = view.stride(0);
+    ref.view.strides[2] = view.stride(1);
+    return ref;
+  };
+  const std::int64_t hidden = config.hidden_size, latent = config.latent_size;
+  const ArrayRef down = matrix(arrays.first, "latent[0]", latent, hidden);
+  const ArrayRef up = matrix(arrays.second, "latent[1]", hidden, latent);
+  Loading loading(kMoeLayer, to_string(device), "auto", std::nullopt, py::none());
+  ExpertStack projections = loading.run([&](const LoadOptions& options) {
+    return ExpertStack::from_dense_stacks({}, down.read(), up.read(), options);
+  });
+  return LatentExperts{std::move(projections),
+                       {import_part(norm, "latent_norm", {latent}), config.norm_eps}};
+}
+
+/// [vocab_size, top_k]; empty for None.
+std::vector<std::int32_t> import_table(const py::object& value, const MoeConfig& config) {
+  if (value.is_none()) return {};
+  const Ids ids = import_ids(value, kMoeLayer, "token_experts");
+  require<ShapeError>(
+      ids.view.rank == 2 && ids.view.dim(0) == config.vocab_size && ids.view.dim(1) == config.top_k,
+      [&] {
+        return Problem{
+            kMoeLayer,
+            "token_experts",
+            "[" + std::to_string(config.vocab_size) + ", " + std::to_string(config.top_k) + "]",
+            describe(ids.view),
+            {}};
+      });
+  const auto* data = static_cast<const std::int32_t*>(ids.view.data);
+  return {data, data + ids.view.num_elements()};
+}
+
 LayerObject make_layer(const Stack& stack, const MoeConfig& config, const py::object& router_weight,
-                       const Stack& shared, const py::object& shared_gate,
+                       const Stack& shared, const py::object& shared_gate, const py::object& latent,
+                       const py::object& latent_norm, const py::object& input_norm,
+                       const py::object& router_norm, const py::object& token_experts,
                        const std::string& precision) {
-  constexpr const char* kOperation = "MoeLayer";
-  std::vector<float> router;
-  if (!router_weight.is_none()) {
-    const ArrayRef ref = import_array(router_weight, kOperation, "router_weight");
-    require<ShapeError>(ref.view.rank == 2 && ref.view.dim(0) == config.num_experts &&
-                            ref.view.dim(1) == config.hidden_size,
-                        [&] {
-                          return Problem{kOperation,
-                                         "router_weight",
-                                         "[" + std::to_string(config.num_experts) + ", " +
-                                             std::to_string(config.hidden_size) + "]",
-                                         describe(ref.read()),
-                                         {}};
-                        });
-    router = import_floats(router_weight, kOperation, "router_weight");
-  }
-  std::optional<SharedExperts> shared_experts;
+  const std::int64_t hidden = config.hidden_size;
+  MoeLayer::Parts parts;
+  parts.stack = stack;
+  parts.router_weight =
+      import_part(router_weight, "router_weight", {config.router.num_experts, hidden});
   if (shared) {
-    shared_experts.emplace(SharedExperts{*shared, {}});
-    if (!shared_gate.is_none())
-      shared_experts->gate = import_floats(shared_gate, kOperation, "shared_gate");
+    parts.shared.emplace(
+        SharedExperts{.stack = *shared, .gate = import_part(shared_gate, "shared_gate", {hidden})});
   }
-  return {
-      std::make_shared<const MoeLayer>(config, stack, std::move(router), std::move(shared_experts)),
-      parse_precision(precision, kOperation)};
+  parts.latent = import_latent(latent, latent_norm, config, stack->device());
+  parts.input_norm = {import_part(input_norm, "input_norm", {hidden}), config.norm_eps};
+  parts.router_norm = {import_part(router_norm, "router_norm", {hidden}), config.norm_eps};
+  parts.token_experts = import_table(token_experts, config);
+  return {std::make_shared<const MoeLayer>(config, std::move(parts)),
+          parse_precision(precision, kMoeLayer)};
 }
 
 LayerObject from_gguf(const std::shared_ptr<GgufFile>& file, std::int32_t layer,
@@ -66,19 +129,23 @@ LayerObject from_gguf(const std::shared_ptr<GgufFile>& file, std::int32_t layer,
 }
 
 py::object call_layer(const LayerObject& self, const py::object& x, const py::object& router_logits,
-                      const RoutingObject* routing, bool return_routing, const py::object& out,
-                      Workspace* workspace, bool accumulate,
-                      const std::optional<std::string>& precision, const py::object& stream) {
-  constexpr const char* kOperation = "MoeLayer";
-  const auto layer = self.get(kOperation);
-  ForwardRequest request{kOperation, LayerRef(*layer), layer->config().top_k, x};
+                      const RoutingObject* routing, const py::object& topk_ids,
+                      const py::object& token_ids, const py::object& router_input,
+                      bool return_routing, const py::object& out, Workspace* workspace,
+                      bool accumulate, const std::optional<std::string>& precision,
+                      const py::object& stream) {
+  const auto layer = self.get(kMoeLayer);
+  ForwardRequest request{kMoeLayer, LayerRef(*layer), layer->config().top_k, x};
   request.logits = router_logits;
   request.routing = routing;
+  request.topk_ids = topk_ids;
+  request.token_ids = token_ids;
+  request.router_input = router_input;
   request.return_routing = return_routing;
   request.out = out;
   request.workspace = workspace;
   request.accumulate = accumulate;
-  request.precision = parse_precision(precision, kOperation);
+  request.precision = parse_precision(precision, kMoeLayer);
   if (!precision) request.precision = self.precision();
   request.stream = stream;
   return run_forward(request, [](Context& context, const LayerRef& ref, const ForwardIo& io,
@@ -101,6 +168,12 @@ py::dict memory(const LayerObject& self) {
   add("router", bytes_of(layer->router_weight()));
   const SharedExperts* shared = layer->shared();
   add("shared", shared != nullptr ? shared->stack.nbytes() + bytes_of(shared->gate) : 0);
+  const LatentExperts* latent = layer->latent();
+  add("latent",
+      latent != nullptr ? latent->projections.nbytes() + bytes_of(latent->norm.weight) : 0);
+  const MoeLayer::Parts& parts = layer->parts();
+  add("other", bytes_of(parts.input_norm.weight) + bytes_of(parts.router_norm.weight) +
+                   static_cast<std::int64_t>(parts.token_experts.size() * sizeof(std::int32_t)));
   result["total"] = total;
   return result;
 }
@@ -112,8 +185,9 @@ std::string repr(const LayerObject& self) {
   return "moesaic.MoeLayer(" + (c.architecture.empty() ? "" : c.architecture + ", ") +
          "layer=" + std::to_string(c.layer) + ", num_experts=" + std::to_string(c.num_experts) +
          ", top_k=" + std::to_string(c.top_k) + ", hidden_size=" + std::to_string(c.hidden_size) +
-         ", intermediate_size=" + std::to_string(c.intermediate_size) + ", cpu, " +
-         std::to_string(layer->stack().nbytes()) + " bytes)";
+         ", intermediate_size=" + std::to_string(c.intermediate_size) + ", " +
+         to_string(layer->stack().device()) + ", " + std::to_string(layer->stack().nbytes()) +
+         " bytes)";
 }
 
 }  // namespace
@@ -125,9 +199,15 @@ void bind_layer(py::module_& m) {
       "A context manager; calls from several threads at once are fine.")
       .def(py::init(&make_layer), py::arg("stack").none(false), py::arg("config"),
            py::arg("router_weight") = py::none(), py::kw_only(), py::arg("shared") = py::none(),
-           py::arg("shared_gate") = py::none(), py::arg("precision") = "auto",
-           "From parts. router_weight [E, H] (f32, f16 or bf16) or None: every call brings logits\n"
-           "or a routing. shared: an ExpertStack of one expert, shared_gate [H] its sigmoid gate.\n"
+           py::arg("shared_gate") = py::none(), py::arg("latent") = py::none(),
+           py::arg("latent_norm") = py::none(), py::arg("input_norm") = py::none(),
+           py::arg("router_norm") = py::none(), py::arg("token_experts") = py::none(),
+           py::arg("precision") = "auto",
+           "From parts; arrays are f32, f16 or bf16. router_weight [E, H] or None: every call\n"
+           "brings logits or a routing; E is config.router.num_experts. shared: an ExpertStack of\n"
+           "one expert, shared_gate [H] its sigmoid gate. latent: (down [L, H], up [H, L]), with\n"
+           "latent_norm [L]. input_norm and router_norm [H]: weights of RMS norms.\n"
+           "token_experts: int [vocab_size, top_k], the experts of each token id.\n"
            "Raises ShapeError when the parts disagree with the config.")
       .def_static(
           "from_gguf", &from_gguf, py::arg("file").none(false), py::arg("layer"), py::kw_only(),
@@ -139,12 +219,16 @@ void bind_layer(py::module_& m) {
           "Raises UnsupportedError, FormatError, ShapeError, DeviceError,\n"
           "OperationCancelled.")
       .def("__call__", &call_layer, py::arg("x"), py::arg("router_logits") = py::none(),
-           py::kw_only(), py::arg("routing") = py::none(), py::arg("return_routing") = false,
-           py::arg("out") = py::none(), py::arg("workspace") = py::none(),
-           py::arg("accumulate") = false, py::arg("precision") = py::none(),
-           py::arg("stream") = py::none(),
+           py::kw_only(), py::arg("routing") = py::none(), py::arg("topk_ids") = py::none(),
+           py::arg("token_ids") = py::none(), py::arg("router_input") = py::none(),
+           py::arg("return_routing") = false, py::arg("out") = py::none(),
+           py::arg("workspace") = py::none(), py::arg("accumulate") = false,
+           py::arg("precision") = py::none(), py::arg("stream") = py::none(),
            "y [T, H] of x [T, H] (f32, f16 or bf16), in x's dtype and kind of array.\n\n"
            "Routed by the layer's own router, by router_logits f32 [T, E], or by a ready Routing.\n"
+           "router_input [T, H] is what the own router reads in place of x. Where the router does\n"
+           "not select (select_on 'given'), token_ids int [T] name rows of the layer's table, or\n"
+           "topk_ids int [T, top_k] are the ids; their weights come from the router.\n\n"
            "return_routing=True gives (y, Routing). out= is written (or, with accumulate=True, "
            "added\n"
            "to) and returned. workspace= is scratch of the caller. precision 'exact' | 'fast' "
@@ -177,11 +261,12 @@ void bind_layer(py::module_& m) {
             const auto layer = l.get("MoeLayer.router_weight");
             if (layer->router_weight().empty()) return py::none();
             return numpy_view(DType::F32,
-                              {layer->config().num_experts, layer->config().hidden_size},
+                              {layer->config().router.num_experts, layer->config().hidden_size},
                               layer->router_weight().data(), layer);
           },
           "f32 [E, H], read-only, or None.")
-      .def("memory", &memory, "Bytes by part: gate, up, down, router, shared, total.")
+      .def("memory", &memory,
+           "Bytes by part: gate, up, down, router, shared, latent, other, total.")
       .def_property_readonly("closed", &LayerObject::closed, "Whether close() was called.")
       .def("close", &LayerObject::close,
            "Let go of the weights; calls under way finish first. Idempotent.")

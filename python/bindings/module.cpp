@@ -18,6 +18,9 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   bind_marlin(m);
   bind_expert_stack(m);
   bind_layer(m);
+  bind_expert_pool(m);
+  bind_offload(m);
+  bind_checkpoints(m);
   bind_workspace(m);
   bind_operations(m);
   bind_forward(m);

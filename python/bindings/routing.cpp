@@ -23,6 +23,11 @@ namespace {
 
 RoutingObject make_routing(const py::object& topk_ids, const py::object& topk_weights) {
   constexpr const char* kOperation = "Routing";
+  if (auto device = device_routing(topk_ids, topk_weights)) {
+    RoutingObject routing;
+    routing.device = std::move(device);
+    return routing;
+  }
   const Ids ids = import_ids(topk_ids, kOperation, "topk_ids");
   const ArrayRef weights = import_array(topk_weights, kOperation, "topk_weights");
   require<ShapeError>(
@@ -53,9 +58,39 @@ RoutingObject make_routing(const py::object& topk_ids, const py::object& topk_we
   return routing;
 }
 
+std::int64_t tokens_of(const RoutingObject& r) {
+  return r.device ? r.device->num_tokens : r.value->num_tokens();
+}
+std::int32_t top_k_of(const RoutingObject& r) {
+  return r.device ? r.device->top_k : r.value->top_k();
+}
+
+/// The ids that a router with select_on "given" weighs.
+void fill_given(const py::object& topk_ids, const RouterConfig& config, Routing& target) {
+  const bool given = config.select_on == SelectOn::Given;
+  require<ConfigError>(given != topk_ids.is_none(), [&] {
+    return Problem{"route", "topk_ids", given ? "the ids to weigh" : "none: this router selects",
+                   given ? "none" : "some", given ? "" : "router.replace(select_on='given')"};
+  });
+  if (!given) return;
+  const Ids ids = import_ids(topk_ids, "route", "topk_ids");
+  require<ShapeError>(ids.view.rank == 2 && ids.view.dim(0) == target.num_tokens() &&
+                          ids.view.dim(1) == target.top_k(),
+                      [&] {
+                        return Problem{"route",
+                                       "topk_ids",
+                                       "[" + std::to_string(target.num_tokens()) + ", " +
+                                           std::to_string(target.top_k()) + "]",
+                                       describe(ids.view),
+                                       {}};
+                      });
+  if (!ids.view.empty())
+    std::memcpy(target.topk_ids().data(), ids.view.data, target.topk_ids().size_bytes());
+}
+
 py::object route_logits(const py::object& logits, const std::optional<RouterConfig>& router,
                         std::optional<std::int32_t> top_k, std::optional<bool> renormalize,
-                        const py::object& out) {
+                        const py::object& topk_ids, const py::object& out) {
   const ArrayRef in = import_array(logits, "route", "logits");
   require<ShapeError>(in.view.rank == 2,
                       [&] { return Problem{"route", "logits", "[T, E]", describe(in.view), {}}; });
@@ -67,6 +102,7 @@ py::object route_logits(const py::object& logits, const std::optional<RouterConf
   py::object result = out.is_none() ? py::cast(RoutingObject{}) : out;
   auto& object = result.cast<RoutingObject&>();
   Routing& target = object.resized(in.view.dim(0), config.top_k);
+  fill_given(topk_ids, config, target);
   const bool strict = current_tuning().strict;
   const auto profiler = current_profiler();
   RouteStats stats;
@@ -95,35 +131,42 @@ void bind_routing(py::module_& m) {
       "A pair is t * top_k + slot.")
       .def(py::init(&make_routing), py::arg("topk_ids"), py::arg("topk_weights"),
            "topk_ids int32 or int64 [T, top_k], topk_weights f32 [T, top_k]; both are copied.\n"
+           "Arrays on a GPU (int32 and f32, dense) are kept, not copied; calls there read them\n"
+           "without a look at their values, and an id out of range counts as -1.\n"
            "Raises ShapeError, DTypeError.")
       .def_property_readonly(
           "topk_ids",
-          [](const RoutingObject& r) {
+          [](const RoutingObject& r) -> py::object {
+            if (r.device) return r.device->topk_ids;
             return numpy_view(DType::I32, {r.value->num_tokens(), r.value->top_k()},
                               r.value->topk_ids().data(), r.value);
           },
-          "int32 [T, top_k], read-only; descending weight, ties to the lower expert id.")
+          "int32 [T, top_k], read-only (on a GPU the array itself); descending weight, ties to the "
+          "lower expert id.")
       .def_property_readonly(
           "topk_weights",
-          [](const RoutingObject& r) {
+          [](const RoutingObject& r) -> py::object {
+            if (r.device) return r.device->topk_weights;
             return numpy_view(DType::F32, {r.value->num_tokens(), r.value->top_k()},
                               r.value->topk_weights().data(), r.value);
           },
           "f32 [T, top_k], read-only.")
       .def_property_readonly(
-          "num_tokens", [](const RoutingObject& r) { return r.value->num_tokens(); }, "T.")
+          "num_tokens", [](const RoutingObject& r) { return tokens_of(r); }, "T.")
       .def_property_readonly(
-          "top_k", [](const RoutingObject& r) { return r.value->top_k(); }, "Experts per token.")
+          "top_k", [](const RoutingObject& r) { return top_k_of(r); }, "Experts per token.")
       .def("__repr__", [](const RoutingObject& r) {
-        return "moesaic.Routing(num_tokens=" + std::to_string(r.value->num_tokens()) +
-               ", top_k=" + std::to_string(r.value->top_k()) + ")";
+        return "moesaic.Routing(num_tokens=" + std::to_string(tokens_of(r)) +
+               ", top_k=" + std::to_string(top_k_of(r)) +
+               (r.device ? ", " + to_string(r.device->where) : "") + ")";
       });
 
   m.def("route", &route_logits, py::arg("logits"), py::arg("router") = py::none(), py::kw_only(),
         py::arg("top_k") = py::none(), py::arg("renormalize") = py::none(),
-        py::arg("out") = py::none(),
+        py::arg("topk_ids") = py::none(), py::arg("out") = py::none(),
         "Route f32 logits [T, E] by a RouterConfig, or by softmax with `top_k` (`renormalize` is\n"
-        "True when not given). `out` reuses a Routing without allocation and is returned.\n\n"
+        "True when not given). A router with select_on 'given' takes topk_ids int [T, top_k] and\n"
+        "computes their weights. `out` reuses a Routing without allocation and is returned.\n\n"
         "Order: finite and +inf > -inf > NaN, ties to the lower expert id. A row with nothing to\n"
         "choose from gives ids 0..top_k-1 with weights 1/top_k.\n\n"
         "Raises ShapeError, DTypeError, ConfigError (also for NaN or infinity when strict).");

@@ -2,19 +2,56 @@
 
 #include <memory>
 
+#include "arrays.hpp"
 #include "bindings.hpp"
+#include "moesaic/context.hpp"
 #include "moesaic/plan.hpp"
 #include "moesaic/routing.hpp"
 
 namespace moesaic::python {
 
+/// Arrays of the caller in the memory of a GPU: ids i32 and weights f32, both dense [T, top_k].
+struct DeviceRouting {
+  Device where;
+  py::object topk_ids, topk_weights;
+  std::int64_t num_tokens;
+  std::int32_t top_k;
+};
+
 /// A value whose numpy views may outlive a change of it: the views share `value`, and a change that
 /// would move memory under them makes a new one instead.
 struct RoutingObject {
   std::shared_ptr<Routing> value = std::make_shared<Routing>();
+  /// Set for a routing on a GPU; `value` is then empty. The caller's arrays, not copies.
+  std::shared_ptr<const DeviceRouting> device{};
   /// Ready for `num_tokens` x `top_k`.
   Routing& resized(std::int64_t num_tokens, std::int32_t top_k);
   RoutingView view() const { return value->view(); }
+};
+
+/// On the GPU of `topk_ids`, or null when they lie in host memory. Errors: ShapeError, DTypeError,
+/// DeviceError.
+std::shared_ptr<const DeviceRouting> device_routing(const py::object& topk_ids,
+                                                    const py::object& topk_weights);
+
+/// A routing as one call on `place` reads or fills it; borrows the arrays while it lives.
+class CallRouting {
+ public:
+  /// A given routing, moved to a GPU when it is not there. Throws CaptureError when that would be
+  /// during a capture, DeviceError for a routing of another device.
+  CallRouting(const RoutingObject& given, const Place& place, py::handle like, Context& context,
+              const char* operation);
+  /// Room for what is routed.
+  CallRouting(std::int64_t num_tokens, std::int32_t top_k, const Place& place, py::handle like,
+              const char* operation);
+  const RoutingView& view() const { return view_; }
+  RoutingObject object() const { return object_; }
+
+ private:
+  void borrow(const Place& place, const char* operation);
+  RoutingObject object_;
+  ArrayRef ids_, weights_;
+  RoutingView view_;
 };
 
 struct PlanObject {

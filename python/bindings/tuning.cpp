@@ -15,7 +15,7 @@ PyObject* tuning_variable = nullptr;
 constexpr std::string_view kSwitches[] = {"batch_invariant", "strict", "poison"};
 constexpr std::string_view kNumbers[] = {"block_size", "large_m_block_size", "large_m_min_pairs",
                                          "threads"};
-constexpr std::string_view kOptionalWords[] = {"cpu_isa", "backend"};
+constexpr std::string_view kOptionalWords[] = {"cpu_isa", "backend", "cuda_plugin"};
 
 template <std::size_t N>
 bool contains(const std::string_view (&names)[N], std::string_view name) {
@@ -132,39 +132,40 @@ void bind_tuning(py::module_& m) {
       "Every knob, immutable. None means: let the library choose. A value out of range raises\n"
       "ConfigError with the accepted ones. Make it current with tuning().");
   tuning
-      .def(
-          py::init(
-              [](const py::object& block_size, const py::object& large_m_block_size,
-                 const py::object& large_m_min_pairs, const py::object& gemm,
-                 const py::object& route, const py::object& row_space, const py::object& precision,
-                 const py::object& batch_invariant, const py::object& profile,
-                 const py::object& strict, const py::object& threads, const py::object& cpu_isa,
-                 const py::object& backend, const py::object& log_level, const py::object& poison) {
-                Tuning value;
-                set_field(value, "block_size", block_size);
-                set_field(value, "large_m_block_size", large_m_block_size);
-                set_field(value, "large_m_min_pairs", large_m_min_pairs);
-                set_field(value, "gemm", gemm);
-                set_field(value, "route", route);
-                set_field(value, "row_space", row_space);
-                set_field(value, "precision", precision);
-                set_field(value, "batch_invariant", batch_invariant);
-                set_field(value, "profile", profile);
-                set_field(value, "strict", strict);
-                set_field(value, "threads", threads);
-                set_field(value, "cpu_isa", cpu_isa);
-                set_field(value, "backend", backend);
-                set_field(value, "log", log_level);
-                set_field(value, "poison", poison);
-                return value;
-              }),
-          py::kw_only(), py::arg("block_size") = py::none(),
-          py::arg("large_m_block_size") = py::none(), py::arg("large_m_min_pairs") = 1024,
-          py::arg("gemm") = "auto", py::arg("route") = "auto", py::arg("row_space") = "auto",
-          py::arg("precision") = "auto", py::arg("batch_invariant") = false,
-          py::arg("profile") = "off", py::arg("strict") = false, py::arg("threads") = py::none(),
-          py::arg("cpu_isa") = py::none(), py::arg("backend") = py::none(), py::arg("log") = "warn",
-          py::arg("poison") = false)
+      .def(py::init([](const py::object& block_size, const py::object& large_m_block_size,
+                       const py::object& large_m_min_pairs, const py::object& gemm,
+                       const py::object& route, const py::object& row_space,
+                       const py::object& precision, const py::object& batch_invariant,
+                       const py::object& profile, const py::object& strict,
+                       const py::object& threads, const py::object& cpu_isa,
+                       const py::object& backend, const py::object& cuda_plugin,
+                       const py::object& log_level, const py::object& poison) {
+             Tuning value;
+             set_field(value, "block_size", block_size);
+             set_field(value, "large_m_block_size", large_m_block_size);
+             set_field(value, "large_m_min_pairs", large_m_min_pairs);
+             set_field(value, "gemm", gemm);
+             set_field(value, "route", route);
+             set_field(value, "row_space", row_space);
+             set_field(value, "precision", precision);
+             set_field(value, "batch_invariant", batch_invariant);
+             set_field(value, "profile", profile);
+             set_field(value, "strict", strict);
+             set_field(value, "threads", threads);
+             set_field(value, "cpu_isa", cpu_isa);
+             set_field(value, "backend", backend);
+             set_field(value, "cuda_plugin", cuda_plugin);
+             set_field(value, "log", log_level);
+             set_field(value, "poison", poison);
+             return value;
+           }),
+           py::kw_only(), py::arg("block_size") = py::none(),
+           py::arg("large_m_block_size") = py::none(), py::arg("large_m_min_pairs") = 1024,
+           py::arg("gemm") = "auto", py::arg("route") = "auto", py::arg("row_space") = "auto",
+           py::arg("precision") = "auto", py::arg("batch_invariant") = false,
+           py::arg("profile") = "off", py::arg("strict") = false, py::arg("threads") = py::none(),
+           py::arg("cpu_isa") = py::none(), py::arg("backend") = py::none(),
+           py::arg("cuda_plugin") = py::none(), py::arg("log") = "warn", py::arg("poison") = false)
       .def_static(
           "from_env", &from_env, py::arg("variables") = py::none(),
           "Read MOESAIC_* names from a mapping; None is the process environment, read once.\n"

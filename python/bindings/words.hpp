@@ -38,6 +38,18 @@ struct Words<WeightOn> {
   static constexpr std::array text{"output", "input"};
 };
 template <>
+struct Words<SelectOn> {
+  static constexpr std::array text{"scores", "logits", "given"};
+};
+template <>
+struct Words<RouterInput> {
+  static constexpr std::array text{"experts", "norm", "separate"};
+};
+template <>
+struct Words<LayerKind> {
+  static constexpr std::array text{"none", "dense", "moe"};
+};
+template <>
 struct Words<SharedKind> {
   static constexpr std::array text{"none", "plain", "sigmoid_gated"};
 };
@@ -63,7 +75,7 @@ struct Words<StackLayout> {
 };
 template <>
 struct Words<WeightLayout> {
-  static constexpr std::array text{"rows", "panels"};
+  static constexpr std::array text{"rows", "panels", "cuda_units"};
 };
 template <>
 struct Words<Role> {

@@ -12,23 +12,29 @@ WorkspaceCache& WorkspaceCache::instance() {
   return *cache;
 }
 
-std::unique_ptr<Workspace> WorkspaceCache::take(std::size_t bytes) {
+std::unique_ptr<Workspace> WorkspaceCache::take(const Context& context, std::size_t bytes) {
+  const Backend& backend = context.backend();
+  require<CaptureError>(!backend.capturing(context), [] {
+    return Problem{"workspace", "workspace", "one that outlives the graph", "none",
+                   "pass workspace=Workspace.for_layer(...)"};
+  });
   std::unique_ptr<Workspace> workspace;
   {
     const std::lock_guard lock(mutex_);
-    if (!free_.empty()) {
-      workspace = std::move(free_.back());
-      free_.pop_back();
+    auto& free = free_[key_of(context)];
+    if (!free.empty()) {
+      workspace = std::move(free.back());
+      free.pop_back();
     }
   }
-  if (!workspace) return std::make_unique<Workspace>(bytes);
+  if (!workspace) return std::make_unique<Workspace>(bytes, backend);
   if (workspace->size() < bytes) workspace->reserve(bytes);
   return workspace;
 }
 
-void WorkspaceCache::give(std::unique_ptr<Workspace> workspace) {
+void WorkspaceCache::give(const Context& context, std::unique_ptr<Workspace> workspace) {
   const std::lock_guard lock(mutex_);
-  free_.push_back(std::move(workspace));
+  free_[key_of(context)].push_back(std::move(workspace));
 }
 
 namespace {
@@ -42,8 +48,9 @@ std::shared_ptr<Workspace> make_workspace(const LayerRef& layer, std::int32_t to
                    std::to_string(max_tokens) + " and " + std::to_string(top_k),
                    {}};
   });
-  const Call call;
-  return std::make_shared<Workspace>(workspace_bytes(call.context, layer, top_k, max_tokens));
+  const Call call({}, layer.stack->device());
+  return std::make_shared<Workspace>(workspace_bytes(call.context, layer, top_k, max_tokens),
+                                     call.context.backend());
 }
 
 }  // namespace
@@ -54,7 +61,10 @@ void bind_workspace(py::module_& m) {
       "Scratch memory of the caller, for one forward at a time. A call without workspace= uses "
       "one\n"
       "from a cache. Using one from two threads at once raises WorkspaceError.")
-      .def(py::init<std::size_t>(), py::arg("nbytes"), "Raises OutOfMemoryError.")
+      .def(py::init([](std::size_t nbytes, const std::string& device) {
+             return std::make_shared<Workspace>(nbytes, backend_for(parse_device(device)));
+           }),
+           py::arg("nbytes"), py::arg("device") = "cpu", "Raises OutOfMemoryError, DeviceError.")
       .def_static(
           "for_layer",
           [](const LayerObject& layer, std::int64_t max_tokens) {

@@ -1,109 +1,16 @@
+// What the metadata and tensors of a file say about a layer.
+
 #include "moesaic/config.hpp"
 
-#include <algorithm>
 #include <cmath>
-#include <cstdint>
 #include <filesystem>
-#include <limits>
-#include <memory>
 #include <string>
 #include <vector>
 
-#include "gguf_writer.hpp"
-#include "gtest/gtest.h"
-#include "moesaic/error.hpp"
-#include "moesaic/gguf.hpp"
-#include "route/presets.hpp"
+#include "layer_file.hpp"
 
-namespace moesaic {
+namespace moesaic::test {
 namespace {
-
-constexpr std::uint32_t kHidden = 64, kExperts = 4, kWidth = 32;
-
-/// Writes a file of one MoE block (block 1; block 0 is dense), whose parts a test may change.
-struct FileBuilder {
-  std::string architecture = "qwen3moe";
-
-  test::GgufWriter writer;
-
-  explicit FileBuilder(std::string arch = "qwen3moe") : architecture(std::move(arch)) {
-    writer.string("general.architecture", architecture);
-  }
-  std::string key(const std::string& name) const { return architecture + "." + name; }
-  FileBuilder& u32(const std::string& name, std::uint32_t value) {
-    writer.u32(key(name), value);
-    return *this;
-  }
-  FileBuilder& f32(const std::string& name, float value) {
-    writer.scalar(key(name), GgufType::F32, value);
-    return *this;
-  }
-  FileBuilder& boolean(const std::string& name, bool value) {
-    writer.scalar(key(name), GgufType::Bool, static_cast<std::uint8_t>(value));
-    return *this;
-  }
-  FileBuilder& per_layer(const std::string& name, const std::vector<std::uint32_t>& values) {
-    writer.array(key(name), GgufType::U32, values);
-    return *this;
-  }
-  /// Keys that every file has.
-  FileBuilder& sizes() {
-    return u32("block_count", 2)
-        .u32("embedding_length", kHidden)
-        .u32("expert_count", kExperts)
-        .u32("expert_used_count", 2);
-  }
-  FileBuilder& tensor(const std::string& name, const std::vector<std::int64_t>& shape,
-                      QuantType type = QuantType::F32) {
-    writer.filled("blk.1." + name, type, shape);
-    return *this;
-  }
-  FileBuilder& values(const std::string& name, const std::vector<float>& data) {
-    writer.tensor("blk.1." + name, {static_cast<std::int64_t>(data.size())}, 0,
-                  {reinterpret_cast<const char*>(data.data()), data.size() * sizeof(float)});
-    return *this;
-  }
-  FileBuilder& stacks(std::int64_t width = kWidth, std::int64_t count = kExperts) {
-    return tensor("ffn_gate_inp.weight", {count, kHidden})
-        .tensor("ffn_gate_exps.weight", {count, width, kHidden}, QuantType::Q4_0)
-        .tensor("ffn_up_exps.weight", {count, width, kHidden}, QuantType::Q4_0)
-        .tensor("ffn_down_exps.weight", {count, kHidden, width}, QuantType::Q8_0);
-  }
-  FileBuilder& shared(std::int64_t width) {
-    return tensor("ffn_gate_shexp.weight", {width, kHidden})
-        .tensor("ffn_up_shexp.weight", {width, kHidden})
-        .tensor("ffn_down_shexp.weight", {kHidden, width});
-  }
-};
-
-/// The file stays open for as long as the test's object lives.
-struct OpenFile {
-  test::TempDir dir;
-  std::shared_ptr<GgufFile> file;
-  explicit OpenFile(const FileBuilder& builder)
-      : file(GgufFile::open(dir.write("model.gguf", builder.writer.bytes()))) {}
-};
-
-MoeConfig read(const FileBuilder& builder) {
-  return MoeConfig::from_gguf(*OpenFile(builder).file, 1);
-}
-MoeConfig read(const FileBuilder& builder, const Preset& preset) {
-  return config_from_preset(*OpenFile(builder).file, 1, preset);
-}
-
-template <class E>
-std::string error_of(const FileBuilder& builder, const Preset* preset = nullptr) {
-  try {
-    preset != nullptr ? read(builder, *preset) : read(builder);
-  } catch (const E& error) {
-    return error.what();
-  }
-  return "(no error of this kind)";
-}
-
-void expect_contains(const std::string& text, const std::string& part) {
-  EXPECT_NE(text.find(part), std::string::npos) << "\"" << part << "\" is not in: " << text;
-}
 
 TEST(FromGguf, Qwen3Moe) {
   const MoeConfig c = read(FileBuilder()
@@ -261,79 +168,22 @@ TEST(FromGguf, UnknownArchitectures) {
   expect_contains(error_of<FormatError>(nameless.stacks()), "general.architecture");
 }
 
-TEST(Presets, AreSortedAndSourced) {
-  const auto names = known_architectures();
-  EXPECT_EQ(names, (std::vector<std::string>{"llama", "olmoe", "qwen2moe", "qwen3moe"}));
-  EXPECT_TRUE(std::ranges::is_sorted(names));
-  for (const Preset& preset : presets()) EXPECT_FALSE(preset.source.empty());
-}
+TEST(LayerKinds, ByTheTensors) {
+  FileBuilder b("ernie4_5-moe");
+  b.u32("block_count", 6).stacks();  // block 1
+  b.writer.filled("blk.0.ffn_up.weight", QuantType::F32, {8, 8});
+  b.writer.filled("blk.2.attn_q.weight", QuantType::F32, {8, 8});
+  b.writer.filled("blk.3.ffn_gate_up_exps.weight", QuantType::F32, {2, 8, 8});
+  b.writer.filled("blk.4.ffn_up.0.weight", QuantType::F32, {8, 8});
+  const OpenFile open(b);
+  using enum LayerKind;
+  EXPECT_EQ(layer_kinds(*open.file), (std::vector<LayerKind>{Dense, Moe, None, Moe, Moe, None}));
 
-/// A row that uses every key, as families beyond the first ones do.
-constexpr Preset kEveryKey{.architecture = "every",
-                           .source = "this test",
-                           .score = ScoreFunction::Softmax,
-                           .score_key = Use::Optional,
-                           .renormalize = false,
-                           .renormalize_key = Use::Optional,
-                           .scale_key = Use::Optional,
-                           .group_keys = Use::Optional,
-                           .router_bias = Use::Optional,
-                           .selection_bias = Use::Optional,
-                           .activation = ActivationKind::SwiGluClampInput,
-                           .limit_key = Use::Required};
-
-FileBuilder every_file() {
-  return FileBuilder("every").sizes().u32("expert_feed_forward_length", kWidth).stacks();
-}
-
-TEST(Presets, KeysOverride) {
-  const MoeConfig c = read(every_file()
-                               .u32("expert_gating_func", 2)
-                               .boolean("expert_weights_norm", true)
-                               .f32("expert_weights_scale", 2.5F)
-                               .u32("expert_group_count", 2)
-                               .u32("expert_group_used_count", 1)
-                               .f32("swiglu_clamp_exp", 10.0F)
-                               .values("ffn_gate_inp.bias", {4, 3, 2, 1})
-                               .values("exp_probs_b.bias", {1, 2, 3, 4}),
-                           kEveryKey);
-  EXPECT_EQ(c.router.score, ScoreFunction::Sigmoid);
-  EXPECT_TRUE(c.router.renormalize);
-  EXPECT_EQ(c.router.scale, 2.5F);
-  EXPECT_EQ(c.router.num_groups, 2);
-  EXPECT_EQ(c.router.groups_used, 1);
-  EXPECT_EQ(c.router.router_bias, (std::vector<float>{4, 3, 2, 1}));
-  EXPECT_EQ(c.router.selection_bias, (std::vector<float>{1, 2, 3, 4}));
-  EXPECT_EQ(c.activation.kind, ActivationKind::SwiGluClampInput);
-  EXPECT_EQ(c.activation.limit, 10.0F);
-}
-
-TEST(Presets, DefaultsWithoutKeys) {
-  const MoeConfig c = read(every_file().f32("swiglu_clamp_exp", 0.0F), kEveryKey);
-  EXPECT_EQ(c.router.score, ScoreFunction::Softmax);
-  EXPECT_FALSE(c.router.renormalize);
-  EXPECT_EQ(c.router.scale, 1.0F);
-  EXPECT_EQ(c.router.num_groups, 1);
-  EXPECT_EQ(c.activation.kind, ActivationKind::SwiGlu);  // a limit of 0 is off
-}
-
-TEST(Presets, BadKeys) {
-  const Preset* preset = &kEveryKey;
-  const auto file = [] { return every_file().f32("swiglu_clamp_exp", 1.0F); };
-  expect_contains(error_of<FormatError>(every_file(), preset), "every.swiglu_clamp_exp");
-  expect_contains(error_of<FormatError>(file().u32("expert_gating_func", 5), preset),
-                  "every.expert_gating_func: expected 1 to 4, got 5");
-  expect_contains(error_of<FormatError>(file().u32("expert_group_count", 2), preset),
-                  "every.expert_group_used_count");
-  expect_contains(
-      error_of<FormatError>(file().u32("expert_group_count", 3).u32("expert_group_used_count", 1),
-                            preset),
-      "every.expert_group_count");
-  expect_contains(error_of<FormatError>(file().values("exp_probs_b.bias", {1, 2, 3}), preset),
-                  "exp_probs_b.bias: expected [4], got [3]");
-  const float nan = std::numeric_limits<float>::quiet_NaN();
-  expect_contains(error_of<FormatError>(file().values("exp_probs_b.bias", {1, nan, 3, 4}), preset),
-                  "selection_bias[1]");
+  FileBuilder far("llama");
+  far.writer.filled("blk.2000000000.ffn_up.weight", QuantType::F32, {8, 8});
+  EXPECT_THROW(layer_kinds(*OpenFile(far).file), FormatError);
+  EXPECT_EQ(layer_kinds(*OpenFile(FileBuilder("llama").u32("block_count", 4000000000)).file).size(),
+            1024U);
 }
 
 TEST(FromGguf, RealFile) {
@@ -351,79 +201,5 @@ TEST(FromGguf, RealFile) {
   }
 }
 
-// Activations against their formulas in double.
-double in_double(const Activation& a, double g, double u) {
-  const auto sigmoid = [](double x) { return 1 / (1 + std::exp(-x)); };
-  const auto gelu = [](double x) {
-    return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
-  };
-  const double limit = static_cast<double>(a.limit);
-  const double clamped = std::clamp(u, -limit, limit);
-  const double capped = std::min(g, limit);
-  const double beta = static_cast<double>(a.beta), linear = static_cast<double>(a.linear_beta);
-  switch (a.kind) {
-    case ActivationKind::SwiGlu:
-      return g * sigmoid(g) * u;
-    case ActivationKind::SwiGluClampInput:
-      return capped * sigmoid(capped) * clamped;
-    case ActivationKind::SwiGluClampOutput:
-      return std::min(g * sigmoid(g), limit) * clamped;
-    case ActivationKind::SwiGluOai:
-      return capped * sigmoid(static_cast<double>(a.alpha) * capped) * (clamped + 1);
-    case ActivationKind::GeGluTanh:
-      return gelu(g) * u;
-    case ActivationKind::ReGlu:
-      return std::max(g, 0.0) * u;
-    case ActivationKind::GeluTanh:
-      return gelu(u);
-    case ActivationKind::ReluSquared:
-      return std::max(u, 0.0) * std::max(u, 0.0);
-    case ActivationKind::SiTu:
-      return beta * std::tanh(g / beta) * sigmoid(g) *
-             (linear == 0 ? u : linear * std::tanh(u / linear));
-  }
-  return 0;
-}
-
-TEST(Activate, MatchesFormulas) {
-  for (int kind = 0; kind <= static_cast<int>(ActivationKind::SiTu); ++kind) {
-    Activation a;
-    a.kind = static_cast<ActivationKind>(kind);
-    for (const float linear_beta : {0.0F, 25.0F}) {
-      a.beta = 4.0F;
-      a.linear_beta = linear_beta;
-      a.limit = 2.0F;
-      for (const float g : {-100.0F, -8.0F, -1.5F, -0.1F, 0.0F, 0.3F, 1.9F, 2.1F, 30.0F, 200.0F}) {
-        for (const float u : {-50.0F, -2.5F, -1.0F, 0.0F, 0.7F, 1.9F, 3.0F, 90.0F}) {
-          const double want = in_double(a, static_cast<double>(g), static_cast<double>(u));
-          EXPECT_NEAR(static_cast<double>(activate(a, g, u)), want, 3e-6 * (1 + std::abs(want)))
-              << name_of(a.kind) << " g=" << g << " u=" << u;
-        }
-      }
-    }
-  }
-}
-
-TEST(Activate, StaysFiniteAndKeepsNaN) {
-  const float nan = std::numeric_limits<float>::quiet_NaN();
-  for (int kind = 0; kind <= static_cast<int>(ActivationKind::SiTu); ++kind) {
-    Activation a;
-    a.kind = static_cast<ActivationKind>(kind);
-    EXPECT_TRUE(std::isfinite(activate(a, -1e30F, 1.0F))) << name_of(a.kind);
-    EXPECT_TRUE(std::isfinite(activate(a, 1e15F, 1e15F))) << name_of(a.kind);
-    EXPECT_TRUE(std::isnan(activate(a, 1.0F, nan))) << name_of(a.kind);
-    EXPECT_EQ(std::isnan(activate(a, nan, 1.0F)), a.gated()) << name_of(a.kind);
-  }
-}
-
-TEST(Activate, Names) {
-  Activation a;
-  EXPECT_STREQ(name_of(a.kind), "swiglu");
-  EXPECT_TRUE(a.gated());
-  a.kind = ActivationKind::ReluSquared;
-  EXPECT_STREQ(name_of(a.kind), "relu_squared");
-  EXPECT_FALSE(a.gated());
-}
-
 }  // namespace
-}  // namespace moesaic
+}  // namespace moesaic::test

@@ -788,9 +788,6 @@ TEST_F(BadCall, Routing) {
   io.logits = ConstTensorView(logits.data(), DType::F16, {shape.tokens, shape.experts});
   expect<DTypeError>("logits.dtype");
   io.logits = ConstTensorView(logits.data(), DType::F32, {shape.tokens, shape.experts});
-  router.weight_on = WeightOn::Input;
-  expect<UnsupportedError>("weight_on");
-  router.weight_on = WeightOn::Output;
   router.num_experts += 1;
   expect<ShapeError>("router.num_experts");
 }

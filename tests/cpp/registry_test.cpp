@@ -106,14 +106,22 @@ TEST(Registry, ListsCpuFirstAndAbsentOnesWithReasons) {
   EXPECT_TRUE(names.contains("metal"));
 }
 
+std::string absent_reason(Device device) {
+  for (const auto& backend : backends()) {
+    if (backend->device_type() == device.type) return backend->info().reason;
+  }
+  return "no backend";
+}
+
 TEST(Registry, AbsentDevicesSayWhy) {
   EXPECT_EQ(&backend_for(Device{}), backends().front().get());
   for (const Device device : {Device{DeviceType::Cuda, 0}, Device{DeviceType::Metal, 0}}) {
+    if (absent_reason(device).empty()) continue;  // a machine with this GPU
     try {
       backend_for(device);
       FAIL() << to_string(device);
     } catch (const DeviceError& error) {
-      EXPECT_NE(std::string(error.what()).find("this version has no"), std::string::npos)
+      EXPECT_NE(std::string(error.what()).find(absent_reason(device)), std::string::npos)
           << error.what();
     }
     EXPECT_THROW(Context{device}, DeviceError);

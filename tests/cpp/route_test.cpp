@@ -70,7 +70,7 @@ Picks reference(const float* logits, const RouterConfig& c) {
   if (c.score == ScoreFunction::SqrtSoftplus) {
     for (double& s : score) s = std::sqrt(std::log1p(std::exp(s)));
   }
-  std::vector<double> selection = c.select_on_logits ? x : score;
+  std::vector<double> selection = c.select_on == SelectOn::Logits ? x : score;
   if (!c.selection_bias.empty()) {
     for (std::size_t e = 0; e < n; ++e) selection[e] += static_cast<double>(c.selection_bias[e]);
   }
@@ -196,7 +196,7 @@ TEST_P(EveryRouter, MatchesReference) {
                   for (const float scale : {0.0F, 1.0F, 2.5F}) {
                     RouterConfig c = softmax_router(32, 6, renormalize);
                     c.score = GetParam();
-                    c.select_on_logits = on_logits;
+                    c.select_on = on_logits ? SelectOn::Logits : SelectOn::Scores;
                     if (router_bias) c.router_bias = grid_values(32, 5, 1);
                     if (selection_bias) c.selection_bias = grid_values(32, 6, 1);
                     c.num_groups = groups;
@@ -238,9 +238,85 @@ TEST(Route, TiesGoToTheLowerId) {
   std::vector<float> zeros(20, -0.0F);  // -0 and +0 are equal
   zeros[7] = 0.0F;
   RouterConfig on_logits = softmax_router(20, 3);
-  on_logits.select_on_logits = true;
+  on_logits.select_on = SelectOn::Logits;
   const Routing picked = run(zeros, on_logits);
   EXPECT_EQ(picked.topk_ids()[0], 0);
+}
+
+/// The ids that were picked, given back, get the weights that picking gave them.
+TEST(Route, GivenIdsGetTheWeightsOfPickedOnes) {
+  for (const auto score : {ScoreFunction::Softmax, ScoreFunction::SoftmaxSelected,
+                           ScoreFunction::Sigmoid, ScoreFunction::SqrtSoftplus}) {
+    for (const bool renormalize : {false, true}) {
+      RouterConfig c = softmax_router(20, 4, renormalize);
+      c.score = score;
+      c.router_bias = grid_values(20, 5, 1);
+      c.scale = 1.5F;
+      const std::vector<float> logits = grid_values(3 * 20, 6, 1);
+      const Routing picked = run(logits, c);
+      c.select_on = SelectOn::Given;
+      Routing given = picked;
+      std::fill(given.topk_weights().begin(), given.topk_weights().end(), -1.0F);
+      route(ConstTensorView(logits.data(), DType::F32, {3, 20}), c, given);
+      for (std::size_t pair = 0; pair < picked.topk_ids().size(); ++pair) {
+        EXPECT_EQ(given.topk_ids()[pair], picked.topk_ids()[pair]);
+        EXPECT_EQ(given.topk_weights()[pair], picked.topk_weights()[pair]);
+      }
+    }
+  }
+}
+
+TEST(Route, GivenIdsMaySkipRepeatAndMeetNaN) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const auto weigh = [](std::vector<float> logits, std::vector<std::int32_t> ids,
+                        ScoreFunction score, bool renormalize) {
+    RouterConfig c = softmax_router(4, 3, renormalize);
+    c.score = score;
+    c.select_on = SelectOn::Given;
+    Routing r(1, 3);
+    std::copy(ids.begin(), ids.end(), r.topk_ids().begin());
+    route(ConstTensorView(logits.data(), DType::F32, {1, 4}), c, r);
+    EXPECT_TRUE(std::equal(ids.begin(), ids.end(), r.topk_ids().begin()));
+    return std::vector<float>(r.topk_weights().begin(), r.topk_weights().end());
+  };
+  using Weights = std::vector<float>;
+  const float third = 1.0F / 3;
+  EXPECT_EQ(weigh({0, 0, 0, 0}, {2, -1, 2}, ScoreFunction::Sigmoid, false),
+            (Weights{0.5F, 0, 0.5F}));
+  EXPECT_EQ(weigh({0, 0, 0, 0}, {2, -1, 1}, ScoreFunction::SoftmaxSelected, false),
+            (Weights{0.5F, 0, 0.5F}));
+  EXPECT_EQ(weigh({0, 0, 0, 0}, {-1, -1, -1}, ScoreFunction::SoftmaxSelected, true),
+            (Weights{0, 0, 0}));
+  EXPECT_EQ(weigh({nan, 0, 0, 0}, {0, 1, 2}, ScoreFunction::Softmax, true),
+            (Weights{0, 0.5F, 0.5F}));
+  EXPECT_EQ(weigh({nan, nan, 0, 0}, {0, 1, -1}, ScoreFunction::SoftmaxSelected, true),
+            (Weights{0, 0, 0}));
+  EXPECT_EQ(weigh({nan, nan, nan, nan}, {3, -1, 1}, ScoreFunction::Softmax, true),
+            (Weights{third, 0, third}));
+}
+
+TEST(Route, GivenIdsAreChecked) {
+  RouterConfig c = softmax_router(4, 2);
+  c.select_on = SelectOn::Given;
+  const std::vector<float> logits(8);
+  const ConstTensorView view(logits.data(), DType::F32, {2, 4});
+  Routing r(2, 2);
+  EXPECT_NO_THROW(route(view, c, r));
+  r.topk_ids()[3] = 4;
+  EXPECT_THROW(route(view, c, r), ShapeError);
+  Routing other(1, 2);
+  EXPECT_THROW(route(view, c, other), ShapeError);
+}
+
+TEST(Route, IdentityExpertsAreCounted) {
+  RouterConfig c = softmax_router(6, 2);
+  c.identity_experts = 2;
+  EXPECT_EQ(c.weighted_experts(), 4);
+  EXPECT_EQ(run({0, 1, 0, 0, 0, 2}, c).topk_ids()[0], 5);
+  for (const std::int32_t bad : {-1, 6}) {
+    c.identity_experts = bad;
+    EXPECT_THROW(c.validate(), ConfigError);
+  }
 }
 
 TEST(Route, SqrtSoftplusIsLinearForLargeLogits) {
@@ -328,7 +404,7 @@ TEST(RouteNonFinite, EveryRouterStaysValid) {
   for (int round = 0; round < 4000; ++round) {
     RouterConfig c = softmax_router(24, 1 + static_cast<std::int32_t>(random() % 12), random() % 2);
     c.score = static_cast<ScoreFunction>(random() % 4);
-    c.select_on_logits = random() % 2;
+    c.select_on = random() % 2 ? SelectOn::Logits : SelectOn::Scores;
     if (random() % 2) c.router_bias.assign(24, 3e38F);
     if (random() % 2) c.selection_bias.assign(24, -3e38F);
     if (random() % 2) {

@@ -179,7 +179,7 @@ TEST(Knobs, TableIsConsistent) {
       EXPECT_EQ(knob.get(again), knob.get(t)) << knob.name << " " << word;
     }
   }
-  EXPECT_EQ(names.size(), 15U);
+  EXPECT_EQ(names.size(), 16U);
 }
 
 TEST(ShowConfig, ValueAndSource) {

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moesaic.bench import BenchOptions, BenchShape, report, roofline, run
+import moesaic as mo
+from moesaic.bench import BenchOptions, BenchShape, gpu, report, roofline, run
 from moesaic.bench.weights import answer_f64, make_layers
 
 TINY = BenchShape("tiny", 256, 256, 8, 2)
@@ -55,3 +56,35 @@ def test_answer_follows_the_routing() -> None:
     weights = np.array([[0.25, 0.75], [1.0, 0.0]], np.float32)
     y = answer_f64(layer, x, ids, weights)
     np.testing.assert_allclose(y[0], y[1], rtol=1e-12)
+
+
+def test_a_gpu_without_a_backend_says_why() -> None:
+    if any(b.available and b.name == "cuda" for b in mo.backends()):
+        pytest.skip("this machine has one")
+    with pytest.raises(mo.DeviceError, match=r"got cuda:0 \(.*cuda: "):
+        gpu.run(TINY, gpu.GpuOptions("cuda:0", (1,)))
+
+
+def test_gpu_report() -> None:
+    point = gpu.GpuPoint(
+        "moesaic", 8, 12, 51.6, 36.0, 35.5, 38.0, 29.2, "memory", 4100.0, 1.5, 3e-3
+    )
+    assert "51.6" in gpu.lines([point]) and "81 %" in gpu.lines([point])
+    facts = {"gpu": "X, sm_90", "copy_gb_per_s": 4300.0, "bf16_tflop_per_s": 790.0}
+    result = {
+        "shape": TINY.__dict__,
+        "machine": facts,
+        "date": "2000-01-01",
+        "command": "moesaic bench",
+        "points": [point.__dict__],
+        "absent": {"torch-grouped": "why"},
+    }
+    table = gpu.markdown(result)
+    assert "| 8 | 52 | 29.2 | 36.0 (3e-03) |" in table and "torch-grouped (why)" in table
+
+
+def test_gpu_layers_exceed_the_cache() -> None:
+    shape = BenchShape("x", 2048, 768, 128, 8)
+    count = gpu._layers_needed(shape, 1, 2.4e6, 60 << 20)
+    assert count * 8 * 2.4e6 >= gpu.CACHES * (60 << 20)
+    assert gpu._layers_needed(shape, 4096, 2.4e6, 60 << 20) == 2

@@ -141,6 +141,9 @@ def test_activation():
     assert mo.Activation("relu_squared")(0.0, 3.0) == 9 and not mo.Activation("relu_squared").gated
     with pytest.raises(mo.ConfigError, match=r"activation: expected swiglu \|.*got 'swish'"):
         mo.Activation("swish")
+    for bad in ({"limit": -1.0}, {"beta": 0.0}, {"linear_beta": float("nan")}):
+        with pytest.raises(mo.ConfigError, match=next(iter(bad))):
+            mo.Activation("situ", **bad)
 
 
 @pytest.mark.parametrize(

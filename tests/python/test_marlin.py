@@ -5,10 +5,11 @@ import pytest
 
 mo = pytest.importorskip("moesaic")
 
+IN_ORDER = range(8)
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # column of nibble i
 
 
-def pack(values, axis, order=range(8)):
+def pack(values, axis, order=IN_ORDER):
     """8 four-bit values along `axis` to a word; value order[i] in nibble i."""
     values = np.moveaxis(np.asarray(values, np.uint32), axis, -1)
     pad = -values.shape[-1] % 8

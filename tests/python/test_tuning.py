@@ -13,7 +13,7 @@ def test_defaults():
         "block_size": None, "large_m_block_size": None, "large_m_min_pairs": 1024, "gemm": "auto",
         "route": "auto", "row_space": "auto", "precision": "auto", "batch_invariant": False,
         "profile": "off", "strict": False, "threads": None, "cpu_isa": None, "backend": None,
-        "log": "warn", "poison": False,
+        "cuda_plugin": None, "log": "warn", "poison": False,
     }  # fmt: skip
 
 
@@ -21,7 +21,7 @@ def test_values_round_trip():
     values = {
         "block_size": 32, "gemm": "aligned", "row_space": "packed_rows", "precision": "exact",
         "batch_invariant": True, "strict": True, "threads": 2, "cpu_isa": "scalar",
-        "backend": "cpu", "log": "debug", "poison": True,
+        "backend": "cpu", "cuda_plugin": "/x/y.so", "log": "debug", "poison": True,
     }  # fmt: skip
     tuning = mo.Tuning(**values)
     assert {k: getattr(tuning, k) for k in values} == values

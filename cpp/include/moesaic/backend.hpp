@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <span>
 #include <string>
@@ -93,11 +94,16 @@ struct GateUpCall {
   RowMap rows;
   InputRows x;
   float* hidden = nullptr;
+  /// Of the hidden rows: f32, or Backend::working_dtype; then `hidden` is only an address.
+  DType working = DType::F32;
   Precision precision = Precision::Exact;
   /// [2, limit, I] (gate rows, then up rows; ungated: up rows only) when the backend does not fuse
   /// the activation, else null.
   float* gate_up = nullptr;
   std::byte* scratch = nullptr;
+  /// [limit] factors of the input rows, by destination (LayerPart::InputWeights); null: none. With
+  /// them gate and up are (W x) * factor * scale + bias.
+  const float* row_weight = nullptr;
 };
 
 /// Weighted sum of a token's expert rows, in slot order. Pairs with id -1 are skipped.
@@ -107,6 +113,8 @@ struct CombineCall {
   RoutingView routing;
   TensorView out;           ///< [T, H] f32, f16 or bf16; last dimension contiguous
   bool accumulate = false;  ///< add to out instead of assigning
+  /// Ids from here on count as -1; 0: the ids have been checked.
+  std::int32_t num_experts = 0;
 };
 
 /// rows[destination] = W_down * hidden[source], then combine.
@@ -116,6 +124,8 @@ struct DownCall {
   const float* hidden = nullptr;  ///< [*, I]
   std::int64_t hidden_rows = 0;
   float* down_rows = nullptr;  ///< [P, H]
+  /// Of hidden and down_rows: f32, or Backend::working_dtype; then they are only addresses.
+  DType working = DType::F32;
   CombineCall combine;
   Precision precision = Precision::Exact;
   std::byte* scratch = nullptr;
@@ -128,7 +138,18 @@ struct ScratchQuery {
   std::int32_t top_k = 0;
   std::int64_t num_pairs = 0;    ///< rows of the larger of the two phases
   std::int64_t packed_cols = 0;  ///< of the widest INT4 role (Int4Format), which can exceed H and I
+  bool shared_units = false;     ///< gate and up lie together (UnitHalf::First and Second)
 };
+
+/// What a layer may have beyond routed and shared experts.
+enum class LayerPart : std::uint8_t {
+  InputWeights,     ///< router weights on the experts' input
+  IdentityExperts,  ///< ids that pass x through
+  GivenIds,         ///< ids from a table or the caller, weights from the router
+  Norms,            ///< RMS norms of the inputs or of the latent sum
+  LatentExperts,    ///< projections around the experts
+};
+const char* name_of(LayerPart part) noexcept;
 
 /// Asked on every forward, so it allocates nothing.
 struct Support {
@@ -160,30 +181,67 @@ class Backend {
   virtual BackendInfo info() const = 0;
   /// Where the memory it works on lies; the forward compares it with the tensors it is given.
   virtual DeviceType device_type() const { return DeviceType::Cpu; }
+  virtual Device device() const { return {device_type(), 0}; }
   virtual std::vector<KernelInfo> kernels() const { return {}; }
   /// The kernel that would run this role, by name; for explain().
   virtual std::string kernel_name(const WeightRef& weight, const Tuning& tuning) const = 0;
   /// Whether the weights can run here.
   virtual Support supports(const WeightRef& weight) const = 0;
+  /// Whether layers with this part can run here.
+  virtual Support supports_part(LayerPart) const {
+    return {false, "not available on this backend"};
+  }
   /// Activation and gate_up run as one; no [P, 2I] buffer is needed.
   virtual bool fuses_activation() const { return false; }
+  /// Element type of the rows between the phases of a forward whose x has this type.
+  virtual DType working_dtype(DType) const { return DType::F32; }
 
   /// 64-byte aligned; throws OutOfMemoryError.
   virtual void* allocate(std::size_t bytes) const = 0;
   virtual void deallocate(void* memory, std::size_t bytes) const noexcept = 0;
   virtual void copy(void* to, const void* from, std::size_t bytes) const = 0;
+  /// A copy in the order of the context's stream.
+  virtual void copy_on_stream(Context& context, void* to, const void* from,
+                              std::size_t bytes) const;
+  /// Sets every byte, in the order of the context's stream.
+  virtual void fill(const Context& context, void* memory, std::uint8_t value,
+                    std::size_t bytes) const;
+  /// The end of every public operation: recorded work goes to the device.
+  virtual void submit(Context&) const {}
   virtual void synchronize(Context& context) const = 0;
+  /// Announces host values that calls will bring by this very address (router weights), which must
+  /// stay and not change while the result lives. Null where nothing is gained.
+  virtual std::shared_ptr<const void> pin(std::span<const float>) const { return nullptr; }
+  /// Whether the context's stream records a graph: nothing may then be allocated or read back.
+  virtual bool capturing(const Context&) const { return false; }
   /// Changes roles to the layout this backend runs fastest and records it in parts.report.
   virtual void prepare(ExpertStack::Parts& parts, const LoadOptions& options) const = 0;
   virtual std::size_t scratch_bytes(const ScratchQuery& query) const = 0;
+  /// f32 elements of scratch that `route` needs.
+  virtual std::int64_t route_scratch(const RouterConfig& config, std::int64_t num_tokens,
+                                     int threads) const;
 
-  /// logits f32 [T, E] = x [T, H] * weight [E, H]^T, f32 accumulation in a fixed order.
+  /// Before the first launch of a forward: readies what its launches need of the host's router
+  /// (null with a ready routing) and of the host arrays `weights`. Errors: CaptureError where that
+  /// cannot be had now.
+  virtual void before_launches(Context&, const RouterConfig*,
+                               std::initializer_list<std::span<const float>>,
+                               std::string_view) const {}
+
+  /// logits f32 [T, E] = x [T, H] * weight [E, H]^T, f32 accumulation in a fixed order. `weight` is
+  /// host memory, as a layer holds it.
   virtual void router_logits(Context& context, const InputRows& x, const float* weight,
                              std::int32_t num_experts, float* logits) const = 0;
-  /// route_rows; `scratch` has route_scratch_elems(config) elements for each thread of the
-  /// context's pool.
+  /// route_rows; `scratch` has route_scratch elements.
   virtual RouteStats route(Context& context, const float* logits, std::int64_t row_stride,
                            const RouterConfig& config, RoutingView out, float* scratch) const = 0;
+  /// Rejects ids < -1 or >= num_experts. A device looks only under `strict`; its operations take
+  /// such ids as -1.
+  virtual void check_ids(Context& context, const RoutingView& routing, std::int32_t num_experts,
+                         std::string_view operation) const;
+  /// The routing [T, 1] of a shared expert: ids 0, weights sigmoid(logits[t]), or 1 when null.
+  virtual void shared_routing(Context& context, const float* logits, RoutingView out) const;
+  /// out.scratch has scratch_bytes.
   virtual void bucket_plan(Context& context, const RoutingView& routing, std::int32_t num_experts,
                            BucketPlanView out) const = 0;
   virtual void align(Context& context, const BucketPlanView& plan, std::int64_t num_pairs,
@@ -206,10 +264,20 @@ class Backend {
              hidden);
   }
   virtual void combine(Context& context, const CombineCall& call) const = 0;
+  /// Zeroes the rows [rows, cols] whose id is -1 (on a device: outside [0, num_ids)).
+  virtual void zero_skipped(Context& context, const std::int32_t* ids, std::int32_t num_ids,
+                            std::int64_t rows, std::int64_t cols, float* out) const;
+  /// out [rows, cols] f32, dense = x / sqrt(mean(x^2) + eps) * weight; asked of backends that
+  /// support LayerPart::Norms only.
+  virtual void rms_norm(Context& context, const InputRows& x, const float* weight, float eps,
+                        float* out) const;
 
   /// Phases. The defaults compose the operations above.
   virtual void gate_up(Context& context, const GateUpCall& call) const;
   virtual void down(Context& context, const DownCall& call) const;
+
+  /// `bytes` of host memory in memory of this backend. The backend must outlive the result.
+  std::shared_ptr<void> upload(const void* from, std::size_t bytes) const;
 };
 
 /// Registered backends, the CPU first; absent ones are listed with their reason. The span stays

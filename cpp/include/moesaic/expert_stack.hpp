@@ -34,8 +34,19 @@ const char* name_of(Role role) noexcept;
 
 /// How the bytes of one role lie in memory.
 enum class WeightLayout : std::uint8_t {
-  Rows,    ///< as in the file: row after row, blocks along a row
-  Panels,  ///< CPU repack: rows side by side (cpp/src/cpu/kernels/README.md)
+  Rows,       ///< as in the file: row after row, blocks along a row
+  Panels,     ///< CPU repack: rows side by side (cpp/src/cpu/kernels/README.md)
+  CudaUnits,  ///< CUDA repack, on the device: units of 16 rows (cuda/formats/README.md)
+};
+
+/// "rows", "panels", "cuda_units".
+const char* name_of(WeightLayout layout) noexcept;
+
+/// Where the rows of a role stand in the 16-row units of the CUDA layout.
+enum class UnitHalf : std::uint8_t {
+  Alone,   ///< 16 rows of this role
+  First,   ///< 8 rows of this role (gate), then 8 of the other (up), in memory that both share
+  Second,  ///< the other
 };
 
 /// How an INT4 role lies in its panels (cpp/src/marlin/README.md); unset for other types.
@@ -68,8 +79,9 @@ struct WeightRef {
   std::int64_t cols = 0;  ///< input features
   QuantType type = QuantType::F32;
   WeightLayout layout = WeightLayout::Rows;
+  UnitHalf half = UnitHalf::Alone;
   const std::int32_t* slot_map = nullptr;  ///< null, or [E]: expert -> slot, -1 = not resident
-  Int4Format int4{};                       ///< of QuantType::INT4, which is always in panels
+  Int4Format int4{};                       ///< of QuantType::INT4, which is never in rows
 
   const std::byte* expert(std::int32_t e) const {
     const std::int64_t slot = slot_map != nullptr ? slot_map[e] : e;
@@ -85,6 +97,8 @@ struct RoleWeights {
   std::shared_ptr<const void> owner;
   std::shared_ptr<const std::vector<float>> bias;   ///< null or [E * rows]
   std::shared_ptr<const std::vector<float>> scale;  ///< null or [E]
+  /// The same on the device of the stack; null on the CPU.
+  std::shared_ptr<const float> device_bias, device_scale;
 };
 
 /// What happened to one role at load, and why.
@@ -130,6 +144,7 @@ class ExpertStack {
   /// Shape, roles and report, as a loader gathers them; moved into a stack by the constructor.
   struct Parts {
     StackShape shape;
+    Device device{};   ///< where the roles lie
     RoleWeights gate;  ///< empty for ungated experts
     RoleWeights up;
     RoleWeights down;
@@ -172,6 +187,7 @@ class ExpertStack {
                                  const LoadOptions& options = {});
 
   const StackShape& shape() const { return parts_.shape; }
+  Device device() const { return parts_.device; }
   std::int32_t num_experts() const { return parts_.shape.num_experts; }
   bool gated() const { return static_cast<bool>(parts_.gate.ref); }
   const RoleWeights& gate() const { return parts_.gate; }
@@ -187,6 +203,7 @@ class ExpertStack {
   std::int64_t nbytes() const;  ///< of all roles as kept
   std::int64_t bytes_per_expert() const;
   std::int64_t packed_cols() const;  ///< of the widest INT4 role, 0 without one
+  bool shares_units() const;         ///< gate and up lie together (UnitHalf)
 
  private:
   Parts parts_;

@@ -4,7 +4,10 @@
 /// them.
 
 #include <cstddef>
+#include <cstdint>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "moesaic/context.hpp"
@@ -22,12 +25,30 @@ struct LayerRef {
   /// Null or empty: logits or a routing must be given.
   const std::vector<float>* router_weight = nullptr;
   const SharedExperts* shared = nullptr;
+  const LatentExperts* latent = nullptr;
+  const RmsNorm* input_norm = nullptr;   ///< null or empty: the experts read x
+  const RmsNorm* router_norm = nullptr;  ///< null or empty: the router reads what the experts read
+  bool separate_router_input = false;    ///< the router reads `router_input` of each call
+  std::span<const std::int32_t> token_experts;  ///< empty, or [vocabulary, top_k]
+  ExpertResidency* residency = nullptr;         ///< null: all experts run from `stack`
 
   LayerRef() = default;
   LayerRef(const MoeLayer& layer);  // NOLINT(google-explicit-constructor)
+
+  /// H of x and of the output.
+  std::int64_t hidden_size() const {
+    return (latent != nullptr ? latent->projections : *stack).shape().hidden_size;
+  }
+  /// E of the logits: the stack's experts and the router's identity experts.
+  std::int32_t router_experts() const {
+    return stack->num_experts() + (router != nullptr ? router->identity_experts : 0);
+  }
+  WeightOn weight_on() const { return router != nullptr ? router->weight_on : WeightOn::Output; }
 };
 
-/// The call's part. Give `logits`, or `routing`, or neither (the layer's own router).
+/// The call's part. Give `logits`, or `routing`, or neither (the layer's own router). A router with
+/// SelectOn::Given takes its ids from `token_ids` by the layer's table, or from `routing` without
+/// weights.
 struct ForwardIo {
   ConstTensorView x;        ///< [T, H] f32, f16 or bf16; rows may be strided
   ConstTensorView logits;   ///< null data, or f32 [T, E]
@@ -35,6 +56,9 @@ struct ForwardIo {
   TensorView out;           ///< [T, H] f32, f16 or bf16; must not overlap x
   bool accumulate = false;  ///< add to out instead of assigning
   RoutingView routing_out;  ///< null ids, or receives what was routed
+  /// Null data, or what the router reads in place of x, [T, H] like it.
+  ConstTensorView router_input;
+  ConstTensorView token_ids;  ///< null data, or int32 [T], dense
 };
 
 enum class Path : std::uint8_t { Gemv, Bucketed, Aligned };
@@ -68,8 +92,8 @@ void moe_forward_bucketed(Context& context, const LayerRef& layer, const Forward
                           Workspace& workspace, GemmMode gemm = GemmMode::Auto,
                           RowSpaceMode row_space = RowSpaceMode::Auto);
 
-/// The reference: f32, one pair after another, written for reading. Needs `io.routing` or
-/// `io.logits`/router weight; ignores tuning and workspace; may allocate.
+/// The reference: f32, one pair after another, written for reading. Ignores tuning and workspace;
+/// may allocate.
 void moe_forward_cpu(const LayerRef& layer, const ForwardIo& io);
 
 /// What moe_forward would do with `num_tokens`: path, precision, block size, kernels, bytes,

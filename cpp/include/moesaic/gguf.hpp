@@ -120,6 +120,8 @@ struct MoeTensors {
   const GgufTensor* router = nullptr;          ///< ffn_gate_inp.weight [E, H]
   const GgufTensor* router_bias = nullptr;     ///< ffn_gate_inp.bias [E]
   const GgufTensor* selection_bias = nullptr;  ///< exp_probs_b(.bias) [E]
+  const GgufTensor* router_scale = nullptr;    ///< ffn_gate_inp.scale [H], of the router's input
+  const GgufTensor* token_experts = nullptr;   ///< ffn_gate_tid2eid.weight [vocabulary, top_k]
   const GgufTensor* gate = nullptr;            ///< ffn_gate_exps.weight [E, I, H]
   const GgufTensor* up = nullptr;              ///< ffn_up_exps.weight [E, I, H]
   const GgufTensor* gate_up = nullptr;  ///< ffn_gate_up_exps.weight [E, 2I, H], gate rows first
@@ -128,6 +130,11 @@ struct MoeTensors {
   const GgufTensor *gate_scale = nullptr, *up_scale = nullptr, *down_scale = nullptr;  ///< [E]
   const GgufTensor *shared_gate = nullptr, *shared_up = nullptr, *shared_down = nullptr;
   const GgufTensor* shared_router = nullptr;  ///< ffn_gate_inp_shexp.weight [H]
+  /// ffn_latent_{down,up}.weight or ffn_routed_{down,up}.weight, [L, H] and [H, L].
+  const GgufTensor *latent_down = nullptr, *latent_up = nullptr;
+  const GgufTensor* latent_norm = nullptr;  ///< ffn_routed_norm.weight [L]
+  const GgufTensor* input_norm = nullptr;   ///< pre_ffw_norm_2.weight or ffn_norm_exps.weight [H]
+  const GgufTensor* chunk_up = nullptr;     ///< ffn_up_chexps.weight, of GroveMoE
   /// Old Mixtral files: blk.N.ffn_{gate,up,down}.E.weight, one 2-D tensor per expert.
   std::vector<const GgufTensor*> expert_gate, expert_up, expert_down;
 

@@ -3,6 +3,7 @@
 /// Plans: pairs sorted by expert (buckets), and the same padded to blocks (aligned).
 /// "Packed row" = position of a pair after a stable sort by expert.
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -19,6 +20,7 @@ struct BucketPlanView {
   std::int32_t* row_token = nullptr;  ///< [P], token of a packed row; valid up to expert_offsets[E]
   std::int32_t* row_pair = nullptr;   ///< [P], pair of a packed row; valid up to expert_offsets[E]
   std::int32_t* pair_row = nullptr;   ///< [P], packed row of a pair, -1 for a skipped pair
+  std::byte* scratch = nullptr;       ///< for builders on a device (Backend::bucket_plan)
 };
 
 /// Stable counting sort of the pairs by expert. Ids must have been checked. No allocation.

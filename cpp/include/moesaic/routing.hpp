@@ -26,29 +26,35 @@ enum class GroupReduce : std::uint8_t { Top2Sum, Max };
 enum class GroupMask : std::uint8_t { MinusInfinity, Zero };
 /// Guard of the renormalising division: none, sum + eps, or max(sum, eps).
 enum class NormGuard : std::uint8_t { None, AddEps, ClampMin };
-/// Input: x is scaled before the expert (Llama-4).
+/// Input: x is scaled before the expert (Llama-4), which then counts with weight 1.
 enum class WeightOn : std::uint8_t { Output, Input };
+/// What the selection reads. Given: the ids come with the call, from the caller or from a table by
+/// token id (hash-routed layers); only their weights are computed.
+enum class SelectOn : std::uint8_t { Scores, Logits, Given };
 
 /// A router, factored into independent facts. Steps in order: logits (+ router_bias), score,
 /// selection (score or logit, + selection_bias, group limit), top-k, weights from the unbiased
 /// scores, renormalisation, scale. Source of each preset: `route/presets.cpp`.
 struct RouterConfig {
-  std::int32_t num_experts = 0;
+  std::int32_t num_experts = 0;  ///< E of the logits, identity experts included
   std::int32_t top_k = 0;
   ScoreFunction score = ScoreFunction::Softmax;
   bool renormalize = true;
   NormGuard guard = NormGuard::None;
   float guard_eps = 0.0F;
-  float scale = 1.0F;             ///< 0 and 1 both mean none
-  bool select_on_logits = false;  ///< selection uses logits instead of scores
+  float scale = 1.0F;  ///< 0 and 1 both mean none
+  SelectOn select_on = SelectOn::Scores;
   std::int32_t num_groups = 1;
   std::int32_t groups_used = 1;
   GroupReduce group_reduce = GroupReduce::Top2Sum;
   GroupMask group_mask = GroupMask::MinusInfinity;
   WeightOn weight_on = WeightOn::Output;
+  std::int32_t identity_experts = 0;  ///< the last ids, without weights: they give x itself
   std::vector<float> router_bias;     ///< empty or [E], added to the logits
   std::vector<float> selection_bias;  ///< empty or [E], added for the selection only
 
+  /// Experts that have weights.
+  std::int32_t weighted_experts() const { return num_experts - identity_experts; }
   /// Throws ConfigError on a contradiction (top_k > E, groups that do not divide E, ...).
   void validate() const;
 };
@@ -95,11 +101,13 @@ std::int64_t route_scratch_elems(const RouterConfig& config);
 /// Routes `logits` [T, E] (f32, row stride in elements) into `out`. No allocation, never throws on
 /// values: order is finite and +inf > -inf > NaN, +inf counts as the largest float, NaN and -inf
 /// get weight 0, a row without any finite or +inf logit gives ids 0..top_k-1 with weights 1/top_k.
+/// With SelectOn::Given the ids in `out` are read instead (-1: weight 0) and stay as they are.
 RouteStats route_rows(const float* logits, std::int64_t row_stride, const RouterConfig& config,
                       RoutingView out, float* scratch);
 
 /// Checks shapes, resizes `out` (no allocation once its capacity suffices) and routes.
-/// Errors: ShapeError (logits not [T, E]), DTypeError (not f32), ConfigError.
+/// With SelectOn::Given `out` brings its ids and its size.
+/// Errors: ShapeError (logits not [T, E], ids out of range), DTypeError (not f32), ConfigError.
 RouteStats route(const ConstTensorView& logits, const RouterConfig& config, Routing& out);
 
 /// Rejects ids < -1 or >= num_experts with a ShapeError naming the first.

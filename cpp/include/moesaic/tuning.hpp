@@ -5,6 +5,7 @@
 /// values throw.
 
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <optional>
 #include <span>
@@ -42,6 +43,9 @@ struct Tuning {
   std::optional<std::int32_t> threads;
   CpuIsa cpu_isa = CpuIsa::Auto;
   std::string backend;  ///< empty: chosen by the device asked for
+  /// The CUDA plug-in; empty: beside this library. Read from the environment alone, when the
+  /// backends are first asked for.
+  std::filesystem::path cuda_plugin;
   LogLevel log = LogLevel::Warn;
   bool poison = false;  ///< fill workspaces with NaN before each call
 

@@ -8,7 +8,11 @@
 #include <memory>
 #include <string_view>
 
+#include "moesaic/types.hpp"
+
 namespace moesaic {
+
+class Backend;
 
 inline constexpr std::size_t kSlotAlignment = 64;
 
@@ -38,13 +42,16 @@ class Carver {
 class Workspace {
  public:
   explicit Workspace(std::size_t bytes);
-  Workspace(void* memory, std::size_t bytes);  ///< borrowed; must be 64-byte aligned
+  Workspace(std::size_t bytes, const Backend& backend);  ///< in the backend's memory
+  /// Borrowed, on `device`; must be 64-byte aligned.
+  Workspace(void* memory, std::size_t bytes, Device device = {});
   ~Workspace();
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
 
   std::size_t size() const { return size_; }
   std::byte* data() const { return data_; }
+  Device device() const { return device_; }
   /// Grows an owned workspace, keeping nothing. Throws WorkspaceError on a borrowed or busy one.
   void reserve(std::size_t bytes);
 
@@ -62,11 +69,17 @@ class Workspace {
 
  private:
   struct Free {
+    Free() noexcept : backend(nullptr), bytes(0) {}
+    Free(const Backend* where, std::size_t size) noexcept : backend(where), bytes(size) {}
+    const Backend* backend;  ///< null: the host
+    std::size_t bytes;
     void operator()(std::byte* p) const;
   };
   std::unique_ptr<std::byte, Free> owned_;
   std::byte* data_ = nullptr;
   std::size_t size_ = 0;
+  const Backend* backend_ = nullptr;
+  Device device_{};
   std::atomic<bool> busy_{false};
 };
 

@@ -66,12 +66,12 @@ std::shared_ptr<const Backend> absent_backend(DeviceType type, std::string name,
   return std::make_shared<AbsentBackend>(type, std::move(name), std::move(reason));
 }
 
-std::shared_ptr<const Backend> cuda_backend() {
-  return absent_backend(DeviceType::Cuda, "cuda", "this version has no CUDA backend");
-}
-
 std::shared_ptr<const Backend> metal_backend() {
-  return absent_backend(DeviceType::Metal, "metal", "this version has no Metal backend");
+#ifdef MOESAIC_METAL_ABSENT
+  return absent_backend(DeviceType::Metal, "metal", MOESAIC_METAL_ABSENT);
+#else
+  return metal::create_backend();
+#endif
 }
 
 }  // namespace moesaic

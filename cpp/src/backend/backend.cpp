@@ -1,8 +1,57 @@
 #include "moesaic/backend.hpp"
 
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
 #include "moesaic/context.hpp"
+#include "moesaic/error.hpp"
 
 namespace moesaic {
+
+void Backend::copy_on_stream(Context&, void* to, const void* from, std::size_t bytes) const {
+  copy(to, from, bytes);
+}
+
+void Backend::fill(const Context&, void* memory, std::uint8_t value, std::size_t bytes) const {
+  std::memset(memory, value, bytes);
+}
+
+std::int64_t Backend::route_scratch(const RouterConfig& config, std::int64_t, int threads) const {
+  return route_scratch_elems(config) * threads;
+}
+
+void Backend::check_ids(Context&, const RoutingView& routing, std::int32_t num_experts,
+                        std::string_view operation) const {
+  moesaic::check_ids(routing, num_experts, operation);
+}
+
+void Backend::shared_routing(Context&, const float* logits, RoutingView out) const {
+  for (std::int64_t t = 0; t < out.num_tokens; ++t) {
+    out.topk_ids[t] = 0;
+    out.topk_weights[t] = logits != nullptr ? 1.0F / (1.0F + std::exp(-logits[t])) : 1.0F;
+  }
+}
+
+void Backend::zero_skipped(Context&, const std::int32_t* ids, std::int32_t, std::int64_t rows,
+                           std::int64_t cols, float* out) const {
+  for (std::int64_t r = 0; r < rows; ++r) {
+    if (ids[r] < 0) std::fill_n(out + r * cols, cols, 0.0F);
+  }
+}
+
+std::shared_ptr<void> Backend::upload(const void* from, std::size_t bytes) const {
+  if (bytes == 0) return nullptr;
+  const std::shared_ptr<void> memory(allocate(bytes),
+                                     [this, bytes](void* p) { deallocate(p, bytes); });
+  copy(memory.get(), from, bytes);
+  return memory;
+}
+
+void Backend::rms_norm(Context&, const InputRows&, const float*, float, float*) const {
+  throw UnsupportedError(Problem{info().name, name_of(LayerPart::Norms), "a backend that runs them",
+                                 std::string(supports_part(LayerPart::Norms).reason), ""});
+}
 
 void Backend::gate_up(Context& context, const GateUpCall& call) const {
   const ExpertStack& stack = *call.stack;

@@ -3,6 +3,8 @@
 /// What the registry starts with.
 
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "moesaic/backend.hpp"
 
@@ -12,7 +14,12 @@ namespace moesaic {
 std::shared_ptr<const Backend> absent_backend(DeviceType type, std::string name,
                                               std::string reason);
 
-std::shared_ptr<const Backend> cuda_backend();
+/// One for each GPU, or one absent backend (cuda/backend/load_plugin.cpp). Loads the driver.
+std::vector<std::shared_ptr<const Backend>> cuda_backends();
 std::shared_ptr<const Backend> metal_backend();
+namespace metal {
+/// metal/host/metal_backend.cpp, in builds that have it.
+std::shared_ptr<const Backend> create_backend();
+}  // namespace metal
 
 }  // namespace moesaic

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "backend/builtin.hpp"
@@ -19,14 +20,23 @@ struct Registry {
   Registry() {
     backends.reserve(kCapacity);  // spans given out must stay valid
     backends.push_back(std::make_shared<cpu::CpuBackend>());
-    backends.push_back(cuda_backend());
-    backends.push_back(metal_backend());
+  }
+  /// Adds those of GPUs, which load drivers: not before somebody asks for more than the CPU.
+  void complete() {
+    if (complete_) return;
+    std::vector<std::shared_ptr<const Backend>> found = cuda_backends();
+    found.push_back(metal_backend());
+    backends.insert(backends.begin() + 1, found.begin(), found.end());
+    complete_ = true;
   }
   /// Never destroyed: contexts in static objects may outlive it.
   static Registry& get() {
     static Registry& registry = *new Registry;
     return registry;
   }
+
+ private:
+  bool complete_ = false;
 };
 
 }  // namespace
@@ -34,12 +44,14 @@ struct Registry {
 std::span<const std::shared_ptr<const Backend>> backends() {
   Registry& registry = Registry::get();
   const std::lock_guard lock(registry.mutex);
+  registry.complete();
   return registry.backends;
 }
 
 const Backend& backend_for(Device device) {
   Registry& registry = Registry::get();
   const std::lock_guard lock(registry.mutex);
+  if (device.type != DeviceType::Cpu) registry.complete();
   std::string reason = "no such device";
   for (auto backend = registry.backends.rbegin(); backend != registry.backends.rend(); ++backend) {
     if ((*backend)->device_type() != device.type) continue;

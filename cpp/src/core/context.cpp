@@ -12,17 +12,20 @@ namespace {
 const Backend& choose_backend(Device device, const Tuning& tuning) {
   if (tuning.backend.empty()) return backend_for(device);
   std::string known;
+  const Backend* named = nullptr;
   for (const auto& backend : backends()) {
     const BackendInfo info = backend->info();
     if (info.name == tuning.backend) {
       require<DeviceError>(info.available, [&] {
         return Problem{"Context", "backend " + info.name, "an available backend", info.reason, ""};
       });
-      return *backend;
+      // Several devices of one name: the one asked for, else the first.
+      if (named == nullptr || backend->device() == device) named = backend.get();
     }
     if (!known.empty()) known += ", ";
     known += info.name;
   }
+  if (named != nullptr) return *named;
   throw DeviceError(Problem{"Context", "backend", known, tuning.backend, ""});
 }
 

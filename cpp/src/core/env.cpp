@@ -81,6 +81,11 @@ bool parse(std::string_view text, std::string& out) {
   });
 }
 
+bool parse(std::string_view text, std::filesystem::path& out) {
+  out = text == "auto" ? "" : text;
+  return !text.empty();
+}
+
 std::string show(bool value) { return value ? "on" : "off"; }
 template <class E>
   requires std::is_enum_v<E>
@@ -96,6 +101,7 @@ std::string show(const std::optional<T>& value) {
   return value ? show(*value) : "auto";
 }
 std::string show(const std::string& value) { return value.empty() ? "auto" : value; }
+std::string show(const std::filesystem::path& value) { return show(value.string()); }
 
 template <auto Member>
 bool set(Tuning& tuning, std::string_view text) {
@@ -132,6 +138,9 @@ constexpr Knob kKnobs[] = {
                            "device at each zone"),
     knob<&Tuning::backend>("backend", "MOESAIC_BACKEND", "auto|cpu|cuda|metal",
                            "backend to use; auto: that of the device asked for"),
+    knob<&Tuning::cuda_plugin>("cuda_plugin", "MOESAIC_CUDA_PLUGIN", "auto, or a path",
+                               "the CUDA plug-in, read once per process; auto: the one installed "
+                               "beside the library"),
     knob<&Tuning::cpu_isa>("cpu_isa", "MOESAIC_CPU_ISA", "auto|scalar|avx2|avxvnni|avx512vnni|neon",
                            "instruction set of the CPU kernels; auto: the best one present"),
     knob<&Tuning::threads>("threads", "MOESAIC_THREADS", "auto|1..4096",

@@ -5,6 +5,7 @@
 #include <new>
 #include <string>
 
+#include "moesaic/backend.hpp"
 #include "moesaic/error.hpp"
 
 namespace moesaic {
@@ -43,14 +44,25 @@ void* Carver::take_bytes(std::size_t bytes, std::string_view slot) {
   return base_ != nullptr ? base_ + begin : nullptr;
 }
 
-void Workspace::Free::operator()(std::byte* p) const { ::operator delete(p, kAlignment); }
+void Workspace::Free::operator()(std::byte* p) const {
+  if (backend != nullptr) {
+    backend->deallocate(p, bytes);
+  } else {
+    ::operator delete(p, kAlignment);
+  }
+}
 
 Workspace::Workspace(std::size_t bytes) : data_(nothing) {
   if (bytes > 0) reserve(bytes);
 }
 
-Workspace::Workspace(void* memory, std::size_t bytes)
-    : data_(static_cast<std::byte*>(memory)), size_(bytes) {
+Workspace::Workspace(std::size_t bytes, const Backend& backend)
+    : data_(nothing), backend_(&backend), device_(backend.device()) {
+  if (bytes > 0) reserve(bytes);
+}
+
+Workspace::Workspace(void* memory, std::size_t bytes, Device device)
+    : data_(static_cast<std::byte*>(memory)), size_(bytes), device_(device) {
   require<WorkspaceError>(
       memory != nullptr && reinterpret_cast<std::uintptr_t>(memory) % kSlotAlignment == 0, [&] {
         return Problem{"Workspace", "memory",
@@ -72,7 +84,9 @@ void Workspace::reserve(std::size_t bytes) {
   owned_.reset();
   data_ = nothing;
   size_ = 0;
-  owned_.reset(allocate(bytes));
+  std::byte* const memory =
+      backend_ != nullptr ? static_cast<std::byte*>(backend_->allocate(bytes)) : allocate(bytes);
+  owned_ = std::unique_ptr<std::byte, Free>(memory, Free(backend_, bytes));
   data_ = owned_.get();
   size_ = bytes;
 }

@@ -8,6 +8,7 @@
 #include "cpu/ops/activate.hpp"
 #include "cpu/ops/combine.hpp"
 #include "cpu/ops/gather.hpp"
+#include "cpu/ops/rms_norm.hpp"
 #include "cpu/ops/route.hpp"
 #include "cpu/ops/router_logits.hpp"
 #include "moesaic/context.hpp"
@@ -108,6 +109,11 @@ void CpuBackend::activate(Context& context, const Activation& activation, const 
 
 void CpuBackend::combine(Context& context, const CombineCall& call) const {
   cpu::combine(context.pool(), call);
+}
+
+void CpuBackend::rms_norm(Context& context, const InputRows& x, const float* weight, float eps,
+                          float* out) const {
+  cpu::rms_norm(context.pool(), x, weight, eps, out);
 }
 
 void CpuBackend::gate_up(Context& context, const GateUpCall& call) const {

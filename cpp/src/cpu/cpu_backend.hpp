@@ -12,6 +12,7 @@ class CpuBackend final : public Backend {
   std::vector<KernelInfo> kernels() const override;
   std::string kernel_name(const WeightRef& weight, const Tuning& tuning) const override;
   Support supports(const WeightRef& weight) const override;
+  Support supports_part(LayerPart) const override { return {}; }
   bool fuses_activation() const override { return true; }
 
   void* allocate(std::size_t bytes) const override;
@@ -37,6 +38,8 @@ class CpuBackend final : public Backend {
                 std::int64_t row_stride, std::int64_t rows, std::int64_t intermediate,
                 float* hidden) const override;
   void combine(Context& context, const CombineCall& call) const override;
+  void rms_norm(Context& context, const InputRows& x, const float* weight, float eps,
+                float* out) const override;
   void gate_up(Context& context, const GateUpCall& call) const override;
   void down(Context& context, const DownCall& call) const override;
 };

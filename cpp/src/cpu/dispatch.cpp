@@ -70,6 +70,9 @@ std::int64_t activation_bytes(std::int64_t cols, int planes) noexcept {
 }
 
 Support supports(const WeightRef& weight) {
+  if (weight.layout == WeightLayout::CudaUnits) {
+    return {.ok = false, .reason = "the weights are on a CUDA device"};
+  }
   if (weight.type == QuantType::INT4 && weight.layout != WeightLayout::Panels) {
     return {.ok = false, .reason = "INT4 groups exist in panels only"};
   }

@@ -9,19 +9,6 @@
 namespace moesaic::cpu {
 namespace {
 
-/// hidden = activation(hidden, values); `hidden` holds the gate rows (nothing for ungated kinds).
-void activate_rows(const IsaKernels& kernels, const Activation& activation, int rows,
-                   const float* values, float* hidden) {
-  if (activation.kind == ActivationKind::SwiGlu) {
-    kernels.swiglu(hidden, values, rows);
-    return;
-  }
-  const bool gated = activation.gated();
-  for (int i = 0; i < rows; ++i) {
-    hidden[i] = activate(activation, gated ? hidden[i] : 0.0F, values[i]);
-  }
-}
-
 /// What the passes over gate and up share.
 struct Phase {
   Context& context;
@@ -30,6 +17,15 @@ struct Phase {
   const Buckets& buckets;
   std::int64_t intermediate;
 
+  /// The products of rows [row, row + rows) with the row of x whose hidden row `to` lies in.
+  void finish(const Epilogue& epilogue, std::int64_t row, int rows, float* values,
+              const float* to) const {
+    if (call.row_weight != nullptr) {
+      const float factor = call.row_weight[(to - call.hidden) / intermediate];
+      for (int i = 0; i < rows; ++i) values[i] *= factor;
+    }
+    epilogue.apply(row, rows, values);
+  }
   float* hidden_row(const Unit& unit, int t) const {
     const std::int32_t entry = buckets.entries[unit.bucket->first + unit.first_token + t];
     return call.hidden + call.rows.destination_of(entry) * intermediate;
@@ -40,18 +36,19 @@ struct Phase {
         kernels, call.stack->gate().ref, activations, call.rows, buckets, unit, then,
         [&](int t) { return hidden_row(unit, t); },
         [&](std::int64_t row, int rows, float* values, float* to) {
-          epilogue.apply(row, rows, values);
+          finish(epilogue, row, rows, values, to);
           copy_products(to, values, rows);
         });
   }
   void up(const Activations& activations, const Unit& unit) const {
     const Epilogue epilogue(call.stack->up(), unit.bucket->expert);
+    const ActivateKernel activate = kernels.activate[static_cast<int>(call.activation.kind)];
     run_unit(
         kernels, call.stack->up().ref, activations, call.rows, buckets, unit, nullptr,
         [&](int t) { return hidden_row(unit, t); },
         [&](std::int64_t row, int rows, float* values, float* to) {
-          epilogue.apply(row, rows, values);
-          activate_rows(kernels, call.activation, rows, values, to);
+          finish(epilogue, row, rows, values, to);
+          activate(call.activation, to, values, rows);
         });
   }
 };

@@ -86,36 +86,26 @@ class Meter {
   std::exception_ptr error_;
 };
 
-void pack_role(RoleWeights& weights, const PanelFormat& format, const LoadOptions& options,
-               Meter& meter) {
+void pack_role(RoleWeights& weights, const LoadOptions& options, Meter& meter) {
   const WeightRef from = weights.ref;
-  WeightRef to = from;
+  WeightRef to;
+  panel_layout(from, to);
   const std::int64_t panels = (from.rows + kRows - 1) / kRows;
-  to.layout = WeightLayout::Panels;
-  to.row_stride = panel_bytes(format, from.cols);
-  to.expert_stride = panels * to.row_stride;
-  to.table = nullptr;
   const std::shared_ptr<std::byte> memory =
       allocate_pages(static_cast<std::size_t>(from.num_experts * to.expert_stride));
   to.base = memory.get();
-  const std::vector<std::uint8_t> zero_row(
-      static_cast<std::size_t>(row_bytes(from.type, from.cols)), 0);
 
   // A chunk is some panels of one expert, about 256 KiB: small enough to report and to balance.
   const std::int64_t per_chunk =
       std::clamp<std::int64_t>((std::int64_t{256} << 10) / std::max<std::int64_t>(1, to.row_stride),
                                1, std::max<std::int64_t>(1, panels));
   const std::int64_t chunks_per_expert = (panels + per_chunk - 1) / per_chunk;
-  auto* out = reinterpret_cast<std::uint8_t*>(memory.get());
   const auto pack_chunk = [&](std::int64_t chunk, int thread) {
     if (meter.cancelled()) return;
     const auto e = static_cast<std::int32_t>(chunk / chunks_per_expert);
     const std::int64_t first = chunk % chunks_per_expert * per_chunk;
     const std::int64_t last = std::min(panels, first + per_chunk);
-    for (std::int64_t p = first; p < last; ++p) {
-      pack_panel(format, from, from.expert(e), p * kRows, zero_row.data(),
-                 out + e * to.expert_stride + p * to.row_stride);
-    }
+    pack_panels(from, from.expert(e), first, last, memory.get() + e * to.expert_stride);
     meter.add((last - first) * to.row_stride, thread);
   };
   const std::int64_t chunks = from.num_experts * chunks_per_expert;
@@ -130,6 +120,32 @@ void pack_role(RoleWeights& weights, const PanelFormat& format, const LoadOption
 }
 
 }  // namespace
+
+bool panel_layout(const WeightRef& rows, WeightRef& panels) {
+  const PanelFormat* format = find_panel_format(rows.type);
+  if (format == nullptr) return false;
+  panels = rows;
+  panels.layout = WeightLayout::Panels;
+  panels.row_stride = panel_bytes(*format, rows.cols);
+  panels.expert_stride = (rows.rows + kRows - 1) / kRows * panels.row_stride;
+  panels.table = nullptr;
+  panels.base = nullptr;
+  return true;
+}
+
+void pack_panels(const WeightRef& from, const std::byte* expert, std::int64_t first,
+                 std::int64_t last, std::byte* to) {
+  const PanelFormat& format = *find_panel_format(from.type);
+  const std::int64_t stride = panel_bytes(format, from.cols);
+  std::vector<std::uint8_t> zero_row;  // of the rows that the last panel lacks
+  if (last * kRows > from.rows) {
+    zero_row.resize(static_cast<std::size_t>(row_bytes(from.type, from.cols)), 0);
+  }
+  auto* panels = reinterpret_cast<std::uint8_t*>(to);
+  for (std::int64_t p = first; p < last; ++p) {
+    pack_panel(format, from, expert, p * kRows, zero_row.data(), panels + p * stride);
+  }
+}
 
 void panel_row(const WeightRef& weight, std::int32_t expert, std::int64_t row, std::byte* blocks) {
   const PanelFormat* format = find_panel_format(weight.type);
@@ -176,7 +192,7 @@ void prepare(ExpertStack::Parts& parts, const LoadOptions& options) {
   }
   Meter meter(options, total);
   for (const RolePlan& plan : roles) {
-    pack_role(*plan.weights, *find_panel_format(plan.weights->ref.type), options, meter);
+    pack_role(*plan.weights, options, meter);
     for (RoleReport& report : parts.report.roles) {
       if (report.role != plan.role) continue;
       report.decision = "repacked";

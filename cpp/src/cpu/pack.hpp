@@ -15,4 +15,13 @@ inline constexpr int kPanelRows = 16;
 /// Inverse of the repack for one row: writes the row's blocks exactly as the file had them.
 void panel_row(const WeightRef& weight, std::int32_t expert, std::int64_t row, std::byte* blocks);
 
+/// Where the weights would lie in panels, one expert behind the other, without memory; false for
+/// types without panels.
+bool panel_layout(const WeightRef& rows, WeightRef& panels);
+
+/// Repacks panels [first, last) of one expert, whose rows start at `expert`, into `to`, where the
+/// panels of that expert start. `from` says how its rows lie.
+void pack_panels(const WeightRef& from, const std::byte* expert, std::int64_t first,
+                 std::int64_t last, std::byte* to);
+
 }  // namespace moesaic::cpu

@@ -26,19 +26,19 @@ PhaseMaps align_blocks(const Call& call, const RoutingView& routing, RowSpace ro
   return aligned_maps(s.aligned, s.plan, routing, blocks, block, row_space);
 }
 
-/// x in packed order, dense.
-InputRows gather_packed(const Call& call) {
+/// `x` in packed order, dense.
+InputRows gather_packed(const Call& call, const InputRows& x) {
   const ScopedZone zone(call.context.profiler(), Zone::Gather);
   const Scratch& s = call.scratch;
   const bool on_host = call.backend().device_type() == DeviceType::Cpu;
   const std::int64_t rows =
       on_host ? s.plan.expert_offsets[call.stack().num_experts()] : call.sizes.num_pairs;
-  call.backend().gather(call.context, call.x, s.plan.row_token, rows, s.rows);
+  call.backend().gather(call.context, x, s.plan.row_token, rows, s.rows);
   InputRows packed;
   packed.data = s.rows;
   packed.num_rows = rows;
-  packed.cols = call.x.cols;
-  packed.outer_stride = call.x.cols;
+  packed.cols = x.cols;
+  packed.outer_stride = x.cols;
   return packed;
 }
 
@@ -55,7 +55,7 @@ PhaseMaps plan_buckets(const Call& call, const RoutingView& routing, const PathC
       choice.path == Path::Aligned
           ? align_blocks(call, routing, choice.row_space)
           : bucket_maps(s.plan, call.sizes.num_pairs, call.stack().num_experts(), choice.row_space);
-  if (choice.row_space == RowSpace::PackedRows) in = gather_packed(call);
+  if (choice.row_space == RowSpace::PackedRows) in = gather_packed(call, in);
   return maps;
 }
 

@@ -43,6 +43,17 @@ void check_shape(const char* operation, const char* name, const ConstTensorView&
   });
 }
 
+void check_device(const char* operation, const char* name, DeviceType device,
+                  const ConstTensorView& view) {
+  require<DeviceError>(view.device.type == device, [&] {
+    return Problem{.operation = operation,
+                   .what = std::string(name) + ".device",
+                   .expected = to_string({device, 0}),
+                   .got = to_string(view.device),
+                   .hint = {}};
+  });
+}
+
 void check_contiguous_rows(const char* operation, const char* name, const ConstTensorView& view) {
   const int last = view.rank - 1;
   require<ShapeError>(view.empty() || view.dim(last) == 1 || view.stride(last) == 1, [&] {
@@ -82,115 +93,134 @@ void check_no_overlap(const char* operation, const ConstTensorView& x, const Con
   });
 }
 
-void check_stack(const char* operation, const char* name, const ExpertStack& stack,
-                 const Activation& activation) {
-  require<ShapeError>(stack.gated() == activation.gated(), [&] {
-    return Problem{.operation = operation,
-                   .what = name,
-                   .expected = std::string(activation.gated() ? "a" : "no") +
-                               " gate tensor for activation " + name_of(activation.kind),
-                   .got = stack.gated() ? "one" : "none",
-                   .hint = {}};
-  });
-}
-
-void check_shared(const char* operation, const LayerRef& layer) {
-  if (layer.shared == nullptr) return;
-  const StackShape& shape = layer.shared->stack.shape();
-  const std::int64_t hidden = layer.stack->shape().hidden_size;
-  require<ShapeError>(shape.num_experts == 1 && shape.hidden_size == hidden, [&] {
-    return Problem{
-        .operation = operation,
-        .what = "shared experts",
-        .expected = "one expert of hidden size " + std::to_string(hidden),
-        .got = std::to_string(shape.num_experts) + " of " + std::to_string(shape.hidden_size),
-        .hint = {}};
-  });
-  const auto gate = static_cast<std::int64_t>(layer.shared->gate.size());
-  require<ShapeError>(gate == 0 || gate == hidden, [&] {
-    return Problem{.operation = operation,
-                   .what = "shared gate",
-                   .expected = "no elements or " + std::to_string(hidden),
-                   .got = std::to_string(gate),
-                   .hint = {}};
-  });
-  check_stack(operation, "shared experts", layer.shared->stack, layer.activation);
-}
-
 /// A routing in the caller's memory, given or to be filled.
 void check_routing_view(const char* operation, const char* name, const RoutingView& routing,
                         std::int64_t num_tokens) {
-  require<ShapeError>(
-      routing.num_tokens == num_tokens && routing.top_k >= 1 && routing.topk_weights != nullptr,
-      [&] {
-        return Problem{.operation = operation,
-                       .what = name,
-                       .expected = "ids and weights [" + std::to_string(num_tokens) + ", top_k]",
-                       .got = std::string(routing.topk_weights != nullptr ? "" : "no weights, ") +
-                              "[" + std::to_string(routing.num_tokens) + ", " +
-                              std::to_string(routing.top_k) + "]",
-                       .hint = {}};
-      });
-}
-
-/// The router of the layer, for logits from outside or its own.
-void check_router(const char* operation, DeviceType device, const LayerRef& layer,
-                  const ForwardIo& io) {
-  const std::int32_t experts = layer.stack->num_experts();
-  require<ConfigError>(layer.router != nullptr, [&] {
+  require<ShapeError>(routing.num_tokens == num_tokens && routing.top_k >= 1, [&] {
     return Problem{.operation = operation,
-                   .what = "router",
-                   .expected = "a RouterConfig",
-                   .got = "none",
-                   .hint = "or give a routing"};
-  });
-  require<ShapeError>(layer.router->num_experts == experts, [&] {
-    return Problem{.operation = operation,
-                   .what = "router.num_experts",
-                   .expected = std::to_string(experts),
-                   .got = std::to_string(layer.router->num_experts),
+                   .what = name,
+                   .expected = "[" + std::to_string(num_tokens) + ", top_k]",
+                   .got = "[" + std::to_string(routing.num_tokens) + ", " +
+                          std::to_string(routing.top_k) + "]",
                    .hint = {}};
   });
-  layer.router->validate();
-  require<UnsupportedError>(layer.router->weight_on == WeightOn::Output, [&] {
+}
+
+void check_top_k(const char* operation, const char* what, std::int32_t expected, std::int32_t got) {
+  require<ShapeError>(expected == got, [&] {
     return Problem{.operation = operation,
-                   .what = "router.weight_on",
-                   .expected = "output",
-                   .got = "input",
-                   .hint = "weights on the expert's input (Llama-4) are not available"};
+                   .what = what,
+                   .expected = std::to_string(expected),
+                   .got = std::to_string(got),
+                   .hint = {}};
   });
+}
+
+/// A ready routing stands alone: nothing else may say where the tokens go.
+void check_stands_alone(const char* operation, const ForwardIo& io) {
+  const char* const other = io.logits.data != nullptr         ? "logits"
+                            : io.token_ids.data != nullptr    ? "token_ids"
+                            : io.router_input.data != nullptr ? "router_input"
+                                                              : nullptr;
+  require<ConfigError>(other == nullptr, [&] {
+    return Problem{.operation = operation,
+                   .what = std::string(other) + " and routing",
+                   .expected = "one of them",
+                   .got = "both",
+                   .hint = {}};
+  });
+}
+
+/// Logits from outside.
+void check_logits(const char* operation, DeviceType device, const LayerRef& layer,
+                  const ForwardIo& io) {
+  check_shape(operation, "logits", io.logits, {io.x.dim(0), layer.router_experts()});
+  require<DTypeError>(io.logits.dtype == DType::F32, [&] {
+    return Problem{.operation = operation,
+                   .what = "logits.dtype",
+                   .expected = "f32",
+                   .got = name_of(io.logits.dtype),
+                   .hint = {}};
+  });
+  check_device(operation, "logits", device, io.logits);
+  check_contiguous_rows(operation, "logits", io.logits);
+}
+
+/// What the router reads to make logits of its own.
+void check_router_input(const char* operation, DeviceType device, const LayerRef& layer,
+                        const ForwardIo& io) {
+  check_router_weight(operation, layer);
+  const bool given = io.router_input.data != nullptr;
+  require<ConfigError>(given || !layer.separate_router_input, [&] {
+    return Problem{.operation = operation,
+                   .what = "router_input",
+                   .expected = "a tensor: this router does not read what the experts read",
+                   .got = "none",
+                   .hint = "or give logits or a routing"};
+  });
+  if (!given) return;
+  check_shape(operation, "router_input", io.router_input, {io.x.dim(0), layer.hidden_size()});
+  check_float_tensor(operation, "router_input", device, io.router_input);
+  check_contiguous_rows(operation, "router_input", io.router_input);
+}
+
+/// Ids that come with the call, for a router that only weighs them.
+void check_given_ids(const char* operation, DeviceType device, const LayerRef& layer,
+                     const ForwardIo& io) {
+  const bool ids = io.routing.topk_ids != nullptr;
+  const bool tokens = io.token_ids.data != nullptr;
+  const bool given = layer.router->select_on == SelectOn::Given;
+  require<ConfigError>(given ? ids != tokens : !ids && !tokens, [&] {
+    const char* from_table = layer.token_experts.empty() ? "topk_ids" : "token_ids or topk_ids";
+    return Problem{.operation = operation,
+                   .what = "topk_ids and token_ids",
+                   .expected = given ? from_table : "neither: this router selects",
+                   .got = ids && tokens ? "both"
+                          : ids         ? "topk_ids"
+                          : tokens      ? "token_ids"
+                                        : "none",
+                   .hint = {}};
+  });
+  if (!tokens) return;
+  require<ConfigError>(!layer.token_experts.empty(), [&] {
+    return Problem{.operation = operation,
+                   .what = "token_ids",
+                   .expected = "none: the layer has no table of experts by token",
+                   .got = "some",
+                   .hint = "give topk_ids"};
+  });
+  check_dense(operation, "token_ids", device, io.token_ids, DType::I32, {io.x.dim(0)});
+  if (device == DeviceType::Cpu) check_token_ids(operation, layer, io);
+}
+
+/// How the tokens find their experts, unless a ready routing says it.
+void check_router(const char* operation, DeviceType device, const LayerRef& layer,
+                  const ForwardIo& io) {
+  check_router_config(operation, layer);
+  check_given_ids(operation, device, layer, io);
   if (io.logits.data != nullptr) {
-    check_shape(operation, "logits", io.logits, {io.x.dim(0), experts});
-    require<DTypeError>(io.logits.dtype == DType::F32, [&] {
-      return Problem{.operation = operation,
-                     .what = "logits.dtype",
-                     .expected = "f32",
-                     .got = name_of(io.logits.dtype),
-                     .hint = {}};
-    });
-    require<DeviceError>(io.logits.device.type == device, [&] {
-      return Problem{.operation = operation,
-                     .what = "logits.device",
-                     .expected = to_string({device, 0}),
-                     .got = to_string(io.logits.device),
-                     .hint = {}};
-    });
-    check_contiguous_rows(operation, "logits", io.logits);
-    return;
+    check_logits(operation, device, layer, io);
+  } else {
+    check_router_input(operation, device, layer, io);
   }
-  const auto weights =
-      layer.router_weight == nullptr ? 0 : static_cast<std::int64_t>(layer.router_weight->size());
-  const std::int64_t expected = experts * layer.stack->shape().hidden_size;
-  require<ShapeError>(weights == expected, [&] {
-    return Problem{.operation = operation,
-                   .what = "router weight",
-                   .expected = std::to_string(expected) + " elements [E, H]",
-                   .got = std::to_string(weights),
-                   .hint = "a layer without a router needs logits or a routing"};
-  });
 }
 
 }  // namespace
+
+void check_token_ids(const char* operation, const LayerRef& layer, const ForwardIo& io) {
+  const auto* const tokens = static_cast<const std::int32_t*>(io.token_ids.data);
+  const std::int64_t vocabulary =
+      static_cast<std::int64_t>(layer.token_experts.size()) / layer.router->top_k;
+  for (std::int64_t t = 0; t < io.x.dim(0); ++t) {
+    require<ShapeError>(tokens[t] >= 0 && tokens[t] < vocabulary, [&] {
+      return Problem{.operation = operation,
+                     .what = "token_ids[" + std::to_string(t) + "]",
+                     .expected = "0 to " + std::to_string(vocabulary - 1),
+                     .got = std::to_string(tokens[t]),
+                     .hint = {}};
+    });
+  }
+}
 
 void check_float_tensor(const char* operation, const char* name, DeviceType device,
                         const ConstTensorView& view) {
@@ -202,13 +232,7 @@ void check_float_tensor(const char* operation, const char* name, DeviceType devi
                        .got = name_of(view.dtype),
                        .hint = {}};
       });
-  require<DeviceError>(view.device.type == device, [&] {
-    return Problem{.operation = operation,
-                   .what = std::string(name) + ".device",
-                   .expected = to_string({device, 0}),
-                   .got = to_string(view.device),
-                   .hint = {}};
-  });
+  check_device(operation, name, device, view);
 }
 
 void check_dense(const char* operation, const char* name, DeviceType device,
@@ -222,13 +246,7 @@ void check_dense(const char* operation, const char* name, DeviceType device,
                    .got = name_of(view.dtype),
                    .hint = {}};
   });
-  require<DeviceError>(view.device.type == device, [&] {
-    return Problem{.operation = operation,
-                   .what = std::string(name) + ".device",
-                   .expected = to_string({device, 0}),
-                   .got = to_string(view.device),
-                   .hint = {}};
-  });
+  check_device(operation, name, device, view);
   std::int64_t step = 1;
   bool dense = true;
   for (int i = view.rank - 1; i >= 0; --i) {
@@ -260,45 +278,33 @@ void check_out(const char* operation, DeviceType device, const ConstTensorView& 
 
 CallSizes check_forward(const char* operation, DeviceType device, const LayerRef& layer,
                         const ForwardIo& io) {
-  require<ShapeError>(layer.stack != nullptr, [&] {
-    return Problem{.operation = operation,
-                   .what = "stack",
-                   .expected = "an ExpertStack",
-                   .got = "none",
-                   .hint = {}};
-  });
-  const StackShape& shape = layer.stack->shape();
-  check_stack(operation, "stack", *layer.stack, layer.activation);
-  check_shared(operation, layer);
-
-  require<ShapeError>(io.x.rank == 2 && io.x.dim(1) == shape.hidden_size, [&] {
+  check_layer(operation, layer);
+  const std::int64_t hidden = layer.hidden_size();
+  require<ShapeError>(io.x.rank == 2 && io.x.dim(1) == hidden, [&] {
     return Problem{.operation = operation,
                    .what = "x.shape",
-                   .expected = "[T, " + std::to_string(shape.hidden_size) + "]",
+                   .expected = "[T, " + std::to_string(hidden) + "]",
                    .got = describe(io.x),
                    .hint = {}};
   });
   CallSizes sizes;
   sizes.num_tokens = io.x.dim(0);
-  check_shape(operation, "x", io.x, {sizes.num_tokens, shape.hidden_size});
+  check_shape(operation, "x", io.x, {sizes.num_tokens, hidden});
   check_float_tensor(operation, "x", device, io.x);
   check_contiguous_rows(operation, "x", io.x);
-  check_out(operation, device, io.out, sizes.num_tokens, shape.hidden_size);
+  check_out(operation, device, io.out, sizes.num_tokens, hidden);
   check_no_overlap(operation, io.x, io.out);
 
-  const bool has_routing = io.routing.topk_ids != nullptr;
-  require<ConfigError>(!has_routing || io.logits.data == nullptr, [&] {
-    return Problem{.operation = operation,
-                   .what = "logits and routing",
-                   .expected = "one of them",
-                   .got = "both",
-                   .hint = {}};
-  });
-  if (has_routing) {
+  sizes.ready_routing = io.routing.topk_ids != nullptr && io.routing.topk_weights != nullptr;
+  if (io.routing.topk_ids != nullptr) {
     check_routing_view(operation, "routing", io.routing, sizes.num_tokens);
     sizes.top_k = io.routing.top_k;
+  }
+  if (sizes.ready_routing) {
+    check_stands_alone(operation, io);
   } else if (sizes.num_tokens > 0) {
     check_router(operation, device, layer, io);
+    if (sizes.top_k != 0) check_top_k(operation, "topk_ids", layer.router->top_k, sizes.top_k);
     sizes.top_k = layer.router->top_k;
   }
   require<ShapeError>(sizes.num_tokens <= kMaxPairs / std::max<std::int64_t>(sizes.top_k, 1), [&] {
@@ -310,41 +316,14 @@ CallSizes check_forward(const char* operation, DeviceType device, const LayerRef
   });
   sizes.num_pairs = sizes.num_tokens * sizes.top_k;
   // Ids in device memory are the business of the backend's plan.
-  if (has_routing && device == DeviceType::Cpu) {
-    check_ids(io.routing, shape.num_experts, operation);
+  if (io.routing.topk_ids != nullptr && device == DeviceType::Cpu) {
+    check_ids(io.routing, layer.router_experts(), operation);
   }
   if (io.routing_out.topk_ids != nullptr && sizes.num_tokens > 0) {
     check_routing_view(operation, "routing_out", io.routing_out, sizes.num_tokens);
-    require<ShapeError>(io.routing_out.top_k == sizes.top_k, [&] {
-      return Problem{.operation = operation,
-                     .what = "routing_out.top_k",
-                     .expected = std::to_string(sizes.top_k),
-                     .got = std::to_string(io.routing_out.top_k),
-                     .hint = {}};
-    });
+    check_top_k(operation, "routing_out.top_k", sizes.top_k, io.routing_out.top_k);
   }
   return sizes;
-}
-
-void check_supported(const char* operation, const Context& context, const LayerRef& layer) {
-  const bool strict = context.tuning().strict;
-  for (const ExpertStack* stack :
-       {layer.stack, layer.shared != nullptr ? &layer.shared->stack : nullptr}) {
-    if (stack == nullptr) continue;
-    for (const Role role : {Role::Gate, Role::Up, Role::Down}) {
-      const WeightRef& ref = stack->role(role).ref;
-      if (!ref) continue;
-      const Support support = context.backend().supports(ref);
-      require<UnsupportedError>(support.ok && (!strict || support.reason.empty()), [&] {
-        return Problem{
-            .operation = operation,
-            .what = std::string(name_of(role)) + " weights",
-            .expected = strict ? "a type with its own kernel (strict)" : "a type that runs",
-            .got = std::string(traits(ref.type).name) + ": " + std::string(support.reason),
-            .hint = {}};
-      });
-    }
-  }
 }
 
 }  // namespace moesaic::forward

@@ -13,6 +13,7 @@ struct CallSizes {
   std::int64_t num_tokens = 0;
   std::int32_t top_k = 0;
   std::int64_t num_pairs = 0;
+  bool ready_routing = false;  ///< ids and weights came with the call
 };
 
 /// Throws ShapeError, DTypeError, DeviceError, ConfigError or UnsupportedError naming `operation`.
@@ -20,8 +21,21 @@ struct CallSizes {
 CallSizes check_forward(const char* operation, DeviceType device, const LayerRef& layer,
                         const ForwardIo& io);
 
-/// Asks the backend about every role; with `strict` its slower ways are errors too.
+/// Asks the backend about every role and part; with `strict` its slower ways are errors too.
 void check_supported(const char* operation, const Context& context, const LayerRef& layer);
+
+/// The tensors of a call lie on the backend's own device (check_forward asks for its kind alone).
+void check_same_device(const char* operation, Device device, const ForwardIo& io);
+
+/// The layer alone (check_layer.cpp): its stacks, norms and projections fit together.
+void check_layer(const char* operation, const LayerRef& layer);
+/// There is a router, consistent in itself and with the stack.
+void check_router_config(const char* operation, const LayerRef& layer);
+/// There is a router weight of the right size.
+void check_router_weight(const char* operation, const LayerRef& layer);
+
+/// The token ids of the call, in host memory, are rows of the layer's table.
+void check_token_ids(const char* operation, const LayerRef& layer, const ForwardIo& io);
 
 /// Throws unless `view` lies on `device` and has an element type the forward reads and writes.
 void check_float_tensor(const char* operation, const char* name, DeviceType device,

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "forward/choose_path.hpp"
+#include "forward/parts.hpp"
 #include "moesaic/forward.hpp"
 
 namespace moesaic {
@@ -23,7 +24,7 @@ void add_role(const Context& context, const ExpertStack& stack, Role role,
   const Support support = context.backend().supports(ref);
   const std::string name = prefix + name_of(role);
   facts.emplace_back(name + " type", traits(ref.type).name);
-  facts.emplace_back(name + " layout", ref.layout == WeightLayout::Panels ? "panels" : "rows");
+  facts.emplace_back(name + " layout", name_of(ref.layout));
   facts.emplace_back(name + " kernel", support.ok
                                            ? context.backend().kernel_name(ref, context.tuning())
                                            : "unsupported: " + std::string(support.reason));
@@ -33,6 +34,16 @@ void add_role(const Context& context, const ExpertStack& stack, Role role,
 std::string block_size_fact(const Tuning& tuning) {
   if (tuning.block_size) return std::to_string(*tuning.block_size) + " (asked for)";
   return "64, 32 or 16: the largest that pads at most 30 %, chosen from the routing of each call";
+}
+
+/// The rarer parts of the layer, by name.
+std::string parts_fact(const LayerRef& layer) {
+  std::string names;
+  for (const LayerPart part : forward::kLayerParts) {
+    if (!forward::has_part(layer, part)) continue;
+    names += (names.empty() ? "" : ", ") + std::string(name_of(part));
+  }
+  return names;
 }
 
 }  // namespace
@@ -64,6 +75,9 @@ Explanation explain(const Context& context, const LayerRef& layer, std::int32_t 
   for (const Role role : {Role::Gate, Role::Up, Role::Down}) {
     add_role(context, stack, role, "", facts);
   }
+  if (const std::string parts = parts_fact(layer); !parts.empty()) {
+    facts.emplace_back("parts", parts);
+  }
   const double experts = expected_experts(num_tokens, top_k, stack.num_experts());
   double weight_bytes = experts * static_cast<double>(stack.bytes_per_expert());
   if (layer.shared != nullptr) {
@@ -71,6 +85,12 @@ Explanation explain(const Context& context, const LayerRef& layer, std::int32_t 
       add_role(context, layer.shared->stack, role, "shared ", facts);
     }
     if (num_tokens > 0) weight_bytes += static_cast<double>(layer.shared->stack.nbytes());
+  }
+  if (layer.latent != nullptr) {
+    for (const Role role : {Role::Up, Role::Down}) {
+      add_role(context, layer.latent->projections, role, "latent ", facts);
+    }
+    if (num_tokens > 0) weight_bytes += static_cast<double>(layer.latent->projections.nbytes());
   }
   facts.emplace_back(
       "experts touched (uniform routing)",

@@ -1,59 +1,104 @@
 #include "moesaic/forward.hpp"
 
 #include "forward/steps.hpp"
+#include "moesaic/offload.hpp"
 
 namespace moesaic {
 namespace forward {
+namespace {
+
+TensorView f32_rows(const Call& call, float* data, std::int64_t cols) {
+  return {data, DType::F32, {call.sizes.num_tokens, cols}, call.io.out.device};
+}
+
+/// A combine with weight 1 rounds the f32 sum to the output's type.
+void round_sum(const Call& call) {
+  call.backend().combine(call.context, {.rows = call.scratch.sum,
+                                        .pair_row = nullptr,
+                                        .routing = every_token_once(call),
+                                        .out = call.io.out,
+                                        .accumulate = call.io.accumulate});
+}
+
+}  // namespace
 
 void run(const char* operation, Context& context, const LayerRef& layer, const ForwardIo& io,
          Workspace& workspace, const Tuning& tuning) {
   const Backend& backend = context.backend();
   const CallSizes sizes = check_forward(operation, backend.device_type(), layer, io);
   check_supported(operation, context, layer);
+  check_same_device(operation, backend.device(), io);
   if (sizes.num_tokens == 0) return;
+  if (io.routing.topk_ids != nullptr && backend.device_type() != DeviceType::Cpu) {
+    backend.check_ids(context, io.routing, layer.router_experts(), operation);
+  }
+
+  using Values = std::span<const float>;
+  const bool own_logits = !sizes.ready_routing && io.logits.data == nullptr;
+  backend.before_launches(context, sizes.ready_routing ? nullptr : layer.router,
+                          {own_logits ? Values(*layer.router_weight) : Values(),
+                           layer.shared != nullptr ? Values(layer.shared->gate) : Values()},
+                          operation);
 
   const PathChoice choice =
       choose_path(sizes.num_tokens, sizes.top_k, layer.stack->shape(), tuning);
   const Workspace::Use use(workspace);
   const Scratch s =
       carve_workspace(operation, context, layer, sizes.top_k, sizes.num_tokens, workspace);
-  const InputRows x = input_rows(io.x, operation, "x");
+  const InputRows x = expert_input(operation, context, layer, io, s);
   const Call call{operation, context, layer, io, sizes, x, s};
 
   const RoutingView routing = route_tokens(call);
-  count_call(call, routing);
+  const RoutingView pairs = expert_pairs(call, routing);
+  count_call(call, pairs);
 
-  InputRows in = x;
+  InputRows in = project_down(call);
   const PhaseMaps maps =
-      choice.path == Path::Gemv ? pair_maps(routing) : plan_buckets(call, routing, choice, in);
-  backend.gate_up(context, {.stack = layer.stack,
-                            .activation = layer.activation,
-                            .rows = maps.gate_up,
-                            .x = in,
-                            .hidden = s.hidden,
-                            .precision = choice.precision,
-                            .gate_up = s.gate_up,
-                            .scratch = s.backend});
+      choice.path == Path::Gemv ? pair_maps(pairs) : plan_buckets(call, pairs, choice, in);
+  const DType working = backend.working_dtype(io.x.dtype);
+  const GateUpCall gate_up{.stack = layer.stack,
+                           .activation = layer.activation,
+                           .rows = maps.gate_up,
+                           .x = in,
+                           .hidden = s.hidden,
+                           .working = working,
+                           .precision = choice.precision,
+                           .gate_up = s.gate_up,
+                           .scratch = s.backend,
+                           .row_weight = row_weights(call, routing, choice.row_space)};
 
-  // With shared experts a narrow output is summed in f32 and rounded once.
-  const bool direct = layer.shared == nullptr || io.out.dtype == DType::F32;
-  const TensorView sum =
-      direct ? io.out
-             : TensorView(s.sum, DType::F32, {sizes.num_tokens, layer.stack->shape().hidden_size},
-                          io.out.device);
-  backend.down(context, {.stack = layer.stack,
-                         .rows = maps.down,
-                         .hidden = s.hidden,
-                         .hidden_rows = sizes.num_pairs,
-                         .down_rows = s.rows,
-                         .combine = {.rows = s.rows,
-                                     .pair_row = maps.pair_row,
-                                     .routing = routing,
-                                     .out = sum,
-                                     .accumulate = direct && io.accumulate},
-                         .precision = choice.precision,
-                         .scratch = s.backend});
+  // Several terms are summed in f32 and rounded once.
+  const bool direct = s.sum == nullptr || io.out.dtype == DType::F32;
+  const TensorView sum = direct ? io.out : f32_rows(call, s.sum, layer.hidden_size());
+  const bool accumulate = direct && io.accumulate;
+  const bool latent = layer.latent != nullptr;
+  const TensorView routed =
+      latent ? f32_rows(call, s.latent_sum, layer.stack->shape().hidden_size) : sum;
+  const DownCall down{.stack = layer.stack,
+                      .rows = maps.down,
+                      .hidden = s.hidden,
+                      .hidden_rows = sizes.num_pairs,
+                      .down_rows = s.rows,
+                      .working = working,
+                      .combine = {.rows = s.rows,
+                                  .pair_row = maps.pair_row,
+                                  .routing = pairs,
+                                  .out = routed,
+                                  .accumulate = !latent && accumulate,
+                                  .num_experts = layer.stack->num_experts()},
+                      .precision = choice.precision,
+                      .scratch = s.backend};
+  if (layer.residency != nullptr) {
+    layer.residency->run(context, gate_up, down);
+  } else {
+    backend.gate_up(context, gate_up);
+    backend.down(context, down);
+  }
+  if (latent) project_up(call, sum, accumulate);
+  add_identity(call, routing, sum);
   if (layer.shared != nullptr) add_shared(call, sum, tuning);
+  if (!direct) round_sum(call);
+  backend.submit(context);
 }
 
 }  // namespace forward
@@ -63,7 +108,13 @@ LayerRef::LayerRef(const MoeLayer& layer)
       router(&layer.config().router),
       activation(layer.config().activation),
       router_weight(&layer.router_weight()),
-      shared(layer.shared()) {}
+      shared(layer.shared()),
+      latent(layer.latent()),
+      input_norm(&layer.parts().input_norm),
+      router_norm(&layer.parts().router_norm),
+      separate_router_input(layer.config().router_input == RouterInput::Separate),
+      token_experts(layer.parts().token_experts),
+      residency(layer.parts().residency.get()) {}
 
 void moe_forward(Context& context, const LayerRef& layer, const ForwardIo& io,
                  Workspace& workspace) {

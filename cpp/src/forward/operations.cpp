@@ -8,13 +8,28 @@
 namespace moesaic {
 namespace {
 
-/// Memory of the backend for the length of one call.
+/// Memory of the backend for the length of one call, launches included.
 class Scratch {
  public:
-  Scratch(const Backend& backend, std::size_t bytes)
-      : backend_(backend), bytes_(bytes), data_(bytes > 0 ? backend.allocate(bytes) : nullptr) {}
+  Scratch(const char* operation, Context& context, std::size_t bytes)
+      : context_(context), bytes_(bytes) {
+    if (bytes == 0) return;
+    require<CaptureError>(!context.backend().capturing(context), [&] {
+      return Problem{.operation = operation,
+                     .what = "scratch memory",
+                     .expected = "a stream that records no graph",
+                     .got = "a capture",
+                     .hint = "the forwards take a workspace"};
+    });
+    data_ = context.backend().allocate(bytes);
+  }
   ~Scratch() {
-    if (data_ != nullptr) backend_.deallocate(data_, bytes_);
+    if (data_ == nullptr) return;
+    try {
+      context_.backend().synchronize(context_);
+    } catch (const Error&) {  // the next call on the device reports it
+    }
+    context_.backend().deallocate(data_, bytes_);
   }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
@@ -23,9 +38,9 @@ class Scratch {
   float* floats() const { return static_cast<float*>(data_); }
 
  private:
-  const Backend& backend_;
+  Context& context_;
   std::size_t bytes_;
-  void* data_;
+  void* data_ = nullptr;
 };
 
 [[noreturn]] void wrong_shape(const char* operation, const char* name, const std::string& expected,
@@ -37,7 +52,7 @@ class Scratch {
                            .hint = {}});
 }
 
-/// These operations zero rows and check ids where they stand, so they need host memory.
+/// Operations over a plan, whose arrays are the host's.
 DeviceType host_device(const char* operation, const Context& context) {
   const DeviceType device = context.backend().device_type();
   require<UnsupportedError>(device == DeviceType::Cpu, [&] {
@@ -59,6 +74,13 @@ const RoleWeights& role_of(const char* operation, const Context& context, const 
                    .expected = "weights of this role",
                    .got = "none (the experts are ungated)",
                    .hint = {}};
+  });
+  require<DeviceError>(stack.device() == context.backend().device(), [&] {
+    return Problem{.operation = operation,
+                   .what = "expert weights",
+                   .expected = "on " + to_string(context.backend().device()),
+                   .got = to_string(stack.device()),
+                   .hint = "load them with device="};
   });
   const Support support = context.backend().supports(weights.ref);
   require<UnsupportedError>(support.ok, [&] {
@@ -86,9 +108,10 @@ struct GemvCall {
   std::int32_t top_k;
 };
 
-GemvCall check_gemv(const char* operation, DeviceType device, const StackShape& shape,
+GemvCall check_gemv(const char* operation, Context& context, const StackShape& shape,
                     std::int64_t cols, std::int64_t rows, const ConstTensorView& x,
                     const ConstTensorView& ids, const ConstTensorView& out) {
+  const DeviceType device = context.backend().device_type();
   if (ids.rank != 1 && ids.rank != 2) wrong_shape(operation, "ids", "[k] or [T, k]", ids);
   const bool batched = ids.rank == 2;
   const std::int64_t tokens = batched ? ids.dim(0) : 1;
@@ -132,16 +155,8 @@ GemvCall check_gemv(const char* operation, DeviceType device, const StackShape& 
   if (per_token) call.map.source_divisor = call.top_k;
   if (x.rank == 1) call.map.source_divisor = pairs;
   const RoutingView view{const_cast<std::int32_t*>(call.map.expert), nullptr, tokens, call.top_k};
-  check_ids(view, shape.num_experts, operation);
+  context.backend().check_ids(context, view, shape.num_experts, operation);
   return call;
-}
-
-/// Pairs that no expert computes are zero.
-void zero_skipped(const std::int32_t* chosen, std::int64_t pairs, std::int64_t cols, float* out) {
-  for (std::int64_t pair = 0; pair < pairs; ++pair) {
-    if (chosen[pair] >= 0) continue;
-    std::memset(out + pair * cols, 0, static_cast<std::size_t>(cols) * sizeof(float));
-  }
 }
 
 void check_plan(const char* operation, const BucketPlan& plan, const Routing& routing) {
@@ -181,16 +196,18 @@ void combine_rows(const char* operation, Context& context, const ConstTensorView
 void expert_gemv(Context& context, const ExpertStack& stack, Role role, const ConstTensorView& x,
                  const ConstTensorView& ids, TensorView out, Precision precision) {
   constexpr const char* kName = "expert_gemv";
-  const DeviceType device = host_device(kName, context);
   const RoleWeights& weights = role_of(kName, context, stack, role);
   const GemvCall call =
-      check_gemv(kName, device, stack.shape(), weights.ref.cols, weights.ref.rows, x, ids, out);
+      check_gemv(kName, context, stack.shape(), weights.ref.cols, weights.ref.rows, x, ids, out);
   if (call.num_pairs == 0) return;
   const Backend& backend = context.backend();
-  const Scratch scratch(backend, backend.scratch_bytes({stack.shape(), call.num_tokens, call.top_k,
-                                                        call.num_pairs, stack.packed_cols()}));
+  const Scratch scratch(
+      kName, context,
+      backend.scratch_bytes({stack.shape(), call.num_tokens, call.top_k, call.num_pairs,
+                             stack.packed_cols(), stack.shares_units()}));
   auto* y = static_cast<float*>(out.data);
-  zero_skipped(call.map.expert, call.num_pairs, weights.ref.rows, y);
+  backend.zero_skipped(context, call.map.expert, stack.num_experts(), call.num_pairs,
+                       weights.ref.rows, y);
   backend.expert_gemm(context,
                       {.weights = &weights,
                        .rows = call.map,
@@ -204,7 +221,6 @@ void expert_gemv_gate_up(Context& context, const ExpertStack& stack, const Activ
                          const ConstTensorView& x, const ConstTensorView& ids, TensorView out,
                          Precision precision) {
   constexpr const char* kName = "expert_gemv_gate_up";
-  const DeviceType device = host_device(kName, context);
   if (activation.gated()) role_of(kName, context, stack, Role::Gate);
   role_of(kName, context, stack, Role::Up);
   require<ShapeError>(stack.gated() == activation.gated(), [&] {
@@ -217,14 +233,15 @@ void expert_gemv_gate_up(Context& context, const ExpertStack& stack, const Activ
   });
   const StackShape& shape = stack.shape();
   const GemvCall call =
-      check_gemv(kName, device, shape, shape.hidden_size, shape.intermediate_size, x, ids, out);
+      check_gemv(kName, context, shape, shape.hidden_size, shape.intermediate_size, x, ids, out);
   if (call.num_pairs == 0) return;
   const Backend& backend = context.backend();
-  const Scratch scratch(backend, backend.scratch_bytes({shape, call.num_tokens, call.top_k,
-                                                        call.num_pairs, stack.packed_cols()}));
+  const Scratch scratch(kName, context,
+                        backend.scratch_bytes({shape, call.num_tokens, call.top_k, call.num_pairs,
+                                               stack.packed_cols(), stack.shares_units()}));
   const std::int64_t gate_up_elems =
       backend.fuses_activation() ? 0 : 2 * call.num_pairs * shape.intermediate_size;
-  const Scratch gate_up(backend, static_cast<std::size_t>(gate_up_elems) * sizeof(float));
+  const Scratch gate_up(kName, context, static_cast<std::size_t>(gate_up_elems) * sizeof(float));
   auto* hidden = static_cast<float*>(out.data);
   backend.gate_up(context,
                   {.stack = &stack,
@@ -236,7 +253,8 @@ void expert_gemv_gate_up(Context& context, const ExpertStack& stack, const Activ
                    .gate_up = gate_up.floats(),
                    .scratch = scratch.bytes()});
   // Afterwards: a backend without a fused activation runs over all rows.
-  zero_skipped(call.map.expert, call.num_pairs, shape.intermediate_size, hidden);
+  backend.zero_skipped(context, call.map.expert, shape.num_experts, call.num_pairs,
+                       shape.intermediate_size, hidden);
 }
 
 void expert_gemm(Context& context, const ExpertStack& stack, Role role, const ConstTensorView& x,
@@ -262,8 +280,9 @@ void expert_gemm(Context& context, const ExpertStack& stack, Role role, const Co
   forward::check_dense(kName, "out", device, out, DType::F32, {pairs, weights.ref.rows});
   if (pairs == 0) return;
   const Backend& backend = context.backend();
-  const Scratch scratch(backend, backend.scratch_bytes({stack.shape(), plan.num_tokens(),
-                                                        plan.top_k(), pairs, stack.packed_cols()}));
+  const Scratch scratch(kName, context,
+                        backend.scratch_bytes({stack.shape(), plan.num_tokens(), plan.top_k(),
+                                               pairs, stack.packed_cols()}));
   const std::int32_t* row_pair = plan.row_pair().data();
   const RowMap map{.num_segments = plan.num_experts(),
                    .offsets = plan.expert_offsets().data(),
@@ -271,7 +290,8 @@ void expert_gemm(Context& context, const ExpertStack& stack, Role role, const Co
                    .destination = row_pair,
                    .limit = static_cast<std::int32_t>(pairs)};
   auto* y = static_cast<float*>(out.data);
-  zero_skipped(plan.pair_row().data(), pairs, weights.ref.rows, y);
+  backend.zero_skipped(context, plan.pair_row().data(), static_cast<std::int32_t>(pairs), pairs,
+                       weights.ref.rows, y);
   backend.expert_gemm(context, {.weights = &weights,
                                 .rows = map,
                                 .in = input_rows(x, kName, "x"),
@@ -300,7 +320,7 @@ void gather_rows(Context& context, const ConstTensorView& x, const BucketPlan& p
 
 void silu_mul(Context& context, const ConstTensorView& gate_up, TensorView out) {
   constexpr const char* kName = "silu_mul";
-  const DeviceType device = host_device(kName, context);
+  const DeviceType device = context.backend().device_type();
   if (gate_up.rank != 2 || gate_up.dim(1) % 2 != 0) {
     wrong_shape(kName, "gate_up", "[P, 2I]", gate_up);
   }
@@ -311,6 +331,7 @@ void silu_mul(Context& context, const ConstTensorView& gate_up, TensorView out) 
   const auto* gate = static_cast<const float*>(gate_up.data);
   context.backend().activate(context, Activation{}, gate, gate + intermediate, 2 * intermediate,
                              rows, intermediate, static_cast<float*>(out.data));
+  context.backend().submit(context);
 }
 
 void combine(Context& context, const ConstTensorView& rows, const BucketPlan& plan,

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "forward/check.hpp"
+#include "forward/parts.hpp"
 #include "moesaic/forward.hpp"
 
 namespace moesaic {
@@ -72,21 +73,23 @@ struct DenseRole {
   }
 };
 
-/// One expert's FFN: down(activation(gate x, up x)).
+/// One expert's FFN: down(activation(gate x, up x)), x times `factor`.
 class DenseExpert {
  public:
   DenseExpert(const ExpertStack& stack, const Activation& activation, std::int32_t expert)
       : activation_(activation),
         up_(stack.up(), expert),
         down_(stack.down(), expert),
+        input_(static_cast<std::size_t>(up_.cols)),
         hidden_(static_cast<std::size_t>(up_.rows)) {
     if (stack.gated()) gate_.emplace(stack.gate(), expert);
   }
 
-  void apply(const float* x, float* y) {
+  void apply(const float* x, float factor, float* y) {
+    for (std::int64_t h = 0; h < up_.cols; ++h) input_[static_cast<std::size_t>(h)] = factor * x[h];
     for (std::int64_t i = 0; i < up_.rows; ++i) {
-      const float g = gate_ ? gate_->apply(i, x) : 0.0F;
-      hidden_[static_cast<std::size_t>(i)] = activate(activation_, g, up_.apply(i, x));
+      const float g = gate_ ? gate_->apply(i, input_.data()) : 0.0F;
+      hidden_[static_cast<std::size_t>(i)] = activate(activation_, g, up_.apply(i, input_.data()));
     }
     for (std::int64_t h = 0; h < down_.rows; ++h) y[h] = down_.apply(h, hidden_.data());
   }
@@ -95,7 +98,7 @@ class DenseExpert {
   Activation activation_;
   std::optional<DenseRole> gate_;
   DenseRole up_, down_;
-  Floats hidden_;
+  Floats input_, hidden_;
 };
 
 Floats to_f32(const ConstTensorView& view) {
@@ -109,26 +112,153 @@ Floats to_f32(const ConstTensorView& view) {
   return values;
 }
 
-/// The given routing, or that of the given logits, or that of the layer's own router.
-RoutingView reference_routing(const LayerRef& layer, const ForwardIo& io, const Floats& x,
-                              std::int64_t tokens, Routing& storage) {
-  if (io.routing.topk_ids != nullptr) return io.routing;
-  const std::int32_t experts = layer.stack->num_experts();
-  const std::int64_t hidden = layer.stack->shape().hidden_size;
+/// Rows of `cols` values, one per token.
+struct Rows {
+  Floats values;
+  std::int64_t cols = 0;
+  const float* row(std::int64_t t) const { return values.data() + t * cols; }
+  float* row(std::int64_t t) { return values.data() + t * cols; }
+  std::int64_t count() const { return static_cast<std::int64_t>(values.size()) / cols; }
+};
+
+Rows to_rows(const ConstTensorView& view) { return {to_f32(view), view.dim(1)}; }
+
+Rows normed(const Rows& x, const RmsNorm* norm) {
+  if (!forward::has_norm(norm)) return x;
+  Rows out = x;
+  for (std::int64_t t = 0; t < x.count(); ++t) {
+    const double square = dot(x.row(t), x.row(t), x.cols) / static_cast<double>(x.cols);
+    const double factor = 1.0 / std::sqrt(square + static_cast<double>(norm->eps));
+    for (std::int64_t h = 0; h < x.cols; ++h) {
+      out.row(t)[h] = static_cast<float>(static_cast<double>(x.row(t)[h]) * factor *
+                                         static_cast<double>(norm->weight[h]));
+    }
+  }
+  return out;
+}
+
+/// W x of one projection of latent experts.
+Rows projected(const Rows& x, const RoleWeights& weights) {
+  const DenseRole role(weights, 0);
+  Rows out{Floats(static_cast<std::size_t>(x.count() * role.rows)), role.rows};
+  for (std::int64_t t = 0; t < x.count(); ++t) {
+    for (std::int64_t r = 0; r < role.rows; ++r) out.row(t)[r] = role.apply(r, x.row(t));
+  }
+  return out;
+}
+
+/// Router logits of what the router reads; `x` is what the experts read.
+Floats own_logits(const LayerRef& layer, const ForwardIo& io, const Rows& x) {
+  Rows input = x;
+  if (io.router_input.data != nullptr) {
+    input = to_rows(io.router_input);
+  } else if (forward::has_norm(layer.router_norm)) {
+    input = to_rows(io.x);
+  }
+  input = normed(input, layer.router_norm);
+  Floats logits;
+  for (std::int64_t t = 0; t < input.count(); ++t) {
+    for (std::int32_t e = 0; e < layer.router_experts(); ++e) {
+      const float* weight = layer.router_weight->data() + e * input.cols;
+      logits.push_back(static_cast<float>(dot(input.row(t), weight, input.cols)));
+    }
+  }
+  return logits;
+}
+
+/// The ids that came with the call.
+void take_ids(const LayerRef& layer, const ForwardIo& io, Routing& to) {
+  const auto* tokens = static_cast<const std::int32_t*>(io.token_ids.data);
+  for (std::int64_t pair = 0; pair < to.num_tokens() * to.top_k(); ++pair) {
+    const std::int64_t token = pair / to.top_k();
+    to.topk_ids()[pair] = tokens == nullptr
+                              ? io.routing.topk_ids[pair]
+                              : layer.token_experts[tokens[token] * to.top_k() + pair % to.top_k()];
+  }
+}
+
+/// The ready routing, or that of the given logits, or that of the layer's own router.
+RoutingView reference_routing(const LayerRef& layer, const ForwardIo& io,
+                              const forward::CallSizes& sizes, const Rows& x, Routing& storage) {
+  if (sizes.ready_routing) return io.routing;
+  if (layer.router->select_on == SelectOn::Given) {
+    storage.resize(sizes.num_tokens, sizes.top_k);
+    take_ids(layer, io, storage);
+  }
   Floats logits;
   ConstTensorView view = io.logits;
   if (view.data == nullptr) {
-    logits.resize(static_cast<std::size_t>(tokens * experts));
-    for (std::int64_t t = 0; t < tokens; ++t) {
-      for (std::int32_t e = 0; e < experts; ++e) {
-        logits[static_cast<std::size_t>(t * experts + e)] = static_cast<float>(
-            dot(x.data() + t * hidden, layer.router_weight->data() + e * hidden, hidden));
-      }
-    }
-    view = ConstTensorView(logits.data(), DType::F32, {tokens, experts});
+    logits = own_logits(layer, io, x);
+    view = ConstTensorView(logits.data(), DType::F32, {sizes.num_tokens, layer.router_experts()});
   }
   route(view, *layer.router, storage);
   return storage.view();
+}
+
+/// The weighted sums of the routed experts, in slot order; identity experts give `x`.
+std::vector<double> routed_sums(const LayerRef& layer, const RoutingView& routing, const Rows& x) {
+  const ExpertStack& stack = *layer.stack;
+  const bool on_input = layer.weight_on() == WeightOn::Input;
+  // Expert by expert, so that each is decoded once; a row per pair.
+  Rows rows{Floats(static_cast<std::size_t>(routing.num_pairs() * x.cols)), x.cols};
+  for (std::int32_t e = 0; e < stack.num_experts(); ++e) {
+    std::optional<DenseExpert> expert;
+    for (std::int64_t pair = 0; pair < routing.num_pairs(); ++pair) {
+      if (routing.topk_ids[pair] != e) continue;
+      if (!expert) expert.emplace(stack, layer.activation, e);
+      expert->apply(x.row(pair / routing.top_k), on_input ? routing.topk_weights[pair] : 1.0F,
+                    rows.row(pair));
+    }
+  }
+  std::vector<double> sums(x.values.size());
+  for (std::int64_t pair = 0; pair < routing.num_pairs(); ++pair) {
+    const std::int32_t id = routing.topk_ids[pair];
+    if (id < 0 || id >= stack.num_experts()) continue;
+    const double weight = on_input ? 1.0 : static_cast<double>(routing.topk_weights[pair]);
+    double* const sum = sums.data() + pair / routing.top_k * x.cols;
+    for (std::int64_t h = 0; h < x.cols; ++h) {
+      sum[h] += weight * static_cast<double>(rows.row(pair)[h]);
+    }
+  }
+  return sums;
+}
+
+/// Adds x times the weights of the identity experts.
+void add_identity(const LayerRef& layer, const RoutingView& routing, const Rows& x,
+                  std::vector<double>& sums) {
+  for (std::int64_t pair = 0; pair < routing.num_pairs(); ++pair) {
+    if (routing.topk_ids[pair] < layer.stack->num_experts()) continue;
+    const std::int64_t token = pair / routing.top_k;
+    for (std::int64_t h = 0; h < x.cols; ++h) {
+      sums[static_cast<std::size_t>(token * x.cols + h)] +=
+          static_cast<double>(routing.topk_weights[pair]) * static_cast<double>(x.row(token)[h]);
+    }
+  }
+}
+
+void add_shared(const SharedExperts& shared, const Rows& x, std::vector<double>& sums) {
+  DenseExpert expert(shared.stack, shared.activation, 0);
+  Floats y(static_cast<std::size_t>(x.cols));
+  for (std::int64_t t = 0; t < x.count(); ++t) {
+    expert.apply(x.row(t), 1.0F, y.data());
+    const double weight = shared.gate.empty()
+                              ? 1.0
+                              : 1.0 / (1.0 + std::exp(-dot(shared.gate.data(), x.row(t), x.cols)));
+    for (std::int64_t h = 0; h < x.cols; ++h) {
+      sums[static_cast<std::size_t>(t * x.cols + h)] +=
+          weight * static_cast<double>(y[static_cast<std::size_t>(h)]);
+    }
+  }
+}
+
+/// The routed sums of latent experts at full width.
+std::vector<double> latent_sums(const LayerRef& layer, const RoutingView& routing, const Rows& x) {
+  const ExpertStack& projections = layer.latent->projections;
+  const Rows narrow = projected(x, projections.up());
+  const std::vector<double> sums = routed_sums(layer, routing, narrow);
+  Rows sum{Floats(sums.begin(), sums.end()), narrow.cols};
+  const Rows full = projected(normed(sum, &layer.latent->norm), projections.down());
+  return {full.values.begin(), full.values.end()};
 }
 
 }  // namespace
@@ -137,58 +267,25 @@ void moe_forward_cpu(const LayerRef& layer, const ForwardIo& io) {
   const forward::CallSizes sizes =
       forward::check_forward("moe_forward_cpu", DeviceType::Cpu, layer, io);
   if (sizes.num_tokens == 0) return;
-  const ExpertStack& stack = *layer.stack;
-  const std::int64_t tokens = sizes.num_tokens, hidden = stack.shape().hidden_size;
-  const Floats x = to_f32(io.x);
+  const Rows x = normed(to_rows(io.x), layer.input_norm);
   Routing storage;
-  const RoutingView routing = reference_routing(layer, io, x, tokens, storage);
+  const RoutingView routing = reference_routing(layer, io, sizes, x, storage);
   if (io.routing_out.topk_ids != nullptr) {
     const auto pairs = static_cast<std::size_t>(sizes.num_pairs);
     std::memmove(io.routing_out.topk_ids, routing.topk_ids, pairs * sizeof(std::int32_t));
     std::memmove(io.routing_out.topk_weights, routing.topk_weights, pairs * sizeof(float));
   }
 
-  // Expert by expert, so that each is decoded once; a row per pair.
-  Floats rows(static_cast<std::size_t>(sizes.num_pairs * hidden));
-  for (std::int32_t e = 0; e < stack.num_experts(); ++e) {
-    std::optional<DenseExpert> expert;
-    for (std::int64_t pair = 0; pair < sizes.num_pairs; ++pair) {
-      if (routing.topk_ids[pair] != e) continue;
-      if (!expert) expert.emplace(stack, layer.activation, e);
-      expert->apply(x.data() + pair / sizes.top_k * hidden, rows.data() + pair * hidden);
-    }
-  }
-  Floats shared_rows, shared_weights;
-  if (layer.shared != nullptr) {
-    shared_rows.resize(static_cast<std::size_t>(tokens * hidden));
-    shared_weights.assign(static_cast<std::size_t>(tokens), 1.0F);
-    DenseExpert expert(layer.shared->stack, layer.activation, 0);
-    for (std::int64_t t = 0; t < tokens; ++t) {
-      expert.apply(x.data() + t * hidden, shared_rows.data() + t * hidden);
-      if (layer.shared->gate.empty()) continue;
-      const double logit = dot(layer.shared->gate.data(), x.data() + t * hidden, hidden);
-      shared_weights[static_cast<std::size_t>(t)] =
-          static_cast<float>(1.0 / (1.0 + std::exp(-logit)));
-    }
-  }
-
-  // The weighted sum in slot order, shared experts last.
-  for (std::int64_t t = 0; t < tokens; ++t) {
-    for (std::int64_t h = 0; h < hidden; ++h) {
+  std::vector<double> sums =
+      layer.latent != nullptr ? latent_sums(layer, routing, x) : routed_sums(layer, routing, x);
+  add_identity(layer, routing, x, sums);
+  if (layer.shared != nullptr) add_shared(*layer.shared, x, sums);
+  for (std::int64_t t = 0; t < sizes.num_tokens; ++t) {
+    for (std::int64_t h = 0; h < x.cols; ++h) {
       const std::int64_t at = t * io.out.stride(0) + h * io.out.stride(1);
-      double sum =
-          io.accumulate ? static_cast<double>(element(io.out.data, io.out.dtype, at)) : 0.0;
-      for (std::int32_t slot = 0; slot < sizes.top_k; ++slot) {
-        const std::int64_t pair = t * sizes.top_k + slot;
-        if (routing.topk_ids[pair] < 0) continue;
-        sum += static_cast<double>(routing.topk_weights[pair]) *
-               static_cast<double>(rows[static_cast<std::size_t>(pair * hidden + h)]);
-      }
-      if (!shared_rows.empty()) {
-        sum += static_cast<double>(shared_weights[static_cast<std::size_t>(t)]) *
-               static_cast<double>(shared_rows[static_cast<std::size_t>(t * hidden + h)]);
-      }
-      set_element(io.out.data, io.out.dtype, at, static_cast<float>(sum));
+      double y = sums[static_cast<std::size_t>(t * x.cols + h)];
+      if (io.accumulate) y += static_cast<double>(element(io.out.data, io.out.dtype, at));
+      set_element(io.out.data, io.out.dtype, at, static_cast<float>(y));
     }
   }
 }

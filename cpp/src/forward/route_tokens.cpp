@@ -1,15 +1,18 @@
+#include <algorithm>
+
 #include "forward/steps.hpp"
 
 namespace moesaic::forward {
 namespace {
 
-void copy_routing(const Backend& backend, const RoutingView& from, const RoutingView& to) {
+void copy_routing(const Call& call, const RoutingView& from, const RoutingView& to) {
+  const Backend& backend = call.backend();
   const auto pairs = static_cast<std::size_t>(from.num_pairs());
   if (to.topk_ids != from.topk_ids) {
-    backend.copy(to.topk_ids, from.topk_ids, pairs * sizeof(std::int32_t));
+    backend.copy_on_stream(call.context, to.topk_ids, from.topk_ids, pairs * sizeof(std::int32_t));
   }
   if (to.topk_weights != from.topk_weights) {
-    backend.copy(to.topk_weights, from.topk_weights, pairs * sizeof(float));
+    backend.copy_on_stream(call.context, to.topk_weights, from.topk_weights, pairs * sizeof(float));
   }
 }
 
@@ -36,25 +39,46 @@ Logits logits_of(const Call& call) {
     return {static_cast<const float*>(call.io.logits.data), call.io.logits.stride(0)};
   }
   const ScopedZone zone(call.context.profiler(), Zone::Router);
-  const std::int32_t experts = call.stack().num_experts();
-  call.backend().router_logits(call.context, call.x, call.layer.router_weight->data(), experts,
-                               call.scratch.logits);
+  const std::int32_t experts = call.layer.router_experts();
+  call.backend().router_logits(call.context, router_input(call), call.layer.router_weight->data(),
+                               experts, call.scratch.logits);
   return {call.scratch.logits, experts};
+}
+
+/// The row of the layer's table that belongs to each token.
+void look_up_experts(const Call& call, const RoutingView& to) {
+  const auto* const tokens = static_cast<const std::int32_t*>(call.io.token_ids.data);
+  for (std::int64_t t = 0; t < to.num_tokens; ++t) {
+    const std::int64_t first = static_cast<std::int64_t>(tokens[t]) * to.top_k;
+    std::copy_n(call.layer.token_experts.data() + first, to.top_k, to.topk_ids + t * to.top_k);
+  }
+}
+
+/// The ids of a router that only weighs them.
+void take_given_ids(const Call& call, const RoutingView& to) {
+  if (call.layer.router->select_on != SelectOn::Given) return;
+  if (call.io.token_ids.data != nullptr) {
+    look_up_experts(call, to);
+    return;
+  }
+  call.backend().copy_on_stream(call.context, to.topk_ids, call.io.routing.topk_ids,
+                                static_cast<std::size_t>(to.num_pairs()) * sizeof(std::int32_t));
 }
 
 }  // namespace
 
 RoutingView route_tokens(const Call& call) {
   RoutingView routing = call.io.routing;
-  if (routing.topk_ids == nullptr) {
+  if (!call.sizes.ready_routing) {
     const Logits logits = logits_of(call);
     const ScopedZone zone(call.context.profiler(), Zone::Route);
     routing = call.scratch.routing;
+    take_given_ids(call, routing);
     check_finite(call, call.backend().route(call.context, logits.data, logits.stride,
                                             *call.layer.router, routing, call.scratch.route));
   }
   if (call.io.routing_out.topk_ids != nullptr) {
-    copy_routing(call.backend(), routing, call.io.routing_out);
+    copy_routing(call, routing, call.io.routing_out);
   }
   return routing;
 }

@@ -1,9 +1,10 @@
 #include "forward/scratch.hpp"
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 #include <string>
+
+#include "forward/parts.hpp"
 
 namespace moesaic {
 namespace forward {
@@ -13,19 +14,25 @@ Scratch carve(const Context& context, const LayerRef& layer, std::int32_t top_k,
   const Backend& backend = context.backend();
   const StackShape& shape = layer.stack->shape();
   const std::int64_t pairs = num_tokens * top_k;
+  const std::int64_t hidden = layer.hidden_size();
   const std::int32_t experts = shape.num_experts;
+  const std::int32_t logits = layer.router_experts();
+  const bool latent = has_part(layer, LayerPart::LatentExperts);
+  const bool identity = has_part(layer, LayerPart::IdentityExperts);
+  const bool input_weights = has_part(layer, LayerPart::InputWeights);
 
-  // Shared experts run after the routed ones and use the same row buffers.
-  ScratchQuery query{shape, num_tokens, top_k, pairs, layer.stack->packed_cols()};
+  // Shared experts and projections run before or after the routed ones and use the same buffers.
+  ScratchQuery query{
+      shape, num_tokens, top_k, pairs, layer.stack->packed_cols(), layer.stack->shares_units()};
   std::size_t backend_bytes = backend.scratch_bytes(query);
-  std::int64_t row_elems = pairs * shape.hidden_size;
+  std::int64_t row_elems = std::max(pairs * shape.hidden_size, num_tokens * hidden);
   std::int64_t hidden_elems = pairs * shape.intermediate_size;
-  if (layer.shared != nullptr) {
-    const StackShape& one = layer.shared->stack.shape();
-    query = {one, num_tokens, 1, num_tokens, layer.shared->stack.packed_cols()};
+  for (const ExpertStack* one : {layer.shared != nullptr ? &layer.shared->stack : nullptr,
+                                 latent ? &layer.latent->projections : nullptr}) {
+    if (one == nullptr) continue;
+    query = {one->shape(), num_tokens, 1, num_tokens, one->packed_cols(), one->shares_units()};
     backend_bytes = std::max(backend_bytes, backend.scratch_bytes(query));
-    row_elems = std::max(row_elems, num_tokens * one.hidden_size);
-    hidden_elems = std::max(hidden_elems, num_tokens * one.intermediate_size);
+    hidden_elems = std::max(hidden_elems, num_tokens * one->shape().intermediate_size);
   }
   std::int64_t aligned_ids = 0, aligned_blocks = 0;
   for (const std::int32_t block : kBlockSizes) {
@@ -34,9 +41,11 @@ Scratch carve(const Context& context, const LayerRef& layer, std::int32_t top_k,
   }
 
   Scratch s;
-  s.logits = carver.take<float>(num_tokens * experts, "logits");
+  s.logits = carver.take<float>(num_tokens * logits, "logits");
   const std::int64_t route_elems =
-      layer.router != nullptr ? route_scratch_elems(*layer.router) * context.pool().threads() : 0;
+      layer.router != nullptr
+          ? backend.route_scratch(*layer.router, num_tokens, context.pool().threads())
+          : 0;
   s.route = carver.take<float>(route_elems, "route");
   s.routing = {carver.take<std::int32_t>(pairs, "topk_ids"),
                carver.take<float>(pairs, "topk_weights"), num_tokens, top_k};
@@ -47,20 +56,42 @@ Scratch carve(const Context& context, const LayerRef& layer, std::int32_t top_k,
   s.aligned.sorted_ids = carver.take<std::int32_t>(aligned_ids, "sorted_ids");
   s.aligned.block_experts = carver.take<std::int32_t>(aligned_blocks, "block_experts");
   s.aligned.num_post_pad = carver.take<std::int32_t>(1, "num_post_pad");
+  if (identity) s.pair_ids = carver.take<std::int32_t>(pairs, "pair_ids");
+  if (input_weights) {
+    s.pair_weights = carver.take<float>(pairs, "pair_weights");
+    s.row_weights = carver.take<float>(pairs, "row_weights");
+  }
+  if (has_norm(layer.input_norm)) s.normed = carver.take<float>(num_tokens * hidden, "normed");
+  if (latent) {
+    s.latent = carver.take<float>(num_tokens * shape.hidden_size, "latent");
+    s.latent_sum = carver.take<float>(num_tokens * shape.hidden_size, "latent_sum");
+  }
   s.rows = carver.take<float>(row_elems, "rows");
   if (!backend.fuses_activation()) s.gate_up = carver.take<float>(2 * hidden_elems, "gate_up");
   s.hidden = carver.take<float>(hidden_elems, "hidden");
-  if (layer.shared != nullptr) {
-    s.sum = carver.take<float>(num_tokens * shape.hidden_size, "sum");
-    s.shared_routing = {carver.take<std::int32_t>(num_tokens, "shared_ids"),
-                        carver.take<float>(num_tokens, "shared_weights"), num_tokens, 1};
+  if (layer.shared != nullptr || identity) {
+    s.sum = carver.take<float>(num_tokens * hidden, "sum");
+  }
+  if (layer.shared != nullptr || identity || latent) {
+    s.token_routing = {carver.take<std::int32_t>(num_tokens, "token_ids"),
+                       carver.take<float>(num_tokens, "token_weights"), num_tokens, 1};
   }
   s.backend = carver.take<std::byte>(static_cast<std::int64_t>(backend_bytes), "backend");
+  s.plan.scratch = s.backend;
   return s;
 }
 
 Scratch carve_workspace(const char* operation, const Context& context, const LayerRef& layer,
                         std::int32_t top_k, std::int64_t num_tokens, Workspace& workspace) {
+  // Other devices reach the host's memory too.
+  const Device device = context.backend().device();
+  require<WorkspaceError>(device.type != DeviceType::Cuda || workspace.device() == device, [&] {
+    return Problem{.operation = operation,
+                   .what = "workspace",
+                   .expected = "memory on " + to_string(device),
+                   .got = to_string(workspace.device()),
+                   .hint = "Workspace(bytes, backend)"};
+  });
   Carver counter = Carver::counting();
   carve(context, layer, top_k, num_tokens, counter);
   require<WorkspaceError>(workspace.size() >= counter.used(), [&] {
@@ -72,8 +103,8 @@ Scratch carve_workspace(const char* operation, const Context& context, const Lay
                    .hint = "workspace_bytes gives the size"};
   });
   // 0xFF in every byte is NaN in f32 and -1 in int32.
-  if (context.tuning().poison && context.backend().device_type() == DeviceType::Cpu) {
-    std::memset(workspace.data(), 0xFF, counter.used());
+  if (context.tuning().poison) {
+    context.backend().fill(context, workspace.data(), 0xFF, counter.used());
   }
   Carver carver(workspace.data(), workspace.size());
   return carve(context, layer, top_k, num_tokens, carver);

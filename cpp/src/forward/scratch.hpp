@@ -11,17 +11,23 @@ namespace moesaic::forward {
 
 /// Every buffer of a forward. The same on all paths, so that one size serves them all.
 struct Scratch {
-  float* logits = nullptr;       ///< [T, E]; the shared experts' gate later
-  float* route = nullptr;        ///< route_scratch_elems per thread
-  RoutingView routing;           ///< [T, top_k]
-  BucketPlanView plan;           ///< of P pairs
-  AlignedRoutingView aligned;    ///< capacity for every block size
-  float* rows = nullptr;         ///< [P, H]: gathered x, then the rows of down
-  float* gate_up = nullptr;      ///< [P, 2I] when the backend does not fuse the activation
-  float* hidden = nullptr;       ///< [P, I]
-  float* sum = nullptr;          ///< [T, H] f32, when shared experts are added
-  RoutingView shared_routing;    ///< [T, 1]
-  std::byte* backend = nullptr;  ///< Backend::scratch_bytes
+  float* logits = nullptr;           ///< [T, E]; the shared experts' gate later
+  float* route = nullptr;            ///< route_scratch_elems per thread
+  RoutingView routing;               ///< [T, top_k]
+  BucketPlanView plan;               ///< of P pairs
+  AlignedRoutingView aligned;        ///< capacity for every block size
+  std::int32_t* pair_ids = nullptr;  ///< [P], with identity experts
+  float* pair_weights = nullptr;     ///< [P], with weights on the input
+  float* row_weights = nullptr;      ///< [P], the same
+  float* normed = nullptr;           ///< [T, H], with an input norm
+  float* latent = nullptr;           ///< [T, L], with latent experts
+  float* latent_sum = nullptr;       ///< [T, L], the same
+  float* rows = nullptr;             ///< [P, H]: what the router reads, gathered x, rows of down
+  float* gate_up = nullptr;          ///< [P, 2I] when the backend does not fuse the activation
+  float* hidden = nullptr;           ///< [P, I]
+  float* sum = nullptr;              ///< [T, H] f32, when several terms are added
+  RoutingView token_routing;         ///< [T, 1], of what every token passes through
+  std::byte* backend = nullptr;      ///< Backend::scratch_bytes
 };
 
 /// Lays out all slots; over Carver::counting() it only counts.

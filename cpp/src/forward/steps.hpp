@@ -15,7 +15,7 @@ struct Call {
   const LayerRef& layer;
   const ForwardIo& io;
   CallSizes sizes;
-  InputRows x;
+  InputRows x;  ///< what the experts read, at the full width
   const Scratch& scratch;
 
   const ExpertStack& stack() const { return *layer.stack; }
@@ -26,15 +26,39 @@ struct Call {
 void run(const char* operation, Context& context, const LayerRef& layer, const ForwardIo& io,
          Workspace& workspace, const Tuning& tuning);
 
-/// Router logits when none are given, then top-k; or the routing that was given.
-/// Throws Error for non-finite logits under `strict`.
+/// x, under the layer's input norm where it has one.
+InputRows expert_input(const char* operation, Context& context, const LayerRef& layer,
+                       const ForwardIo& io, const Scratch& scratch);
+/// What the router reads: its own tensor, x under its own norm, or what the experts read.
+InputRows router_input(const Call& call);
+
+/// Router logits when none are given, then top-k or the ids that were given; or the ready routing
+/// of the call. Throws Error for non-finite logits under `strict`, ShapeError for a token id
+/// outside the layer's table.
 RoutingView route_tokens(const Call& call);
 
-/// Bucket plan, blocks when aligned; gathers x for packed rows. `in` becomes what gate_up reads.
+/// The pairs as the experts see them: -1 for identity experts, weight 1 where the weights are on
+/// the input.
+RoutingView expert_pairs(const Call& call, const RoutingView& routing);
+/// Factors of gate_up's rows, by destination; null unless the weights are on the input. After the
+/// plan.
+const float* row_weights(const Call& call, const RoutingView& routing, RowSpace row_space);
+
+/// Bucket plan, blocks when aligned; gathers `in` for packed rows, which then is what gate_up
+/// reads.
 PhaseMaps plan_buckets(const Call& call, const RoutingView& routing, const PathChoice& choice,
                        InputRows& in);
 
-/// Adds the shared experts to `sum`, then `sum` to the output where they differ.
+/// What the routed experts read: x, projected down for latent experts.
+InputRows project_down(const Call& call);
+/// The weighted sum of latent experts, normed and projected up into `sum`.
+void project_up(const Call& call, const TensorView& sum, bool accumulate);
+
+/// A routing of every token to expert 0 with weight 1.
+RoutingView every_token_once(const Call& call);
+/// Adds x times the weights of the identity experts to `sum`.
+void add_identity(const Call& call, const RoutingView& routing, const TensorView& sum);
+/// Adds the shared experts to `sum`.
 void add_shared(const Call& call, const TensorView& sum, const Tuning& tuning);
 
 /// Counters of one call; nothing without a profiler.

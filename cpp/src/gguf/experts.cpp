@@ -1,13 +1,18 @@
+#include <algorithm>
 #include <charconv>
 #include <map>
 #include <set>
 #include <string>
 
+#include "moesaic/config.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/gguf.hpp"
 
 namespace moesaic {
 namespace {
+
+/// Bounds on what a file may make layer_kinds allocate.
+constexpr std::int64_t kMaxBlocks = 1 << 20, kEmptyBlocks = 1 << 10;
 
 /// Takes a decimal number without leading zeros, and the dot behind it, off the front of `text`.
 std::optional<std::int32_t> take_number(std::string_view& text) {
@@ -82,6 +87,36 @@ std::vector<std::int32_t> GgufFile::moe_layers() const {
   return {layers.begin(), layers.end()};
 }
 
+std::vector<LayerKind> layer_kinds(const GgufFile& file) {
+  std::map<std::int32_t, LayerKind> found;
+  for (const GgufTensor& tensor : file.tensors()) {
+    std::string_view rest = tensor.name;
+    const std::optional<std::int32_t> layer = take_block(rest);
+    if (!layer) continue;
+    LayerKind& kind = found[*layer];
+    if (is_expert_tensor(rest)) {
+      kind = LayerKind::Moe;
+    } else if (kind == LayerKind::None && (rest == "ffn_up.weight" || rest == "ffn_down.weight")) {
+      kind = LayerKind::Dense;
+    }
+  }
+  const std::string architecture = file.string("general.architecture").value_or("");
+  const std::int64_t blocks = file.integer(architecture + ".block_count").value_or(0);
+  const std::int64_t stored = found.empty() ? 0 : std::int64_t{found.rbegin()->first} + 1;
+  // A count that the tensors do not bear out is not worth its memory.
+  const std::int64_t count = std::max(std::min(blocks, stored + kEmptyBlocks), stored);
+  require<FormatError>(stored <= kMaxBlocks, [&] {
+    return Problem{"layer_kinds",
+                   file.path().string(),
+                   "at most " + std::to_string(kMaxBlocks) + " blocks",
+                   "blk." + std::to_string(stored - 1),
+                   {}};
+  });
+  std::vector<LayerKind> kinds(static_cast<std::size_t>(count), LayerKind::None);
+  for (const auto& [layer, kind] : found) kinds[static_cast<std::size_t>(layer)] = kind;
+  return kinds;
+}
+
 MoeTensors find_moe_tensors(const GgufFile& file, std::int32_t layer) {
   const std::string block = "blk." + std::to_string(layer) + ".";
   const auto find = [&](std::string_view rest) { return file.tensor(block + std::string(rest)); };
@@ -92,6 +127,8 @@ MoeTensors find_moe_tensors(const GgufFile& file, std::int32_t layer) {
   tensors.selection_bias = find("exp_probs_b.bias");
   // Hunyuan V3 files have the name without a suffix.
   if (tensors.selection_bias == nullptr) tensors.selection_bias = find("exp_probs_b");
+  tensors.router_scale = find("ffn_gate_inp.scale");
+  tensors.token_experts = find("ffn_gate_tid2eid.weight");
   tensors.gate = find("ffn_gate_exps.weight");
   tensors.up = find("ffn_up_exps.weight");
   tensors.gate_up = find("ffn_gate_up_exps.weight");
@@ -106,6 +143,16 @@ MoeTensors find_moe_tensors(const GgufFile& file, std::int32_t layer) {
   tensors.shared_up = find("ffn_up_shexp.weight");
   tensors.shared_down = find("ffn_down_shexp.weight");
   tensors.shared_router = find("ffn_gate_inp_shexp.weight");
+  // Nemotron-H and Kimi K3 name the same projections differently; Gemma 4 and Arctic the norm.
+  const auto either = [&](std::string_view a, std::string_view b) {
+    const GgufTensor* const first = find(a);
+    return first != nullptr ? first : find(b);
+  };
+  tensors.latent_down = either("ffn_latent_down.weight", "ffn_routed_down.weight");
+  tensors.latent_up = either("ffn_latent_up.weight", "ffn_routed_up.weight");
+  tensors.latent_norm = find("ffn_routed_norm.weight");
+  tensors.input_norm = either("pre_ffw_norm_2.weight", "ffn_norm_exps.weight");
+  tensors.chunk_up = find("ffn_up_chexps.weight");
   if (tensors.down == nullptr) {
     tensors.expert_gate = per_expert(file, layer, "ffn_gate.");
     tensors.expert_up = per_expert(file, layer, "ffn_up.");

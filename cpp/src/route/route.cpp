@@ -212,7 +212,8 @@ void renormalize(const RouterConfig& config, const float* logits, const std::int
       if (!(sum > 0.0F)) {
         const float share = 1.0F / static_cast<float>(config.top_k);
         for (std::int32_t slot = 0; slot < config.top_k; ++slot) {
-          weights[slot] = is_usable(logits[ids[slot]]) ? share : 0.0F;
+          const bool counts = ids[slot] >= 0 && is_usable(logits[ids[slot]]);
+          weights[slot] = counts ? share : 0.0F;
         }
         return;
       }
@@ -228,27 +229,47 @@ void renormalize(const RouterConfig& config, const float* logits, const std::int
   for (std::int32_t slot = 0; slot < config.top_k; ++slot) weights[slot] /= sum;
 }
 
-void route_row(const float* logits, bool nonfinite, const RouterConfig& config, const Scratch& s,
-               std::int32_t* ids, float* weights) {
-  if (!load_logits(logits, nonfinite, config, s)) {
-    for (std::int32_t slot = 0; slot < config.top_k; ++slot) {
-      ids[slot] = slot;
-      weights[slot] = 1.0F / static_cast<float>(config.top_k);
-    }
-    return;
+/// The weights of the chosen ids; an id of -1 gets 0.
+void weigh(const float* logits, const RouterConfig& config, const Scratch& s,
+           const std::int32_t* ids, float* weights) {
+  const bool selected = config.score == ScoreFunction::SoftmaxSelected;
+  const float skipped = selected ? -kInfinity : 0.0F;
+  float largest = -kInfinity;
+  for (std::int32_t slot = 0; slot < config.top_k; ++slot) {
+    weights[slot] = ids[slot] >= 0 ? s.scores[ids[slot]] : skipped;
+    largest = std::max(largest, weights[slot]);
   }
-  if (config.select_on_logits) make_keys(s.scores, config, s.keys);
-  score(config.score, s.scores, config.num_experts);
-  if (!config.select_on_logits) make_keys(s.scores, config, s.keys);
-  if (config.groups_used < config.num_groups) limit_groups(config, s);
-  pick_top(config, s, ids);
-
-  for (std::int32_t slot = 0; slot < config.top_k; ++slot) weights[slot] = s.scores[ids[slot]];
-  if (config.score == ScoreFunction::SoftmaxSelected) softmax(weights, config.top_k);
+  if (selected) {
+    if (largest > -kInfinity) {
+      softmax(weights, config.top_k);
+    } else {
+      std::fill_n(weights, config.top_k, 0.0F);
+    }
+  }
   if (config.renormalize) renormalize(config, logits, ids, weights);
   if (config.scale != 0.0F && config.scale != 1.0F) {
     for (std::int32_t slot = 0; slot < config.top_k; ++slot) weights[slot] *= config.scale;
   }
+}
+
+void route_row(const float* logits, bool nonfinite, const RouterConfig& config, const Scratch& s,
+               std::int32_t* ids, float* weights) {
+  const bool given = config.select_on == SelectOn::Given;
+  if (!load_logits(logits, nonfinite, config, s)) {
+    for (std::int32_t slot = 0; slot < config.top_k; ++slot) {
+      if (!given) ids[slot] = slot;
+      weights[slot] = ids[slot] >= 0 ? 1.0F / static_cast<float>(config.top_k) : 0.0F;
+    }
+    return;
+  }
+  if (config.select_on == SelectOn::Logits) make_keys(s.scores, config, s.keys);
+  score(config.score, s.scores, config.num_experts);
+  if (config.select_on == SelectOn::Scores) make_keys(s.scores, config, s.keys);
+  if (!given) {
+    if (config.groups_used < config.num_groups) limit_groups(config, s);
+    pick_top(config, s, ids);
+  }
+  weigh(logits, config, s, ids, weights);
 }
 
 }  // namespace
@@ -299,7 +320,17 @@ RouteStats route(const ConstTensorView& logits, const RouterConfig& config, Rout
         return Problem{"route", "logits", "[T, " + std::to_string(experts) + "] with dense rows",
                        describe(logits), ""};
       });
-  out.resize(logits.dim(0), config.top_k);
+  if (config.select_on == SelectOn::Given) {
+    require<ShapeError>(out.num_tokens() == logits.dim(0) && out.top_k() == config.top_k, [&] {
+      return Problem{
+          "route", "given ids",
+          "[" + std::to_string(logits.dim(0)) + ", " + std::to_string(config.top_k) + "]",
+          "[" + std::to_string(out.num_tokens()) + ", " + std::to_string(out.top_k()) + "]", ""};
+    });
+    check_ids(out.view(), config.num_experts, "route");
+  } else {
+    out.resize(logits.dim(0), config.top_k);
+  }
   // Kept per thread, so that only the first call of a size allocates.
   thread_local std::vector<float> scratch;
   const auto needed = static_cast<std::size_t>(route_scratch_elems(config));

@@ -30,6 +30,9 @@ void RouterConfig::validate() const {
   };
   const auto up_to = [](std::int32_t last) { return "1 to " + std::to_string(last); };
   check(num_experts >= 1, "num_experts", [] { return "at least 1"; }, num_experts);
+  check(
+      identity_experts >= 0 && identity_experts < num_experts, "identity_experts",
+      [&] { return "0 to " + std::to_string(num_experts - 1); }, identity_experts);
   check(top_k >= 1 && top_k <= num_experts, "top_k", [&] { return up_to(num_experts); }, top_k);
   check(
       num_groups >= 1 && num_experts % num_groups == 0, "num_groups",

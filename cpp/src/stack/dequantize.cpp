@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -29,6 +30,13 @@ void dequantize_expert_row(const WeightRef& weight, std::int32_t expert, std::in
                    .expected = "a resident expert",
                    .got = "slot -1",
                    .hint = {}};
+  });
+  require<UnsupportedError>(weight.layout != WeightLayout::CudaUnits, [] {
+    return Problem{.operation = "dequantize_expert_row",
+                   .what = "weights",
+                   .expected = "host memory",
+                   .got = "a CUDA device",
+                   .hint = "load them without device="};
   });
   if (weight.type == QuantType::INT4) {
     marlin::dequantize_int4_row(weight, expert, row, out);
@@ -89,6 +97,22 @@ std::vector<float> decode_tensor(const GgufFile& file, const GgufTensor& tensor,
   std::vector<float> values(static_cast<std::size_t>(count));
   dequantize_row(tensor.quant, bytes.bytes.data(), values.data(), count);
   return values;
+}
+
+std::vector<std::int32_t> read_ids(const GgufFile& file, const GgufTensor& tensor,
+                                   std::initializer_list<std::int64_t> shape) {
+  check_shape(tensor, shape);
+  require<FormatError>(tensor.quant == QuantType::I32, [&] {
+    return Problem{.operation = "load_from_gguf",
+                   .what = tensor.name,
+                   .expected = "I32",
+                   .got = std::string(traits(tensor.quant).name),
+                   .hint = {}};
+  });
+  const GgufBytes bytes = file.bytes(tensor);
+  std::vector<std::int32_t> ids(bytes.bytes.size() / sizeof(std::int32_t));
+  if (!ids.empty()) std::memcpy(ids.data(), bytes.bytes.data(), ids.size() * sizeof(std::int32_t));
+  return ids;
 }
 
 namespace {

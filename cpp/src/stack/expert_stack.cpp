@@ -20,6 +20,18 @@ const char* name_of(Role role) noexcept {
   return "unknown";
 }
 
+const char* name_of(WeightLayout layout) noexcept {
+  switch (layout) {
+    case WeightLayout::Rows:
+      return "rows";
+    case WeightLayout::Panels:
+      return "panels";
+    case WeightLayout::CudaUnits:
+      return "cuda_units";
+  }
+  return "unknown";
+}
+
 std::int64_t WeightRef::expert_bytes() const {
   std::int64_t bytes = rows * row_bytes(type, cols);
   if (type == QuantType::INT4) {
@@ -67,7 +79,7 @@ void check_role(const RoleWeights& weights, Role role, const StackShape& shape) 
                       });
   const QuantTraits& facts = traits(ref.type);
   const bool int4 =
-      ref.type == QuantType::INT4 && ref.layout == WeightLayout::Panels && ref.int4.packed_cols > 0;
+      ref.type == QuantType::INT4 && ref.layout != WeightLayout::Rows && ref.int4.packed_cols > 0;
   require<UnsupportedError>(facts.dequantize != nullptr || int4, [&] {
     return Problem{.operation = "ExpertStack",
                    .what = name,
@@ -165,6 +177,13 @@ std::int64_t ExpertStack::packed_cols() const {
     cols = std::max(cols, role->ref.int4.packed_cols);
   }
   return cols;
+}
+
+bool ExpertStack::shares_units() const {
+  const WeightRef& gate = parts_.gate.ref;
+  const WeightRef& up = parts_.up.ref;
+  return gate.half == UnitHalf::First && up.half == UnitHalf::Second && gate.base == up.base &&
+         gate.table == up.table;
 }
 
 std::int64_t ExpertStack::nbytes() const { return bytes_per_expert() * num_experts(); }

@@ -43,7 +43,16 @@ void check_shape(const GgufTensor& tensor, std::initializer_list<std::int64_t> s
 std::vector<float> decode_tensor(const GgufFile& file, const GgufTensor& tensor,
                                  std::initializer_list<std::int64_t> shape);
 
-/// The shared experts of one layer as a stack of one expert.
+/// A tensor of i32. Throws FormatError unless it has this shape and type.
+std::vector<std::int32_t> read_ids(const GgufFile& file, const GgufTensor& tensor,
+                                   std::initializer_list<std::int64_t> shape);
+
+/// The projections of latent experts (LatentExperts) as a stack of one ungated expert.
+ExpertStack load_latent_projections(const GgufFile& file, const MoeTensors& tensors,
+                                    const LoadOptions& options);
+
+/// The shared experts of one layer as a stack of one expert; gate and up may be one tensor, gate
+/// rows first.
 ExpertStack load_shared_experts(const GgufFile& file, const MoeTensors& tensors,
                                 const LoadOptions& options);
 

@@ -51,26 +51,26 @@ class Moesaic(Peer):
         self._stacks = []
 
 
-def load_stacks(layers: list[BenchLayer]) -> list[mo.ExpertStack]:
+def load_stacks(layers: list[BenchLayer], device: str = "cpu") -> list[mo.ExpertStack]:
     """Stacks in the layout the backend runs fastest, from bytes as a file holds them."""
     int4 = {w.quant == "INT4" for w in (layers[0].gate, layers[0].up, layers[0].down)}
     if len(int4) > 1:
         raise mo.ConfigError(
             "bench: INT4: expected it for gate, up and down, got another type beside it"
         )
-    return [_int4_stack(l) if True in int4 else _encoded_stack(l) for l in layers]
+    return [_int4_stack(l, device) if True in int4 else _encoded_stack(l, device) for l in layers]
 
 
-def _encoded_stack(layer: BenchLayer) -> mo.ExpertStack:
+def _encoded_stack(layer: BenchLayer, device: str) -> mo.ExpertStack:
     def role(weight: BenchWeight) -> tuple[np.ndarray, str, tuple[int, int, int]]:
         return weight.data, weight.quant, weight.shape
 
     return mo.ExpertStack.from_encoded(
-        gate=role(layer.gate), up=role(layer.up), down=role(layer.down)
+        gate=role(layer.gate), up=role(layer.up), down=role(layer.down), device=device
     )
 
 
-def _int4_stack(layer: BenchLayer) -> mo.ExpertStack:
+def _int4_stack(layer: BenchLayer, device: str) -> mo.ExpertStack:
     def marlin(*roles: BenchWeight) -> mo.MarlinExpertStack:
         experts, _, cols = roles[0].shape
         words = [w.data.view(np.int32).reshape(experts, cols // 8, w.shape[1]) for w in roles]
@@ -79,4 +79,6 @@ def _int4_stack(layer: BenchLayer) -> mo.ExpertStack:
             np.concatenate(words, axis=2), np.concatenate(scales, axis=2), group_size=INT4_GROUP
         )
 
-    return mo.ExpertStack.from_marlin(gate_up=marlin(layer.gate, layer.up), down=marlin(layer.down))
+    return mo.ExpertStack.from_marlin(
+        gate_up=marlin(layer.gate, layer.up), down=marlin(layer.down), device=device
+    )

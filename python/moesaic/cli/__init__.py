@@ -1,4 +1,4 @@
-"""The command line: ``moesaic demo | info | gguf | explain | bench`` (also ``python -m moesaic``).
+"""The command line: ``moesaic demo | info | gguf | explain | ...`` (also ``python -m moesaic``).
 
 Each command is a module with ``add_arguments(parser)`` and ``run(options) -> exit status``.
 Results go to stdout, errors as one line to stderr with exit status 2.
@@ -19,6 +19,8 @@ COMMANDS = {
     "gguf": ("gguf_cmd", "the expert tensors of a GGUF file"),
     "explain": ("explain", "how a layer would run, and why"),
     "bench": ("bench", "our layer beside the machine's limits and other engines"),
+    "trace": ("trace", "which experts a file's routers ask for"),
+    "simulate-offload": ("simulate", "hit rate and speed of expert pools on routing traces"),
 }
 
 

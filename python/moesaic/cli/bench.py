@@ -20,12 +20,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=[*SHAPES, "all"],
         help="layer shape (default: qwen3-30b-a3b)",
     )
+    parser.add_argument(
+        "--device", default="cpu", help="cpu, cuda or cuda:N (CUDA graphs; needs torch)"
+    )
     parser.add_argument("--tokens", help="comma separated (default: 1,2,4,8,16,32,64,128,512,2048)")
     parser.add_argument("--threads", help="comma separated (default: 1 and all)")
     parser.add_argument(
         "--peers",
         default="installed",
-        help=f"comma separated of {', '.join(PEERS)}; 'installed' or 'none'",
+        help=f"comma separated of {', '.join(PEERS)} (a GPU: torch-grouped); 'installed' or 'none'",
     )
     parser.add_argument("--precision", default="auto", help="comma separated of auto, exact, fast")
     parser.add_argument(
@@ -61,31 +64,73 @@ def _numbers(text: str) -> tuple[int, ...]:
     return numbers
 
 
+def _peers(asked: str, known: dict[str, Any]) -> tuple[str, ...]:
+    if asked == "installed":
+        return tuple(known)
+    if asked == "none":
+        return ()
+    peers = tuple(asked.split(","))
+    unknown = [p for p in peers if p not in known]
+    if unknown:
+        import moesaic as mo
+
+        raise mo.ConfigError(f"bench: unknown peers {unknown}, expected some of {list(known)}")
+    return peers
+
+
+def _run_gpu(options: argparse.Namespace) -> int:
+    from ..bench import SHAPES, gpu
+
+    device = "cuda:0" if options.device == "cuda" else options.device
+    gpu_options = gpu.GpuOptions(
+        device=device,
+        tokens=_numbers(options.tokens) if options.tokens else gpu.TOKENS,
+        peers=_peers(options.peers, gpu.PEERS),
+        rounds=options.rounds,
+    )
+    results = []
+    for shape in _shapes(options, SHAPES):
+        print(f"{shape.name}  {shape.gate_up_type} gate/up, {shape.down_type} down, {device}")
+        print(gpu.lines([]), flush=True)
+        result = gpu.run(
+            shape, gpu_options, lambda points: print(gpu.lines(points, head=False), flush=True)
+        )
+        for peer, reason in result.absent.items():
+            print(f"absent: {peer}: {reason}")
+        print(flush=True)
+        results.append(result.to_json())
+    if options.json:
+        with Path(options.json).open("w", encoding="utf-8") as file:
+            json.dump({"format": 1, "results": results}, file, indent=1)
+    if options.markdown:
+        print("\n\n".join(gpu.markdown(result) for result in results))
+    return 0
+
+
+def _shapes(options: argparse.Namespace, known: dict[str, Any]) -> list[Any]:
+    names = options.shape or ["qwen3-30b-a3b"]
+    changes = {"gate_up_type": options.gate_up_type, "down_type": options.down_type}
+    changes = {k: v for k, v in changes.items() if v}
+    return [
+        dataclasses.replace(known[name], **changes)
+        for name in (list(known) if "all" in names else names)
+    ]
+
+
 def run(options: argparse.Namespace) -> int:
     from ..bench import SHAPES, TOKENS, BenchOptions, report
     from ..bench import run as run_bench
     from ..bench.peers import PEERS
 
+    if options.device != "cpu":
+        return _run_gpu(options)
     available = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    names = options.shape or ["qwen3-30b-a3b"]
-    if "all" in names:
-        names = list(SHAPES)
-    peers: tuple[str, ...] = ()
-    if options.peers == "installed":
-        peers = tuple(PEERS)
-    elif options.peers != "none":
-        peers = tuple(options.peers.split(","))
-        unknown = [p for p in peers if p not in PEERS]
-        if unknown:
-            import moesaic as mo
-
-            raise mo.ConfigError(f"bench: unknown peers {unknown}, expected some of {list(PEERS)}")
     bench_options = BenchOptions(
         tokens=_numbers(options.tokens) if options.tokens else TOKENS,
         threads=_numbers(options.threads) if options.threads else tuple(sorted({1, available})),
-        peers=peers,
+        peers=_peers(options.peers, PEERS),
         precisions=tuple(options.precision.split(",")),
         rounds=options.rounds,
         seconds=options.seconds,
@@ -95,10 +140,7 @@ def run(options: argparse.Namespace) -> int:
     results: list[dict[str, Any]] = []
     slower: list[str] = []
     baseline = _load(options.compare) if options.compare else {}
-    for name in names:
-        shape = SHAPES[name]
-        changes = {"gate_up_type": options.gate_up_type, "down_type": options.down_type}
-        shape = dataclasses.replace(shape, **{k: v for k, v in changes.items() if v})
+    for shape in _shapes(options, SHAPES):
         print(f"{shape.name}  {shape.gate_up_type} gate/up, {shape.down_type} down")
         print(report.lines([]), flush=True)
         result = run_bench(
@@ -108,8 +150,8 @@ def run(options: argparse.Namespace) -> int:
             print(f"absent: {peer}: {reason}")
         print(flush=True)
         results.append(result.to_json())
-        if name in baseline:
-            slower += report.compare(result, baseline[name])
+        if shape.name in baseline:
+            slower += report.compare(result, baseline[shape.name])
 
     if options.json:
         with Path(options.json).open("w", encoding="utf-8") as file:

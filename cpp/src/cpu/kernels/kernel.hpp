@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "moesaic/config.hpp"
 #include "moesaic/quant.hpp"
 
 namespace moesaic::cpu {
@@ -34,6 +35,12 @@ struct PanelTask {
 
 using PanelKernel = void (*)(const PanelTask& task);
 
+/// hidden[i] = activation(hidden[i], up[i]); `hidden` holds the gate rows, which ungated kinds do
+/// not read.
+using ActivateKernel = void (*)(const Activation& activation, float* hidden, const float* up,
+                                int n);
+inline constexpr int kNumActivations = static_cast<int>(ActivationKind::SiTu) + 1;
+
 /// The kernels of one instruction set.
 struct IsaKernels {
   int group_tokens[3] = {1, 1, 1};     ///< largest group by planes; [0] is of the f32 formats
@@ -47,8 +54,7 @@ struct IsaKernels {
   /// Copies a group of one token into token t of a group of `tokens`.
   void (*place)(const std::uint8_t* row, std::int64_t cols, int planes, std::uint8_t* group,
                 int tokens, int t) = nullptr;
-  /// gate[i] = silu(gate[i]) * up[i]
-  void (*swiglu)(float* gate, const float* up, int n) = nullptr;
+  ActivateKernel activate[kNumActivations] = {};  ///< by ActivationKind
 };
 
 namespace scalar {

@@ -2,6 +2,7 @@
 
 /// Fills an IsaKernels with everything compiled in this file. Include after simd.hpp.
 
+#include "cpu/kernels/activate.hpp"
 #include "cpu/kernels/decode_block32.hpp"
 #include "cpu/kernels/decode_int4.hpp"
 #include "cpu/kernels/decode_k.hpp"
@@ -9,7 +10,6 @@
 #include "cpu/kernels/gemm_float.hpp"
 #include "cpu/kernels/gemm_int.hpp"
 #include "cpu/kernels/quantize.hpp"
-#include "cpu/kernels/swiglu.hpp"
 
 namespace moesaic::cpu {
 namespace {
@@ -35,7 +35,7 @@ constexpr IsaKernels make_kernels() {
   k.gemm[static_cast<int>(QuantType::INT4)] = &gemm_int4;
   k.quantize = &quantize;
   k.place = &place;
-  k.swiglu = &swiglu;
+  add_activations(k.activate, std::make_integer_sequence<int, kNumActivations>());
   return k;
 }
 

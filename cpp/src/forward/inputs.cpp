@@ -1,0 +1,74 @@
+/// What the experts and the router read: x, or a norm or a projection of it.
+
+#include "forward/choose_path.hpp"
+#include "forward/parts.hpp"
+#include "forward/steps.hpp"
+
+namespace moesaic::forward {
+namespace {
+
+InputRows dense_rows(const float* data, std::int64_t rows, std::int64_t cols) {
+  return {.data = data, .num_rows = rows, .cols = cols, .outer_stride = cols};
+}
+
+/// `x` under the norm, in `to`; `x` itself without one.
+InputRows norm_rows(Context& context, const RmsNorm* norm, const InputRows& x, float* to) {
+  if (!has_norm(norm)) return x;
+  context.backend().rms_norm(context, x, norm->weight.data(), norm->eps, to);
+  return dense_rows(to, x.num_rows, x.cols);
+}
+
+}  // namespace
+
+InputRows expert_input(const char* operation, Context& context, const LayerRef& layer,
+                       const ForwardIo& io, const Scratch& scratch) {
+  return norm_rows(context, layer.input_norm, input_rows(io.x, operation, "x"), scratch.normed);
+}
+
+InputRows router_input(const Call& call) {
+  const ForwardIo& io = call.io;
+  const bool own_norm = has_norm(call.layer.router_norm);
+  const InputRows rows = io.router_input.data != nullptr
+                             ? input_rows(io.router_input, call.operation, "router_input")
+                             : (own_norm ? input_rows(io.x, call.operation, "x") : call.x);
+  // The rows of the experts are not needed yet.
+  return norm_rows(call.context, call.layer.router_norm, rows, call.scratch.rows);
+}
+
+InputRows project_down(const Call& call) {
+  if (call.layer.latent == nullptr) return call.x;
+  const ScopedZone zone(call.context.profiler(), Zone::GateUp);
+  const std::int64_t tokens = call.sizes.num_tokens;
+  call.backend().expert_gemm(
+      call.context, {.weights = &call.layer.latent->projections.up(),
+                     .rows = single_expert_maps(tokens).gate_up,
+                     .in = call.x,
+                     .out = call.scratch.latent,
+                     .precision = choose_precision(tokens, 1, call.context.tuning()).precision,
+                     .scratch = call.scratch.backend});
+  return dense_rows(call.scratch.latent, tokens, call.stack().shape().hidden_size);
+}
+
+void project_up(const Call& call, const TensorView& sum, bool accumulate) {
+  const Scratch& s = call.scratch;
+  const LatentExperts& latent = *call.layer.latent;
+  const std::int64_t tokens = call.sizes.num_tokens;
+  const std::int64_t width = call.stack().shape().hidden_size;
+  const InputRows rows =
+      norm_rows(call.context, &latent.norm, dense_rows(s.latent_sum, tokens, width), s.latent);
+  call.backend().down(call.context,
+                      {.stack = &latent.projections,
+                       .rows = single_expert_maps(tokens).down,
+                       .hidden = static_cast<const float*>(rows.data),
+                       .hidden_rows = tokens,
+                       .down_rows = s.rows,
+                       .combine = {.rows = s.rows,
+                                   .pair_row = nullptr,
+                                   .routing = every_token_once(call),
+                                   .out = sum,
+                                   .accumulate = accumulate},
+                       .precision = choose_precision(tokens, 1, call.context.tuning()).precision,
+                       .scratch = s.backend});
+}
+
+}  // namespace moesaic::forward

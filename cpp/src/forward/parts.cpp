@@ -1,0 +1,44 @@
+#include "forward/parts.hpp"
+
+namespace moesaic {
+
+const char* name_of(LayerPart part) noexcept {
+  switch (part) {
+    case LayerPart::InputWeights:
+      return "weights on the experts' input";
+    case LayerPart::IdentityExperts:
+      return "identity experts";
+    case LayerPart::GivenIds:
+      return "given expert ids";
+    case LayerPart::Norms:
+      return "norms of the layer";
+    case LayerPart::LatentExperts:
+      return "latent experts";
+  }
+  return "unknown";
+}
+
+namespace forward {
+
+bool has_norm(const RmsNorm* norm) { return norm != nullptr && *norm; }
+
+bool has_part(const LayerRef& layer, LayerPart part) {
+  const RouterConfig* const router = layer.router;
+  switch (part) {
+    case LayerPart::InputWeights:
+      return layer.weight_on() == WeightOn::Input;
+    case LayerPart::IdentityExperts:
+      return router != nullptr && router->identity_experts > 0;
+    case LayerPart::GivenIds:
+      return router != nullptr && router->select_on == SelectOn::Given;
+    case LayerPart::Norms:
+      return has_norm(layer.input_norm) || has_norm(layer.router_norm) ||
+             (layer.latent != nullptr && layer.latent->norm);
+    case LayerPart::LatentExperts:
+      return layer.latent != nullptr;
+  }
+  return false;
+}
+
+}  // namespace forward
+}  // namespace moesaic

@@ -1,0 +1,121 @@
+/// Routings in the memory of a GPU.
+
+#include <limits>
+#include <utility>
+
+#include "devices.hpp"
+#include "moesaic/error.hpp"
+#include "routing.hpp"
+
+namespace moesaic::python {
+namespace {
+
+/// One array of a routing, dense [T, top_k].
+ArrayRef import_part(py::handle array, const char* name, DType dtype, const Place& place,
+                     const char* operation) {
+  ArrayRef ref = import_array(array, operation, name, place);
+  require<DTypeError>(ref.view.dtype == dtype, [&] {
+    return Problem{operation,
+                   name,
+                   std::string(name_of(dtype)) + " on " + to_string(place.device),
+                   name_of(ref.view.dtype),
+                   {}};
+  });
+  require<ShapeError>(
+      ref.view.rank == 2 && is_dense(ref.view) &&
+          ref.view.dim(1) <= std::numeric_limits<std::int32_t>::max(),
+      [&] { return Problem{operation, name, "dense [T, top_k]", describe(ref.view), {}}; });
+  return ref;
+}
+
+/// The CUDA device that the array says it is on.
+std::optional<Device> gpu_of(py::handle array) {
+  if (!py::hasattr(array, "__dlpack_device__") || py::isinstance<py::array>(array)) return {};
+  const auto device = array.attr("__dlpack_device__")().cast<std::pair<int, int>>();
+  constexpr int kCuda = 2;
+  if (device.first != kCuda) return {};
+  return Device{DeviceType::Cuda, device.second};
+}
+
+std::shared_ptr<const DeviceRouting> empty_routing(std::int64_t num_tokens, std::int32_t top_k,
+                                                   const Place& place, py::handle like,
+                                                   const char* operation) {
+  const std::vector<std::int64_t> shape{num_tokens, top_k};
+  return std::make_shared<const DeviceRouting>(
+      DeviceRouting{place.device, foreign_empty(like, false, DType::I32, shape, operation),
+                    foreign_empty(like, false, DType::F32, shape, operation), num_tokens, top_k});
+}
+
+}  // namespace
+
+std::shared_ptr<const DeviceRouting> device_routing(const py::object& topk_ids,
+                                                    const py::object& topk_weights) {
+  constexpr const char* kOperation = "Routing";
+  const std::optional<Device> gpu = gpu_of(topk_ids);
+  if (!gpu) return nullptr;
+  const Place place = call_place(*gpu, py::none(), topk_ids, kOperation);
+  const ArrayRef ids = import_part(topk_ids, "topk_ids", DType::I32, place, kOperation);
+  const ArrayRef weights = import_part(topk_weights, "topk_weights", DType::F32, place, kOperation);
+  require<ShapeError>(
+      weights.view.dim(0) == ids.view.dim(0) && weights.view.dim(1) == ids.view.dim(1), [&] {
+        return Problem{kOperation,
+                       "topk_weights",
+                       "the shape of topk_ids, " + describe(ids.view),
+                       describe(weights.view),
+                       {}};
+      });
+  return std::make_shared<const DeviceRouting>(DeviceRouting{
+      *gpu, topk_ids, topk_weights, ids.view.dim(0), static_cast<std::int32_t>(ids.view.dim(1))});
+}
+
+CallRouting::CallRouting(const RoutingObject& given, const Place& place, py::handle like,
+                         Context& context, const char* operation)
+    : object_(given) {
+  if (place.device.type == DeviceType::Cpu || object_.device != nullptr) {
+    borrow(place, operation);
+    return;
+  }
+  const Backend& backend = context.backend();
+  require<CaptureError>(!backend.capturing(context), [&] {
+    return Problem{operation,
+                   "routing",
+                   "arrays on " + to_string(place.device),
+                   "host memory while a graph is recorded",
+                   {}};
+  });
+  const RoutingView host = given.view();
+  object_.device = empty_routing(host.num_tokens, host.top_k, place, like, operation);
+  borrow(place, operation);
+  const auto pairs = static_cast<std::size_t>(host.num_pairs());
+  backend.copy_on_stream(context, view_.topk_ids, host.topk_ids, pairs * sizeof(std::int32_t));
+  backend.copy_on_stream(context, view_.topk_weights, host.topk_weights, pairs * sizeof(float));
+  backend.synchronize(context);  // the host's copy may change from here on
+}
+
+CallRouting::CallRouting(std::int64_t num_tokens, std::int32_t top_k, const Place& place,
+                         py::handle like, const char* operation) {
+  if (place.device.type == DeviceType::Cpu) {
+    object_.resized(num_tokens, top_k);
+  } else {
+    object_.device = empty_routing(num_tokens, top_k, place, like, operation);
+  }
+  borrow(place, operation);
+}
+
+void CallRouting::borrow(const Place& place, const char* operation) {
+  const Device where = object_.device != nullptr ? object_.device->where : Device{};
+  require<DeviceError>(where == place.device, [&] {
+    return Problem{operation, "routing", "on " + to_string(place.device), to_string(where), {}};
+  });
+  if (object_.device == nullptr) {
+    view_ = object_.view();
+    return;
+  }
+  const DeviceRouting& device = *object_.device;
+  ids_ = import_part(device.topk_ids, "topk_ids", DType::I32, place, operation);
+  weights_ = import_part(device.topk_weights, "topk_weights", DType::F32, place, operation);
+  view_ = {static_cast<std::int32_t*>(ids_.view.data), static_cast<float*>(weights_.view.data),
+           device.num_tokens, device.top_k};
+}
+
+}  // namespace moesaic::python

@@ -1,0 +1,25 @@
+#pragma once
+
+/// What array packages say of GPUs: their current stream, their empty arrays, their stream objects.
+/// A package is asked only when an array of it was passed in, so none is ever imported here.
+
+#include <optional>
+
+#include "arrays.hpp"
+
+namespace moesaic::python {
+
+/// The stream that the package of `like` uses now; empty for packages that do not say.
+std::optional<void*> current_stream(py::handle like, int index);
+
+/// Where a call on `device` works. `stream` is None (the current stream of the package of `like`,
+/// else the default stream), an address, or an object with __cuda_stream__, cuda_stream (torch) or
+/// ptr (cupy). Errors: DeviceError (a stream on the CPU), DTypeError (no stream).
+Place call_place(Device device, py::handle stream, py::handle like, const char* operation);
+
+/// A dense array of the package and on the device of `like`; of its own element type when
+/// `same_dtype`, else of `dtype`. Throws UnsupportedError when the package has none.
+py::object foreign_empty(py::handle like, bool same_dtype, DType dtype,
+                         const std::vector<std::int64_t>& shape, const char* operation);
+
+}  // namespace moesaic::python
