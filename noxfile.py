@@ -4,6 +4,9 @@ tests     ctest (dev preset) and pytest on the installed package
 lint      ruff, clang-format, mypy, stubtest
 wheel     sdist -> wheel, its content and symbols, a clean environment without a compiler
 sanitize  ctest under AddressSanitizer + UBSan, the thread tests under ThreadSanitizer
+gpu       nvcc on every CUDA kernel, and all checks of Metal (skips what lacks nvcc or clang 19)
+race      emulated CUDA kernels under ThreadSanitizer (Linux; skipped without clang 19)
+parity    layers beside the modules of transformers (needs torch, some 200 MB)
 arm       the kernels' tests for 64-bit Arm: cross compiler and qemu (Linux; skipped without them)
 pythons   every CPython from 3.11 to 3.14 found here: build, install, import, demo
 """
@@ -22,15 +25,22 @@ from nox.command import CommandFailed
 
 nox.needs_version = ">=2024.4.15"
 nox.options.default_venv_backend = "venv"
-nox.options.sessions = ["tests", "lint", "wheel", "sanitize", "arm", "pythons"]
+SESSIONS = ["tests", "lint", "wheel", "sanitize", "gpu", "race", "parity", "arm", "pythons"]
+nox.options.sessions = SESSIONS
 
 ROOT = Path(__file__).parent
 WORK = ROOT / "build" / "nox"
 CMAKE = ["cmake>=3.24,<5", "ninja>=1.11"]
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 # The programs whose tests make calls from several threads, and those tests.
-TSAN_PROGRAMS = ["thread_pool_test", "forward_test", "profile_test", "gguf_test", "workspace_test"]
-TSAN_TESTS = "Thread|Pool|Concurrent|Races|AtATime"
+TSAN_PROGRAMS = [
+    *("thread_pool_test", "forward_test", "profile_test", "gguf_test", "workspace_test"),
+    *("offload_store_test", "offload_disk_test"),
+]
+TSAN_TESTS = "Thread|Pool|Concurrent|Races|AtATime|WhileExpertsMove|DiskSource"
+
+# Labels of tests that run compilers for minutes.
+GPU_CHECKS = "metal|gpu-compile"
 
 
 @nox.session
@@ -39,7 +49,7 @@ def tests(session: nox.Session) -> None:
     session.install(*CMAKE)
     session.run("cmake", "--preset", "dev", "--fresh")
     session.run("cmake", "--build", "--preset", "dev")
-    session.run("ctest", "--preset", "dev", f"-j{os.cpu_count()}", "--output-on-failure")
+    session.run("ctest", "--preset", "dev", f"-j{os.cpu_count()}", "-LE", GPU_CHECKS)
     session.install(f"{built_wheel(session)}[test]")
     session.run("pytest", *session.posargs)
 
@@ -49,7 +59,8 @@ def lint(session: nox.Session) -> None:
     session.install("ruff>=0.12,<1", "clang-format==19.1.*", "mypy>=1.15,<3")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
-    sources = subprocess.check_output(["git", "ls-files", "*.cpp", "*.hpp"], text=True, cwd=ROOT)
+    kinds = [f"*.{kind}" for kind in ("cpp", "hpp", "h", "cu", "cuh", "metal")]
+    sources = subprocess.check_output(["git", "ls-files", *kinds], text=True, cwd=ROOT)
     session.run("clang-format", "--dry-run", "-Werror", *sources.split(), silent=True)
     session.install(f"{built_wheel(session)}[test]")
     session.run("mypy")
@@ -75,6 +86,39 @@ def sanitize(session: nox.Session) -> None:
         session.run("cmake", "--preset", preset, "--fresh")
         session.run("cmake", "--build", "--preset", preset, *build)
         session.run("ctest", "--preset", preset, f"-j{os.cpu_count()}", *select)
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Downloads metal-cpp and a cross compiler for macOS (125 MB)."""
+    need_gtest(session)
+    need_clang(session)
+    session.install(*CMAKE)
+    session.run("cmake", "--preset", "dev")
+    session.run("cmake", "--build", "--preset", "dev", "--target", "moesaic")
+    session.run("ctest", "--preset", "dev", "-L", "gpu-compile")
+    build = ROOT / "build" / "dev"
+    where = ["--library", build / "cpp" / "libmoesaic.a", "--build", build / "metal_checks"]
+    check = ROOT / "tests" / "emulation" / "metal" / "check.py"
+    session.run("python", check, "--fetch", *map(str, where), success_codes=[0, 77])
+
+
+@nox.session
+def race(session: nox.Session) -> None:
+    """Every emulated kernel from one in-order run: the checker needs no lucky schedule."""
+    need_gtest(session)
+    need_clang(session)
+    session.install(*CMAKE)
+    session.run("cmake", "--preset", "race", "--fresh")
+    session.run("cmake", "--build", "--preset", "race")
+    session.run("ctest", "--preset", "race", f"-j{os.cpu_count()}")
+
+
+@nox.session
+def parity(session: nox.Session) -> None:
+    session.install("torch==2.13.0", "transformers>=5.2,<6")
+    session.install(f"{built_wheel(session)}[test]")
+    session.run("pytest", "tests/parity", *session.posargs)
 
 
 @nox.session
@@ -166,6 +210,14 @@ def need_gtest(session: nox.Session) -> None:
             "GoogleTest is missing. Debian, Ubuntu: sudo apt-get install libgtest-dev; "
             "Homebrew: brew install googletest; elsewhere set GTest_ROOT"
         )
+
+
+def need_clang(session: nox.Session) -> None:
+    """Install Debian's clang 19 when it is missing and this user may; else skip, saying so."""
+    if shutil.which("clang++-19"):
+        return
+    if not installed(session, ["clang-19", "libclang-rt-19-dev"]):
+        session.skip("clang++-19 is missing and cannot be installed here")
 
 
 def installed(session: nox.Session, packages: list[str]) -> bool:
