@@ -221,7 +221,7 @@ TEST(MetalArguments, OffsetsAreNatural) {
 
 TEST(MetalAddressMap, FindsTheBufferOfAnAddress) {
   AddressMap map;
-  std::byte memory[100];
+  std::byte memory[100] = {};
   int one = 0, two = 0;
   EXPECT_FALSE(map.find(memory));
   map.insert(memory, 50, &one, 7);
@@ -239,7 +239,7 @@ TEST(MetalAddressMap, FindsTheBufferOfAnAddress) {
 
 TEST(MetalAddressMap, OverlappingRangesKeepTheirBuffers) {
   AddressMap map;
-  std::byte memory[100];
+  std::byte memory[100] = {};
   int whole = 0, part = 0;
   map.insert(memory, 100, &whole);
   map.insert(memory + 20, 10, &part);

@@ -75,6 +75,40 @@ def on_host_memory(x, logits, stack):
     mo.moe_forward(x, logits, stack, top_k=2, workspace=mo.Workspace(1 << 20))
 
 
+def marlin(rng, k, n, group, act_order):
+    """Three random GPTQ experts [K, N]; act-order differs from expert to expert."""
+    words = rng.integers(-(2**31), 2**31, (3, k // 8, n), dtype=np.int64).astype(np.int32)
+    scales = (rng.random((3, k // group, n)) * 0.02 + 0.01).astype(np.float16)
+    zeros = np.full((3, k // group, n // 8), 0x53535353, np.int32)
+    order = None
+    if act_order:
+        order = np.stack([rng.permutation(np.arange(k) // group) for _ in range(3)])
+    return mo.MarlinExpertStack.from_gptq(
+        words,
+        scales,
+        zeros,
+        g_idx=None if order is None else order.astype(np.int32),
+        group_size=group,
+    )
+
+
+def check_int4(close):
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((9, 64), np.float32)
+    logits = rng.standard_normal((9, 3), np.float32)
+    for group in (32, 64):
+        for act_order in (False, True):
+            parts = {
+                "gate_up": marlin(rng, 64, 2 * 64, group, act_order),
+                "down": marlin(rng, 64, 64, group, act_order),
+            }
+            host = mo.ExpertStack.from_marlin(**parts)
+            stack = mo.ExpertStack.from_marlin(**parts, device="cuda:0")
+            routing = mo.route(logits, top_k=2)
+            want = mo.moe_forward_cpu(x, routing, host)
+            close(mo.moe_forward(Array(x), Array(logits), stack, top_k=2, precision="exact"), want)
+
+
 def main():
     package = types.ModuleType("fakecuda")
     package.float32, package.int32 = np.float32, np.int32
@@ -131,6 +165,8 @@ def main():
     ids = np.array([[0, 4], [1, -1], [2, 2], [3, 0], [4, 1], [0, 0], [1, 3]], np.int32)
     h = host.gemv_gate_up_silu(x, np.maximum(ids, 0), precision="exact") * (ids >= 0)[..., None]
     close(stack.gemv_gate_up_silu(xd, Array(ids), precision="exact"), h)
+
+    check_int4(close)
 
     refusals = [
         (mo.DeviceError, lambda: mo.moe_forward(x, None, stack, routing=on_gpu)),
