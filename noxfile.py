@@ -61,7 +61,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    session.install("ruff>=0.12,<1", "clang-format==19.1.*", "mypy>=1.15,<3")
+    session.install("ruff>=0.17,<0.18", "clang-format==19.1.*", "mypy>=1.15,<3")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     kinds = [f"*.{kind}" for kind in ("cpp", "hpp", "h", "cu", "cuh", "metal")]

@@ -10,13 +10,16 @@
 #include "moesaic/thread_pool.hpp"
 #include "words.hpp"
 
-namespace moesaic::python {
+namespace moesaic {
 
 template <>
 struct Words<CheckpointFormat> {
   static constexpr std::array text{"gptq", "gptq_v2", "awq", "pack_quantized"};
 };
 
+}  // namespace moesaic
+
+namespace moesaic::python {
 namespace {
 
 using Stack = std::shared_ptr<MarlinExpertStack>;

@@ -10,7 +10,7 @@
 #include "moesaic/offload.hpp"
 #include "words.hpp"
 
-namespace moesaic::python {
+namespace moesaic {
 
 template <>
 struct Words<Ranking> {
@@ -24,6 +24,10 @@ template <>
 struct Words<OnMiss> {
   static constexpr std::array text{"compute", "stage", "error"};
 };
+
+}  // namespace moesaic
+
+namespace moesaic::python {
 
 inline ExecMode parse_mode(const std::string& mode, const char* operation) {
   return parse_word<ExecMode>(mode, operation, "mode");

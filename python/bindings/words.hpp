@@ -7,16 +7,14 @@
 #include <string>
 #include <string_view>
 
+#include "core/words.hpp"
 #include "moesaic/config.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/expert_stack.hpp"
 #include "moesaic/plan.hpp"
-#include "moesaic/tuning.hpp"
 
-namespace moesaic::python {
+namespace moesaic {
 
-template <class E>
-struct Words;
 template <>
 struct Words<ScoreFunction> {
   static constexpr std::array text{"softmax", "softmax_selected", "sigmoid", "sqrt_softplus"};
@@ -58,18 +56,6 @@ struct Words<RowSpace> {
   static constexpr std::array text{"token_pairs", "packed_rows"};
 };
 template <>
-struct Words<RowSpaceMode> {
-  static constexpr std::array text{"auto", "token_pairs", "packed_rows"};
-};
-template <>
-struct Words<GemmMode> {
-  static constexpr std::array text{"auto", "bucketed", "aligned"};
-};
-template <>
-struct Words<Precision> {
-  static constexpr std::array text{"auto", "exact", "fast"};
-};
-template <>
 struct Words<StackLayout> {
   static constexpr std::array text{"auto", "file"};
 };
@@ -81,6 +67,10 @@ template <>
 struct Words<Role> {
   static constexpr std::array text{"gate", "up", "down"};
 };
+
+}  // namespace moesaic
+
+namespace moesaic::python {
 
 template <class E>
 const char* word_of(E value) {
