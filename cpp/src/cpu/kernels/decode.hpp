@@ -6,12 +6,13 @@
 ///   kAdd     whether a constant is added per sub-block (minima: value = scale * integer + add)
 ///   kOffset  log2 of what is subtracted from the stored unsigned integers, or kNoOffset
 ///   kWide    whether stored integers exceed 127
-/// and either (unpacked in registers)
-///   kPeriod  after how many steps of 32 columns the unpacking repeats
+///   kFused   whether unpacking is so cheap that few tokens do it in registers
 ///   scales(record, scale, add)            the f32 row vectors of all sub-blocks
+/// and, if fused,
+///   kPeriod  after how many steps of 32 columns the unpacking repeats
 ///   weights<S>(record, base, lane, w)     the 8 vectors of step base + S, rows from byte `lane`
-/// or (kTable = true)
-///   decode(record, tile)                  everything at once
+/// else
+///   decode(record, lane, q)               all steps of a full record, a vector per 64 bytes of q
 /// Include after simd.hpp.
 
 #include <cstdint>

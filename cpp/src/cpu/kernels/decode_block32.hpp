@@ -1,9 +1,11 @@
 #pragma once
 
-/// Formats with blocks of 32 columns: one f16 scale (or a power of two), sometimes a minimum.
+/// Formats with blocks of 32 columns: one f16 scale (or a power of two), sometimes a minimum. And
+/// NVFP4, whose blocks of 64 have a scale per 16.
 /// Nibbles: vector v holds columns 4v .. 4v + 3 low, 16 + 4v .. high.
 
 #include "cpu/kernels/decode.hpp"
+#include "cpu/kernels/words.hpp"
 
 namespace moesaic::cpu {
 namespace {
@@ -26,7 +28,7 @@ MOESAIC_ALWAYS_INLINE void nibbles(const std::uint8_t* q, V* w) {
 struct Block32 {
   static constexpr int kSub = 32;
   static constexpr int kPeriod = 1;
-  static constexpr bool kTable = false;
+  static constexpr bool kFused = true;
 };
 
 struct q4_0 : Block32 {
@@ -168,6 +170,39 @@ struct mxfp4 : Block32 {
   template <int S>
   static MOESAIC_ALWAYS_INLINE void weights(const Record& r, int base, int lane, V* w) {
     code_book(r.p + base * kNibbleStep + lane, kFp4Table, w);
+  }
+};
+
+struct nvfp4 {
+  static constexpr QuantType kType = QuantType::NVFP4;
+  static constexpr int kSub = 16;
+  static constexpr bool kAdd = false;
+  static constexpr int kOffset = kFp4Offset;
+  static constexpr bool kWide = false;
+  static constexpr int kPeriod = 1;
+  static constexpr bool kFused = true;
+  /// Half an unsigned E4M3 scale (bias 7), because the table doubles; the NaN code gives 0. An
+  /// integer of 2^-10 holds every value.
+  static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
+    const std::uint8_t* codes = r.p + r.steps * kNibbleStep;
+    for_lanes([&](int row) __attribute__((always_inline)) {
+      for (int sub = 0; sub < 2 * r.steps; ++sub) {
+        const Words four = load_words(codes + sub / 4 * kVector + 4 * row);
+        Words code = four >> (8 * (sub % 4)) & 255U;
+        code &= ~__builtin_bit_cast(Words, code == 0x7f);
+        const Words exponent = code >> 3 & 15U;
+        const Words normal = __builtin_bit_cast(Words, exponent != 0) & 1U;
+        const Words value = ((code & 7U) | normal << 3) << (exponent - normal);
+        store_f(scale[sub] + row, mul(to_float(value), set_f(0x1p-10F)));
+      }
+    });
+  }
+  /// Of each 16 columns, 8 bytes: low nibbles columns 0 .. 7, high nibbles 8 .. 15.
+  template <int S>
+  static MOESAIC_ALWAYS_INLINE void weights(const Record& r, int base, int lane, V* w) {
+    V part[8];
+    code_book(r.p + base * kNibbleStep + lane, kFp4Table, part);
+    for (int i = 0; i < 8; ++i) w[i] = part[i / 4 * 2 + i % 2 + i / 2 % 2 * 4];
   }
 };
 

@@ -44,7 +44,7 @@ struct q2_k {
   static constexpr int kOffset = kNoOffset;
   static constexpr bool kWide = false;
   static constexpr int kPeriod = 4;
-  static constexpr bool kTable = false;
+  static constexpr bool kFused = true;
   static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales add) {
     const std::uint8_t* codes = r.p + 16 * kVector;
     alignas(64) std::uint8_t low[16 * kRows];
@@ -71,19 +71,21 @@ struct q3_k {
   static constexpr int kOffset = 2;
   static constexpr bool kWide = false;
   static constexpr int kPeriod = 8;
-  static constexpr bool kTable = false;
+  static constexpr bool kFused = true;
   static constexpr int kMain = 24 * kVector + 12 * kRows;  // bytes without d
   static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
     const std::uint8_t* s = r.p + (r.odd ? 32 : 0) + 24 * kVector;
-    alignas(64) std::uint8_t codes[16 * kRows];
-    for (int j = 0; j < 16; ++j) {
-      for (int row = 0; row < kRows; ++row) {
-        const int low = s[16 * (j % 8) + row] >> (4 * (j / 8)) & 15;
-        const int high = s[16 * (8 + j % 4) + row] >> (2 * (j / 4)) & 3;
-        codes[16 * j + row] = static_cast<std::uint8_t>((low | high << 4) - 32);
+    for_lanes([&](int row) __attribute__((always_inline)) {
+      const F d = load_f16((r.odd ? r.p : r.p + kMain) + 2 * row);
+      const std::uint8_t* words = s + 4 * row;
+      const Words low[2] = {load_words(words), load_words(words + kVector)};
+      const Words high = load_words(words + 2 * kVector);
+      for (int j = 0; j < 16; ++j) {
+        const Words code = (low[j / 4 % 2] >> (8 * (j % 4) + 4 * (j / 8)) & 15U) |
+                           (high >> (8 * (j % 4) + 2 * (j / 4)) & 3U) << 4;
+        store_f(scale[j] + row, mul(d, sub(to_float(code), set_f(32.0F))));
       }
-    }
-    scaled_i8(r.odd ? r.p : r.p + kMain, codes, 16, scale);
+    });
   }
   template <int S>
   static MOESAIC_ALWAYS_INLINE void weights(const Record& r, int, int lane, V* w) {
@@ -103,7 +105,7 @@ struct q4_k {
   static constexpr int kOffset = kNoOffset;
   static constexpr bool kWide = false;
   static constexpr int kPeriod = 2;
-  static constexpr bool kTable = false;
+  static constexpr bool kFused = true;
   static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales add) {
     six_bit_scales(r.p + 32 * kVector, scale, add);
   }
@@ -122,7 +124,7 @@ struct q5_k {
   static constexpr int kOffset = kNoOffset;
   static constexpr bool kWide = false;
   static constexpr int kPeriod = 8;
-  static constexpr bool kTable = false;
+  static constexpr bool kFused = true;
   static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales add) {
     six_bit_scales(r.p + 40 * kVector, scale, add);
   }
@@ -144,7 +146,7 @@ struct q6_k {
   static constexpr int kOffset = 5;
   static constexpr bool kWide = false;
   static constexpr int kPeriod = 4;
-  static constexpr bool kTable = false;
+  static constexpr bool kFused = true;
   static constexpr int kMain = 48 * kVector + 16 * kRows;  // bytes without d
   static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
     scaled_i8(r.odd ? r.p : r.p + kMain, r.p + (r.odd ? 32 : 0) + 48 * kVector, 16, scale);
@@ -168,19 +170,18 @@ struct iq4_xs {
   static constexpr int kOffset = kByteOffset;
   static constexpr bool kWide = true;
   static constexpr int kPeriod = 1;
-  static constexpr bool kTable = false;
+  static constexpr bool kFused = true;
   static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
     const std::uint8_t* low = r.p + 32 * kVector;
-    const std::uint8_t* high = low + 64;  // u16 of 16 rows, then f16 d
-    alignas(64) std::uint8_t codes[8 * kRows];
-    for (int j = 0; j < 8; ++j) {
-      for (int row = 0; row < kRows; ++row) {
-        const int l = low[16 * (j / 2) + row] >> (4 * (j % 2)) & 15;
-        const int h = high[2 * row + j / 4] >> (2 * (j % 4)) & 3;
-        codes[16 * j + row] = static_cast<std::uint8_t>((l | h << 4) - 32);
+    for_lanes([&](int row) __attribute__((always_inline)) {
+      const Words codes = load_words(low + 4 * row);
+      const Words upper = load_halves(low + kVector + 2 * row);
+      const F d = load_f16(low + kVector + 32 + 2 * row);
+      for (int j = 0; j < 8; ++j) {
+        const Words code = (codes >> (4 * j) & 15U) | (upper >> (2 * j) & 3U) << 4;
+        store_f(scale[j] + row, mul(d, sub(to_float(code), set_f(32.0F))));
       }
-    }
-    scaled_i8(high + 32, codes, 8, scale);
+    });
   }
   template <int S>
   static MOESAIC_ALWAYS_INLINE void weights(const Record& r, int base, int lane, V* w) {

@@ -116,11 +116,11 @@ MOESAIC_NOINLINE void multiply_tile(const Tile& tile, int steps, const Ahead& ah
 /// Unpacks a whole record.
 template <class D>
 MOESAIC_NOINLINE void fill_tile(const Record& record, Tile& tile) {
-  if constexpr (D::kTable) {
-    D::decode(record, tile);
-  } else {
-    D::scales(record, tile.scale, tile.add);
-    for_lanes([&](int row) __attribute__((always_inline)) {
+  D::scales(record, tile.scale, tile.add);
+  for_lanes([&](int row) __attribute__((always_inline)) {
+    if constexpr (!D::kFused) {
+      D::decode(record, row * 4, tile.q + row * 4);
+    } else {
       for (int base = 0; base < record.steps; base += D::kPeriod) {
         unroll<D::kPeriod>([&](auto s) __attribute__((always_inline)) {
           V w[8];
@@ -129,8 +129,8 @@ MOESAIC_NOINLINE void fill_tile(const Record& record, Tile& tile) {
           for (int k = 0; k < 8; ++k) store(q + k * kVector, w[k]);
         });
       }
-    });
-  }
+    }
+  });
 }
 
 /// out[T][16] += record * activations, unpacking in registers.
@@ -171,7 +171,7 @@ constexpr TileFn tile_fn(int tokens) {
 }
 template <class D, int P, int T = 1>
 constexpr FusedFn fused_fn(int tokens) {
-  if constexpr (D::kTable || T * P > kMaxFused) {
+  if constexpr (!D::kFused || T * P > kMaxFused) {
     return nullptr;
   } else {
     return tokens == T ? &multiply_fused<D, T, P> : fused_fn<D, P, T + 1>(tokens);

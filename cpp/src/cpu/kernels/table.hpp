@@ -4,9 +4,10 @@
 
 #include "cpu/kernels/activate.hpp"
 #include "cpu/kernels/decode_block32.hpp"
+#include "cpu/kernels/decode_grid.hpp"
 #include "cpu/kernels/decode_int4.hpp"
 #include "cpu/kernels/decode_k.hpp"
-#include "cpu/kernels/decode_table.hpp"
+#include "cpu/kernels/decode_ternary.hpp"
 #include "cpu/kernels/gemm_float.hpp"
 #include "cpu/kernels/gemm_int.hpp"
 #include "cpu/kernels/quantize.hpp"

@@ -5,6 +5,7 @@
 
 #include <immintrin.h>
 
+#include <cstddef>
 #include <cstdint>
 
 #define MOESAIC_ALWAYS_INLINE inline __attribute__((always_inline))
@@ -42,17 +43,53 @@ MOESAIC_ALWAYS_INLINE V lookup(V v, const std::uint8_t* table) {
   const __m128i t = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
   return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(t), v);
 }
-/// 16 in byte j of each lane whose bit 4 * k4 + j is set, else 0.
+/// All ones in byte j of each lane whose bit 4 * k4 + j of the lane's word is set, else 0.
 template <int k4>
-MOESAIC_ALWAYS_INLINE V spread_bits(V words) {
+MOESAIC_ALWAYS_INLINE V spread_mask(V words) {
   constexpr char b = k4 / 2;
   const V bytes =
       _mm256_shuffle_epi8(words, _mm256_broadcastsi128_si256(_mm_setr_epi8(
                                      b, b, b, b, b + 4, b + 4, b + 4, b + 4, b + 8, b + 8, b + 8,
                                      b + 8, b + 12, b + 12, b + 12, b + 12)));
   const V select = _mm256_set1_epi32(k4 % 2 == 0 ? 0x08040201 : static_cast<int>(0x80402010));
-  const V set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, select), select);
-  return _mm256_and_si256(set, _mm256_set1_epi8(16));
+  return _mm256_cmpeq_epi8(_mm256_and_si256(bytes, select), select);
+}
+/// The same with 16 for all ones.
+template <int k4>
+MOESAIC_ALWAYS_INLINE V spread_bits(V words) {
+  return _mm256_and_si256(spread_mask<k4>(words), _mm256_set1_epi8(16));
+}
+/// v with those bytes negated.
+template <int k4>
+MOESAIC_ALWAYS_INLINE V negate_where(V v, V words) {
+  const V mask = spread_mask<k4>(words);
+  return _mm256_sub_epi8(_mm256_xor_si256(v, mask), mask);
+}
+/// Points of 8 bytes: bytes 0 .. 3 and 4 .. 7 of point rows[i] in lane i.
+MOESAIC_ALWAYS_INLINE void pick8(const std::uint8_t* points, const std::uint32_t* rows, V& low,
+                                 V& high) {
+  const auto pair = [&](int i) __attribute__((always_inline)) {
+    const auto at = [&](int row) {
+      return reinterpret_cast<const double*>(points + std::size_t{8} * rows[row]);
+    };
+    return _mm_loadh_pd(_mm_load_sd(at(i)), at(i + 1));
+  };
+  const __m256 a = _mm256_castpd_ps(_mm256_set_m128d(pair(4), pair(0)));
+  const __m256 b = _mm256_castpd_ps(_mm256_set_m128d(pair(6), pair(2)));
+  low = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88));
+  high = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd));
+}
+/// The same of points of 4 bytes.
+MOESAIC_ALWAYS_INLINE V pick4(const std::uint8_t* points, const std::uint32_t* rows) {
+  const auto at = [&](int row) __attribute__((always_inline)) {
+    const auto* point = reinterpret_cast<const float*>(points + std::size_t{4} * rows[row]);
+    return _mm_castps_si128(_mm_load_ss(point));
+  };
+  const auto four = [&](int i) __attribute__((always_inline)) {
+    return _mm_unpacklo_epi64(_mm_unpacklo_epi32(at(i), at(i + 1)),
+                              _mm_unpacklo_epi32(at(i + 2), at(i + 3)));
+  };
+  return _mm256_set_m128i(four(4), four(0));
 }
 
 /// acc += the dot products of the 4 weights of each row and the 4 activations at `a`. Weights up to

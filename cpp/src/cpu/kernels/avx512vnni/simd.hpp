@@ -13,6 +13,7 @@
 #pragma GCC diagnostic pop
 #endif
 
+#include <cstddef>
 #include <cstdint>
 
 #define MOESAIC_ALWAYS_INLINE inline __attribute__((always_inline))
@@ -46,17 +47,58 @@ MOESAIC_ALWAYS_INLINE V lookup(V v, const std::uint8_t* table) {
   const __m128i t = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
   return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(t), v);
 }
-/// 16 in byte j of each lane whose bit 4 * k4 + j is set, else 0.
+/// Which byte j of each lane has bit 4 * k4 + j of the lane's word set.
 template <int k4>
-MOESAIC_ALWAYS_INLINE V spread_bits(V words) {
+MOESAIC_ALWAYS_INLINE __mmask64 spread_mask(V words) {
   constexpr char b = k4 / 2;
   const V bytes = _mm512_shuffle_epi8(
       words,
       _mm512_broadcast_i32x4(_mm_setr_epi8(b, b, b, b, b + 4, b + 4, b + 4, b + 4, b + 8, b + 8,
                                            b + 8, b + 8, b + 12, b + 12, b + 12, b + 12)));
-  const __mmask64 set =
-      _mm512_test_epi8_mask(bytes, _mm512_set1_epi32(k4 % 2 == 0 ? 0x08040201 : 0x80402010));
-  return _mm512_maskz_set1_epi8(set, 16);
+  return _mm512_test_epi8_mask(bytes, _mm512_set1_epi32(k4 % 2 == 0 ? 0x08040201 : 0x80402010));
+}
+/// 16 in byte j of each lane whose bit 4 * k4 + j is set, else 0.
+template <int k4>
+MOESAIC_ALWAYS_INLINE V spread_bits(V words) {
+  return _mm512_maskz_set1_epi8(spread_mask<k4>(words), 16);
+}
+/// v with those bytes negated.
+template <int k4>
+MOESAIC_ALWAYS_INLINE V negate_where(V v, V words) {
+  return _mm512_mask_sub_epi8(v, spread_mask<k4>(words), _mm512_setzero_si512(), v);
+}
+/// Points of 8 bytes: bytes 0 .. 3 and 4 .. 7 of point rows[i] in lane i.
+MOESAIC_ALWAYS_INLINE void pick8(const std::uint8_t* points, const std::uint32_t* rows, V& low,
+                                 V& high) {
+  const auto pair = [&](int i) __attribute__((always_inline)) {
+    const auto at = [&](int row) {
+      return reinterpret_cast<const double*>(points + std::size_t{8} * rows[row]);
+    };
+    return _mm_loadh_pd(_mm_load_sd(at(i)), at(i + 1));
+  };
+  const auto four_pairs = [&](int i) __attribute__((always_inline)) {
+    const __m256d first = _mm256_set_m128d(pair(i + 4), pair(i));
+    const __m256d second = _mm256_set_m128d(pair(i + 12), pair(i + 8));
+    return _mm512_castpd_ps(_mm512_insertf64x4(_mm512_castpd256_pd512(first), second, 1));
+  };
+  const __m512 a = four_pairs(0);  // rows 0 1, 4 5, 8 9, 12 13
+  const __m512 b = four_pairs(2);
+  low = _mm512_castps_si512(_mm512_shuffle_ps(a, b, 0x88));
+  high = _mm512_castps_si512(_mm512_shuffle_ps(a, b, 0xdd));
+}
+/// The same of points of 4 bytes.
+MOESAIC_ALWAYS_INLINE V pick4(const std::uint8_t* points, const std::uint32_t* rows) {
+  const auto at = [&](int row) __attribute__((always_inline)) {
+    const auto* point = reinterpret_cast<const float*>(points + std::size_t{4} * rows[row]);
+    return _mm_castps_si128(_mm_load_ss(point));
+  };
+  const auto four = [&](int i) __attribute__((always_inline)) {
+    return _mm_unpacklo_epi64(_mm_unpacklo_epi32(at(i), at(i + 1)),
+                              _mm_unpacklo_epi32(at(i + 2), at(i + 3)));
+  };
+  const __m256i first = _mm256_set_m128i(four(4), four(0));
+  const __m256i second = _mm256_set_m128i(four(12), four(8));
+  return _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
 }
 
 /// acc += the dot products of the 4 weights of each row and the 4 activations at `a`.

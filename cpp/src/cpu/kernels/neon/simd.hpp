@@ -5,6 +5,7 @@
 
 #include <arm_neon.h>
 
+#include <cstddef>
 #include <cstdint>
 
 #define MOESAIC_ALWAYS_INLINE inline __attribute__((always_inline))
@@ -37,14 +38,47 @@ MOESAIC_ALWAYS_INLINE V bits(V v) {
 MOESAIC_ALWAYS_INLINE V lookup(V v, const std::uint8_t* table) {
   return vqtbl1q_u8(vld1q_u8(table), v);
 }
-/// 16 in byte j of each lane whose bit 4 * k4 + j is set, else 0.
+/// All ones in byte j of each lane whose bit 4 * k4 + j of the lane's word is set, else 0.
 template <int k4>
-MOESAIC_ALWAYS_INLINE V spread_bits(V words) {
+MOESAIC_ALWAYS_INLINE V spread_mask(V words) {
   constexpr std::uint8_t b = k4 / 2;
   const V index = {b,     b,     b,     b,     b + 4,  b + 4,  b + 4,  b + 4,
                    b + 8, b + 8, b + 8, b + 8, b + 12, b + 12, b + 12, b + 12};
   const V select = vreinterpretq_u8_u32(vdupq_n_u32(k4 % 2 == 0 ? 0x08040201U : 0x80402010U));
-  return vandq_u8(vtstq_u8(vqtbl1q_u8(words, index), select), vdupq_n_u8(16));
+  return vtstq_u8(vqtbl1q_u8(words, index), select);
+}
+/// The same with 16 for all ones.
+template <int k4>
+MOESAIC_ALWAYS_INLINE V spread_bits(V words) {
+  return vandq_u8(spread_mask<k4>(words), vdupq_n_u8(16));
+}
+/// v with those bytes negated.
+template <int k4>
+MOESAIC_ALWAYS_INLINE V negate_where(V v, V words) {
+  const V mask = spread_mask<k4>(words);
+  return vsubq_u8(veorq_u8(v, mask), mask);
+}
+/// Points of 8 bytes: bytes 0 .. 3 and 4 .. 7 of point rows[i] in lane i.
+MOESAIC_ALWAYS_INLINE void pick8(const std::uint8_t* points, const std::uint32_t* rows, V& low,
+                                 V& high) {
+  const auto at = [&](int row) { return vld1_u8(points + std::size_t{8} * rows[row]); };
+  const auto a = vreinterpretq_u32_u8(vcombine_u8(at(0), at(1)));
+  const auto b = vreinterpretq_u32_u8(vcombine_u8(at(2), at(3)));
+  low = vreinterpretq_u8_u32(vuzp1q_u32(a, b));
+  high = vreinterpretq_u8_u32(vuzp2q_u32(a, b));
+}
+/// The same of points of 4 bytes.
+MOESAIC_ALWAYS_INLINE V pick4(const std::uint8_t* points, const std::uint32_t* rows) {
+  uint32x4_t v = vdupq_n_u32(0);
+  v = vld1q_lane_u32(reinterpret_cast<const std::uint32_t*>(points + std::size_t{4} * rows[0]), v,
+                     0);
+  v = vld1q_lane_u32(reinterpret_cast<const std::uint32_t*>(points + std::size_t{4} * rows[1]), v,
+                     1);
+  v = vld1q_lane_u32(reinterpret_cast<const std::uint32_t*>(points + std::size_t{4} * rows[2]), v,
+                     2);
+  v = vld1q_lane_u32(reinterpret_cast<const std::uint32_t*>(points + std::size_t{4} * rows[3]), v,
+                     3);
+  return vreinterpretq_u8_u32(v);
 }
 
 /// acc += the dot products of the 4 weights of each row and the 4 activations at `a`.

@@ -70,6 +70,22 @@ inline V spread_bits(const V& words) {
   });
 }
 
+/// v with those bytes negated.
+template <int k4>
+inline V negate_where(const V& v, const V& words) {
+  const V set = spread_bits<k4>(words);
+  return bytes([&](int i) { return set.b[i] != 0 ? -v.b[i] : v.b[i]; });
+}
+/// Points of 8 bytes: bytes 0 .. 3 and 4 .. 7 of point rows[i] in lane i.
+inline void pick8(const std::uint8_t* points, const std::uint32_t* rows, V& low, V& high) {
+  low = bytes([&](int i) { return points[8 * rows[i / 4] + i % 4]; });
+  high = bytes([&](int i) { return points[8 * rows[i / 4] + 4 + i % 4]; });
+}
+/// The same of points of 4 bytes.
+inline V pick4(const std::uint8_t* points, const std::uint32_t* rows) {
+  return bytes([&](int i) { return points[4 * rows[i / 4] + i % 4]; });
+}
+
 /// acc += the dot products of the 4 weights of each row and the 4 activations at `a`.
 template <bool kWide>
 inline I dot(const I& acc, const V& weights, const std::int32_t* a) {

@@ -1,0 +1,119 @@
+#pragma once
+
+/// Weights of one, one and a half, or two bits around one f16 scale per block.
+
+#include "cpu/kernels/decode_block32.hpp"
+#include "cpu/kernels/words.hpp"
+
+namespace moesaic::cpu {
+namespace {
+
+/// scale[s] = factor * d of block s / kSteps; the d of 16 rows follow each other.
+template <int kSteps>
+MOESAIC_ALWAYS_INLINE void block_scales(const std::uint8_t* d, int steps, float factor,
+                                        Scales out) {
+  for (int s = 0; s < steps; ++s) {
+    for_lanes([&](int row) {
+      store_f(out[s] + row, mul(load_f16(d + s / kSteps * 32 + 2 * row), set_f(factor)));
+    });
+  }
+}
+
+struct SmallDecoder {
+  static constexpr int kSub = 32;
+  static constexpr bool kAdd = false;
+  static constexpr int kOffset = 0;
+  static constexpr bool kWide = false;
+  static constexpr bool kFused = true;
+};
+
+/// Digit n of five ternary digits in a byte, where the byte is ceil(256 / 243 * their number): the
+/// upper part of 3 * (byte * 3^n mod 256).
+template <int n>
+MOESAIC_ALWAYS_INLINE V ternary_digit(Bytes v) {
+  for (int i = 0; i < n; ++i) v = v + v + v;
+  // A comparison is all ones, that is -1.
+  return from_bytes(Bytes{} - __builtin_bit_cast(Bytes, v >= 86) -
+                    __builtin_bit_cast(Bytes, v >= 171));
+}
+
+/// 32 bytes of 5 digits (digit n: 32 columns), 16 bytes of 5 (16 columns), 4 bytes of 4 (4
+/// columns).
+struct tq1_0 : SmallDecoder {
+  static constexpr QuantType kType = QuantType::TQ1_0;
+  static constexpr int kPeriod = 8;
+  static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
+    block_scales<8>(r.odd ? r.p : r.p + 13 * kVector, 8, 1.0F, scale);
+  }
+  template <int n>
+  static MOESAIC_ALWAYS_INLINE V digit(const std::uint8_t* p, int vector) {
+    return ternary_digit<n>(to_bytes(load(p + vector * kVector)));
+  }
+  template <int S>
+  static MOESAIC_ALWAYS_INLINE void weights(const Record& r, int, int lane, V* w) {
+    const std::uint8_t* p = r.p + (r.odd ? 32 : 0) + lane;
+    if constexpr (S < 5) {
+      for (int i = 0; i < 8; ++i) w[i] = digit<S>(p, i);
+    } else if constexpr (S < 7) {
+      for (int i = 0; i < 4; ++i) {
+        w[i] = digit<2 * (S - 5)>(p, 8 + i);
+        w[4 + i] = digit<2 * (S - 5) + 1>(p, 8 + i);
+      }
+    } else {
+      for (int i = 0; i < 4; ++i) w[i] = digit<4>(p, 8 + i);
+      unroll<4>([&](auto n)
+                    __attribute__((always_inline)) { w[4 + n.value] = digit<n.value>(p, 12); });
+    }
+  }
+};
+
+/// Bits 2g of 32 bytes are the columns of step g, twice.
+struct tq2_0 : SmallDecoder {
+  static constexpr QuantType kType = QuantType::TQ2_0;
+  static constexpr int kPeriod = 4;
+  static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
+    block_scales<8>(r.odd ? r.p : r.p + 16 * kVector, 8, 1.0F, scale);
+  }
+  template <int S>
+  static MOESAIC_ALWAYS_INLINE void weights(const Record& r, int base, int lane, V* w) {
+    const std::uint8_t* p = r.p + (r.odd ? 32 : 0) + base / 4 * kStep + lane;
+    for (int i = 0; i < 8; ++i) w[i] = bits<2 * S, 0, 3>(load(p + i * kVector));
+  }
+};
+
+/// A sign per column: 16 where the bit is set, around 8.
+struct q1_0 : SmallDecoder {
+  static constexpr QuantType kType = QuantType::Q1_0;
+  static constexpr int kOffset = 3;
+  static constexpr int kPeriod = 1;
+  static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
+    block_scales<4>(r.p + r.steps * kVector, r.steps, 0.125F, scale);
+  }
+  template <int S>
+  static MOESAIC_ALWAYS_INLINE void weights(const Record& r, int base, int lane, V* w) {
+    const V words = load(r.p + base * kVector + lane);
+    unroll<8>([&](auto k4) __attribute__((always_inline)) {
+      w[k4.value] = spread_bits<decltype(k4)::value>(words);
+    });
+  }
+};
+
+/// Byte k has the columns 4k .. 4k + 3.
+struct q2_0 : SmallDecoder {
+  static constexpr QuantType kType = QuantType::Q2_0;
+  static constexpr int kPeriod = 1;
+  static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
+    block_scales<2>(r.p + r.steps * 2 * kVector, r.steps, 1.0F, scale);
+  }
+  template <int S>
+  static MOESAIC_ALWAYS_INLINE void weights(const Record& r, int base, int lane, V* w) {
+    for (int k4 = 0; k4 < 8; ++k4) {
+      const Words words = load_words(r.p + (2 * base + k4 / 4) * kVector + lane);
+      const Words four = words >> (8 * (k4 % 4)) & 255U;
+      w[k4] = to_vector((four | four << 6 | four << 12 | four << 18) & 0x03030303U);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace moesaic::cpu
