@@ -11,13 +11,16 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import moesaic as mo
 from moesaic.bench import report
+from moesaic.hf_config.families import family_table
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = Path(__file__).parent / "bench" / "results.json"
+FORMATS = Path(__file__).parent / "bench" / "formats.json"
 FAMILIES = (
     ("4-bit float", "FP4$"),
     ("4-bit groups (GPTQ, AWQ)", "^INT4$"),
@@ -73,9 +76,42 @@ def environment() -> str:
 
 
 def speed() -> str:
-    """The bench results that are kept, one table per shape."""
-    results = json.loads(RESULTS.read_text())["results"]
-    return "\n\n".join(report.markdown(result) for result in results)
+    """The bench results that are kept: the first, and the others folded."""
+    first, *others = json.loads(RESULTS.read_text())["results"]
+    folded = [
+        f"<details><summary>{other['shape']['name']}, {' '.join(_tokens(other))} tokens</summary>"
+        f"\n\n{report.markdown(other)}\n\n</details>"
+        for other in others
+    ]
+    return "\n\n".join([report.markdown(first), *folded])
+
+
+def _tokens(result: dict[str, Any]) -> list[str]:
+    return list(dict.fromkeys(str(point["tokens"]) for point in result["points"]))
+
+
+def format_speed() -> str:
+    """Every format at two batch sizes, beside Q4_K and ggml."""
+    kept = json.loads(FORMATS.read_text())
+    rows: dict[str, list[str]] = {}
+    for row in kept["rows"]:
+        cells = rows.setdefault(row["type"], [f"`{row['type']}`"])
+        unit = "GB/s" if row["tokens"] == 1 else "GOP/s"
+        cells += [
+            f"{row['us']:,.0f} ±{100 * row['spread']:.0f} % ({row['rel_l2']:.0e})",
+            f"{row['speed']:,.0f} {unit}",
+            f"{row['of_base']:.2f}",
+            f"{row['ggml_us']:,.0f} ({row['ggml_rel_l2']:.0e})" if row["ggml_us"] else "-",
+        ]
+    header = ["gate, up and down"]
+    for tokens in dict.fromkeys(row["tokens"] for row in kept["rows"]):
+        plural = "" if tokens == 1 else "s"
+        header += [f"{tokens} token{plural}: us (error)", "speed", f"of {kept['base']}", "ggml"]
+    about = (
+        f"{kept['shape']}, {kept['rows'][0]['threads']} threads, {kept['machine']['cpu']}, "
+        f"{kept['machine']['isa']}; {kept['date']}; `python tests/bench/formats.py`."
+    )
+    return about + "\n\n" + markdown(header, list(rows.values()))
 
 
 def architectures() -> str:
@@ -101,11 +137,25 @@ def architectures() -> str:
     return markdown(header, [[" ".join(names), *key] for key, names in rows.items()])
 
 
+def model_types() -> str:
+    """The model types of Hugging Face configurations."""
+    columns = ("score", "selection", "renormalize", "scale", "activation", "shared", "missing")
+    rows = [
+        [", ".join(f"`{name}`" for name in row["model types"].split(", "))]
+        + [row[column] for column in columns]
+        for row in family_table()
+    ]
+    header = ("model type", "score", "selection", "renormalised", *columns[3:])
+    return markdown(header, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "formats": formats,
     "architectures": architectures,
+    "model_types": model_types,
     "environment": environment,
     "speed": speed,
+    "format_speed": format_speed,
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import moesaic as mo
 from moesaic.bench import BenchOptions, BenchShape, gpu, report, roofline, run
-from moesaic.bench.weights import answer_f64, make_layers
+from moesaic.bench.weights import SCALE_AT, answer_f64, make_layers
 
 TINY = BenchShape("tiny", 256, 256, 8, 2)
 
@@ -47,6 +47,15 @@ def test_report_and_comparison(result: object, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     roofline.plot(json.loads(json.dumps(result.to_json())), str(tmp_path / "r.png"))  # type: ignore[attr-defined]
     assert (tmp_path / "r.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("quant", SCALE_AT)
+def test_random_codes_have_the_scale_of_weights(quant: str) -> None:
+    layer = make_layers(BenchShape("tiny", 512, 256, 4, 2, quant, quant), 1)[0]
+    for weight, cols in ((layer.gate, 512), (layer.down, 256)):
+        assert 0.5 < weight.values.std() * np.sqrt(cols) < 2
+        decoded = mo.testing.dequantize(weight.data, quant, weight.shape)
+        np.testing.assert_array_equal(decoded, weight.values)
 
 
 def test_answer_follows_the_routing() -> None:

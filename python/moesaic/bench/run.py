@@ -223,10 +223,8 @@ def run(
     shape: BenchShape, options: BenchOptions, on_point: Callable[[list[Point]], None] | None = None
 ) -> BenchResult:
     """Measures one shape. ``on_point`` is called with the engines of each finished point."""
-    command = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    result = BenchResult(
-        asdict(shape), machine(), datetime.date.today().isoformat(), " ".join(command)
-    )
+    command = " ".join(["moesaic", *sys.argv[1:]])
+    result = BenchResult(asdict(shape), machine(), datetime.date.today().isoformat(), command)
     one = make_layers(shape, 1, options.seed)
     layer_bytes = shape.num_experts * one[0].expert_bytes
     layers = make_layers(shape, max(2, int(np.ceil(CACHE_BYTES / layer_bytes))), options.seed)

@@ -15,6 +15,14 @@ from .shapes import BenchShape
 
 DISTINCT_EXPERTS = 4
 INT4_GROUP = 128
+#: Where a block's f16 scale stands, of types that only a search can encode.
+SCALE_AT = {
+    **dict.fromkeys(("IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"), 0),
+    "IQ1_M": 48,
+    "TQ1_0": 52,
+    "TQ2_0": 64,
+    **dict.fromkeys(("Q1_0", "Q2_0"), 0),
+}
 
 
 @dataclass(frozen=True)
@@ -73,23 +81,45 @@ def _int4_role(rng: np.random.Generator, experts: int, rows: int, cols: int) -> 
     )
 
 
+def _random_codes(rng: np.random.Generator, quant: str, shape: tuple[int, int, int]) -> np.ndarray:
+    """Random blocks whose weights have about the deviation 1 / sqrt(cols)."""
+    facts = testing.quant_types()[quant]
+    size, at = facts["block_bytes"], SCALE_AT[quant]
+    blocks = shape[-1] // facts["block_elems"]
+    raw = rng.integers(0, 256, (*shape[:-1], blocks, size), dtype=np.uint8)
+
+    def set_scale(data: np.ndarray, value: float) -> None:
+        bits = int(np.float16(value).view(np.uint16))
+        if quant == "IQ1_M":  # a nibble on top of each of four words
+            for n in range(4):
+                byte = data[..., at + 2 * n + 1]
+                byte[...] = byte & 15 | (bits >> 4 * n & 15) << 4
+        else:
+            data[..., at : at + 2] = np.array([bits], np.uint16).view(np.uint8)
+
+    sample = raw[:1, :1].copy()
+    set_scale(sample, 1.0)
+    unit = testing.dequantize(sample.reshape(-1), quant, (1, shape[-1])).std()
+    set_scale(raw, float(1 / (unit * np.sqrt(shape[-1]))))
+    return raw.reshape(shape[0], -1)
+
+
 def _role(rng: np.random.Generator, quant: str, experts: int, rows: int, cols: int) -> BenchWeight:
     if quant == "INT4":
         return _int4_role(rng, experts, rows, cols)
-    from gguf import GGMLQuantizationType
-
     distinct = min(DISTINCT_EXPERTS, experts)
-    values = rng.standard_normal((distinct, rows, cols), dtype=np.float32) / np.float32(
-        np.sqrt(cols)
-    )
-    encoded = testing.quantize(values, quant).view(np.uint8).reshape(distinct, -1)
-    decoded = testing.dequantize(encoded, quant, values.shape)
+    dense = (distinct, rows, cols)
+    if quant in SCALE_AT:
+        encoded = _random_codes(rng, quant, dense)
+    else:
+        values = rng.standard_normal(dense, dtype=np.float32) / np.float32(np.sqrt(cols))
+        encoded = testing.quantize(values, quant).view(np.uint8).reshape(distinct, -1)
+    decoded = testing.dequantize(encoded, quant, dense)
     data = np.empty((experts, encoded.shape[1]), np.uint8)
     for expert in range(experts):
         data[expert] = encoded[expert % distinct]
-    return BenchWeight(
-        quant, int(GGMLQuantizationType[quant]), (experts, rows, cols), data.reshape(-1), decoded
-    )
+    ggml_id = testing.quant_types()[quant]["id"]
+    return BenchWeight(quant, ggml_id, (experts, rows, cols), data.reshape(-1), decoded)
 
 
 def make_layers(shape: BenchShape, count: int, seed: int = 1) -> list[BenchLayer]:

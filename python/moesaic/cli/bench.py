@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--peers",
         default="installed",
-        help=f"comma separated of {', '.join(PEERS)} (a GPU: torch-grouped); 'installed' or 'none'",
+        help=f"comma separated of {', '.join(PEERS)} (a GPU: torch-grouped, humming-int4); "
+        "'installed' or 'none'",
     )
     parser.add_argument("--precision", default="auto", help="comma separated of auto, exact, fast")
     parser.add_argument(
@@ -139,7 +140,7 @@ def run(options: argparse.Namespace) -> int:
 
     results: list[dict[str, Any]] = []
     slower: list[str] = []
-    baseline = _load(options.compare) if options.compare else {}
+    baseline = _load(options.compare) if options.compare else []
     for shape in _shapes(options, SHAPES):
         print(f"{shape.name}  {shape.gate_up_type} gate/up, {shape.down_type} down")
         print(report.lines([]), flush=True)
@@ -150,8 +151,9 @@ def run(options: argparse.Namespace) -> int:
             print(f"absent: {peer}: {reason}")
         print(flush=True)
         results.append(result.to_json())
-        if shape.name in baseline:
-            slower += report.compare(result, baseline[shape.name])
+        for before in baseline:
+            if before["shape"] == result.shape:
+                slower += report.compare(result, before)
 
     if options.json:
         with Path(options.json).open("w", encoding="utf-8") as file:
@@ -167,10 +169,10 @@ def run(options: argparse.Namespace) -> int:
     return 1 if slower else 0
 
 
-def _load(path: str) -> dict[str, Any]:
+def _load(path: str) -> list[dict[str, Any]]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {result["shape"]["name"]: result for result in content["results"]}
+        return [dict(result, shape=dict(result["shape"])) for result in content["results"]]
     except (ValueError, KeyError, TypeError) as error:
         import moesaic as mo
 

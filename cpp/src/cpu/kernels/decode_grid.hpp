@@ -80,12 +80,23 @@ MOESAIC_ALWAYS_INLINE Words packed_signs(Words w) {
                     (w << 3 & 0x7f000000U));
 }
 
-/// scale[sub] = d * factor * (0.5 + code)
+/// d * factor * (0.5 + code)
 MOESAIC_ALWAYS_INLINE F half_step(const std::uint8_t* d, float factor, Words code) {
   return mul(mul(load_f16(d), set_f(factor)), add(set_f(0.5F), to_float(code)));
 }
 
-/// Nibbles n of 8 bytes per row, as scales of 16 columns.
+/// The upper 4 bits of every `stride`-th word, as scales of 32 columns.
+MOESAIC_ALWAYS_INLINE void word_scales(const std::uint8_t* words, int stride, const std::uint8_t* d,
+                                       float factor, Scales scale) {
+  for_lanes([&](int row) __attribute__((always_inline)) {
+    for (int g = 0; g < 8; ++g) {
+      const Words word = load_words(words + g * stride * kVector + 4 * row);
+      store_f(scale[g] + row, half_step(d + 2 * row, factor, word >> 28));
+    }
+  });
+}
+
+/// The nibbles of 8 bytes per row, as scales of 16 columns.
 MOESAIC_ALWAYS_INLINE void nibble_scales(const std::uint8_t* codes, const std::uint8_t* d,
                                          Scales scale) {
   for_lanes([&](int row) __attribute__((always_inline)) {
@@ -103,12 +114,7 @@ struct iq2_xxs : GridDecoder<iq2_xxs> {
   static constexpr int kSub = 32;
   static constexpr int kOffset = 6;
   static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
-    for_lanes([&](int row) __attribute__((always_inline)) {
-      for (int g = 0; g < 8; ++g) {
-        const Words word = load_words(grid_fields(r) + (2 * g + 1) * kVector + 4 * row);
-        store_f(scale[g] + row, half_step(grid_d<16>(r) + 2 * row, 0.25F, word >> 28));
-      }
-    });
+    word_scales(grid_fields(r) + kVector, 2, grid_d<16>(r), 0.25F, scale);
   }
   static MOESAIC_ALWAYS_INLINE void codes(const Record& r, int step, int lane, Words* c) {
     const Words four = load_words(grid_fields(r) + 2 * step * kVector + lane);
@@ -170,12 +176,7 @@ struct iq3_xxs : GridDecoder<iq3_xxs> {
   static constexpr int kSub = 32;
   static constexpr int kOffset = 6;
   static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
-    for_lanes([&](int row) __attribute__((always_inline)) {
-      for (int g = 0; g < 8; ++g) {
-        const Words word = load_words(grid_fields(r) + (16 + g) * kVector + 4 * row);
-        store_f(scale[g] + row, half_step(grid_d<24>(r) + 2 * row, 0.5F, word >> 28));
-      }
-    });
+    word_scales(grid_fields(r) + 16 * kVector, 1, grid_d<24>(r), 0.5F, scale);
   }
   static MOESAIC_ALWAYS_INLINE void codes(const Record& r, int step, int lane, Words* c) {
     const std::uint8_t* p = grid_fields(r) + 2 * step * kVector + lane;

@@ -14,10 +14,10 @@ class PeerUnavailable(Exception):
     """The peer cannot run here; the message says why."""
 
 
-def require_ggml_types(layers: list[BenchLayer]) -> None:
-    """For peers that read bytes as a GGUF file holds them. Raises PeerUnavailable."""
+def require_ggml_types(layers: list[BenchLayer], count: int = 1000) -> None:
+    """For peers that read a GGUF file's bytes of types below ``count``. Raises PeerUnavailable."""
     for weight in (layers[0].gate, layers[0].up, layers[0].down):
-        if weight.ggml_id < 0:
+        if not 0 <= weight.ggml_id < count:
             raise PeerUnavailable(f"reads no {weight.quant}")
 
 

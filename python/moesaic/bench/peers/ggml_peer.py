@@ -62,7 +62,7 @@ class GgmlPeer(Peer):
         return g.ggml_init(g.ggml_init_params(mem_size=_META_BYTES, mem_buffer=None, no_alloc=True))
 
     def load(self, layers: list[BenchLayer]) -> None:
-        require_ggml_types(layers)
+        require_ggml_types(layers, self._g.GGML_TYPE_COUNT)
         self._layers = layers
         self._weights = [{} for _ in layers]
         repacked = {w.quant for w in self._roles(layers[0])} & _REPACKED if self._repack else set()
