@@ -137,6 +137,17 @@ struct RouteArgs {
   float scale;  ///< 0 and 1 both mean none
 };
 
+/// topk_ids[t] = table[token_ids[t]]; -1 in all slots of a token outside the table.
+struct LookUpArgs {
+  const int32_t* table;      ///< [num_rows, top_k]
+  const int32_t* token_ids;  ///< [T]
+  int32_t* topk_ids;         ///< [T, top_k]
+  int64_t num_tokens;
+  int64_t num_rows;
+  int32_t top_k;
+  int32_t reserved;
+};
+
 /// ids [T] = 0, weights [T] = sigmoid(logits[t]), or 1 without logits: the routing of a shared
 /// expert.
 struct SharedRoutingArgs {
@@ -174,6 +185,16 @@ struct AlignArgs {
   int32_t row_space;  ///< kTokenPairs, kPackedRows
 };
 
+/// out [rows, cols] = x / sqrt(mean(x^2) + eps) * weight, f32, summed in an order that depends on
+/// cols alone.
+struct RmsNormArgs {
+  RowsArgs x;
+  const float* weight;  ///< [cols], or null: all 1
+  float* out;           ///< dense
+  float eps;
+  int32_t reserved;
+};
+
 /// out[r] = x[index[r]], zeros for a negative index.
 struct GatherArgs {
   RowsArgs x;
@@ -194,13 +215,27 @@ struct ActivateArgs {
   int64_t intermediate;
 };
 
+/// out[t] += x[t] * the sum over slots, in order, of the weights whose id is in [first, first +
+/// count). Tokens whose sum is 0 are left alone.
+struct IdentityArgs {
+  RowsArgs x;                 ///< [T, H]
+  const int32_t* topk_ids;    ///< [T, top_k]
+  const float* topk_weights;  ///< [T, top_k]
+  float* out;                 ///< [T, H], rows out_stride elements apart
+  int64_t out_stride;
+  int32_t top_k;
+  int32_t first;
+  int32_t count;
+  int32_t reserved;
+};
+
 /// out[t] (+)= sum over slots, in order, of weight * rows[pair_row[pair]]. Pairs whose id is
 /// outside [0, num_experts) and rows outside [0, P) are skipped.
 struct CombineArgs {
   const void* rows;           ///< [P, H], dense
   const int32_t* pair_row;    ///< [P] or null: row = pair
   const int32_t* topk_ids;    ///< [T, top_k]
-  const float* topk_weights;  ///< [T, top_k]
+  const float* topk_weights;  ///< [T, top_k], or null: all 1
   void* out;                  ///< [T, H], rows out_stride elements apart
   int64_t out_stride;
   int64_t num_tokens;
@@ -278,6 +313,7 @@ struct GateUpArgs {
   ActivationArgs activation;
   MapArgs map;
   RowsArgs in;
+  const float* row_weight;  ///< [limit] or null: factors of the products, by destination
   void* hidden;
   int32_t hidden_dtype;
   int32_t exact;
@@ -287,7 +323,7 @@ struct GateUpArgs {
 };
 
 /// rows[destination] = W_down * hidden[source], then combine; a kernel may do both and leave `rows`
-/// alone.
+/// alone. The map holds the pairs of `combine`, each under the expert of its id.
 struct DownArgs {
   WeightArgs weight;
   MapArgs map;
@@ -356,12 +392,15 @@ struct Table {
   // Operations.
   int32_t (*router_logits)(const RouterLogitsArgs*, Stream);
   int32_t (*route)(const RouteArgs*, Stream);
+  int32_t (*look_up_experts)(const LookUpArgs*, Stream);
   int32_t (*shared_routing)(const SharedRoutingArgs*, Stream);
   int32_t (*bucket_plan)(const BucketPlanArgs*, Stream);
   int32_t (*align)(const AlignArgs*, Stream);
   int32_t (*gather)(const GatherArgs*, Stream);
   int32_t (*activate)(const ActivateArgs*, Stream);
   int32_t (*combine)(const CombineArgs*, Stream);
+  int32_t (*rms_norm)(const RmsNormArgs*, Stream);
+  int32_t (*add_identity)(const IdentityArgs*, Stream);
   int32_t (*zero_skipped)(const ZeroSkippedArgs*, Stream);
   int32_t (*fill)(const FillArgs*, Stream);
   int32_t (*gemm)(const GemmArgs*, Stream);
@@ -374,6 +413,8 @@ struct Table {
   int32_t reserved;
   /// The kernel that `gemm` would run, null where none can.
   const char* (*gemm_name)(const WeightArgs*, int64_t rows);
+  /// The same of `down` for pairs that are sorted by expert, or each a segment of its own.
+  const char* (*down_name)(const WeightArgs*, int64_t num_pairs, int32_t sorted);
 };
 
 }  // namespace moesaic::cuda

@@ -1,6 +1,5 @@
 #include "cuda/backend/constants.hpp"
 
-#include <algorithm>
 #include <cstring>
 #include <string_view>
 
@@ -9,9 +8,9 @@
 namespace moesaic::cuda {
 namespace {
 
-std::uint64_t hash_of(std::span<const float> values) {
+std::uint64_t hash_of(HostValues values) {
   return std::hash<std::string_view>{}(
-      {reinterpret_cast<const char*>(values.data()), values.size_bytes()});
+      {reinterpret_cast<const char*>(values.data()), values.size()});
 }
 
 }  // namespace
@@ -20,48 +19,46 @@ Constants::~Constants() {
   for (const auto& [hash, entry] : entries_) gpu_->deallocate(entry.memory);
 }
 
-const float* Constants::find(std::span<const float> values, std::string_view operation,
-                             Stream stream) const {
+const void* Constants::find(HostValues values, std::string_view operation, Stream stream) const {
   if (values.empty()) return nullptr;
   {
     const std::lock_guard lock(pins_->mutex);
     const auto pinned = pins_->memory.find({values.data(), values.size()});
-    if (pinned != pins_->memory.end()) return static_cast<const float*>(pinned->second.get());
+    if (pinned != pins_->memory.end()) return pinned->second.get();
   }
   const std::uint64_t hash = hash_of(values);
   const std::lock_guard lock(mutex_);
   const auto [begin, end] = entries_.equal_range(hash);
   for (auto at = begin; at != end; ++at) {
-    const std::vector<float>& known = at->second.values;
-    // Bits, so that a NaN finds itself.
+    const std::vector<std::byte>& known = at->second.values;
     if (known.size() == values.size() &&
-        std::memcmp(known.data(), values.data(), values.size_bytes()) == 0) {
-      return static_cast<const float*>(at->second.memory);
+        std::memcmp(known.data(), values.data(), values.size()) == 0) {
+      return at->second.memory;
     }
   }
   require<CaptureError>(!gpu_->capturing(stream), [&] {
     return Problem{.operation = std::string(operation),
-                   .what = "router weights or biases",
+                   .what = "router weights, biases, norms or token table",
                    .expected = "values that are on the device",
                    .got = "an upload while a graph is recorded",
                    .hint = "run the call once before the capture"};
   });
-  void* const memory = gpu_->allocate(values.size_bytes());
+  void* const memory = gpu_->allocate(values.size());
   try {
-    gpu_->copy(memory, values.data(), values.size_bytes());
+    gpu_->copy(memory, values.data(), values.size());
     entries_.emplace(hash, Entry{{values.begin(), values.end()}, memory});
   } catch (...) {
     gpu_->deallocate(memory);
     throw;
   }
-  return static_cast<const float*>(memory);
+  return memory;
 }
 
-std::shared_ptr<const void> Constants::pin(std::span<const float> values) const {
+std::shared_ptr<const void> Constants::pin(HostValues values) const {
   if (values.empty()) return nullptr;
-  const std::shared_ptr<void> memory(gpu_->allocate(values.size_bytes()),
+  const std::shared_ptr<void> memory(gpu_->allocate(values.size()),
                                      [gpu = gpu_](void* p) { gpu->deallocate(p); });
-  gpu_->copy(memory.get(), values.data(), values.size_bytes());
+  gpu_->copy(memory.get(), values.data(), values.size());
   const std::pair key{values.data(), values.size()};
   {
     const std::lock_guard lock(pins_->mutex);

@@ -1,7 +1,7 @@
 #pragma once
 
-/// Small host arrays that a call brings (router weights, biases), on the device from their first
-/// use on: uploaded once by content, kept while the backend lives.
+/// Small host arrays that a call brings (router weights, biases, norms, token tables), on the
+/// device from their first use on: uploaded once by content, kept while the backend lives.
 
 #include <cstdint>
 #include <map>
@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "cuda/backend/device.hpp"
+#include "moesaic/backend.hpp"
 
 namespace moesaic::cuda {
 
@@ -26,19 +27,24 @@ class Constants {
 
   /// Null for an empty array. While `stream` records a graph, an array that is new here is a
   /// CaptureError of `operation`.
-  const float* find(std::span<const float> values, std::string_view operation, Stream stream) const;
+  const void* find(HostValues values, std::string_view operation, Stream stream) const;
+  /// The same of an array, by its type.
+  template <class T>
+  const T* of(std::span<const T> values, std::string_view operation, Stream stream) const {
+    return static_cast<const T*>(find(std::as_bytes(values), operation, stream));
+  }
   /// From now on `find` knows these values by their address, while the result lives.
-  std::shared_ptr<const void> pin(std::span<const float> values) const;
+  std::shared_ptr<const void> pin(HostValues values) const;
 
  private:
   struct Entry {
-    std::vector<float> values;
+    std::vector<std::byte> values;
     void* memory;
   };
   /// Device copies of pinned values, by address; the handles of pin() hold it too.
   struct Pins {
     std::mutex mutex;
-    std::map<std::pair<const float*, std::size_t>, std::shared_ptr<void>> memory;
+    std::map<std::pair<const std::byte*, std::size_t>, std::shared_ptr<void>> memory;
   };
   std::shared_ptr<const Gpu> gpu_;
   std::shared_ptr<Pins> pins_ = std::make_shared<Pins>();

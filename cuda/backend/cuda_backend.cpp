@@ -79,15 +79,18 @@ std::string CudaBackend::kernel_name(const WeightRef& weight, const Tuning&) con
   return name != nullptr ? name : "none";
 }
 
+std::string CudaBackend::down_name(const WeightRef& weight, const Tuning&, std::int64_t num_pairs,
+                                   bool sorted) const {
+  RoleWeights role;
+  role.ref = weight;
+  const WeightArgs args = weight_args(role);
+  const char* const name = table().down_name(&args, num_pairs, sorted ? 1 : 0);
+  return name != nullptr ? name : "none";
+}
+
 Support CudaBackend::supports(const WeightRef& weight) const {
   if (weight.layout != WeightLayout::CudaUnits) return {false, kElsewhere};
   return {};
-}
-
-Support CudaBackend::supports_part(LayerPart part) const {
-  // Projections are expert products themselves.
-  if (part == LayerPart::LatentExperts) return {};
-  return {false, "not available on CUDA"};
 }
 
 void* CudaBackend::allocate(std::size_t bytes) const { return gpu_->allocate(bytes); }
@@ -115,7 +118,7 @@ bool CudaBackend::capturing(const Context& context) const {
   return gpu_->capturing(context.stream());
 }
 
-std::shared_ptr<const void> CudaBackend::pin(std::span<const float> values) const {
+std::shared_ptr<const void> CudaBackend::pin(HostValues values) const {
   return constants_.pin(values);
 }
 
@@ -142,23 +145,23 @@ std::int64_t CudaBackend::route_scratch(const RouterConfig&, std::int64_t num_to
 }
 
 void CudaBackend::before_launches(Context& context, const RouterConfig* router,
-                                  std::initializer_list<std::span<const float>> weights,
+                                  std::initializer_list<HostValues> values,
                                   std::string_view operation) const {
   const Stream stream = context.stream();
   if (router != nullptr) {
     require_route_size(*router);
     if (context.tuning().strict) require_no_capture(*gpu_, stream, operation, "non-finite rows");
-    constants_.find(router->router_bias, operation, stream);
-    constants_.find(router->selection_bias, operation, stream);
+    constants_.find(host_values(router->router_bias), operation, stream);
+    constants_.find(host_values(router->selection_bias), operation, stream);
   }
-  for (const std::span<const float> values : weights) constants_.find(values, operation, stream);
+  for (const HostValues array : values) constants_.find(array, operation, stream);
 }
 
 void CudaBackend::router_logits(Context& context, const InputRows& x, const float* weight,
                                 std::int32_t num_experts, float* logits) const {
   const std::span values(weight, static_cast<std::size_t>(num_experts * x.cols));
   const RouterLogitsArgs args{.x = rows_args(x),
-                              .weight = constants_.find(values, "router_logits", context.stream()),
+                              .weight = constants_.of(values, "router_logits", context.stream()),
                               .logits = logits,
                               .num_experts = num_experts};
   gpu_->run("router_logits", table().router_logits, args, context.stream());
@@ -173,8 +176,8 @@ RouteStats CudaBackend::route(Context& context, const float* logits, std::int64_
   args.logits = logits;
   args.row_stride = row_stride;
   args.num_tokens = out.num_tokens;
-  args.router_bias = constants_.find(config.router_bias, "route", stream);
-  args.selection_bias = constants_.find(config.selection_bias, "route", stream);
+  args.router_bias = constants_.of(std::span(config.router_bias), "route", stream);
+  args.selection_bias = constants_.of(std::span(config.selection_bias), "route", stream);
   args.topk_ids = out.topk_ids;
   args.topk_weights = out.topk_weights;
   args.nonfinite = strict ? reinterpret_cast<std::int32_t*>(scratch) : nullptr;
@@ -196,6 +199,19 @@ void CudaBackend::check_ids(Context& context, const RoutingView& routing, std::i
   gpu_->synchronize(context.stream());
   moesaic::check_ids({ids.data(), nullptr, routing.num_tokens, routing.top_k}, num_experts,
                      operation);
+}
+
+void CudaBackend::look_up_experts(Context& context, std::span<const std::int32_t> table,
+                                  const std::int32_t* token_ids, RoutingView out) const {
+  const Stream stream = context.stream();
+  const LookUpArgs args{.table = constants_.of(table, "look_up_experts", stream),
+                        .token_ids = token_ids,
+                        .topk_ids = out.topk_ids,
+                        .num_tokens = out.num_tokens,
+                        .num_rows = static_cast<std::int64_t>(table.size()) / out.top_k,
+                        .top_k = out.top_k,
+                        .reserved = 0};
+  gpu_->run("look_up_experts", gpu_->table().look_up_experts, args, stream);
 }
 
 void CudaBackend::shared_routing(Context& context, const float* logits, RoutingView out) const {
@@ -261,6 +277,30 @@ void CudaBackend::combine(Context& context, const CombineCall& call) const {
   args.rows = call.rows;
   args.rows_dtype = kF32;
   gpu_->run("combine", table().combine, args, context.stream());
+}
+
+void CudaBackend::rms_norm(Context& context, const InputRows& x, const float* weight, float eps,
+                           float* out) const {
+  const std::span values(weight, static_cast<std::size_t>(x.cols));
+  const RmsNormArgs args{.x = rows_args(x),
+                         .weight = constants_.of(values, "rms_norm", context.stream()),
+                         .out = out,
+                         .eps = eps,
+                         .reserved = 0};
+  gpu_->run("rms_norm", table().rms_norm, args, context.stream());
+}
+
+void CudaBackend::add_identity(Context& context, const IdentityCall& call) const {
+  const IdentityArgs args{.x = rows_args(call.x),
+                          .topk_ids = call.routing.topk_ids,
+                          .topk_weights = call.routing.topk_weights,
+                          .out = static_cast<float*>(call.out.data),
+                          .out_stride = call.out.stride(0),
+                          .top_k = call.routing.top_k,
+                          .first = call.first,
+                          .count = call.count,
+                          .reserved = 0};
+  gpu_->run("add_identity", table().add_identity, args, context.stream());
 }
 
 void CudaBackend::zero_skipped(Context& context, const std::int32_t* ids, std::int32_t num_experts,

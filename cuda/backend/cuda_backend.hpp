@@ -22,8 +22,10 @@ class CudaBackend final : public Backend {
   Device device() const override { return gpu_->device(); }
   std::vector<KernelInfo> kernels() const override;
   std::string kernel_name(const WeightRef& weight, const Tuning& tuning) const override;
+  std::string down_name(const WeightRef& weight, const Tuning& tuning, std::int64_t num_pairs,
+                        bool sorted) const override;
   Support supports(const WeightRef& weight) const override;
-  Support supports_part(LayerPart part) const override;
+  Support supports_part(LayerPart) const override { return {}; }
   bool fuses_activation() const override { return true; }
   DType working_dtype(DType x) const override { return x; }
 
@@ -36,14 +38,14 @@ class CudaBackend final : public Backend {
             std::size_t bytes) const override;
   void synchronize(Context& context) const override;
   bool capturing(const Context& context) const override;
-  std::shared_ptr<const void> pin(std::span<const float> values) const override;
+  std::shared_ptr<const void> pin(HostValues values) const override;
   void prepare(ExpertStack::Parts& parts, const LoadOptions& options) const override;
   std::size_t scratch_bytes(const ScratchQuery& query) const override;
   std::int64_t route_scratch(const RouterConfig& config, std::int64_t num_tokens,
                              int threads) const override;
 
   void before_launches(Context& context, const RouterConfig* router,
-                       std::initializer_list<std::span<const float>> weights,
+                       std::initializer_list<HostValues> values,
                        std::string_view operation) const override;
   void router_logits(Context& context, const InputRows& x, const float* weight,
                      std::int32_t num_experts, float* logits) const override;
@@ -51,6 +53,8 @@ class CudaBackend final : public Backend {
                    const RouterConfig& config, RoutingView out, float* scratch) const override;
   void check_ids(Context& context, const RoutingView& routing, std::int32_t num_experts,
                  std::string_view operation) const override;
+  void look_up_experts(Context& context, std::span<const std::int32_t> table,
+                       const std::int32_t* token_ids, RoutingView out) const override;
   void shared_routing(Context& context, const float* logits, RoutingView out) const override;
   void bucket_plan(Context& context, const RoutingView& routing, std::int32_t num_experts,
                    BucketPlanView out) const override;
@@ -66,6 +70,9 @@ class CudaBackend final : public Backend {
   void combine(Context& context, const CombineCall& call) const override;
   void zero_skipped(Context& context, const std::int32_t* ids, std::int32_t num_experts,
                     std::int64_t rows, std::int64_t cols, float* out) const override;
+  void rms_norm(Context& context, const InputRows& x, const float* weight, float eps,
+                float* out) const override;
+  void add_identity(Context& context, const IdentityCall& call) const override;
   void gate_up(Context& context, const GateUpCall& call) const override;
   void down(Context& context, const DownCall& call) const override;
 

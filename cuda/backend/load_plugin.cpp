@@ -71,9 +71,10 @@ namespace cuda {
 
 Backends backends_of(const Table& table) {
   if (table.version != kPluginVersion || table.table_bytes != sizeof(Table)) {
-    return absent("the CUDA plug-in has interface version " + std::to_string(table.version) +
-                  ", this library needs " + std::to_string(kPluginVersion) +
-                  ": install both from one build");
+    return absent("the CUDA plug-in is of another build (interface version " +
+                  std::to_string(table.version) + ", " + std::to_string(table.table_bytes) +
+                  " bytes; this library needs " + std::to_string(kPluginVersion) + ", " +
+                  std::to_string(sizeof(Table)) + "): install both from one build");
   }
   std::int32_t count = 0;
   if (const std::int32_t error = table.device_count(&count); error != kOk) {

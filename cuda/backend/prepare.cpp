@@ -137,10 +137,11 @@ void prepare(const std::shared_ptr<const Gpu>& gpu, ExpertStack::Parts& parts,
   if (gate.ref && can_share_units(gate.ref, up.ref)) {
     packer.pack(gate, &up);
   } else {
-    if (gate.ref) packer.pack(gate, nullptr);
-    packer.pack(up, nullptr);
+    for (RoleWeights* const role : {&gate, &up}) {
+      if (role->ref) packer.pack(*role, nullptr);
+    }
   }
-  packer.pack(down, nullptr);
+  if (down.ref) packer.pack(down, nullptr);
 
   for (RoleReport& report : parts.report.roles) {
     const WeightRef& ref = (report.role == Role::Gate ? gate

@@ -1,5 +1,7 @@
 /// The products of CudaBackend: expert_gemm and the two phases.
 
+#include <algorithm>
+
 #include "cuda/backend/arguments.hpp"
 #include "cuda/backend/cuda_backend.hpp"
 #include "moesaic/context.hpp"
@@ -36,16 +38,19 @@ void CudaBackend::expert_gemm(Context& context, const GemmCall& call) const {
 }
 
 void CudaBackend::gate_up(Context& context, const GateUpCall& call) const {
-  const ScopedZone zone(context.profiler(), Zone::GateUp);
+  const ScopedZone zone(context, Zone::GateUp);
   const ExpertStack& stack = *call.stack;
   const WeightRef& up = stack.up().ref;
   const bool separate = stack.gated() && !stack.shares_units();
-  const GemmScratchArgs sizes = scratch_args(up, call.rows, call.x.num_rows, separate);
+  GemmScratchArgs sizes = scratch_args(up, call.rows, call.x.num_rows, separate);
+  // Groups of its own may pad gate to more columns than up.
+  if (stack.gated()) sizes.cols = std::max(sizes.cols, stack.gate().ref.int4.packed_cols);
   const GateUpArgs args{.gate = stack.gated() ? weight_args(stack.gate()) : WeightArgs{},
                         .up = weight_args(stack.up()),
                         .activation = activation_args(call.activation),
                         .map = map_args(call.rows),
                         .in = rows_args(call.x),
+                        .row_weight = call.row_weight,
                         .hidden = call.hidden,
                         .hidden_dtype = static_cast<std::int32_t>(call.working),
                         .exact = call.precision == Precision::Fast ? 0 : 1,
@@ -56,7 +61,7 @@ void CudaBackend::gate_up(Context& context, const GateUpCall& call) const {
 }
 
 void CudaBackend::down(Context& context, const DownCall& call) const {
-  const ScopedZone zone(context.profiler(), Zone::Down);
+  const ScopedZone zone(context, Zone::Down);
   const WeightRef& weight = call.stack->down().ref;
   const GemmScratchArgs sizes = scratch_args(weight, call.rows, call.hidden_rows, false);
   DownArgs args{.weight = weight_args(call.stack->down()),

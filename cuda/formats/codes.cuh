@@ -121,6 +121,24 @@ struct PlaneCodes {
   }
 };
 
+// Codes of kPieces times 16 bytes per lane; fragments hold nothing in excess of them.
+template <int kPieces, int kBf16Planes>
+struct PieceCodes {
+  static constexpr int kUnitBytes = 512 * kPieces;
+  static constexpr int kPlanes = kBf16Planes;
+  static constexpr int kBias = 0;
+  struct Codes {
+    uint32_t words[4 * kPieces];
+  };
+
+  template <class From>
+  static MOESAIC_DEV Codes load_from(const uint8_t* unit, int lane) {
+    Codes codes;
+    load_pieces<From, kPieces>(unit, lane, codes.words);
+    return codes;
+  }
+};
+
 // The signed bytes 0 and 2 of a word, exactly, as two bf16: the low seven bits as 128 + v, minus
 // 128 or, for a negative byte, 256.
 MOESAIC_DEV uint32_t signed_bytes_to_bf16(uint32_t word) {
@@ -136,21 +154,7 @@ MOESAIC_DEV void byte_fragment(uint32_t first, uint32_t second, uint32_t (&a)[4]
   a[3] = signed_bytes_to_bf16(second >> 8);
 }
 
-struct ByteCodes {
-  static constexpr int kUnitBytes = 1024;
-  static constexpr int kPlanes = 1;
-  static constexpr int kBias = 0;
-  struct Codes {
-    uint32_t words[8];
-  };
-
-  template <class From>
-  static MOESAIC_DEV Codes load_from(const uint8_t* unit, int lane) {
-    Codes codes;
-    load_pieces<From, 2>(unit, lane, codes.words);
-    return codes;
-  }
-
+struct ByteCodes : PieceCodes<2, 1> {
   template <int kStep, int kPlane = 0>
   static MOESAIC_DEV void fragment(const Codes& codes, uint32_t (&a)[4]) {
     byte_fragment(codes.words[2 * kStep], codes.words[2 * kStep + 1], a);
@@ -177,21 +181,7 @@ inline constexpr uint32_t kBookWord =
 
 // Nibbles that stand for signed bytes.
 template <class Book>
-struct BookCodes {
-  static constexpr int kUnitBytes = 512;
-  static constexpr int kPlanes = 1;
-  static constexpr int kBias = 0;
-  struct Codes {
-    uint32_t words[4];
-  };
-
-  template <class From>
-  static MOESAIC_DEV Codes load_from(const uint8_t* unit, int lane) {
-    Codes codes;
-    load_pieces<From, 1>(unit, lane, codes.words);
-    return codes;
-  }
-
+struct BookCodes : PieceCodes<1, 1> {
   template <int kStep, int kPlane = 0>
   static MOESAIC_DEV void fragment(const Codes& codes, uint32_t (&a)[4]) {
     const uint32_t word = codes.words[kStep];
@@ -210,21 +200,7 @@ struct BookCodes {
   }
 };
 
-struct Bf16Codes {
-  static constexpr int kUnitBytes = 2048;
-  static constexpr int kPlanes = 1;
-  static constexpr int kBias = 0;
-  struct Codes {
-    uint32_t words[16];
-  };
-
-  template <class From>
-  static MOESAIC_DEV Codes load_from(const uint8_t* unit, int lane) {
-    Codes codes;
-    load_pieces<From, 4>(unit, lane, codes.words);
-    return codes;
-  }
-
+struct Bf16Codes : PieceCodes<4, 1> {
   template <int kStep, int kPlane = 0>
   static MOESAIC_DEV void fragment(const Codes& codes, uint32_t (&a)[4]) {
     MOESAIC_UNROLL
@@ -245,17 +221,7 @@ MOESAIC_DEV uint32_t bf16_plane(float low, float high) {
   }
 }
 
-struct F16Codes {
-  static constexpr int kUnitBytes = 2048;
-  static constexpr int kPlanes = 2;
-  static constexpr int kBias = 0;
-  using Codes = Bf16Codes::Codes;
-
-  template <class From>
-  static MOESAIC_DEV Codes load_from(const uint8_t* unit, int lane) {
-    return Bf16Codes::load_from<From>(unit, lane);
-  }
-
+struct F16Codes : PieceCodes<4, 2> {
   template <int kStep, int kPlane = 0>
   static MOESAIC_DEV void fragment(const Codes& codes, uint32_t (&a)[4]) {
     MOESAIC_UNROLL
@@ -266,21 +232,7 @@ struct F16Codes {
   }
 };
 
-struct F32Codes {
-  static constexpr int kUnitBytes = 4096;
-  static constexpr int kPlanes = 3;
-  static constexpr int kBias = 0;
-  struct Codes {
-    uint32_t words[32];
-  };
-
-  template <class From>
-  static MOESAIC_DEV Codes load_from(const uint8_t* unit, int lane) {
-    Codes codes;
-    load_pieces<From, 8>(unit, lane, codes.words);
-    return codes;
-  }
-
+struct F32Codes : PieceCodes<8, 3> {
   template <int kStep, int kPlane = 0>
   static MOESAIC_DEV void fragment(const Codes& codes, uint32_t (&a)[4]) {
     MOESAIC_UNROLL

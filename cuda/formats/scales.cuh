@@ -49,6 +49,16 @@ struct Record {
   }
 };
 
+// Scales that are one record, as it is stored.
+template <ScaleLayout kLayout>
+struct RecordScale {
+  using Scales = Record<kLayout>;
+  static MOESAIC_DEV Scales load_scales(const PackedWeight&, const uint8_t* row_block, int unit,
+                                        int g) {
+    return Scales::load(row_block, unit, g);
+  }
+};
+
 struct NoScale {
   static constexpr int kGroups = 0;
   static constexpr bool kOffset = false;
@@ -61,14 +71,9 @@ struct NoScale {
 
 // d * (code - kZero); kShift = kBias + kZero.
 template <int kShift>
-struct Scale32 {
+struct Scale32 : RecordScale<kScale32> {
   static constexpr int kGroups = 2;
   static constexpr bool kOffset = kShift != 0;
-  using Scales = Record<kScale32>;
-  static MOESAIC_DEV Scales load_scales(const PackedWeight&, const uint8_t* row_block, int unit,
-                                        int g) {
-    return Scales::load(row_block, unit, g);
-  }
   static MOESAIC_DEV Promotion promotion(const Scales& s, int group) {
     const float2 d = dev::unpack_f16(s.unit[group]);
     return {{d.x, d.y}, {-kShift * d.x, -kShift * d.y}};
@@ -77,14 +82,9 @@ struct Scale32 {
 
 // d * code + m
 template <int kBias>
-struct ScaleMin32 {
+struct ScaleMin32 : RecordScale<kScaleMin32> {
   static constexpr int kGroups = 2;
   static constexpr bool kOffset = true;
-  using Scales = Record<kScaleMin32>;
-  static MOESAIC_DEV Scales load_scales(const PackedWeight&, const uint8_t* row_block, int unit,
-                                        int g) {
-    return Scales::load(row_block, unit, g);
-  }
   static MOESAIC_DEV Promotion promotion(const Scales& s, int group) {
     const float2 d = dev::unpack_f16(s.unit[2 * group]);
     const float2 m = dev::unpack_f16(s.unit[2 * group + 1]);
@@ -94,14 +94,9 @@ struct ScaleMin32 {
 
 // d * scale * code - dmin * min, both bytes per 32 columns.
 template <int kBias>
-struct SuperScaleMin32 {
+struct SuperScaleMin32 : RecordScale<kSuperScaleMin32> {
   static constexpr int kGroups = 2;
   static constexpr bool kOffset = true;
-  using Scales = Record<kSuperScaleMin32>;
-  static MOESAIC_DEV Scales load_scales(const PackedWeight&, const uint8_t* row_block, int unit,
-                                        int g) {
-    return Scales::load(row_block, unit, g);
-  }
   static MOESAIC_DEV Promotion promotion(const Scales& s, int group) {
     const float2 d = dev::unpack_f16(s.span[0]);
     const float2 dmin = dev::unpack_f16(s.span[1]);
@@ -115,14 +110,9 @@ struct SuperScaleMin32 {
 
 // The same with 4 bits each in one byte per 16 columns.
 template <int kBias>
-struct SuperScaleMin16 {
+struct SuperScaleMin16 : RecordScale<kSuperScaleMin16> {
   static constexpr int kGroups = 4;
   static constexpr bool kOffset = true;
-  using Scales = Record<kSuperScaleMin16>;
-  static MOESAIC_DEV Scales load_scales(const PackedWeight&, const uint8_t* row_block, int unit,
-                                        int g) {
-    return Scales::load(row_block, unit, g);
-  }
   static MOESAIC_DEV Promotion promotion(const Scales& s, int group) {
     const float2 d = dev::unpack_f16(s.span[0]);
     const float2 dmin = dev::unpack_f16(s.span[1]);
@@ -138,14 +128,10 @@ struct SuperScaleMin16 {
 // d * scale * (code - kZero) with a signed byte per 32 or 16 columns; stored with kExcess added
 // where the file has bits instead of bytes. kShift = kBias + kZero.
 template <ScaleLayout kLayout, bool kSigned, int kExcess, int kShift>
-struct SuperScale {
+struct SuperScale : RecordScale<kLayout> {
+  using typename RecordScale<kLayout>::Scales;
   static constexpr int kGroups = kLayout.unit_values;
   static constexpr bool kOffset = kShift != 0;
-  using Scales = Record<kLayout>;
-  static MOESAIC_DEV Scales load_scales(const PackedWeight&, const uint8_t* row_block, int unit,
-                                        int g) {
-    return Scales::load(row_block, unit, g);
-  }
   static MOESAIC_DEV Promotion promotion(const Scales& s, int group) {
     const float2 d = dev::unpack_f16(s.span[0]);
     const float first = d.x * value(s.byte(2 * group));
@@ -178,14 +164,10 @@ struct HalfUe4m3 {
 
 // One byte per 32 or 16 columns is the scale.
 template <ScaleLayout kLayout, class Byte>
-struct ByteScale {
+struct ByteScale : RecordScale<kLayout> {
+  using typename RecordScale<kLayout>::Scales;
   static constexpr int kGroups = kLayout.unit_values;
   static constexpr bool kOffset = false;
-  using Scales = Record<kLayout>;
-  static MOESAIC_DEV Scales load_scales(const PackedWeight&, const uint8_t* row_block, int unit,
-                                        int g) {
-    return Scales::load(row_block, unit, g);
-  }
   static MOESAIC_DEV Promotion promotion(const Scales& s, int group) {
     return {{Byte::decode(s.byte(2 * group)), Byte::decode(s.byte(2 * group + 1))}, {}};
   }

@@ -3,12 +3,17 @@
 /// The kernels of this folder by weight format; one translation unit each, so that nvcc can run in
 /// parallel.
 
+#include "gemm/down_sum.cuh"
 #include "gemm/narrow.cuh"
 #include "gemm/wide.cuh"
 
 namespace moesaic::cuda {
 
-using LaunchProduct = int32_t (*)(const ProductArgs& args, int64_t max_tiles, Stream stream);
+/// What a format offers.
+struct Launchers {
+  int32_t (*product)(const ProductArgs& args, int64_t max_tiles, Stream stream);
+  int32_t (*down_sum)(const DownSumArgs& args, Stream stream);
+};
 
 template <class D, int kPlanes>
 int32_t launch_narrow_as(const ProductArgs& args, int64_t max_tiles, Stream stream) {
@@ -26,8 +31,26 @@ int32_t launch_product(const ProductArgs& args, int64_t max_tiles, Stream stream
                                 : launch_narrow_as<D, 1>(args, max_tiles, stream);
 }
 
-#define MOESAIC_DECLARE(name) \
-  int32_t launch_product_##name(const ProductArgs& args, int64_t max_tiles, Stream stream);
+template <class D, int kPlanes>
+int32_t launch_down_sum_as(const DownSumArgs& args, Stream stream) {
+  const int64_t blocks = args.weight.row_blocks * args.combine.num_tokens;
+  if (blocks > INT32_MAX) return kUnsupported;
+  return dev::launch(down_sum_kernel<D, kPlanes>, dim3(static_cast<unsigned>(blocks)),
+                     dim3(kDownSumThreads), 0, static_cast<dev::Stream>(stream), args);
+}
+
+template <class D>
+int32_t launch_down_sum(const DownSumArgs& args, Stream stream) {
+  return args.x.num_planes == 2 ? launch_down_sum_as<D, 2>(args, stream)
+                                : launch_down_sum_as<D, 1>(args, stream);
+}
+
+template <class D>
+constexpr Launchers launchers_of() {
+  return {launch_product<D>, launch_down_sum<D>};
+}
+
+#define MOESAIC_DECLARE(name) extern const Launchers name##_launchers;
 #define MOESAIC_FORMAT(TYPE, value, name, unit_bytes, scale) MOESAIC_DECLARE(name)
 #include "formats/formats.inc"
 #undef MOESAIC_FORMAT

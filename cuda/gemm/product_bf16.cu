@@ -3,8 +3,6 @@
 
 namespace moesaic::cuda {
 
-int32_t launch_product_bf16(const ProductArgs& args, int64_t max_tiles, Stream stream) {
-  return launch_product<decoders::bf16>(args, max_tiles, stream);
-}
+constinit const Launchers bf16_launchers = launchers_of<decoders::bf16>();
 
 }  // namespace moesaic::cuda

@@ -3,8 +3,6 @@
 
 namespace moesaic::cuda {
 
-int32_t launch_product_f16(const ProductArgs& args, int64_t max_tiles, Stream stream) {
-  return launch_product<decoders::f16>(args, max_tiles, stream);
-}
+constinit const Launchers f16_launchers = launchers_of<decoders::f16>();
 
 }  // namespace moesaic::cuda

@@ -3,8 +3,6 @@
 
 namespace moesaic::cuda {
 
-int32_t launch_product_f32(const ProductArgs& args, int64_t max_tiles, Stream stream) {
-  return launch_product<decoders::f32>(args, max_tiles, stream);
-}
+constinit const Launchers f32_launchers = launchers_of<decoders::f32>();
 
 }  // namespace moesaic::cuda

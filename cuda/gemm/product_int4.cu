@@ -3,8 +3,6 @@
 
 namespace moesaic::cuda {
 
-int32_t launch_product_int4(const ProductArgs& args, int64_t max_tiles, Stream stream) {
-  return launch_product<decoders::int4>(args, max_tiles, stream);
-}
+constinit const Launchers int4_launchers = launchers_of<decoders::int4>();
 
 }  // namespace moesaic::cuda

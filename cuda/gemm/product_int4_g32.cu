@@ -3,8 +3,6 @@
 
 namespace moesaic::cuda {
 
-int32_t launch_product_int4_g32(const ProductArgs& args, int64_t max_tiles, Stream stream) {
-  return launch_product<decoders::int4_g32>(args, max_tiles, stream);
-}
+constinit const Launchers int4_g32_launchers = launchers_of<decoders::int4_g32>();
 
 }  // namespace moesaic::cuda

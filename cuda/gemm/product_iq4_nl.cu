@@ -3,8 +3,6 @@
 
 namespace moesaic::cuda {
 
-int32_t launch_product_iq4_nl(const ProductArgs& args, int64_t max_tiles, Stream stream) {
-  return launch_product<decoders::iq4_nl>(args, max_tiles, stream);
-}
+constinit const Launchers iq4_nl_launchers = launchers_of<decoders::iq4_nl>();
 
 }  // namespace moesaic::cuda

@@ -3,8 +3,6 @@
 
 namespace moesaic::cuda {
 
-int32_t launch_product_iq4_xs(const ProductArgs& args, int64_t max_tiles, Stream stream) {
-  return launch_product<decoders::iq4_xs>(args, max_tiles, stream);
-}
+constinit const Launchers iq4_xs_launchers = launchers_of<decoders::iq4_xs>();
 
 }  // namespace moesaic::cuda

@@ -3,8 +3,6 @@
 
 namespace moesaic::cuda {
 
-int32_t launch_product_mxfp4(const ProductArgs& args, int64_t max_tiles, Stream stream) {
-  return launch_product<decoders::mxfp4>(args, max_tiles, stream);
-}
+constinit const Launchers mxfp4_launchers = launchers_of<decoders::mxfp4>();
 
 }  // namespace moesaic::cuda

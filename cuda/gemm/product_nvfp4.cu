@@ -3,8 +3,6 @@
 
 namespace moesaic::cuda {
 
-int32_t launch_product_nvfp4(const ProductArgs& args, int64_t max_tiles, Stream stream) {
-  return launch_product<decoders::nvfp4>(args, max_tiles, stream);
-}
+constinit const Launchers nvfp4_launchers = launchers_of<decoders::nvfp4>();
 
 }  // namespace moesaic::cuda

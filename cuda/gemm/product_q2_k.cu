@@ -3,8 +3,6 @@
 
 namespace moesaic::cuda {
 
-int32_t launch_product_q2_k(const ProductArgs& args, int64_t max_tiles, Stream stream) {
-  return launch_product<decoders::q2_k>(args, max_tiles, stream);
-}
+constinit const Launchers q2_k_launchers = launchers_of<decoders::q2_k>();
 
 }  // namespace moesaic::cuda

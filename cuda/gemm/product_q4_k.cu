@@ -3,8 +3,6 @@
 
 namespace moesaic::cuda {
 
-int32_t launch_product_q4_k(const ProductArgs& args, int64_t max_tiles, Stream stream) {
-  return launch_product<decoders::q4_k>(args, max_tiles, stream);
-}
+constinit const Launchers q4_k_launchers = launchers_of<decoders::q4_k>();
 
 }  // namespace moesaic::cuda

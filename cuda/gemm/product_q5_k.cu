@@ -3,8 +3,6 @@
 
 namespace moesaic::cuda {
 
-int32_t launch_product_q5_k(const ProductArgs& args, int64_t max_tiles, Stream stream) {
-  return launch_product<decoders::q5_k>(args, max_tiles, stream);
-}
+constinit const Launchers q5_k_launchers = launchers_of<decoders::q5_k>();
 
 }  // namespace moesaic::cuda

@@ -3,8 +3,6 @@
 
 namespace moesaic::cuda {
 
-int32_t launch_product_q6_k(const ProductArgs& args, int64_t max_tiles, Stream stream) {
-  return launch_product<decoders::q6_k>(args, max_tiles, stream);
-}
+constinit const Launchers q6_k_launchers = launchers_of<decoders::q6_k>();
 
 }  // namespace moesaic::cuda

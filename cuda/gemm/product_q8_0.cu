@@ -3,8 +3,6 @@
 
 namespace moesaic::cuda {
 
-int32_t launch_product_q8_0(const ProductArgs& args, int64_t max_tiles, Stream stream) {
-  return launch_product<decoders::q8_0>(args, max_tiles, stream);
-}
+constinit const Launchers q8_0_launchers = launchers_of<decoders::q8_0>();
 
 }  // namespace moesaic::cuda

@@ -15,7 +15,8 @@ struct Kernel {
   const char* gemm_name;
   const char* gate_up_name;
   const char* down_name;
-  LaunchProduct launch;
+  const char* down_sum_name;
+  const Launchers* launchers;
 };
 
 #define MOESAIC_ROW(value, small_groups, name) \
@@ -24,7 +25,8 @@ struct Kernel {
    "gemm_" #name "_mma",                       \
    "gate_up_" #name "_mma",                    \
    "down_" #name "_mma",                       \
-   launch_product_##name},
+   "down_sum_" #name "_mma",                   \
+   &name##_launchers},
 constexpr Kernel kKernels[] = {
 #define MOESAIC_FORMAT(TYPE, value, name, unit_bytes, scale) MOESAIC_ROW(value, 0, name)
 #include "formats/formats.inc"
@@ -53,6 +55,30 @@ int32_t planes_of(int32_t dtype, int32_t exact) {
 int32_t tile_width(const MapArgs& map, int32_t num_experts, bool batch_invariant) {
   const int64_t mean = map.offsets != nullptr ? map.limit / num_experts : map.width;
   return batch_invariant || mean <= kNarrowTokens / 2 ? kNarrowTokens : kWideTokens;
+}
+
+// Weights whose experts have orders of columns of their own: x is staged for each entry.
+bool orders_differ(const WeightArgs& weight) {
+  return weight.gather != nullptr && weight.gather_stride != 0;
+}
+
+// Whether down is multiplied and summed at once, which reads weights once per pair. Pairs that are
+// segments of their own share nothing anyway. Of sorted ones there must be few: at uniform routing
+// P pairs of E experts read less than 1 + P / 2E times the bytes that they would sharing, here at
+// most 9/8, and neighbours in the grid find those in L2. Not measured.
+bool sums_at_once(int64_t num_pairs, int32_t num_experts, bool sorted) {
+  return !sorted || 4 * num_pairs <= num_experts;
+}
+
+// Also asks that rows of the map are those of combine.
+bool sums_at_once(const DownArgs& args) {
+  const MapArgs& map = args.map;
+  const CombineArgs& sum = args.combine;
+  const bool sorted = map.offsets != nullptr || map.width != 1;
+  return map.source == map.destination && map.source_divisor == 1 &&
+         map.limit == sum.num_tokens * sum.top_k && args.weight.half == kAlone &&
+         args.weight.rows == sum.hidden_size && sum.top_k <= kMaxTopK &&
+         sums_at_once(map.limit, args.weight.num_experts, sorted);
 }
 
 // Hands out a phase's scratch in order.
@@ -129,7 +155,7 @@ class Phase {
     args.tiles = tiles_;
     staged_.units = static_cast<int32_t>(blocks_of(packed_facts(weight).cols, kUnitCols));
     staged_.num_planes = planes_of(in_.dtype, exact_);
-    staged_.by_destination = weight.gather != nullptr && weight.gather_stride != 0 ? 1 : 0;
+    staged_.by_destination = orders_differ(weight) ? 1 : 0;
     const int64_t rows = staged_.by_destination != 0 ? map_.limit : in_.num_rows;
     staged_.planes =
         carver_.take<uint32_t>(rows * staged_.units * staged_.num_planes * kPlaneWords);
@@ -151,8 +177,14 @@ class Phase {
   }
 
   int32_t multiply(const WeightArgs& weight, const OutputArgs& out) const {
-    return find_kernel(weight)->launch({packed_weight(weight), tiles_, staged_, out}, max_tiles_,
-                                       stream_);
+    return find_kernel(weight)->launchers->product({packed_weight(weight), tiles_, staged_, out},
+                                                   max_tiles_, stream_);
+  }
+
+  int32_t multiply_and_sum(const WeightArgs& weight, const CombineArgs& combine) const {
+    const RoleOutput out{weight.scale, weight.bias};
+    return find_kernel(weight)->launchers->down_sum({packed_weight(weight), staged_, out, combine},
+                                                    stream_);
   }
 
  private:
@@ -186,6 +218,15 @@ int32_t run_product(Phase& phase, const WeightArgs& weight, void* out, int32_t d
   return phase.multiply(weight, role_output(weight, out, dtype));
 }
 
+int32_t run_down_sum(Phase& phase, const WeightArgs& weight, const CombineArgs& combine) {
+  if (find_kernel(weight) == nullptr) return kUnsupported;
+  if (orders_differ(weight)) {
+    if (const int32_t error = phase.make_tiles(weight.num_experts)) return error;
+  }
+  if (const int32_t error = phase.stage(weight)) return error;
+  return phase.multiply_and_sum(weight, combine);
+}
+
 bool share_units(const WeightArgs& gate, const WeightArgs& up) {
   return gate.half == kFirstHalf && up.half == kSecondHalf && gate.base == up.base &&
          gate.table == up.table;
@@ -209,6 +250,7 @@ int32_t launch_gate_up(const GateUpArgs& args, Stream stream) {
   if (const int32_t error = phase.make_tiles(args.up.num_experts)) return error;
 
   OutputArgs out = role_output(args.up, args.hidden, args.hidden_dtype);
+  out.row_weight = args.row_weight;
   out.activated = 1;
   out.activation = args.activation;
   if (gated && share_units(args.gate, args.up)) {
@@ -219,9 +261,9 @@ int32_t launch_gate_up(const GateUpArgs& args, Stream stream) {
     auto* const gate_rows = phase.carver().take<float>(args.map.limit * args.gate.rows);
     if (phase.carver().overrun()) return kBadArguments;
     if (const int32_t error = phase.stage(args.gate)) return error;
-    if (const int32_t error = phase.multiply(args.gate, role_output(args.gate, gate_rows, kF32))) {
-      return error;
-    }
+    OutputArgs gate_out = role_output(args.gate, gate_rows, kF32);
+    gate_out.row_weight = args.row_weight;
+    if (const int32_t error = phase.multiply(args.gate, gate_out)) return error;
     out.gate_rows = gate_rows;
   }
   if (const int32_t error = phase.stage(args.up)) return error;
@@ -231,6 +273,7 @@ int32_t launch_gate_up(const GateUpArgs& args, Stream stream) {
 int32_t launch_down(const DownArgs& args, Stream stream) {
   Phase phase(args, stream);
   if (!phase.empty()) {
+    if (sums_at_once(args)) return run_down_sum(phase, args.weight, args.combine);
     if (const int32_t error = run_product(phase, args.weight, args.rows, args.combine.rows_dtype)) {
       return error;
     }
@@ -254,20 +297,29 @@ const char* gemm_name(const WeightArgs& weight, int64_t) {
   return kernel != nullptr ? kernel->gemm_name : nullptr;
 }
 
+const char* down_name(const WeightArgs& weight, int64_t num_pairs, bool sorted) {
+  const Kernel* const kernel = find_kernel(weight);
+  if (kernel == nullptr) return nullptr;
+  return sums_at_once(num_pairs, weight.num_experts, sorted) ? kernel->down_sum_name
+                                                             : kernel->down_name;
+}
+
 const KernelRow* gemm_kernels(int32_t* count) {
   constexpr int kNum = static_cast<int>(sizeof kKernels / sizeof *kKernels);
-  static KernelRow rows[3 * kNum];
+  constexpr int kRows = 4;
+  static KernelRow rows[kRows * kNum];
   static const bool filled = [] {
-    for (int i = 0; i < kNum; ++i) {
-      const Kernel& kernel = kKernels[i];
-      rows[3 * i] = {"expert_gemm", kernel.gemm_name, kernel.type, 80};
-      rows[3 * i + 1] = {"gate_up", kernel.gate_up_name, kernel.type, 80};
-      rows[3 * i + 2] = {"down", kernel.down_name, kernel.type, 80};
+    KernelRow* row = rows;
+    for (const Kernel& kernel : kKernels) {
+      *row++ = {"expert_gemm", kernel.gemm_name, kernel.type, 80};
+      *row++ = {"gate_up", kernel.gate_up_name, kernel.type, 80};
+      *row++ = {"down", kernel.down_name, kernel.type, 80};
+      *row++ = {"down", kernel.down_sum_name, kernel.type, 80};
     }
     return true;
   }();
   (void)filled;
-  *count = 3 * kNum;
+  *count = kRows * kNum;
   return rows;
 }
 

@@ -5,18 +5,11 @@
 #pragma once
 
 #include "ops/gather.cuh"
+#include "ops/pairs.cuh"
 
 namespace moesaic::cuda {
 
 inline constexpr int kSlotsAhead = 4;
-
-// Row of a pair, or -1 when the pair is skipped.
-MOESAIC_DEV int64_t combined_row(const CombineArgs& args, int64_t pair) {
-  const int32_t id = args.topk_ids[pair];
-  if (id < 0 || id >= args.num_experts) return -1;
-  const int64_t row = args.pair_row != nullptr ? args.pair_row[pair] : pair;
-  return row < args.num_tokens * args.top_k ? row : -1;
-}
 
 template <int32_t kRows, int32_t kOut>
 MOESAIC_KERNEL void __launch_bounds__(kRowThreads) combine_kernel(CombineArgs args) {
@@ -40,7 +33,7 @@ MOESAIC_KERNEL void __launch_bounds__(kRowThreads) combine_kernel(CombineArgs ar
       MOESAIC_UNROLL
       for (int i = 0; i < kSlotsAhead; ++i) {
         if (row[i] < 0) continue;
-        const float weight = args.topk_weights[token * args.top_k + first + i];
+        const float weight = combined_weight(args, token * args.top_k + first + i);
         MOESAIC_UNROLL
         for (int c = 0; c < 4; ++c) sum.v[c] += weight * value[i].v[c];
       }

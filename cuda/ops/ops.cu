@@ -2,6 +2,9 @@
 #include "ops/activate.cuh"
 #include "ops/combine.cuh"
 #include "ops/gather.cuh"
+#include "ops/identity.cuh"
+#include "ops/look_up.cuh"
+#include "ops/rms_norm.cuh"
 #include "ops/router_logits.cuh"
 
 namespace moesaic::cuda {
@@ -75,6 +78,25 @@ int32_t launch_combine(const CombineArgs& args, Stream stream) {
       return launch_rows(combine_kernel<kRows, kOut>, args.num_tokens, args.hidden_size, args,
                          stream);
     });
+  });
+}
+
+int32_t launch_look_up_experts(const LookUpArgs& args, Stream stream) {
+  const int64_t blocks = (args.num_tokens * args.top_k + kLookUpThreads - 1) / kLookUpThreads;
+  return dev::launch(look_up_experts_kernel, dim3(static_cast<unsigned>(blocks)),
+                     dim3(kLookUpThreads), 0, static_cast<dev::Stream>(stream), args);
+}
+
+int32_t launch_rms_norm(const RmsNormArgs& args, Stream stream) {
+  return for_element_type(args.x.dtype, [&]<int32_t kType>() {
+    return dev::launch(rms_norm_kernel<kType>, dim3(static_cast<unsigned>(args.x.num_rows)),
+                       dim3(kNormThreads), 0, static_cast<dev::Stream>(stream), args);
+  });
+}
+
+int32_t launch_add_identity(const IdentityArgs& args, Stream stream) {
+  return for_element_type(args.x.dtype, [&]<int32_t kType>() {
+    return launch_rows(add_identity_kernel<kType>, args.x.num_rows, args.x.cols, args, stream);
   });
 }
 

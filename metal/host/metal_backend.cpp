@@ -110,9 +110,9 @@ void MetalBackend::submit(Context&) const { recorder_->queue.submit(); }
 
 void MetalBackend::synchronize(Context&) const { recorder_->queue.wait(); }
 
-std::shared_ptr<const void> MetalBackend::pin(std::span<const float> values) const {
+std::shared_ptr<const void> MetalBackend::pin(HostValues values) const {
   if (values.empty()) return nullptr;
-  return recorder_->memory.mirror(values.data(), values.size_bytes());
+  return recorder_->memory.mirror(values.data(), values.size());
 }
 
 void MetalBackend::prepare(ExpertStack::Parts& parts, const LoadOptions& options) const {
@@ -277,7 +277,7 @@ void MetalBackend::gate_up(Context& context, const GateUpCall& call) const {
     Backend::gate_up(context, call);
     return;
   }
-  const ScopedZone zone(context.profiler(), Zone::GateUp);
+  const ScopedZone zone(context, Zone::GateUp);
   Encoding e = encode("gate_up");
   const RoleWeights& gate = call.stack->gate();
   const RoleWeights& up = call.stack->up();

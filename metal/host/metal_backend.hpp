@@ -31,7 +31,7 @@ class MetalBackend final : public Backend {
             std::size_t bytes) const override;
   void submit(Context& context) const override;
   void synchronize(Context& context) const override;
-  std::shared_ptr<const void> pin(std::span<const float> values) const override;
+  std::shared_ptr<const void> pin(HostValues values) const override;
   void prepare(ExpertStack::Parts& parts, const LoadOptions& options) const override;
   std::size_t scratch_bytes(const ScratchQuery& query) const override;
   std::int64_t route_scratch(const RouterConfig& config, std::int64_t num_tokens,

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "devices.hpp"
+#include "dlpack.hpp"
 #include "moesaic/error.hpp"
 #include "routing.hpp"
 
@@ -28,15 +29,6 @@ ArrayRef import_part(py::handle array, const char* name, DType dtype, const Plac
   return ref;
 }
 
-/// The CUDA device that the array says it is on.
-std::optional<Device> gpu_of(py::handle array) {
-  if (!py::hasattr(array, "__dlpack_device__") || py::isinstance<py::array>(array)) return {};
-  const auto device = array.attr("__dlpack_device__")().cast<std::pair<int, int>>();
-  constexpr int kCuda = 2;
-  if (device.first != kCuda) return {};
-  return Device{DeviceType::Cuda, device.second};
-}
-
 std::shared_ptr<const DeviceRouting> empty_routing(std::int64_t num_tokens, std::int32_t top_k,
                                                    const Place& place, py::handle like,
                                                    const char* operation) {
@@ -51,9 +43,9 @@ std::shared_ptr<const DeviceRouting> empty_routing(std::int64_t num_tokens, std:
 std::shared_ptr<const DeviceRouting> device_routing(const py::object& topk_ids,
                                                     const py::object& topk_weights) {
   constexpr const char* kOperation = "Routing";
-  const std::optional<Device> gpu = gpu_of(topk_ids);
-  if (!gpu) return nullptr;
-  const Place place = call_place(*gpu, py::none(), topk_ids, kOperation);
+  const Device device = device_of(topk_ids, kOperation, "topk_ids");
+  if (device.type == DeviceType::Cpu) return nullptr;
+  const Place place = call_place(device, py::none(), topk_ids, kOperation);
   const ArrayRef ids = import_part(topk_ids, "topk_ids", DType::I32, place, kOperation);
   const ArrayRef weights = import_part(topk_weights, "topk_weights", DType::F32, place, kOperation);
   require<ShapeError>(
@@ -65,7 +57,7 @@ std::shared_ptr<const DeviceRouting> device_routing(const py::object& topk_ids,
                        {}};
       });
   return std::make_shared<const DeviceRouting>(DeviceRouting{
-      *gpu, topk_ids, topk_weights, ids.view.dim(0), static_cast<std::int32_t>(ids.view.dim(1))});
+      device, topk_ids, topk_weights, ids.view.dim(0), static_cast<std::int32_t>(ids.view.dim(1))});
 }
 
 CallRouting::CallRouting(const RoutingObject& given, const Place& place, py::handle like,

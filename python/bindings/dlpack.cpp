@@ -131,12 +131,12 @@ void require_device(int type, int id, const char* operation, const char* name, D
   });
 }
 
-/// Throws DeviceError unless __dlpack_device__() says that the memory is the device's.
-void check_device(py::handle object, const char* operation, const char* name, Device expected) {
-  if (!py::hasattr(object, "__dlpack_device__")) return;
-  std::pair<int, int> device;
+/// What __dlpack_device__() says; nothing where there is none. Throws DeviceError.
+std::optional<std::pair<int, int>> dlpack_device(py::handle object, const char* operation,
+                                                 const char* name) {
+  if (!py::hasattr(object, "__dlpack_device__")) return std::nullopt;
   try {
-    device = object.attr("__dlpack_device__")().cast<std::pair<int, int>>();
+    return object.attr("__dlpack_device__")().cast<std::pair<int, int>>();
   } catch (py::error_already_set& error) {
     if (!error.matches(PyExc_Exception)) throw;
     throw DeviceError(
@@ -145,7 +145,6 @@ void check_device(py::handle object, const char* operation, const char* name, De
     throw DeviceError(
         Problem{operation, name, "(type, id) from __dlpack_device__", "something else", {}});
   }
-  require_device(device.first, device.second, operation, name, expected);
 }
 
 /// The stream argument of __dlpack__: None for host memory, -1 where the producer uses the stream
@@ -231,9 +230,18 @@ void destroy_capsule(PyObject* capsule, const char* name) {
 
 bool has_dlpack(py::handle object) { return py::hasattr(object, "__dlpack__"); }
 
+Device device_of(py::handle array, const char* operation, const char* name) {
+  if (py::isinstance<py::array>(array)) return {};
+  const auto device = dlpack_device(array, operation, name);
+  if (!device || (device->first != kCuda && device->first != kCudaManaged)) return {};
+  return {DeviceType::Cuda, device->second};
+}
+
 ArrayRef import_dlpack(py::handle object, const char* operation, const char* name,
                        const Place& place) {
-  check_device(object, operation, name, place.device);
+  if (const auto device = dlpack_device(object, operation, name)) {
+    require_device(device->first, device->second, operation, name, place.device);
+  }
   ArrayRef ref;
   ref.keep = call_dlpack(object, operation, name, place);
   ref.kind = ArrayKind::Foreign;

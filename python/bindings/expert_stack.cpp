@@ -157,8 +157,8 @@ std::vector<std::int64_t> gemv_shape(const Ids& ids, std::int64_t rows, const ch
 template <class Run>
 py::object gemv(const char* operation, const ExpertStack& stack, const py::object& x,
                 const char* x_name, const py::object& ids, std::int64_t rows, const py::object& out,
-                const std::optional<std::string>& precision, Run&& run) {
-  const Place place = call_place(stack.device(), py::none(), x, operation);
+                const std::optional<std::string>& precision, const py::object& stream, Run&& run) {
+  const Place place = call_place(stack.device(), stream, x, operation);
   const ArrayRef in = import_array(x, operation, x_name, place);
   const Ids experts = import_ids(ids, operation, "ids", place);
   Result result(x, in, DType::F32, gemv_shape(experts, rows, operation), out, operation, false,
@@ -176,17 +176,18 @@ py::object gemv(const char* operation, const ExpertStack& stack, const py::objec
 
 py::object gemv_role(const char* operation, Role role, const ExpertStack& stack,
                      const py::object& x, const py::object& ids, const py::object& out,
-                     const std::optional<std::string>& precision) {
+                     const std::optional<std::string>& precision, const py::object& stream) {
   return gemv(operation, stack, x, role == Role::Down ? "h" : "x", ids, rows_of(stack, role), out,
-              precision,
+              precision, stream,
               [&](Context& context, const ConstTensorView& in, const ConstTensorView& experts,
                   const TensorView& to) { expert_gemv(context, stack, role, in, experts, to); });
 }
 
 py::object gemv_gate_up_silu(const ExpertStack& stack, const py::object& x, const py::object& ids,
-                             const py::object& out, const std::optional<std::string>& precision) {
+                             const py::object& out, const std::optional<std::string>& precision,
+                             const py::object& stream) {
   return gemv("ExpertStack.gemv_gate_up_silu", stack, x, "x", ids, stack.shape().intermediate_size,
-              out, precision,
+              out, precision, stream,
               [&](Context& context, const ConstTensorView& in, const ConstTensorView& experts,
                   const TensorView& to) {
                 expert_gemv_gate_up(context, stack, Activation{}, in, experts, to);
@@ -195,13 +196,16 @@ py::object gemv_gate_up_silu(const ExpertStack& stack, const py::object& x, cons
 
 py::object gemm_role(const char* operation, Role role, const ExpertStack& stack,
                      const py::object& x, const PlanObject& plan, const py::object& out,
-                     const std::optional<std::string>& precision) {
+                     const std::optional<std::string>& precision, const py::object& stream) {
   const char* x_name = role == Role::Down ? "h" : "x";
-  const ArrayRef in = import_array(x, operation, x_name);
+  const Place place = call_place(stack.device(), stream, x, operation);
+  const ArrayRef in = import_array(x, operation, x_name, place);
   const auto held = plan.value;
-  Result result(x, in, DType::F32, {held->num_pairs(), rows_of(stack, role)}, out, operation);
+  Result result(x, in, DType::F32, {held->num_pairs(), rows_of(stack, role)}, out, operation, false,
+                place);
   require_disjoint(result.view(), in.read(), operation, x_name);
-  Call call(parse_precision(precision, operation));
+  Call call(parse_precision(precision, operation), place.device);
+  call.context.set_stream(place.stream);
   {
     const py::gil_scoped_release release;
     expert_gemm(call.context, stack, role, in.read(), *held, result.view());
@@ -216,37 +220,43 @@ void define_products(py::class_<ExpertStack, Stack>& type) {
     type.def(
         name,
         [operation, role](const ExpertStack& stack, const py::object& in, const py::object& ids,
-                          const py::object& out, const std::optional<std::string>& precision) {
-          return gemv_role(operation, role, stack, in, ids, out, precision);
+                          const py::object& out, const std::optional<std::string>& precision,
+                          const py::object& stream) {
+          return gemv_role(operation, role, stack, in, ids, out, precision, stream);
         },
         py::arg(x), py::arg("ids"), py::kw_only(), py::arg("out") = py::none(),
-        py::arg("precision") = py::none(), help);
+        py::arg("precision") = py::none(), py::arg("stream") = py::none(), help);
   };
   const auto def_gemm = [&](const char* name, const char* operation, Role role, const char* x,
                             const char* help) {
     type.def(
         name,
         [operation, role](const ExpertStack& stack, const py::object& in, const PlanObject& plan,
-                          const py::object& out, const std::optional<std::string>& precision) {
-          return gemm_role(operation, role, stack, in, plan, out, precision);
+                          const py::object& out, const std::optional<std::string>& precision,
+                          const py::object& stream) {
+          return gemm_role(operation, role, stack, in, plan, out, precision, stream);
         },
         py::arg(x), py::arg("plan"), py::kw_only(), py::arg("out") = py::none(),
-        py::arg("precision") = py::none(), help);
+        py::arg("precision") = py::none(), py::arg("stream") = py::none(), help);
   };
   def_gemv(
       "gemv_gate", "ExpertStack.gemv_gate", Role::Gate, "x",
       "Gate rows of the experts `ids`: x [H], [T, H] or [T, k, H] and ids int32 [k] or [T, k]\n"
-      "give f32 [k, I] or [T, k, I]; an id of -1 writes zeros.\n\n"
-      "Raises ShapeError, DTypeError, DeviceError; UnsupportedError without a gate.");
+      "give f32 [k, I] or [T, k, I]; an id of -1 writes zeros. Arrays lie on the stack's device;\n"
+      "on a GPU the call joins `stream` as the forwards do and waits for its launches.\n\n"
+      "Raises ShapeError (also without a gate), DTypeError, DeviceError, CaptureError while a "
+      "graph\n"
+      "is recorded.");
   def_gemv("gemv_up", "ExpertStack.gemv_up", Role::Up, "x", "As gemv_gate, of the up rows.");
   def_gemv("gemv_down", "ExpertStack.gemv_down", Role::Down, "h",
            "Down rows, one input row per slot: h [k, I] or [T, k, I] gives f32 [k, H] or\n"
            "[T, k, H].");
   type.def("gemv_gate_up_silu", &gemv_gate_up_silu, py::arg("x"), py::arg("ids"), py::kw_only(),
            py::arg("out") = py::none(), py::arg("precision") = py::none(),
-           "silu(gate x) * up x per slot; shapes as gemv_gate.");
+           py::arg("stream") = py::none(), "silu(gate x) * up x per slot; shapes as gemv_gate.");
   def_gemm("gemm_gate", "ExpertStack.gemm_gate", Role::Gate, "x",
-           "Gate rows over a BucketPlan: x [T, H] gives f32 [P, I] in pair order.");
+           "Gate rows over a BucketPlan: x [T, H] gives f32 [P, I] in pair order; on a GPU as\n"
+           "gemv_gate, with a copy of the plan.");
   def_gemm("gemm_up", "ExpertStack.gemm_up", Role::Up, "x", "As gemm_gate, of the up rows.");
   def_gemm("gemm_down", "ExpertStack.gemm_down", Role::Down, "h",
            "Down rows over a BucketPlan: h [P, I] in pair order gives f32 [P, H] in pair order.");

@@ -41,7 +41,7 @@ class GivenInputs {
       return Problem{operation, "topk_ids", "topk_ids or a routing", "both", {}};
     });
     if (!request.topk_ids.is_none()) {
-      ids_ = import_ids(request.topk_ids, operation, "topk_ids");
+      ids_ = import_ids(request.topk_ids, operation, "topk_ids", place);
       require<ShapeError>(ids_.view.rank == 2 && ids_.view.dim(0) == io.x.dim(0) &&
                               ids_.view.dim(1) == request.top_k,
                           [&] {
@@ -57,7 +57,7 @@ class GivenInputs {
       io.routing = {data, nullptr, ids_.view.dim(0), request.top_k};
     }
     if (!request.token_ids.is_none()) {
-      tokens_ = import_ids(request.token_ids, operation, "token_ids");
+      tokens_ = import_ids(request.token_ids, operation, "token_ids", place);
       io.token_ids = tokens_.view;
     }
     if (!request.router_input.is_none()) {

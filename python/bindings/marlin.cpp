@@ -4,6 +4,9 @@
 
 #include "arrays.hpp"
 #include "calls.hpp"
+#include "devices.hpp"
+#include "forward/call_memory.hpp"
+#include "load.hpp"
 #include "marlin/marlin_layout.hpp"
 #include "marlin/p4_layout.hpp"
 #include "moesaic/marlin_stack.hpp"
@@ -156,15 +159,25 @@ py::array dequantize(const MarlinExpertStack& stack, std::int32_t expert) {
   return out;
 }
 
+/// How to run a product, as Python gave it.
+struct ProductArguments {
+  const char* operation;
+  const py::object& x;
+  const py::object& out;
+  const std::optional<std::string>& precision;
+  Place place;
+};
+
 /// The one body of the products: run(context, x, out).
 template <class Run>
-py::object product(const char* operation, const py::object& x, const ArrayRef& in,
-                   std::int64_t rows, std::int64_t cols, const py::object& out,
-                   const std::optional<std::string>& precision, Run&& run) {
-  Result result(x, in, DType::F32, {rows, cols}, out, operation);
+py::object product(const ProductArguments& arguments, const ArrayRef& in, std::int64_t rows,
+                   std::int64_t cols, Run&& run) {
+  const auto& [operation, x, out, precision, place] = arguments;
+  Result result(x, in, DType::F32, {rows, cols}, out, operation, false, place);
   const TensorView view = result.view();
   require_disjoint(view, in.read(), operation, "x");
-  Call call(parse_precision(precision, operation));
+  Call call(parse_precision(precision, operation), place.device);
+  call.context.set_stream(place.stream);
   {
     const py::gil_scoped_release release;
     run(call.context, in.read(), view);
@@ -174,19 +187,22 @@ py::object product(const char* operation, const py::object& x, const ArrayRef& i
 
 using DispatchTuple = std::tuple<std::int32_t, std::int64_t, std::int64_t, std::int64_t>;
 
-py::object phase_batched(const MarlinExpertStack& stack, const py::object& x,
-                         const std::vector<DispatchTuple>& dispatches, const py::object& out,
-                         const std::optional<std::string>& precision) {
-  constexpr const char* kOperation = "MarlinExpertStack.gemm_phase_batched";
-  const ArrayRef in = import_array(x, kOperation, "x_packed");
+Stack to_device(const MarlinExpertStack& stack, const std::string& device) {
+  Loading loading("MarlinExpertStack.to", device, "auto", std::nullopt, py::none());
+  return loading.run([&](const LoadOptions& options) {
+    return std::make_shared<MarlinExpertStack>(stack.to(options));
+  });
+}
+
+std::vector<MarlinDispatch> dispatch_list(const std::vector<DispatchTuple>& dispatches,
+                                          const char* operation) {
   std::vector<MarlinDispatch> list;
-  std::int64_t rows = 0;
   for (const auto& [expert, in_row, out_row, count] : dispatches) {
     require<ShapeError>(in_row >= 0 && out_row >= 0 && count >= 0 && in_row <= INT32_MAX &&
                             out_row <= INT32_MAX && count <= INT32_MAX,
                         [&] {
                           return Problem{
-                              kOperation,
+                              operation,
                               "dispatches",
                               "(expert, in_row, out_row, rows), none negative",
                               "(" + std::to_string(expert) + ", " + std::to_string(in_row) + ", " +
@@ -194,28 +210,50 @@ py::object phase_batched(const MarlinExpertStack& stack, const py::object& x,
                               {}};
                         });
     list.push_back({expert, in_row, out_row, count});
-    rows = std::max(rows, out_row + count);
   }
-  if (!out.is_none()) {
-    const ArrayRef given = import_array(out, kOperation, "out");
-    if (given.view.rank == 2) rows = given.view.dim(0);
-  } else {
-    // A row of out exists for every row up to the last one named; more than x has is a mistake.
-    std::int64_t named = 0;
-    for (const MarlinDispatch& d : list) named += d.rows;
-    require<ShapeError>(rows <= named + (in.view.rank == 2 ? in.view.dim(0) : 0), [&] {
-      return Problem{kOperation,
-                     "dispatches",
-                     "output rows next to each other, or an out=",
-                     "row " + std::to_string(rows - 1) + " of " + std::to_string(named),
-                     {}};
-    });
+  return list;
+}
+
+/// Rows of a new output: up to the last that a dispatch names.
+std::int64_t rows_named(const std::vector<MarlinDispatch>& list, std::int64_t in_rows,
+                        const char* operation) {
+  std::int64_t rows = 0, named = 0;
+  for (const MarlinDispatch& d : list) {
+    rows = std::max(rows, d.out_row + d.rows);
+    named += d.rows;
   }
+  // More than x has is a mistake.
+  require<ShapeError>(rows <= named + in_rows, [&] {
+    return Problem{operation,
+                   "dispatches",
+                   "output rows next to each other, or an out=",
+                   "row " + std::to_string(rows - 1) + " of " + std::to_string(named),
+                   {}};
+  });
+  return rows;
+}
+
+py::object phase_batched(const MarlinExpertStack& stack, const py::object& x,
+                         const std::vector<DispatchTuple>& dispatches, const py::object& out,
+                         const std::optional<std::string>& precision, const py::object& stream) {
+  constexpr const char* kOperation = "MarlinExpertStack.gemm_phase_batched";
+  const Place place = call_place(stack.device(), stream, x, kOperation);
+  const ArrayRef in = import_array(x, kOperation, "x_packed", place);
+  const std::vector<MarlinDispatch> list = dispatch_list(dispatches, kOperation);
   const bool fresh = out.is_none();
-  return product(kOperation, x, in, rows, stack.n_per_expert(), out, precision,
+  std::int64_t rows = 0;
+  if (fresh) {
+    rows = rows_named(list, in.view.rank == 2 ? in.view.dim(0) : 0, kOperation);
+  } else {
+    const ArrayRef given = import_array(out, kOperation, "out", place);
+    if (given.view.rank == 2) rows = given.view.dim(0);
+  }
+  return product({kOperation, x, out, precision, place}, in, rows, stack.n_per_expert(),
                  [&](Context& context, const ConstTensorView& from, const TensorView& to) {
                    if (fresh && !to.empty()) {
-                     std::memset(to.data, 0, static_cast<std::size_t>(to.num_elements()) * 4);
+                     forward::require_no_capture(kOperation, context, "dispatches");
+                     const auto bytes = static_cast<std::size_t>(to.num_elements()) * sizeof(float);
+                     context.backend().fill(context, to.data, 0, bytes);
                    }
                    stack.gemm_phase_batched(context, from, list, to);
                  });
@@ -223,10 +261,13 @@ py::object phase_batched(const MarlinExpertStack& stack, const py::object& x,
 
 py::object phase_vllm(const MarlinExpertStack& stack, const py::object& x,
                       const std::shared_ptr<AlignedRouting>& aligned, std::int32_t top_k,
-                      const py::object& out, const std::optional<std::string>& precision) {
+                      const py::object& out, const std::optional<std::string>& precision,
+                      const py::object& stream) {
   constexpr const char* kOperation = "MarlinExpertStack.gemm_phase_vllm";
-  const ArrayRef in = import_array(x, kOperation, "x");
-  return product(kOperation, x, in, aligned->num_pairs(), stack.n_per_expert(), out, precision,
+  const Place place = call_place(stack.device(), stream, x, kOperation);
+  const ArrayRef in = import_array(x, kOperation, "x", place);
+  return product({kOperation, x, out, precision, place}, in, aligned->num_pairs(),
+                 stack.n_per_expert(),
                  [&](Context& context, const ConstTensorView& from, const TensorView& to) {
                    stack.gemm_phase_vllm(context, from, *aligned, top_k, to);
                  });
@@ -247,11 +288,12 @@ MarlinLinear make_expert_linear(const MarlinExpertStack& stack, std::int32_t exp
 }
 
 py::object call_linear(const MarlinLinear& linear, const py::object& x, const py::object& out,
-                       const std::optional<std::string>& precision) {
+                       const std::optional<std::string>& precision, const py::object& stream) {
   constexpr const char* kOperation = "MarlinLinear";
-  const ArrayRef in = import_array(x, kOperation, "x");
+  const Place place = call_place(linear.device(), stream, x, kOperation);
+  const ArrayRef in = import_array(x, kOperation, "x", place);
   const std::int64_t rows = in.view.rank == 2 ? in.view.dim(0) : 0;
-  return product(kOperation, x, in, rows, linear.out_features(), out, precision,
+  return product({kOperation, x, out, precision, place}, in, rows, linear.out_features(),
                  [&](Context& context, const ConstTensorView& from, const TensorView& to) {
                    linear.forward(context, from, to);
                  });
@@ -262,7 +304,8 @@ std::string repr(const MarlinExpertStack& m) {
          ", k=" + std::to_string(m.k()) + ", n_per_expert=" + std::to_string(m.n_per_expert()) +
          ", group_size=" + std::to_string(m.group_size()) +
          (m.symmetric() ? ", symmetric" : ", zero points") + (m.act_order() ? ", act_order" : "") +
-         ", " + std::to_string(m.nbytes()) + " bytes)";
+         (m.device() == Device{} ? "" : ", " + to_string(m.device())) + ", " +
+         std::to_string(m.nbytes()) + " bytes)";
 }
 
 }  // namespace
@@ -273,8 +316,9 @@ void bind_marlin(py::module_& m) {
       .def_property_readonly("in_features", &MarlinLinear::in_features, "K.")
       .def_property_readonly("out_features", &MarlinLinear::out_features, "Columns.")
       .def("__call__", &call_linear, py::arg("x"), py::kw_only(), py::arg("out") = py::none(),
-           py::arg("precision") = py::none(),
-           "x [m, in_features] gives f32 [m, out_features]. Raises ShapeError, DTypeError.")
+           py::arg("precision") = py::none(), py::arg("stream") = py::none(),
+           "x [m, in_features] gives f32 [m, out_features], on the device of the stack, as\n"
+           "MarlinExpertStack.gemm_phase_batched. Raises ShapeError, DTypeError, DeviceError.")
       .def("__repr__", [](const MarlinLinear& l) {
         return "moesaic.MarlinLinear(in_features=" + std::to_string(l.in_features()) +
                ", out_features=" + std::to_string(l.out_features()) + ")";
@@ -304,7 +348,15 @@ void bind_marlin(py::module_& m) {
                              "Whether every zero point is 8.")
       .def_property_readonly("act_order", &MarlinExpertStack::act_order,
                              "Whether there is a g_idx.")
-      .def_property_readonly("nbytes", &MarlinExpertStack::nbytes, "Bytes in memory.")
+      .def_property_readonly("nbytes", &MarlinExpertStack::nbytes, "Bytes on the device.")
+      .def_property_readonly(
+          "device", [](const MarlinExpertStack& s) { return to_string(s.device()); },
+          "Where the products run: cpu | cuda:0 ...")
+      .def("to", &to_device, py::arg("device"),
+           "The stack for products on `device`: a repacked copy there, beside the host's memory,\n"
+           "which both stacks share and unpack, repack, dequantize and ExpertStack.from_marlin\n"
+           "read. Linears cut out of it lie on the device too.\n\n"
+           "Raises DeviceError (an absent backend), UnsupportedError, OutOfMemoryError.")
       .def("zero_workspace", &MarlinExpertStack::zero_workspace,
            "Does nothing: no kernel here keeps locks, and outputs are written whole.")
       .def("unpack", &unpack, py::arg("expert"),
@@ -322,22 +374,27 @@ void bind_marlin(py::module_& m) {
       .def(
           "gemm_phase_batched", &phase_batched, py::arg("x_packed"), py::arg("dispatches"),
           py::kw_only(), py::arg("out") = py::none(), py::arg("precision") = py::none(),
+          py::arg("stream") = py::none(),
           "For each (expert, in_row, out_row, rows): out rows = x rows @ W[expert].T, f32\n"
           "[rows, n_per_expert]. Any number of rows. Rows of out= that no dispatch names are left\n"
           "alone; in a new array they are zero.\n\n"
-          "Raises ShapeError (rows outside, an expert out of range, an output row named twice).")
+          "Arrays lie on the stack's device. On a GPU the call joins `stream` as the forwards do,\n"
+          "gets copies of the dispatches there, and waits for its launches.\n\n"
+          "Raises ShapeError (rows outside, an expert out of range, an output row named twice),\n"
+          "DeviceError, CaptureError while a graph is recorded.")
       .def("gemm_phase_vllm", &phase_vllm, py::arg("x"), py::arg("aligned").none(false),
            py::arg("top_k"), py::kw_only(), py::arg("out") = py::none(),
-           py::arg("precision") = py::none(),
+           py::arg("precision") = py::none(), py::arg("stream") = py::none(),
            "Over aligned blocks: sorted id v reads x row v // top_k and writes row v of f32\n"
-           "[P, n_per_expert]; rows of skipped pairs are zero.\n\n"
+           "[P, n_per_expert]; rows of skipped pairs are zero. On a GPU as gemm_phase_batched.\n\n"
            "Raises ShapeError unless x.shape[0] * top_k is P, and for packed rows with a top_k not "
            "1.")
       .def("make_expert_linear", &make_expert_linear, py::arg("expert"), py::arg("first_col") = 0,
            py::arg("cols") = py::none(), py::arg("bias") = py::none(),
            "Columns [first_col, first_col + cols) of one expert (None: to the end) as a "
            "MarlinLinear\n"
-           "that shares memory. Both are multiples of 64, or reach the end. bias is [cols].\n\n"
+           "that shares memory (on a GPU it has its own). Both are multiples of 64, or reach the "
+           "end. bias is [cols].\n\n"
            "Raises ShapeError.")
       .def("__repr__", &repr);
 

@@ -2,8 +2,12 @@
 
 #include <pybind11/stl.h>
 
+#include <optional>
+
 #include "arrays.hpp"
 #include "calls.hpp"
+#include "devices.hpp"
+#include "dlpack.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/forward.hpp"
 #include "routing.hpp"
@@ -19,84 +23,114 @@ std::int64_t last_dim(const ArrayRef& array, const char* operation, const char* 
   return array.view.dim(array.view.rank - 1);
 }
 
-/// The one body of all operations with one array: run(context, in, out).
-template <class Run>
-py::object apply(const char* operation, const char* name, const py::object& x, const ArrayRef& in,
-                 const std::vector<std::int64_t>& shape, const py::object& out, bool accumulate,
-                 Run&& run) {
-  require<ConfigError>(!accumulate || !out.is_none(), [&] {
-    return Problem{operation, "accumulate", "an out= to add to", "none", {}};
-  });
-  Result result(x, in, DType::F32, shape, out, operation);
-  require_disjoint(result.view(), in.read(), operation, name);
-  Call call;
-  {
-    const py::gil_scoped_release release;
-    run(call.context, in.read(), result.view());
+/// An operation on one array, on the device where that lies.
+class Operation {
+ public:
+  Operation(const char* operation, const char* name, const py::object& x, const py::object& stream)
+      : operation_(operation),
+        name_(name),
+        x_(x),
+        place_(call_place(device_of(x, operation, name), stream, x, operation)),
+        in_(import_array(x, operation, name, place_)) {}
+
+  const ArrayRef& in() const { return in_; }
+  std::int64_t last_dim() const { return python::last_dim(in_, operation_, name_); }
+
+  /// run(context, in, routing, out); without a routing its view is empty.
+  template <class Run>
+  py::object apply(const std::vector<std::int64_t>& shape, const py::object& out, Run&& run,
+                   bool accumulate = false, const RoutingObject* routing = nullptr) {
+    require<ConfigError>(!accumulate || !out.is_none(), [&] {
+      return Problem{operation_, "accumulate", "an out= to add to", "none", {}};
+    });
+    Call call({}, place_.device);
+    call.context.set_stream(place_.stream);
+    std::optional<CallRouting> held;
+    if (routing != nullptr) held.emplace(*routing, place_, x_, call.context, operation_);
+    Result result(x_, in_, DType::F32, shape, out, operation_, false, place_);
+    require_disjoint(result.view(), in_.read(), operation_, name_);
+    {
+      const py::gil_scoped_release release;
+      run(call.context, in_.read(), held ? held->view() : RoutingView{}, result.view());
+    }
+    return result.finish();
   }
-  return result.finish();
-}
 
-py::object gather(const py::object& x, const PlanObject& plan, const py::object& out) {
-  const ArrayRef in = import_array(x, "gather_rows", "x");
+ private:
+  const char* operation_;
+  const char* name_;
+  const py::object& x_;
+  Place place_;
+  ArrayRef in_;
+};
+
+py::object gather(const py::object& x, const PlanObject& plan, const py::object& out,
+                  const py::object& stream) {
+  Operation operation("gather_rows", "x", x, stream);
   const auto held = plan.value;
-  return apply("gather_rows", "x", x, in, {held->num_pairs(), last_dim(in, "gather_rows", "x")},
-               out, false,
-               [&](Context& context, const ConstTensorView& from, const TensorView& to) {
-                 gather_rows(context, from, *held, to);
-               });
+  return operation.apply({held->num_pairs(), operation.last_dim()}, out,
+                         [&](Context& context, const ConstTensorView& from, const RoutingView&,
+                             const TensorView& to) { gather_rows(context, from, *held, to); });
 }
 
-py::object multiply(const py::object& gate_up, const py::object& out) {
-  const ArrayRef in = import_array(gate_up, "silu_mul", "gate_up");
-  const std::int64_t cols = last_dim(in, "silu_mul", "gate_up");
+py::object multiply(const py::object& gate_up, const py::object& out, const py::object& stream) {
+  Operation operation("silu_mul", "gate_up", gate_up, stream);
+  const std::int64_t cols = operation.last_dim();
   require<ShapeError>(cols % 2 == 0, [&] {
-    return Problem{
-        "silu_mul", "gate_up", "an even last dimension, gate then up", describe(in.read()), {}};
+    return Problem{"silu_mul",
+                   "gate_up",
+                   "an even last dimension, gate then up",
+                   describe(operation.in().read()),
+                   {}};
   });
-  return apply("silu_mul", "gate_up", gate_up, in, {in.view.dim(0), cols / 2}, out, false,
-               [&](Context& context, const ConstTensorView& from, const TensorView& to) {
-                 silu_mul(context, from, to);
-               });
+  return operation.apply({operation.in().view.dim(0), cols / 2}, out,
+                         [&](Context& context, const ConstTensorView& from, const RoutingView&,
+                             const TensorView& to) { silu_mul(context, from, to); });
 }
 
 py::object combine_rows(const py::object& rows, const PlanObject& plan,
-                        const RoutingObject& routing, const py::object& out, bool accumulate) {
-  const ArrayRef in = import_array(rows, "combine", "rows");
-  const auto held_plan = plan.value;
-  const auto held = routing.value;
-  return apply("combine", "rows", rows, in, {held->num_tokens(), last_dim(in, "combine", "rows")},
-               out, accumulate,
-               [&](Context& context, const ConstTensorView& from, const TensorView& to) {
-                 combine(context, from, *held_plan, *held, to, accumulate);
-               });
+                        const RoutingObject& routing, const py::object& out, bool accumulate,
+                        const py::object& stream) {
+  Operation operation("combine", "rows", rows, stream);
+  const auto held = plan.value;
+  return operation.apply(
+      {routing.num_tokens(), operation.last_dim()}, out,
+      [&](Context& context, const ConstTensorView& from, const RoutingView& view,
+          const TensorView& to) { combine(context, from, *held, view, to, accumulate); },
+      accumulate, &routing);
 }
 
 py::object sum_pairs(const py::object& pairs, const RoutingObject& routing, const py::object& out,
-                     bool accumulate) {
-  const ArrayRef in = import_array(pairs, "weighted_sum", "pairs");
-  const auto held = routing.value;
-  return apply("weighted_sum", "pairs", pairs, in,
-               {held->num_tokens(), last_dim(in, "weighted_sum", "pairs")}, out, accumulate,
-               [&](Context& context, const ConstTensorView& from, const TensorView& to) {
-                 weighted_sum(context, from, *held, to, accumulate);
-               });
+                     bool accumulate, const py::object& stream) {
+  Operation operation("weighted_sum", "pairs", pairs, stream);
+  return operation.apply(
+      {routing.num_tokens(), operation.last_dim()}, out,
+      [&](Context& context, const ConstTensorView& from, const RoutingView& view,
+          const TensorView& to) { weighted_sum(context, from, view, to, accumulate); },
+      accumulate, &routing);
 }
 
 }  // namespace
 
 void bind_operations(py::module_& m) {
   m.def("gather_rows", &gather, py::arg("x"), py::arg("plan"), py::kw_only(),
-        py::arg("out") = py::none(),
-        "f32 [P, H]: the rows of x [T, H] in packed order; rows behind the last pair are zero.");
+        py::arg("out") = py::none(), py::arg("stream") = py::none(),
+        "f32 [P, H]: the rows of x [T, H] in packed order; rows behind the last pair are zero.\n\n"
+        "Runs where x lies. On a GPU it joins `stream` as the forwards do; the plan is copied\n"
+        "there, so the call waits for its launches and raises CaptureError while a graph is\n"
+        "recorded.");
   m.def("silu_mul", &multiply, py::arg("gate_up"), py::kw_only(), py::arg("out") = py::none(),
-        "f32 [P, I]: silu(gate) * up of gate_up [P, 2I], gate first.");
+        py::arg("stream") = py::none(),
+        "f32 [P, I]: silu(gate) * up of gate_up [P, 2I], gate first. Runs where gate_up lies.");
   m.def("combine", &combine_rows, py::arg("rows"), py::arg("plan"), py::arg("routing"),
         py::kw_only(), py::arg("out") = py::none(), py::arg("accumulate") = false,
-        "f32 [T, H]: per token the weighted sum of its rows [P, H], which are in packed order.");
+        py::arg("stream") = py::none(),
+        "f32 [T, H]: per token the weighted sum of its rows [P, H], which are in packed order.\n"
+        "Runs where `rows` lies, with the plan as gather_rows and a Routing there or on the host.");
   m.def("weighted_sum", &sum_pairs, py::arg("pairs"), py::arg("routing"), py::kw_only(),
-        py::arg("out") = py::none(), py::arg("accumulate") = false,
-        "f32 [T, H]: per token the weighted sum of its rows of pairs, which are in pair order.");
+        py::arg("out") = py::none(), py::arg("accumulate") = false, py::arg("stream") = py::none(),
+        "f32 [T, H]: per token the weighted sum of its rows of pairs, which are in pair order.\n"
+        "Runs where `pairs` lies; with a Routing there and out= a graph can record it.");
 }
 
 }  // namespace moesaic::python

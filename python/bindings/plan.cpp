@@ -17,19 +17,20 @@ py::array view_of(std::span<const std::int32_t> values, const std::shared_ptr<Ow
 }
 
 PlanObject build(const RoutingObject& routing, std::int32_t num_experts) {
-  const auto held = routing.value;
+  const auto held = host_routing(routing, "BucketPlan.build");
   const py::gil_scoped_release release;
   return {std::make_shared<BucketPlan>(BucketPlan::build(*held, num_experts))};
 }
 
 void rebuild(PlanObject& plan, const RoutingObject& routing) {
+  const auto held = host_routing(routing, "BucketPlan.rebuild");
   // Growing would move memory under numpy views of the old arrays.
-  const bool grows = routing.value->num_tokens() * routing.value->top_k() > plan.value->num_pairs();
+  const bool grows = held->num_tokens() * held->top_k() > plan.value->num_pairs();
   if (grows && plan.value.use_count() > 1) {
     plan = build(routing, plan.value->num_experts());
     return;
   }
-  plan.value->rebuild(*routing.value);
+  plan.value->rebuild(*held);
 }
 
 std::int32_t pick(const PlanObject* plan, bool device_route,
@@ -121,7 +122,7 @@ void bind_plan(py::module_& m) {
       [](const RoutingObject& routing, std::int32_t num_experts, std::int32_t block_size,
          const std::string& row_space) {
         const auto space = parse_word<RowSpace>(row_space, "align_block_size", "row_space");
-        const auto held = routing.value;
+        const auto held = host_routing(routing, "align_block_size");
         const py::gil_scoped_release release;
         return std::make_shared<AlignedRouting>(
             AlignedRouting::build(*held, num_experts, block_size, space));

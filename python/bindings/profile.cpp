@@ -16,10 +16,10 @@ namespace {
 PyObject* profile_variable = nullptr;
 
 std::shared_ptr<Profiler> make_profiler(const std::string& mode) {
-  require<ConfigError>(mode == "counters" || mode == "events", [&] {
-    return Problem{"profile", "mode", "counters | events", "'" + mode + "'", {}};
+  require<ConfigError>(mode == "counters" || mode == "events" || mode == "sync", [&] {
+    return Problem{"profile", "mode", "counters | events | sync", "'" + mode + "'", {}};
   });
-  return std::make_shared<Profiler>(mode == "events");
+  return std::make_shared<Profiler>(mode != "counters", mode == "sync");
 }
 
 py::dict zones(const Profiler& profiler) {
@@ -79,7 +79,9 @@ void bind_profile(py::module_& m) {
   py::class_<Profiler, std::shared_ptr<Profiler>>(
       m, "Profile", py::is_final(), "What profile() collects: zones, counters and a trace.")
       .def(py::init(&make_profiler), py::arg("mode") = "events",
-           "mode 'counters' keeps totals only, 'events' keeps every zone for the trace.")
+           "mode 'counters' keeps totals only, 'events' keeps every zone for the trace, 'sync' "
+           "too,\n"
+           "and waits for the device at the end of each.")
       .def_property_readonly("zones", &zones, "ZoneTotal by name, of the zones that ran.")
       .def_property_readonly("counters", &counters, "Counts by name.")
       .def("chrome_trace", &Profiler::chrome_trace, "Chrome trace-event JSON.")

@@ -19,6 +19,14 @@ Routing& RoutingObject::resized(std::int64_t num_tokens, std::int32_t top_k) {
   return *value;
 }
 
+std::shared_ptr<Routing> host_routing(const RoutingObject& routing, const char* operation) {
+  require<DeviceError>(routing.device == nullptr, [&] {
+    return Problem{operation, "routing", "one in cpu memory", to_string(routing.device->where),
+                   "copy its arrays to the cpu first"};
+  });
+  return routing.value;
+}
+
 namespace {
 
 RoutingObject make_routing(const py::object& topk_ids, const py::object& topk_weights) {
@@ -58,13 +66,6 @@ RoutingObject make_routing(const py::object& topk_ids, const py::object& topk_we
   return routing;
 }
 
-std::int64_t tokens_of(const RoutingObject& r) {
-  return r.device ? r.device->num_tokens : r.value->num_tokens();
-}
-std::int32_t top_k_of(const RoutingObject& r) {
-  return r.device ? r.device->top_k : r.value->top_k();
-}
-
 /// The ids that a router with select_on "given" weighs.
 void fill_given(const py::object& topk_ids, const RouterConfig& config, Routing& target) {
   const bool given = config.select_on == SelectOn::Given;
@@ -101,6 +102,7 @@ py::object route_logits(const py::object& logits, const std::optional<RouterConf
   });
   py::object result = out.is_none() ? py::cast(RoutingObject{}) : out;
   auto& object = result.cast<RoutingObject&>();
+  host_routing(object, "route");
   Routing& target = object.resized(in.view.dim(0), config.top_k);
   fill_given(topk_ids, config, target);
   const bool strict = current_tuning().strict;
@@ -152,12 +154,12 @@ void bind_routing(py::module_& m) {
           },
           "f32 [T, top_k], read-only.")
       .def_property_readonly(
-          "num_tokens", [](const RoutingObject& r) { return tokens_of(r); }, "T.")
+          "num_tokens", [](const RoutingObject& r) { return r.num_tokens(); }, "T.")
       .def_property_readonly(
-          "top_k", [](const RoutingObject& r) { return top_k_of(r); }, "Experts per token.")
+          "top_k", [](const RoutingObject& r) { return r.top_k(); }, "Experts per token.")
       .def("__repr__", [](const RoutingObject& r) {
-        return "moesaic.Routing(num_tokens=" + std::to_string(tokens_of(r)) +
-               ", top_k=" + std::to_string(top_k_of(r)) +
+        return "moesaic.Routing(num_tokens=" + std::to_string(r.num_tokens()) +
+               ", top_k=" + std::to_string(r.top_k()) +
                (r.device ? ", " + to_string(r.device->where) : "") + ")";
       });
 

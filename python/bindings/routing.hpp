@@ -27,7 +27,12 @@ struct RoutingObject {
   /// Ready for `num_tokens` x `top_k`.
   Routing& resized(std::int64_t num_tokens, std::int32_t top_k);
   RoutingView view() const { return value->view(); }
+  std::int64_t num_tokens() const { return device ? device->num_tokens : value->num_tokens(); }
+  std::int32_t top_k() const { return device ? device->top_k : value->top_k(); }
 };
+
+/// The arrays of a routing in host memory. Throws DeviceError for one on a GPU.
+std::shared_ptr<Routing> host_routing(const RoutingObject& routing, const char* operation);
 
 /// On the GPU of `topk_ids`, or null when they lie in host memory. Errors: ShapeError, DTypeError,
 /// DeviceError.

@@ -29,11 +29,12 @@ def tuning(**knobs: Any) -> Iterator[_core.Tuning]:
 
 
 @contextmanager
-def profile(mode: Literal["counters", "events"] | None = None) -> Iterator[_core.Profile]:
+def profile(mode: Literal["counters", "events", "sync"] | None = None) -> Iterator[_core.Profile]:
     """Time the calls inside the block; the innermost block collects.
 
-    ``mode`` is "events" (keeps every zone, for the trace) or "counters" (totals only); None
-    takes the tuning's ``profile`` knob, where "off" means "events".
+    ``mode`` is "events" (keeps every zone, for the trace), "counters" (totals only) or "sync"
+    (events, and each zone waits for the device, so that its time is the device's); None takes
+    the tuning's ``profile`` knob, where "off" means "events".
 
     >>> import moesaic as mo
     >>> with mo.profile() as p:
@@ -42,7 +43,8 @@ def profile(mode: Literal["counters", "events"] | None = None) -> Iterator[_core
     {}
     """
     if mode is None:
-        mode = "counters" if _core.current_tuning().profile == "counters" else "events"
+        knob = _core.current_tuning().profile
+        mode = "events" if knob == "off" else knob
     collected = _core.Profile(mode)
     token = _core.profile_variable.set(collected)
     try:

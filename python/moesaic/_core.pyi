@@ -334,7 +334,9 @@ class MarlinLinear:
     def in_features(self) -> int: ...
     @property
     def out_features(self) -> int: ...
-    def __call__(self, x: _A, *, out: Any = None, precision: _Precision | None = None) -> _A: ...
+    def __call__(
+        self, x: _A, *, out: Any = None, precision: _Precision | None = None, stream: Any = None
+    ) -> _A: ...
 
 @final
 class MarlinExpertStack:
@@ -362,6 +364,9 @@ class MarlinExpertStack:
     def act_order(self) -> bool: ...
     @property
     def nbytes(self) -> int: ...
+    @property
+    def device(self) -> str: ...
+    def to(self, device: str) -> MarlinExpertStack: ...
     def zero_workspace(self) -> None: ...
     def unpack(self, expert: int) -> dict[str, Any]: ...
     def repack(
@@ -375,6 +380,7 @@ class MarlinExpertStack:
         *,
         out: Any = None,
         precision: _Precision | None = None,
+        stream: Any = None,
     ) -> _A: ...
     def gemm_phase_vllm(
         self,
@@ -384,6 +390,7 @@ class MarlinExpertStack:
         *,
         out: Any = None,
         precision: _Precision | None = None,
+        stream: Any = None,
     ) -> _A: ...
     def make_expert_linear(
         self, expert: int, first_col: int = 0, cols: int | None = None, bias: Any = None
@@ -500,25 +507,67 @@ class ExpertStack:
         self, role: Literal["gate", "up", "down"], expert: int
     ) -> npt.NDArray[np.float32]: ...
     def gemv_gate(
-        self, x: _A, ids: Any, *, out: Any = None, precision: _Precision | None = None
+        self,
+        x: _A,
+        ids: Any,
+        *,
+        out: Any = None,
+        precision: _Precision | None = None,
+        stream: Any = None,
     ) -> _A: ...
     def gemv_up(
-        self, x: _A, ids: Any, *, out: Any = None, precision: _Precision | None = None
+        self,
+        x: _A,
+        ids: Any,
+        *,
+        out: Any = None,
+        precision: _Precision | None = None,
+        stream: Any = None,
     ) -> _A: ...
     def gemv_gate_up_silu(
-        self, x: _A, ids: Any, *, out: Any = None, precision: _Precision | None = None
+        self,
+        x: _A,
+        ids: Any,
+        *,
+        out: Any = None,
+        precision: _Precision | None = None,
+        stream: Any = None,
     ) -> _A: ...
     def gemv_down(
-        self, h: _A, ids: Any, *, out: Any = None, precision: _Precision | None = None
+        self,
+        h: _A,
+        ids: Any,
+        *,
+        out: Any = None,
+        precision: _Precision | None = None,
+        stream: Any = None,
     ) -> _A: ...
     def gemm_gate(
-        self, x: _A, plan: BucketPlan, *, out: Any = None, precision: _Precision | None = None
+        self,
+        x: _A,
+        plan: BucketPlan,
+        *,
+        out: Any = None,
+        precision: _Precision | None = None,
+        stream: Any = None,
     ) -> _A: ...
     def gemm_up(
-        self, x: _A, plan: BucketPlan, *, out: Any = None, precision: _Precision | None = None
+        self,
+        x: _A,
+        plan: BucketPlan,
+        *,
+        out: Any = None,
+        precision: _Precision | None = None,
+        stream: Any = None,
     ) -> _A: ...
     def gemm_down(
-        self, h: _A, plan: BucketPlan, *, out: Any = None, precision: _Precision | None = None
+        self,
+        h: _A,
+        plan: BucketPlan,
+        *,
+        out: Any = None,
+        precision: _Precision | None = None,
+        stream: Any = None,
     ) -> _A: ...
 
 @final
@@ -926,13 +975,19 @@ def pick_block_size(
 
 # --- operations and forwards ------------------------------------------------------------------
 
-def gather_rows(x: _A, plan: BucketPlan, *, out: Any = None) -> _A: ...
-def silu_mul(gate_up: _A, *, out: Any = None) -> _A: ...
+def gather_rows(x: _A, plan: BucketPlan, *, out: Any = None, stream: Any = None) -> _A: ...
+def silu_mul(gate_up: _A, *, out: Any = None, stream: Any = None) -> _A: ...
 def combine(
-    rows: _A, plan: BucketPlan, routing: Routing, *, out: Any = None, accumulate: bool = False
+    rows: _A,
+    plan: BucketPlan,
+    routing: Routing,
+    *,
+    out: Any = None,
+    accumulate: bool = False,
+    stream: Any = None,
 ) -> _A: ...
 def weighted_sum(
-    pairs: _A, routing: Routing, *, out: Any = None, accumulate: bool = False
+    pairs: _A, routing: Routing, *, out: Any = None, accumulate: bool = False, stream: Any = None
 ) -> _A: ...
 def moe_forward(
     x: _A,
@@ -1024,7 +1079,7 @@ class Tuning:
     @property
     def batch_invariant(self) -> bool: ...
     @property
-    def profile(self) -> str: ...
+    def profile(self) -> Literal["off", "counters", "events", "sync"]: ...
     @property
     def strict(self) -> bool: ...
     @property
@@ -1070,7 +1125,7 @@ class ZoneTotal:
 
 @final
 class Profile:
-    def __init__(self, mode: Literal["counters", "events"] = "events") -> None: ...
+    def __init__(self, mode: Literal["counters", "events", "sync"] = "events") -> None: ...
     @property
     def zones(self) -> dict[str, ZoneTotal]: ...
     @property

@@ -272,6 +272,169 @@ TEST_P(Contract, GemmLeavesPaddingAlone) {
   });
 }
 
+TEST_P(Contract, NormsIdentityExpertsAndTables) {
+  const Case& c = GetParam();
+  const auto cols = static_cast<std::size_t>(c.hidden);
+  const Floats x = random_values(c.tokens * c.hidden, 3), weight = random_values(c.hidden, 4);
+  const Floats before = random_values(c.tokens * c.hidden, 5);
+  const Routing routing = make_routing(c);
+  const auto pairs = routing.topk_ids().size(), top_k = static_cast<std::size_t>(c.top_k);
+  // The last half of the experts let x through.
+  const std::int32_t first = c.experts / 2;
+  Doubles norms(x.size()), sums(before.begin(), before.end());
+  for (std::size_t t = 0; t < static_cast<std::size_t>(c.tokens); ++t) {
+    double square = 0.0, share = 0.0;
+    for (std::size_t i = t * cols; i < (t + 1) * cols; ++i) {
+      square += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+    }
+    for (std::size_t pair = t * top_k; pair < (t + 1) * top_k; ++pair) {
+      if (routing.topk_ids()[pair] >= first) {
+        share += static_cast<double>(routing.topk_weights()[pair]);
+      }
+    }
+    for (std::size_t i = t * cols; i < (t + 1) * cols; ++i) {
+      const auto v = static_cast<double>(x[i]);
+      norms[i] = v / std::sqrt(square / static_cast<double>(cols) + 0.5) *
+                 static_cast<double>(weight[i % cols]);
+      sums[i] += share * v;
+    }
+  }
+  std::vector<std::int32_t> table(3 * top_k), tokens(static_cast<std::size_t>(c.tokens));
+  for (std::size_t i = 0; i < table.size(); ++i) table[i] = static_cast<std::int32_t>(7 * i);
+  for (std::size_t t = 0; t < tokens.size(); ++t) tokens[t] = static_cast<std::int32_t>(t % 3);
+
+  on_every_backend([&](const Backend& backend, Context& context) {
+    const DeviceArray<float> in(backend, x), out(backend, before);
+    const DeviceArray<std::int32_t> ids(
+        backend, std::vector<std::int32_t>(routing.topk_ids().begin(), routing.topk_ids().end()));
+    const DeviceArray<float> weights(
+        backend, Floats(routing.topk_weights().begin(), routing.topk_weights().end()));
+    if (backend.supports_part(LayerPart::Norms).ok) {
+      const DeviceArray<float> normed(backend, c.tokens * c.hidden);
+      backend.rms_norm(context, rows_of(in, c.tokens, c.hidden), weight.data(), 0.5F,
+                       normed.data());
+      EXPECT_LE(rel_l2(normed.host(), norms), 1e-6);
+    }
+    if (backend.supports_part(LayerPart::IdentityExperts).ok) {
+      backend.add_identity(
+          context, {.x = rows_of(in, c.tokens, c.hidden),
+                    .routing = {ids.data(), weights.data(), c.tokens, c.top_k},
+                    .first = first,
+                    .count = c.experts - first,
+                    .out = {out.data(), DType::F32, {c.tokens, c.hidden}, backend.device()}});
+      EXPECT_LE(rel_l2(out.host(), sums), 1e-6);
+    }
+    if (backend.supports_part(LayerPart::GivenIds).ok) {
+      const DeviceArray<std::int32_t> token_ids(backend, tokens);
+      const DeviceArray<std::int32_t> found(backend, static_cast<std::int64_t>(pairs));
+      backend.look_up_experts(context, table, token_ids.data(),
+                              {found.data(), nullptr, c.tokens, c.top_k});
+      const std::vector<std::int32_t> got = found.host();
+      for (std::size_t p = 0; p < pairs; ++p) {
+        EXPECT_EQ(got[p], table[p / top_k % 3 * top_k + p % top_k]) << p;
+      }
+    }
+  });
+}
+
+TEST_P(Contract, ProductsOverAHostPlan) {
+  const Case& c = GetParam();
+  const TestLayer layer(c);
+  const Routing routing = make_routing(c);
+  const BucketPlan plan = BucketPlan::build(routing, c.experts);
+  const std::int64_t pairs = plan.num_pairs();
+  const Floats x = random_values(c.tokens * c.hidden, 3);
+  const Floats h = random_values(pairs * c.intermediate, 5);
+  // In pair order, zeros where nothing is routed.
+  const auto expected = [&](const TestRole& role, const Floats& in, std::int32_t pairs_per_row) {
+    const WeightRef& ref = role.weights.ref;
+    Doubles all;
+    for (std::int64_t pair = 0; pair < pairs; ++pair) {
+      const std::int32_t expert = routing.topk_ids()[static_cast<std::size_t>(pair)];
+      const auto row = in.begin() + pair / pairs_per_row * ref.cols;
+      const Doubles y = expert < 0 ? Doubles(static_cast<std::size_t>(ref.rows))
+                                   : apply_f64(role, expert, Doubles(row, row + ref.cols).data());
+      all.insert(all.end(), y.begin(), y.end());
+    }
+    return all;
+  };
+  on_every_backend([&](const Backend& backend, Context& context) {
+    const auto stack = stack_on(backend, layer);
+    if (!stack) return;
+    const Device device = backend.device();
+    const DeviceArray<float> in(backend, x), hidden(backend, h);
+    const ConstTensorView tokens(in.data(), DType::F32, {c.tokens, c.hidden}, device);
+    const auto check = [&](Role role, const ConstTensorView& from, const Doubles& want) {
+      const std::int64_t rows = stack->role(role).ref.rows;
+      const DeviceArray<float> out(backend, pairs * rows);
+      expert_gemm(context, *stack, role, from, plan,
+                  {out.data(), DType::F32, {pairs, rows}, device}, Precision::Exact);
+      EXPECT_LE(rel_l2(out.host(), want), kExactBound) << name_of(role);
+    };
+    if (stack->gated()) check(Role::Gate, tokens, expected(layer.gate, x, c.top_k));
+    check(Role::Up, tokens, expected(layer.up, x, c.top_k));
+    check(Role::Down, {hidden.data(), DType::F32, {pairs, c.intermediate}, device},
+          expected(layer.down, h, 1));
+  });
+}
+
+TEST_P(Contract, RowsThereAndBackOverAHostPlan) {
+  const Case& c = GetParam();
+  const Routing routing = make_routing(c);
+  const BucketPlan plan = BucketPlan::build(routing, c.experts);
+  const std::int64_t pairs = plan.num_pairs();
+  const Floats x = random_values(c.tokens * c.hidden, 3);
+  Floats packed(static_cast<std::size_t>(pairs * c.hidden)), by_pair = packed;
+  Doubles sums(x.size());
+  for (std::int64_t r = 0; r < plan.num_rows(); ++r) {
+    const std::int64_t pair = plan.row_pair()[static_cast<std::size_t>(r)];
+    for (std::int64_t i = 0; i < c.hidden; ++i) {
+      const float value = x[static_cast<std::size_t>(pair / c.top_k * c.hidden + i)];
+      packed[static_cast<std::size_t>(r * c.hidden + i)] = value;
+      by_pair[static_cast<std::size_t>(pair * c.hidden + i)] = value;
+      sums[static_cast<std::size_t>(pair / c.top_k * c.hidden + i)] +=
+          static_cast<double>(routing.topk_weights()[static_cast<std::size_t>(pair)]) *
+          static_cast<double>(value);
+    }
+  }
+  Doubles twice = sums;
+  for (double& v : twice) v *= 2.0;
+  on_every_backend([&](const Backend& backend, Context& context) {
+    const Device device = backend.device();
+    const DeviceArray<float> in(backend, x), rows(backend, pairs * c.hidden);
+    const TensorView packed_rows(rows.data(), DType::F32, {pairs, c.hidden}, device);
+    gather_rows(context, {in.data(), DType::F32, {c.tokens, c.hidden}, device}, plan, packed_rows);
+    EXPECT_EQ(rows.host(), packed);
+
+    const DeviceArray<float> slots(backend, by_pair), a(backend, c.tokens * c.hidden),
+        b(backend, c.tokens * c.hidden);
+    const TensorView out_a(a.data(), DType::F32, {c.tokens, c.hidden}, device);
+    const TensorView out_b(b.data(), DType::F32, {c.tokens, c.hidden}, device);
+    const ConstTensorView in_slots(slots.data(), DType::F32, {c.tokens, c.top_k, c.hidden}, device);
+    combine(context, packed_rows, plan, routing, out_a);
+    weighted_sum(context, in_slots, routing, out_b);
+    EXPECT_LE(rel_l2(a.host(), sums), 1e-6);
+    EXPECT_EQ(a.host(), b.host());
+
+    // Pairs that the plan skips add nothing, whatever another routing says of them.
+    Routing names_all = routing;
+    for (std::int32_t& id : names_all.topk_ids()) id = std::max(id, 0);
+    combine(context, packed_rows, plan, names_all, out_a);
+    EXPECT_LE(rel_l2(a.host(), sums), 1e-6);
+
+    // The routing in the backend's own memory.
+    const DeviceArray<std::int32_t> ids(
+        backend, std::vector<std::int32_t>(routing.topk_ids().begin(), routing.topk_ids().end()));
+    const DeviceArray<float> weights(
+        backend, Floats(routing.topk_weights().begin(), routing.topk_weights().end()));
+    const RoutingView there{ids.data(), weights.data(), c.tokens, c.top_k};
+    combine(context, packed_rows, plan, there, out_a, true);
+    weighted_sum(context, in_slots, there, out_b, true);
+    EXPECT_LE(rel_l2(a.host(), twice), 1e-6);
+    EXPECT_EQ(a.host(), b.host());
+  });
+}
+
 TEST_P(Contract, SharedRoutingAndSkippedRows) {
   on_every_backend([](const Backend& backend, Context& context) {
     const DeviceArray<float> logits(backend, {0.0F, 2.0F, -30.0F});

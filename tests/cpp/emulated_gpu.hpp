@@ -199,9 +199,9 @@ class EmulatedGpu {
   }
   void wrap_operations() {
     using T = cuda::Table;
-    wrap_all<&T::router_logits, &T::route, &T::shared_routing, &T::bucket_plan, &T::align,
-             &T::gather, &T::activate, &T::combine, &T::zero_skipped, &T::fill, &T::gemm,
-             &T::gate_up, &T::down>();
+    wrap_all<&T::router_logits, &T::route, &T::look_up_experts, &T::shared_routing, &T::bucket_plan,
+             &T::align, &T::gather, &T::activate, &T::combine, &T::rms_norm, &T::add_identity,
+             &T::zero_skipped, &T::fill, &T::gemm, &T::gate_up, &T::down>();
   }
 
   cuda::Table table_{};

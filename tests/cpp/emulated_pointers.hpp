@@ -39,6 +39,28 @@ void each_pointer(const cuda::RouteArgs& args, F&& f) {
 }
 
 template <class F>
+void each_pointer(const cuda::LookUpArgs& args, F&& f) {
+  f(args.table);
+  f(args.token_ids);
+  f(args.topk_ids);
+}
+
+template <class F>
+void each_pointer(const cuda::RmsNormArgs& args, F&& f) {
+  f(args.x.data);
+  f(args.weight);
+  f(args.out);
+}
+
+template <class F>
+void each_pointer(const cuda::IdentityArgs& args, F&& f) {
+  f(args.x.data);
+  f(args.topk_ids);
+  f(args.topk_weights);
+  f(args.out);
+}
+
+template <class F>
 void each_pointer(const cuda::SharedRoutingArgs& args, F&& f) {
   f(args.logits);
   f(args.topk_ids);
@@ -111,6 +133,7 @@ void each_pointer(const cuda::GateUpArgs& args, F&& f) {
   each_pointer(args.up, f);
   each_pointer(args.map, f);
   f(args.in.data);
+  f(args.row_weight);
   f(args.hidden);
   f(args.scratch);
 }

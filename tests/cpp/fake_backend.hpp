@@ -138,6 +138,7 @@ class FakeBackend : public Backend {
           const std::int64_t pair = t * call.routing.top_k + s;
           if (call.routing.topk_ids[pair] < 0) continue;
           const std::int64_t row = call.pair_row != nullptr ? call.pair_row[pair] : pair;
+          if (row < 0) continue;
           sum += call.routing.topk_weights[pair] * call.rows[row * hidden + h];
         }
         store(out.data, out.dtype, at, sum);

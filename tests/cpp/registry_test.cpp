@@ -96,10 +96,13 @@ TEST(Registry, ListsCpuFirstAndAbsentOnesWithReasons) {
   EXPECT_EQ(all[0]->info().name, "cpu");
   EXPECT_TRUE(all[0]->info().available);
   EXPECT_FALSE(all[0]->info().detail.empty());
-  std::set<std::string> names;
+  std::set<std::string> names, devices;
   for (const auto& backend : all) {
     const BackendInfo info = backend->info();
-    EXPECT_TRUE(names.insert(info.name).second) << info.name;
+    names.insert(info.name);
+    // One for each device; one for a kind without any.
+    const std::string which = info.devices.empty() ? info.name : to_string(info.devices.front());
+    EXPECT_TRUE(devices.insert(which).second) << which;
     EXPECT_EQ(info.available, info.reason.empty()) << info.name;
   }
   EXPECT_TRUE(names.contains("cuda"));
@@ -160,8 +163,11 @@ TEST(Registry, AddsAndRemoves) {
     EXPECT_EQ(&Context(Device{}, tuning).backend(), backends().front().get());
     tuning.backend = "nothing";
     EXPECT_THROW(Context(Device{}, tuning), DeviceError);
-    tuning.backend = "cuda";
-    EXPECT_THROW(Context(Device{}, tuning), DeviceError);
+    for (const DeviceType type : {DeviceType::Cuda, DeviceType::Metal}) {
+      if (absent_reason({type, 0}).empty()) continue;
+      tuning.backend = type == DeviceType::Cuda ? "cuda" : "metal";
+      EXPECT_THROW(Context(Device{}, tuning), DeviceError);
+    }
   }
   EXPECT_EQ(backends().size(), before);
   EXPECT_EQ(&backend_for(Device{}), backends().front().get());

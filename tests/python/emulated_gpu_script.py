@@ -109,6 +109,150 @@ def check_int4(close):
             close(mo.moe_forward(Array(x), Array(logits), stack, top_k=2, precision="exact"), want)
 
 
+def check_phases(close):
+    """Products of a Marlin stack, with dispatches and aligned routings in host memory."""
+    rng = np.random.default_rng(3)
+    host = marlin(rng, 64, 192, 32, True)
+    gpu = host.to("cuda:0")
+    assert (host.device, gpu.device) == ("cpu", "cuda:0") and "cuda:0" in repr(gpu)
+    weights = np.stack([host.dequantize(e) for e in range(3)])  # [E, N, K]
+    np.testing.assert_array_equal(gpu.dequantize(1), weights[1])
+    x = rng.standard_normal((6, 64), np.float32)
+    xd = Array(x)
+
+    dispatches = [(2, 0, 3, 2), (0, 4, 0, 1)]
+    want = np.zeros((5, 192), np.float32)
+    want[3:5], want[0] = x[0:2] @ weights[2].T, x[4] @ weights[0].T
+    close(gpu.gemm_phase_batched(xd, dispatches, precision="exact"), want)
+    out = Array(np.full((5, 192), 7, np.float32))
+    assert gpu.gemm_phase_batched(xd, dispatches, out=out, precision="exact") is out
+    want[1:3] = 7
+    close(out, want)
+
+    ids = np.array([[0, 1], [-1, 2], [1, 0], [-1, -1], [0, -1], [2, 1]], np.int32)
+    aligned = mo.align_block_size(mo.Routing(ids, np.ones((6, 2), np.float32)), 3, 8)
+    pairs = np.zeros((12, 192), np.float32)
+    for p, e in enumerate(ids.ravel()):
+        if e >= 0:
+            pairs[p] = weights[e] @ x[p // 2]
+    Array.streams.clear()
+    close(gpu.gemm_phase_vllm(xd, aligned, 2, precision="exact", stream=0x1234), pairs)
+    assert 0x1234 in Array.streams
+
+    bias = rng.standard_normal(128).astype(np.float32)
+    linear = gpu.make_expert_linear(1, 64, bias=bias)
+    close(linear(xd, precision="exact"), x @ weights[1, 64:].T + bias)
+
+
+def check_operations(close):
+    """Operations over a host plan, with a routing on the host or on the device."""
+    rng = np.random.default_rng(5)
+    weights = [
+        rng.standard_normal(s, np.float32) * 0.2 for s in ((4, 48, 64), (4, 48, 64), (4, 64, 48))
+    ]
+    stack = mo.ExpertStack.from_dense_stacks(*weights, device="cuda:0")
+    host = mo.ExpertStack.from_dense_stacks(*weights)
+    x = rng.standard_normal((5, 64), np.float32)
+    ids = np.array([[0, 1], [-1, 2], [1, 0], [-1, -1], [3, -1]], np.int32)
+    weight = rng.random((5, 2), np.float32)
+    routing, on_gpu = mo.Routing(ids, weight), mo.Routing(Array(ids), Array(weight))
+    plan = mo.BucketPlan.build(routing, 4)
+    rows = mo.gather_rows(x, plan)
+    close(mo.gather_rows(Array(x), plan), rows)
+    with mo.tuning(precision="exact"):
+        up = host.gemm_up(x, plan)
+        close(stack.gemm_gate(Array(x), plan), host.gemm_gate(x, plan))
+        close(stack.gemm_up(Array(x), plan, stream=0x1234), up)
+        close(stack.gemm_down(Array(up), plan), host.gemm_down(up, plan))
+    close(mo.silu_mul(Array(up)), mo.silu_mul(up))
+    pairs = rng.standard_normal((5, 2, 64), np.float32)
+    for given in (routing, on_gpu):
+        close(mo.combine(Array(rows), plan, given), mo.combine(rows, plan, routing))
+        close(mo.weighted_sum(Array(pairs), given), mo.weighted_sum(pairs, routing))
+    out = Array(np.ones((5, 64), np.float32))
+    mo.weighted_sum(Array(pairs), on_gpu, out=out, accumulate=True)
+    close(out, 1 + mo.weighted_sum(pairs, routing))
+
+    refused = [
+        lambda: mo.BucketPlan.build(on_gpu, 4),
+        lambda: mo.align_block_size(on_gpu, 4, 8),
+        lambda: plan.rebuild(on_gpu),
+        lambda: mo.route(x, top_k=2, out=on_gpu),
+        lambda: mo.weighted_sum(pairs, on_gpu),
+        lambda: mo.combine(rows, plan, routing, out=Array(rows[:5])),
+        lambda: stack.gemm_up(x, plan),
+    ]
+    for call in refused:
+        try:
+            call()
+        except mo.DeviceError:
+            continue
+        raise AssertionError("no DeviceError")
+
+
+def parts_of(rng, kind):
+    """Config facts and arrays of a layer [64, 48] of 5 experts, and what its calls bring."""
+
+    def ones(n):
+        return 1 + rng.standard_normal(n, np.float32) * 0.2
+
+    facts, arrays, call = {}, {}, {}
+    router = mo.RouterConfig(5, 2)
+    if kind == "norms":
+        facts = {"input_norm": True, "router_input": "norm", "norm_eps": 1e-3}
+        arrays = {"input_norm": ones(64), "router_norm": ones(64)}
+    if kind == "latent":
+        facts = {"latent_size": 32, "latent_norm": True}
+        arrays = {
+            "latent": (
+                rng.standard_normal((32, 64), np.float32) * 0.1,
+                rng.standard_normal((64, 32), np.float32) * 0.1,
+            ),
+            "latent_norm": ones(32),
+        }
+    if kind == "identity":
+        router = mo.RouterConfig(8, 2, identity_experts=3)
+    if kind == "input_weights":
+        router = mo.RouterConfig(5, 2, score="sigmoid", renormalize=False, weight_on="input")
+    if kind in ("table", "given"):
+        router = mo.RouterConfig(5, 2, score="sigmoid", select_on="given")
+        table = np.array([[0, 1], [2, 4], [3, 0]], np.int32)
+        tokens = np.array([2, 0, 1, 1, 0, 2, 1], np.int32)
+        if kind == "table":
+            facts, arrays, call = {"vocab_size": 3}, {"token_experts": table}, {"token_ids": tokens}
+        else:
+            call = {"topk_ids": table[tokens]}
+    return mo.MoeConfig(64, 48, 5, 2, router=router, **facts), arrays, call
+
+
+def check_parts(close):
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal((7, 64), np.float32)
+    for kind in ("norms", "latent", "identity", "input_weights", "table", "given"):
+        config, arrays, call = parts_of(rng, kind)
+        hidden = config.latent_size or 64
+        weights = [
+            rng.standard_normal(s, np.float32) * 0.2
+            for s in ((5, 48, hidden), (5, 48, hidden), (5, hidden, 48))
+        ]
+        router_weight = rng.standard_normal((config.router.num_experts, 64), np.float32) * 0.3
+        host, gpu = (
+            mo.MoeLayer(
+                mo.ExpertStack.from_dense_stacks(*weights, device=device),
+                config, router_weight, **arrays,
+            )
+            for device in ("cpu", "cuda:0")
+        )  # fmt: skip
+        want, chosen = host(x, return_routing=True, precision="exact", **call)
+        on_gpu = {name: Array(ids) for name, ids in call.items()}
+        y, routing = gpu(Array(x), return_routing=True, precision="exact", **on_gpu)
+        close(y, want)
+        np.testing.assert_array_equal(routing.topk_ids.numpy(), chosen.topk_ids)
+    with mo.profile("sync") as p:
+        close(gpu(Array(x), precision="exact", **on_gpu), want)
+    assert {"sync", "router", "gate_up", "down"} <= set(p.zones), p.zones
+
+
 def main():
     package = types.ModuleType("fakecuda")
     package.float32, package.int32 = np.float32, np.int32
@@ -167,6 +311,9 @@ def main():
     close(stack.gemv_gate_up_silu(xd, Array(ids), precision="exact"), h)
 
     check_int4(close)
+    check_phases(close)
+    check_operations(close)
+    check_parts(close)
 
     refusals = [
         (mo.DeviceError, lambda: mo.moe_forward(x, None, stack, routing=on_gpu)),

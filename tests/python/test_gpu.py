@@ -325,6 +325,212 @@ def test_whole_layer_with_shared_experts():
     assert error(y, both) <= BOUNDS["f32"]
 
 
+def make_marlin(experts, k, n, group=64):
+    """GPTQ experts with zero points and group orders of their own: host stack, f64 [E, N, K]."""
+    rng = np.random.default_rng(k + n)
+    codes = rng.integers(0, 2**32, (experts, k // 8, n), dtype=np.uint32).view(np.int32)
+    zeros = rng.integers(0, 2**32, (experts, k // group, n // 8), dtype=np.uint32).view(np.int32)
+    scales = (rng.random((experts, k // group, n)) * 0.02 + 0.01).astype(np.float16)
+    order = np.stack([rng.permutation(np.arange(k) // group) for _ in range(experts)])
+    host = mo.MarlinExpertStack.from_gptq(
+        codes, scales, zeros, g_idx=order.astype(np.int32), group_size=group
+    )
+    values = np.stack([host.dequantize(e) for e in range(experts)])
+    return host, torch.from_numpy(values).to(DEVICE, torch.float64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [1, 7, 65, 300])
+def test_marlin_phases(tokens, dtype):
+    host, weights = make_marlin(6, 256, 320)
+    stack = host.to(DEVICE)
+    x, ids, _ = inputs(make(6, 256, 64, "Q8_0", "Q8_0"), tokens, 2, dtype, "skipped")
+    routing = mo.Routing(ids, np.ones(ids.shape, np.float32))
+    flat = torch.from_numpy(ids.reshape(-1)).to(DEVICE).long()
+    pairs = torch.zeros(2 * tokens, 320, dtype=torch.float64, device=DEVICE)
+    for e in range(6):
+        rows = torch.nonzero(flat == e)[:, 0]
+        pairs[rows] = x.double()[rows // 2] @ weights[e].T
+    for block in (8, 16, 64):
+        aligned = mo.align_block_size(routing, 6, block)
+        out = torch.full((2 * tokens, 320), float("nan"), device=DEVICE)
+        stack.gemm_phase_vllm(x, aligned, 2, out=out, precision="exact")
+        assert error(out, pairs) <= 1e-4
+        assert (out[flat < 0] == 0).all()
+
+    dispatches = [(e, e % tokens, 300 * e, tokens - e % tokens) for e in (5, 0, 2)]
+    out = torch.full((1800, 320), 7.0, device=DEVICE)
+    want = out.double()
+    stack.gemm_phase_batched(x, dispatches, out=out, precision="exact")
+    for e, first, to, rows in dispatches:
+        want[to : to + rows] = x[first : first + rows].double() @ weights[e].T
+    assert error(out, want) <= 1e-4
+    bias = np.linspace(-1, 1, 256, dtype=np.float32)
+    linear = stack.make_expert_linear(3, 64, bias=bias)
+    want = x.double() @ weights[3, 64:].T + torch.from_numpy(bias).to(DEVICE)
+    assert error(linear(x, precision="exact"), want) <= 1e-4
+
+
+@pytest.mark.parametrize("tokens", [1, 40, 257])
+def test_operations_over_a_host_plan(tokens):
+    model = make(16, down="Q5_K")
+    x, ids, weights = inputs(model, tokens, 4, "f32", "skipped")
+    host, there = mo.Routing(ids, weights), routing_of(ids, weights)
+    plan = mo.BucketPlan.build(host, 16)
+    rows = mo.gather_rows(x, plan)
+    gathered = torch.zeros_like(rows)
+    gathered[: plan.num_rows] = x[torch.from_numpy(plan.row_token[: plan.num_rows].copy()).long()]
+    assert torch.equal(rows, gathered)
+    gate, up = (product(x, plan, precision="exact") for product in
+                (model.stack.gemm_gate, model.stack.gemm_up))  # fmt: skip
+    hidden = mo.silu_mul(torch.cat([gate, up], 1))
+    pairs = model.stack.gemm_down(hidden, plan, precision="exact")
+    want = expected(model, x, ids, weights)
+    packed = torch.zeros_like(pairs)
+    row_pair = torch.from_numpy(plan.row_pair[: plan.num_rows].copy()).long()
+    packed[: plan.num_rows] = pairs[row_pair]
+    for routing in (host, there):
+        assert error(mo.weighted_sum(pairs, routing), want) <= BOUNDS["f32"]
+        assert error(mo.combine(packed, plan, routing), want) <= BOUNDS["f32"]
+
+
+@needs_gpu
+def test_what_brings_host_arrays_cannot_be_captured():
+    model, (host, _) = make(), make_marlin(8, 256, 64)
+    marlin = host.to(DEVICE)
+    x, ids, weights = inputs(model, 4, 2, "f32")
+    routing, there = mo.Routing(ids, weights), routing_of(ids, weights)
+    plan, aligned = mo.BucketPlan.build(routing, 8), mo.align_block_size(routing, 8, 16)
+    pairs = torch.randn(8, 256, device=DEVICE)
+    linear = marlin.make_expert_linear(0)
+    calls = [
+        lambda: mo.gather_rows(x, plan),
+        lambda: mo.combine(pairs, plan, there),
+        lambda: mo.weighted_sum(pairs, routing),
+        lambda: model.stack.gemm_up(x, plan),
+        lambda: marlin.gemm_phase_batched(x, [(0, 0, 0, 4)]),
+        lambda: marlin.gemm_phase_vllm(x, aligned, 2),
+        lambda: linear(x),
+    ]
+    for call in calls:
+        want = call()
+        with pytest.raises(mo.CaptureError), torch.cuda.graph(torch.cuda.CUDAGraph()):
+            call()
+        torch.cuda.synchronize()
+        assert torch.equal(call(), want)  # still usable
+
+    out = torch.empty(4, 256, device=DEVICE)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        mo.weighted_sum(pairs, there, out=out)
+    pairs.normal_()
+    graph.replay()
+    assert torch.equal(out, mo.weighted_sum(pairs, there))
+
+
+PARTS = ("norms", "latent", "identity", "input_weights", "table", "given")
+
+
+def layers_with(kind, tokens):
+    """The same layer on the host and on the device, and what its calls bring besides x."""
+    rng = np.random.default_rng(6)
+    hidden, intermediate, experts, top_k, latent = 256, 320, 8, 3, 128
+
+    def normal(*shape, scale=1.0):
+        return rng.standard_normal(shape, dtype=np.float32) * np.float32(scale)
+
+    facts, arrays, call = {}, {}, {}
+    router = mo.RouterConfig(experts, top_k)
+    if kind == "norms":
+        facts = {"input_norm": True, "router_input": "norm", "norm_eps": 1e-3}
+        arrays = {n: 1 + normal(hidden, scale=0.2) for n in ("input_norm", "router_norm")}
+    if kind == "latent":
+        facts = {"latent_size": latent, "latent_norm": True}
+        arrays = {
+            "latent": (normal(latent, hidden, scale=0.06), normal(hidden, latent, scale=0.09)),
+            "latent_norm": 1 + normal(latent, scale=0.2),
+        }
+    if kind == "identity":
+        router = mo.RouterConfig(experts + 4, top_k, identity_experts=4)
+    if kind == "input_weights":
+        router = mo.RouterConfig(
+            experts, top_k, score="sigmoid", renormalize=False, weight_on="input"
+        )
+    if kind in ("table", "given"):
+        router = mo.RouterConfig(experts, top_k, score="sigmoid", select_on="given")
+        table = np.stack([rng.permutation(experts)[:top_k] for _ in range(99)]).astype(np.int32)
+        token_ids = rng.integers(0, 99, tokens).astype(np.int32)
+        if kind == "table":
+            facts, arrays = {"vocab_size": 99}, {"token_experts": table}
+            call = {"token_ids": token_ids}
+        else:
+            call = {"topk_ids": table[token_ids]}
+    width = latent if kind == "latent" else hidden
+    shapes = [(experts, intermediate, width)] * 2 + [(experts, width, intermediate)]
+    weights = [normal(*s, scale=s[2] ** -0.5) for s in shapes]
+    router_weight = normal(router.num_experts, hidden, scale=0.1)
+    config = mo.MoeConfig(hidden, intermediate, experts, top_k, router=router, **facts)
+    layers = [
+        mo.MoeLayer(
+            mo.ExpertStack.from_dense_stacks(*weights, device=device),
+            config,
+            router_weight,
+            **arrays,
+        )
+        for device in ("cpu", DEVICE)
+    ]
+    return *layers, call
+
+
+def on_device(call):
+    return {name: torch.from_numpy(ids).to(DEVICE) for name, ids in call.items()}
+
+
+@pytest.mark.parametrize("kind", PARTS)
+@pytest.mark.parametrize("tokens", [1, 5, 64, 300])
+def test_parts(kind, tokens):
+    host, layer, call = layers_with(kind, tokens)
+    x = torch.from_numpy(np.random.default_rng(tokens).standard_normal((tokens, 256), np.float32))
+    y, routing = layer(x.to(DEVICE), return_routing=True, precision="exact", **on_device(call))
+    # The device's own routing, as two experts can be as good as the same.
+    chosen = mo.Routing(on_host(routing.topk_ids), on_host(routing.topk_weights))
+    want = mo.moe_forward_cpu(x.numpy(), chosen, host)
+    assert error(y, torch.from_numpy(want).to(DEVICE).double()) <= BOUNDS["f32"]
+    mine = host(x.numpy(), return_routing=True, **call)[1]
+    assert (chosen.topk_ids == mine.topk_ids).mean() > 0.99
+    y = layer(x.to(DEVICE, torch.bfloat16), routing=routing)
+    want = mo.moe_forward_cpu(x.bfloat16().float().numpy(), chosen, host)
+    assert error(y, torch.from_numpy(want).to(DEVICE).double()) <= BOUNDS["bf16"]
+
+
+@needs_gpu
+@pytest.mark.parametrize("kind", PARTS)
+def test_parts_are_captured_without_a_call_before(kind):
+    _, layer, call = layers_with(kind, 7)
+    x = torch.randn(7, 256, device=DEVICE)
+    out = torch.empty_like(x)
+    workspace = mo.Workspace.for_layer(layer, 7)
+    arguments = {"out": out, "workspace": workspace} | on_device(call)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        layer(x, **arguments)
+    for _ in range(5):
+        x.normal_()
+        layer(x, **arguments)
+        eager = out.clone()
+        out.fill_(float("nan"))
+        graph.replay()
+        assert torch.equal(out, eager)
+
+
+def test_profile_waits_for_the_device():
+    model = make()
+    x, ids, weights = inputs(model, 20, 2)
+    with mo.profile("sync") as p:
+        forward(model, x, ids, weights)
+    assert {"sync", "gate_up", "down"} <= set(p.zones)
+
+
 def test_many_tokens():
     model = make(32, 512, 256)
     x, ids, weights = inputs(model, 8192, 8, routing="zipf")

@@ -79,5 +79,19 @@ def test_chrome_trace(busy, tmp_path):
 
 
 def test_mode():
-    with pytest.raises(mo.ConfigError, match=r"mode: expected counters \| events, got 'all'"):
+    with pytest.raises(mo.ConfigError, match=r"expected counters \| events \| sync, got 'all'"):
         mo.Profile("all")
+
+
+def test_the_knob_chooses_the_mode(busy):
+    layer, x = busy
+    for knob, keeps, waits in (
+        ("off", True, False),
+        ("counters", False, False),
+        ("events", True, False),
+        ("sync", True, True),
+    ):
+        with mo.tuning(profile=knob), mo.profile() as p:
+            layer(x)
+        assert ('"ph"' in p.chrome_trace()) == keeps, knob
+        assert ("sync" in p.zones) == waits, knob

@@ -106,7 +106,8 @@ struct GateUpCall {
   const float* row_weight = nullptr;
 };
 
-/// Weighted sum of a token's expert rows, in slot order. Pairs with id -1 are skipped.
+/// Weighted sum of a token's expert rows, in slot order. Pairs with id -1 are skipped; without
+/// weights in the routing all of them are 1.
 struct CombineCall {
   const float* rows = nullptr;             ///< f32 [P, H], dense
   const std::int32_t* pair_row = nullptr;  ///< [P], or null: row = pair
@@ -131,6 +132,16 @@ struct DownCall {
   std::byte* scratch = nullptr;
 };
 
+/// out[t] += x[t] * the sum, in slot order, of the token's weights with ids in [first, first +
+/// count): the identity experts of a routing. Tokens whose sum is 0 are left alone.
+struct IdentityCall {
+  InputRows x;
+  RoutingView routing;
+  std::int32_t first = 0;
+  std::int32_t count = 0;
+  TensorView out;  ///< [T, H] f32; last dimension contiguous
+};
+
 /// Sizes that scratch depends on.
 struct ScratchQuery {
   StackShape shape;
@@ -138,7 +149,7 @@ struct ScratchQuery {
   std::int32_t top_k = 0;
   std::int64_t num_pairs = 0;    ///< rows of the larger of the two phases
   std::int64_t packed_cols = 0;  ///< of the widest INT4 role (Int4Format), which can exceed H and I
-  bool shared_units = false;     ///< gate and up lie together (UnitHalf::First and Second)
+  bool shared_units = false;     ///< gate and up lie together (UnitHalf), or one role runs alone
 };
 
 /// What a layer may have beyond routed and shared experts.
@@ -150,6 +161,13 @@ enum class LayerPart : std::uint8_t {
   LatentExperts,    ///< projections around the experts
 };
 const char* name_of(LayerPart part) noexcept;
+
+/// Bytes of an array that a layer holds in host memory.
+using HostValues = std::span<const std::byte>;
+template <class T>
+HostValues host_values(const std::vector<T>& values) {
+  return std::as_bytes(std::span(values));
+}
 
 /// Asked on every forward, so it allocates nothing.
 struct Support {
@@ -185,6 +203,9 @@ class Backend {
   virtual std::vector<KernelInfo> kernels() const { return {}; }
   /// The kernel that would run this role, by name; for explain().
   virtual std::string kernel_name(const WeightRef& weight, const Tuning& tuning) const = 0;
+  /// The same of `down` for pairs that are sorted by expert, or each a segment of its own.
+  virtual std::string down_name(const WeightRef& weight, const Tuning& tuning,
+                                std::int64_t num_pairs, bool sorted) const;
   /// Whether the weights can run here.
   virtual Support supports(const WeightRef& weight) const = 0;
   /// Whether layers with this part can run here.
@@ -209,9 +230,9 @@ class Backend {
   /// The end of every public operation: recorded work goes to the device.
   virtual void submit(Context&) const {}
   virtual void synchronize(Context& context) const = 0;
-  /// Announces host values that calls will bring by this very address (router weights), which must
-  /// stay and not change while the result lives. Null where nothing is gained.
-  virtual std::shared_ptr<const void> pin(std::span<const float>) const { return nullptr; }
+  /// Announces host values that calls will bring by this very address (router weights, norms, token
+  /// tables), which must stay and not change while the result lives. Null where nothing is gained.
+  virtual std::shared_ptr<const void> pin(HostValues) const { return nullptr; }
   /// Whether the context's stream records a graph: nothing may then be allocated or read back.
   virtual bool capturing(const Context&) const { return false; }
   /// Changes roles to the layout this backend runs fastest and records it in parts.report.
@@ -224,8 +245,7 @@ class Backend {
   /// Before the first launch of a forward: readies what its launches need of the host's router
   /// (null with a ready routing) and of the host arrays `weights`. Errors: CaptureError where that
   /// cannot be had now.
-  virtual void before_launches(Context&, const RouterConfig*,
-                               std::initializer_list<std::span<const float>>,
+  virtual void before_launches(Context&, const RouterConfig*, std::initializer_list<HostValues>,
                                std::string_view) const {}
 
   /// logits f32 [T, E] = x [T, H] * weight [E, H]^T, f32 accumulation in a fixed order. `weight` is
@@ -239,6 +259,10 @@ class Backend {
   /// such ids as -1.
   virtual void check_ids(Context& context, const RoutingView& routing, std::int32_t num_experts,
                          std::string_view operation) const;
+  /// The ids of out: row token_ids[t] of the host's `table` [*, top_k]. A device gives -1 to all
+  /// slots of a token outside the table.
+  virtual void look_up_experts(Context& context, std::span<const std::int32_t> table,
+                               const std::int32_t* token_ids, RoutingView out) const;
   /// The routing [T, 1] of a shared expert: ids 0, weights sigmoid(logits[t]), or 1 when null.
   virtual void shared_routing(Context& context, const float* logits, RoutingView out) const;
   /// out.scratch has scratch_bytes.
@@ -267,10 +291,12 @@ class Backend {
   /// Zeroes the rows [rows, cols] whose id is -1 (on a device: outside [0, num_ids)).
   virtual void zero_skipped(Context& context, const std::int32_t* ids, std::int32_t num_ids,
                             std::int64_t rows, std::int64_t cols, float* out) const;
-  /// out [rows, cols] f32, dense = x / sqrt(mean(x^2) + eps) * weight; asked of backends that
-  /// support LayerPart::Norms only.
+  /// out [rows, cols] f32, dense = x / sqrt(mean(x^2) + eps) * weight; `weight` is host memory.
+  /// Asked of backends that support LayerPart::Norms only.
   virtual void rms_norm(Context& context, const InputRows& x, const float* weight, float eps,
                         float* out) const;
+  /// Asked of backends that support LayerPart::IdentityExperts only.
+  virtual void add_identity(Context& context, const IdentityCall& call) const;
 
   /// Phases. The defaults compose the operations above.
   virtual void gate_up(Context& context, const GateUpCall& call) const;

@@ -104,9 +104,12 @@ struct Explanation {
 Explanation explain(const Context& context, const LayerRef& layer, std::int32_t top_k,
                     std::int64_t num_tokens);
 
-/// Named operations on one role of a stack. `ids` int32 [k] or [T, k], dense; ids of -1 write zero
-/// rows. x is [K], [T, K] (broadcast over slots) or [T, k, K] (one row per slot), any strides; out
-/// is f32, dense.
+/// Named operations on the parts of a forward. Tensors lie on the context's device, plans and
+/// Routings in host memory: a device gets copies of them, which is a CaptureError while its stream
+/// records a graph, and so is scratch memory; such a call returns when its launches are done.
+///
+/// On one role of a stack: `ids` int32 [k] or [T, k], dense; ids of -1 write zero rows. x is [K],
+/// [T, K] (broadcast over slots) or [T, k, K] (one row per slot), any strides; out is f32, dense.
 void expert_gemv(Context& context, const ExpertStack& stack, Role role, const ConstTensorView& x,
                  const ConstTensorView& ids, TensorView out, Precision precision = Precision::Auto);
 /// activation(gate x, up x) per slot.
@@ -128,6 +131,11 @@ void combine(Context& context, const ConstTensorView& rows, const BucketPlan& pl
              const Routing& routing, TensorView out, bool accumulate = false);
 /// out [T, H] = sum over slots of weight * pairs[t, slot].
 void weighted_sum(Context& context, const ConstTensorView& pairs, const Routing& routing,
+                  TensorView out, bool accumulate = false);
+/// The same with a routing on the context's device; ids below 0 are skipped.
+void combine(Context& context, const ConstTensorView& rows, const BucketPlan& plan,
+             const RoutingView& routing, TensorView out, bool accumulate = false);
+void weighted_sum(Context& context, const ConstTensorView& pairs, const RoutingView& routing,
                   TensorView out, bool accumulate = false);
 
 }  // namespace moesaic

@@ -72,8 +72,8 @@ class MoeLayer {
   const LatentExperts* latent() const { return parts_.latent ? &*parts_.latent : nullptr; }
 
  private:
-  /// Device copies of the router weights, known by the address of this layer's: a copy of the layer
-  /// has addresses of its own and starts without.
+  /// Device copies of router weights and biases, norms and token table, known by the address of
+  /// this layer's: a copy of the layer has addresses of its own and starts without.
   struct Pins {
     std::vector<std::shared_ptr<const void>> handles;
     Pins() = default;

@@ -119,9 +119,14 @@ class MarlinExpertStack {
   std::int64_t group_size() const { return weights_.ref.int4.group_size; }  ///< K when per channel
   bool symmetric() const { return !weights_.ref.int4.zeros; }
   bool act_order() const { return g_idx_ != nullptr; }
-  std::int64_t nbytes() const;  ///< in memory, padding included
-  /// What kernels see: [E, n_per_expert, K].
+  Device device() const;        ///< where the products run
+  std::int64_t nbytes() const;  ///< in memory of the device, padding included
+  /// The host's panels, which every other use of the weights reads: [E, n_per_expert, K].
   const RoleWeights& weights() const { return weights_; }
+  /// The stack for products on the device of `options.backend` (null: the CPU), which must outlive
+  /// it: a copy there in the kernels' layout, beside the same host's panels. Errors:
+  /// UnsupportedError (a backend without INT4 kernels), OutOfMemoryError, OperationCancelled.
+  MarlinExpertStack to(const LoadOptions& options) const;
   /// The same of rows [first_col, first_col + cols), sharing memory; first_col is a multiple of 16.
   /// Errors: ShapeError.
   RoleWeights columns(std::int64_t first_col, std::int64_t cols) const;
@@ -133,6 +138,10 @@ class MarlinExpertStack {
   /// Nothing here needs zeroing: kernels keep no locks and write whole outputs. Kept for callers
   /// that clear a Marlin workspace before each phase.
   void zero_workspace() const {}
+
+  // Products. x and out lie on the stack's device, which is the context's (else DeviceError);
+  // dispatches and aligned routings in host memory. A device gets copies of them and scratch for
+  // the length of the call, which is a CaptureError while its stream records a graph.
 
   /// For each dispatch: out rows = W[expert] x rows. x f32, f16 or bf16 [*, K]; out f32 [*, N],
   /// dense. Any number of rows; rows of `out` that no dispatch names are left alone. Errors:
@@ -147,15 +156,19 @@ class MarlinExpertStack {
   void gemm_phase_vllm(Context& context, const ConstTensorView& x, const AlignedRouting& aligned,
                        std::int32_t top_k, TensorView out,
                        Precision precision = Precision::Auto) const;
-  /// Columns [first_col, first_col + cols) of one expert as a layer of its own, sharing memory;
-  /// cols -1 means to the end. Both are multiples of 64, or reach the end. `bias` is empty or has
-  /// `cols` values. Errors: ShapeError.
+  /// Columns [first_col, first_col + cols) of one expert as a layer of its own on the same device,
+  /// where it shares memory with the stack (CPU) or has its own; cols -1 means to the end. Both are
+  /// multiples of 64, or reach the end. `bias` is empty or has `cols` values. Errors: ShapeError.
   MarlinLinear make_expert_linear(std::int32_t expert, std::int64_t first_col = 0,
                                   std::int64_t cols = -1, std::vector<float> bias = {}) const;
 
  private:
   MarlinExpertStack() = default;
+  /// What the kernels of the stack's device read.
+  const RoleWeights& placed() const { return backend_ != nullptr ? placed_ : weights_; }
   RoleWeights weights_;
+  const Backend* backend_ = nullptr;  ///< of placed_; null: the products read weights_
+  RoleWeights placed_;
   std::shared_ptr<const std::vector<std::int32_t>> g_idx_;  ///< null, [K] or [E, K]
 };
 
@@ -163,15 +176,18 @@ class MarlinLinear {
  public:
   std::int64_t in_features() const { return weights_.ref.cols; }
   std::int64_t out_features() const { return weights_.ref.rows; }
-  /// out [m, out_features] f32, dense = x [m, in_features] W^T + bias. Errors: ShapeError,
-  /// DTypeError.
+  Device device() const { return device_; }
+  /// out [m, out_features] f32, dense = x [m, in_features] W^T + bias; as the products of the
+  /// stack. Errors: ShapeError, DTypeError, DeviceError, CaptureError.
   void forward(Context& context, const ConstTensorView& x, TensorView out,
                Precision precision = Precision::Auto) const;
 
  private:
   friend class MarlinExpertStack;
-  explicit MarlinLinear(RoleWeights weights) : weights_(std::move(weights)) {}
+  MarlinLinear(RoleWeights weights, Device device)
+      : weights_(std::move(weights)), device_(device) {}
   RoleWeights weights_;
+  Device device_;
 };
 
 }  // namespace moesaic

@@ -12,6 +12,8 @@
 
 namespace moesaic {
 
+class Context;
+
 /// One per step of the forward, in order (cpp/README.md).
 // clang-format off
 enum class Zone : std::uint8_t {
@@ -40,7 +42,10 @@ class Profiler {
     std::uint64_t thread;
   };
 
-  explicit Profiler(bool keep_events = false);
+  /// Launches return before a device is done: `waits` makes every zone of a forward end when it is,
+  /// which costs their overlap.
+  explicit Profiler(bool keep_events = false, bool waits = false);
+  bool waits() const { return waits_; }
   ZoneTotal zone(Zone z) const;
   std::int64_t counter(Counter c) const;
   void add(Zone z, std::chrono::steady_clock::time_point begin,
@@ -54,7 +59,7 @@ class Profiler {
  private:
   mutable std::mutex mutex_;
   std::chrono::steady_clock::time_point start_;
-  bool keep_events_;
+  bool keep_events_, waits_;
   std::array<ZoneTotal, static_cast<std::size_t>(Zone::Count)> zones_{};
   std::array<std::int64_t, static_cast<std::size_t>(Counter::Count)> counters_{};
   std::vector<Event> events_;
@@ -66,14 +71,22 @@ class ScopedZone {
   ScopedZone(Profiler* profiler, Zone zone) : profiler_(profiler), zone_(zone) {
     if (profiler_ != nullptr) begin_ = std::chrono::steady_clock::now();
   }
+  /// With the context's profiler; where that waits, its stream is waited for, unless it records a
+  /// graph.
+  ScopedZone(Context& context, Zone zone);
   ~ScopedZone() {
-    if (profiler_ != nullptr) profiler_->add(zone_, begin_, std::chrono::steady_clock::now());
+    if (profiler_ == nullptr) return;
+    if (context_ != nullptr) wait();
+    profiler_->add(zone_, begin_, std::chrono::steady_clock::now());
   }
   ScopedZone(const ScopedZone&) = delete;
   ScopedZone& operator=(const ScopedZone&) = delete;
 
  private:
+  void wait() const noexcept;
+
   Profiler* profiler_;
+  Context* context_ = nullptr;  ///< to be waited for
   Zone zone_;
   std::chrono::steady_clock::time_point begin_;
 };

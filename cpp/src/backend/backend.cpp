@@ -8,6 +8,14 @@
 #include "moesaic/error.hpp"
 
 namespace moesaic {
+namespace {
+
+[[noreturn]] void throw_unsupported(const Backend& backend, LayerPart part) {
+  throw UnsupportedError(Problem{backend.info().name, name_of(part), "a backend that runs them",
+                                 std::string(backend.supports_part(part).reason), ""});
+}
+
+}  // namespace
 
 void Backend::copy_on_stream(Context&, void* to, const void* from, std::size_t bytes) const {
   copy(to, from, bytes);
@@ -24,6 +32,14 @@ std::int64_t Backend::route_scratch(const RouterConfig& config, std::int64_t, in
 void Backend::check_ids(Context&, const RoutingView& routing, std::int32_t num_experts,
                         std::string_view operation) const {
   moesaic::check_ids(routing, num_experts, operation);
+}
+
+void Backend::look_up_experts(Context&, std::span<const std::int32_t> table,
+                              const std::int32_t* token_ids, RoutingView out) const {
+  for (std::int64_t t = 0; t < out.num_tokens; ++t) {
+    const std::int64_t first = std::int64_t{token_ids[t]} * out.top_k;
+    std::copy_n(table.data() + first, out.top_k, out.topk_ids + t * out.top_k);
+  }
 }
 
 void Backend::shared_routing(Context&, const float* logits, RoutingView out) const {
@@ -49,8 +65,11 @@ std::shared_ptr<void> Backend::upload(const void* from, std::size_t bytes) const
 }
 
 void Backend::rms_norm(Context&, const InputRows&, const float*, float, float*) const {
-  throw UnsupportedError(Problem{info().name, name_of(LayerPart::Norms), "a backend that runs them",
-                                 std::string(supports_part(LayerPart::Norms).reason), ""});
+  throw_unsupported(*this, LayerPart::Norms);
+}
+
+void Backend::add_identity(Context&, const IdentityCall&) const {
+  throw_unsupported(*this, LayerPart::IdentityExperts);
 }
 
 void Backend::gate_up(Context& context, const GateUpCall& call) const {
@@ -65,7 +84,7 @@ void Backend::gate_up(Context& context, const GateUpCall& call) const {
                 .scratch = call.scratch};
   const float* gate = nullptr;
   {
-    const ScopedZone zone(context.profiler(), Zone::GateUp);
+    const ScopedZone zone(context, Zone::GateUp);
     if (stack.gated()) {
       expert_gemm(context, gemm);
       gate = gemm.out;
@@ -74,8 +93,13 @@ void Backend::gate_up(Context& context, const GateUpCall& call) const {
     gemm.weights = &stack.up();
     expert_gemm(context, gemm);
   }
-  const ScopedZone zone(context.profiler(), Zone::Activate);
+  const ScopedZone zone(context, Zone::Activate);
   activate(context, call.activation, gate, gemm.out, intermediate, rows, intermediate, call.hidden);
+}
+
+std::string Backend::down_name(const WeightRef& weight, const Tuning& tuning, std::int64_t,
+                               bool) const {
+  return kernel_name(weight, tuning);
 }
 
 void Backend::down(Context& context, const DownCall& call) const {
@@ -88,7 +112,7 @@ void Backend::down(Context& context, const DownCall& call) const {
                          .outer_stride = intermediate,
                          .inner_stride = 0};
   {
-    const ScopedZone zone(context.profiler(), Zone::Down);
+    const ScopedZone zone(context, Zone::Down);
     expert_gemm(context, GemmCall{.weights = &call.stack->down(),
                                   .rows = call.rows,
                                   .in = hidden,
@@ -96,7 +120,7 @@ void Backend::down(Context& context, const DownCall& call) const {
                                   .precision = call.precision,
                                   .scratch = call.scratch});
   }
-  const ScopedZone zone(context.profiler(), Zone::Combine);
+  const ScopedZone zone(context, Zone::Combine);
   CombineCall sum = call.combine;
   sum.rows = call.down_rows;
   combine(context, sum);

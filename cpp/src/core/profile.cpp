@@ -5,6 +5,8 @@
 #include <initializer_list>
 #include <new>
 
+#include "moesaic/context.hpp"
+
 namespace moesaic {
 namespace {
 
@@ -40,8 +42,8 @@ std::string_view name_of(Counter counter) noexcept {
   return kCounterNames[static_cast<std::size_t>(counter)];
 }
 
-Profiler::Profiler(bool keep_events)
-    : start_(std::chrono::steady_clock::now()), keep_events_(keep_events) {}
+Profiler::Profiler(bool keep_events, bool waits)
+    : start_(std::chrono::steady_clock::now()), keep_events_(keep_events), waits_(waits) {}
 
 ZoneTotal Profiler::zone(Zone z) const {
   const std::lock_guard lock(mutex_);
@@ -110,6 +112,19 @@ std::string Profiler::chrome_trace() const {
   }
   append({"}}\n"});
   return json;
+}
+
+ScopedZone::ScopedZone(Context& context, Zone zone) : ScopedZone(context.profiler(), zone) {
+  if (profiler_ != nullptr && profiler_->waits()) context_ = &context;
+}
+
+void ScopedZone::wait() const noexcept {
+  try {
+    const Backend& backend = context_->backend();
+    if (!backend.capturing(*context_)) backend.synchronize(*context_);
+  } catch (...) {
+    // Zones end in destructors; what the device reports now it reports to the next call again.
+  }
 }
 
 }  // namespace moesaic

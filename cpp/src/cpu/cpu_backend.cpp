@@ -6,6 +6,7 @@
 #include "cpu/experts.hpp"
 #include "cpu/isa.hpp"
 #include "cpu/ops/activate.hpp"
+#include "cpu/ops/add_identity.hpp"
 #include "cpu/ops/combine.hpp"
 #include "cpu/ops/gather.hpp"
 #include "cpu/ops/rms_norm.hpp"
@@ -114,6 +115,10 @@ void CpuBackend::combine(Context& context, const CombineCall& call) const {
 void CpuBackend::rms_norm(Context& context, const InputRows& x, const float* weight, float eps,
                           float* out) const {
   cpu::rms_norm(context.pool(), x, weight, eps, out);
+}
+
+void CpuBackend::add_identity(Context& context, const IdentityCall& call) const {
+  cpu::add_identity(context.pool(), call);
 }
 
 void CpuBackend::gate_up(Context& context, const GateUpCall& call) const {

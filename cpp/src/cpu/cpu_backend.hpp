@@ -40,6 +40,7 @@ class CpuBackend final : public Backend {
   void combine(Context& context, const CombineCall& call) const override;
   void rms_norm(Context& context, const InputRows& x, const float* weight, float eps,
                 float* out) const override;
+  void add_identity(Context& context, const IdentityCall& call) const override;
   void gate_up(Context& context, const GateUpCall& call) const override;
   void down(Context& context, const DownCall& call) const override;
 };

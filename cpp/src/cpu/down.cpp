@@ -51,7 +51,7 @@ struct Phase {
         const std::int64_t pair = token * routing.top_k + slot;
         if (routing.topk_ids[pair] < 0) continue;
         const std::int64_t row = combine.pair_row != nullptr ? combine.pair_row[pair] : pair;
-        const float w = routing.topk_weights[pair];
+        const float w = routing.topk_weights != nullptr ? routing.topk_weights[pair] : 1.0F;
         const float* values = rows + row * stride;
         for (std::int64_t i = 0; i < count; ++i) sum[i] += w * values[i];
       }
@@ -107,7 +107,7 @@ void down(Context& context, const DownCall& call) {
   const WeightRef& weight = call.stack->down().ref;
   const bool few = call.rows.limit > 0 && call.rows.limit <= kSmallPairs;
   {
-    const ScopedZone zone(context.profiler(), Zone::Down);
+    const ScopedZone zone(context, Zone::Down);
     const IsaKernels& kernels = kernels_of(active_isa(context.tuning()));
     Carver carver(call.scratch, std::numeric_limits<std::size_t>::max());
     const Buckets buckets = group_by_expert(call.rows, weight, carver);
@@ -131,7 +131,7 @@ void down(Context& context, const DownCall& call) {
       phase.many_pairs();
     }
   }
-  const ScopedZone zone(context.profiler(), Zone::Combine);
+  const ScopedZone zone(context, Zone::Combine);
   context.backend().combine(context, call.combine);
 }
 

@@ -63,7 +63,7 @@ double panel_weight_bytes(const WeightRef& weight) {
 }  // namespace
 
 void gate_up(Context& context, const GateUpCall& call) {
-  const ScopedZone zone(context.profiler(), Zone::GateUp);
+  const ScopedZone zone(context, Zone::GateUp);
   const ExpertStack& stack = *call.stack;
   const bool gated = stack.gated();
   const WeightRef& gate = stack.gate().ref;

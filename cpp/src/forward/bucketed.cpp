@@ -6,7 +6,7 @@ namespace {
 
 /// Pads the buckets to blocks.
 PhaseMaps align_blocks(const Call& call, const RoutingView& routing, RowSpace row_space) {
-  const ScopedZone zone(call.context.profiler(), Zone::Align);
+  const ScopedZone zone(call.context, Zone::Align);
   const Scratch& s = call.scratch;
   const std::int64_t pairs = call.sizes.num_pairs;
   const std::int32_t experts = call.stack().num_experts();
@@ -28,7 +28,7 @@ PhaseMaps align_blocks(const Call& call, const RoutingView& routing, RowSpace ro
 
 /// `x` in packed order, dense.
 InputRows gather_packed(const Call& call, const InputRows& x) {
-  const ScopedZone zone(call.context.profiler(), Zone::Gather);
+  const ScopedZone zone(call.context, Zone::Gather);
   const Scratch& s = call.scratch;
   const bool on_host = call.backend().device_type() == DeviceType::Cpu;
   const std::int64_t rows =
@@ -48,7 +48,7 @@ PhaseMaps plan_buckets(const Call& call, const RoutingView& routing, const PathC
                        InputRows& in) {
   const Scratch& s = call.scratch;
   {
-    const ScopedZone zone(call.context.profiler(), Zone::Plan);
+    const ScopedZone zone(call.context, Zone::Plan);
     call.backend().bucket_plan(call.context, routing, call.stack().num_experts(), s.plan);
   }
   const PhaseMaps maps =

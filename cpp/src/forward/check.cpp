@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <string>
+#include <vector>
 
 namespace moesaic::forward {
 namespace {
@@ -220,6 +221,29 @@ void check_token_ids(const char* operation, const LayerRef& layer, const Forward
                      .hint = {}};
     });
   }
+}
+
+void check_device_ids(const char* operation, Context& context, const LayerRef& layer,
+                      const ForwardIo& io) {
+  const Backend& backend = context.backend();
+  if (io.routing.topk_ids != nullptr) {
+    backend.check_ids(context, io.routing, layer.router_experts(), operation);
+  }
+  if (io.token_ids.data == nullptr || !context.tuning().strict) return;
+  require<CaptureError>(!backend.capturing(context), [&] {
+    return Problem{.operation = operation,
+                   .what = "token_ids",
+                   .expected = "a stream that records no graph",
+                   .got = "a capture",
+                   .hint = "strict mode reads them; turn it off for captures"};
+  });
+  std::vector<std::int32_t> tokens(static_cast<std::size_t>(io.x.dim(0)));
+  backend.copy_on_stream(context, tokens.data(), io.token_ids.data,
+                         tokens.size() * sizeof(std::int32_t));
+  backend.synchronize(context);
+  ForwardIo on_host = io;
+  on_host.token_ids.data = tokens.data();
+  check_token_ids(operation, layer, on_host);
 }
 
 void check_float_tensor(const char* operation, const char* name, DeviceType device,

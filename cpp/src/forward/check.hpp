@@ -3,6 +3,8 @@
 /// Every check of a forward, once, before anything is written.
 
 #include <cstdint>
+#include <initializer_list>
+#include <utility>
 
 #include "moesaic/forward.hpp"
 
@@ -24,8 +26,10 @@ CallSizes check_forward(const char* operation, DeviceType device, const LayerRef
 /// Asks the backend about every role and part; with `strict` its slower ways are errors too.
 void check_supported(const char* operation, const Context& context, const LayerRef& layer);
 
-/// The tensors of a call lie on the backend's own device (check_forward asks for its kind alone).
+/// The tensors of a call lie on the backend's own device (the other checks ask for its kind alone).
 void check_same_device(const char* operation, Device device, const ForwardIo& io);
+void check_same_device(const char* operation, Device device,
+                       std::initializer_list<std::pair<const char*, ConstTensorView>> tensors);
 
 /// The layer alone (check_layer.cpp): its stacks, norms and projections fit together.
 void check_layer(const char* operation, const LayerRef& layer);
@@ -36,6 +40,10 @@ void check_router_weight(const char* operation, const LayerRef& layer);
 
 /// The token ids of the call, in host memory, are rows of the layer's table.
 void check_token_ids(const char* operation, const LayerRef& layer, const ForwardIo& io);
+/// With `strict` the ids and token ids in device memory are what they would have to be on the host.
+/// Throws CaptureError where they cannot be read now.
+void check_device_ids(const char* operation, Context& context, const LayerRef& layer,
+                      const ForwardIo& io);
 
 /// Throws unless `view` lies on `device` and has an element type the forward reads and writes.
 void check_float_tensor(const char* operation, const char* name, DeviceType device,

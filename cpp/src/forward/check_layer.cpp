@@ -131,8 +131,16 @@ void check_router_weight(const char* operation, const LayerRef& layer) {
 }
 
 void check_same_device(const char* operation, Device device, const ForwardIo& io) {
-  const std::pair<const char*, ConstTensorView> tensors[] = {
-      {"x", io.x}, {"out", io.out}, {"logits", io.logits}, {"router_input", io.router_input}};
+  check_same_device(operation, device,
+                    {{"x", io.x},
+                     {"out", io.out},
+                     {"logits", io.logits},
+                     {"router_input", io.router_input},
+                     {"token_ids", io.token_ids}});
+}
+
+void check_same_device(const char* operation, Device device,
+                       std::initializer_list<std::pair<const char*, ConstTensorView>> tensors) {
   for (const auto& [name, view] : tensors) {
     require<DeviceError>(view.data == nullptr || view.device == device, [&] {
       return Problem{.operation = operation,

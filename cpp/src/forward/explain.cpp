@@ -17,7 +17,19 @@ double expected_experts(std::int64_t tokens, std::int32_t top_k, std::int32_t ex
   return experts * (1.0 - std::pow(missed, static_cast<double>(tokens)));
 }
 
-void add_role(const Context& context, const ExpertStack& stack, Role role,
+/// The pairs that a stack's down product is given.
+struct Pairs {
+  std::int64_t count;
+  bool sorted;  ///< by expert, or each a segment of its own
+};
+
+std::string kernel_of(const Context& context, Role role, const WeightRef& ref, Pairs pairs) {
+  const Backend& backend = context.backend();
+  return role == Role::Down ? backend.down_name(ref, context.tuning(), pairs.count, pairs.sorted)
+                            : backend.kernel_name(ref, context.tuning());
+}
+
+void add_role(const Context& context, const ExpertStack& stack, Role role, Pairs pairs,
               const std::string& prefix, Facts& facts) {
   const WeightRef& ref = stack.role(role).ref;
   if (!ref) return;
@@ -25,9 +37,8 @@ void add_role(const Context& context, const ExpertStack& stack, Role role,
   const std::string name = prefix + name_of(role);
   facts.emplace_back(name + " type", traits(ref.type).name);
   facts.emplace_back(name + " layout", name_of(ref.layout));
-  facts.emplace_back(name + " kernel", support.ok
-                                           ? context.backend().kernel_name(ref, context.tuning())
-                                           : "unsupported: " + std::string(support.reason));
+  facts.emplace_back(name + " kernel", support.ok ? kernel_of(context, role, ref, pairs)
+                                                  : "unsupported: " + std::string(support.reason));
   if (support.ok && !support.reason.empty()) facts.emplace_back(name + " note", support.reason);
 }
 
@@ -73,22 +84,23 @@ Explanation explain(const Context& context, const LayerRef& layer, std::int32_t 
   facts.emplace_back("activation fused with gate_up",
                      context.backend().fuses_activation() ? "yes" : "no");
   for (const Role role : {Role::Gate, Role::Up, Role::Down}) {
-    add_role(context, stack, role, "", facts);
+    add_role(context, stack, role, {num_tokens * top_k, choice.path != Path::Gemv}, "", facts);
   }
   if (const std::string parts = parts_fact(layer); !parts.empty()) {
     facts.emplace_back("parts", parts);
   }
   const double experts = expected_experts(num_tokens, top_k, stack.num_experts());
+  const Pairs every_token{num_tokens, num_tokens > 1};
   double weight_bytes = experts * static_cast<double>(stack.bytes_per_expert());
   if (layer.shared != nullptr) {
     for (const Role role : {Role::Gate, Role::Up, Role::Down}) {
-      add_role(context, layer.shared->stack, role, "shared ", facts);
+      add_role(context, layer.shared->stack, role, every_token, "shared ", facts);
     }
     if (num_tokens > 0) weight_bytes += static_cast<double>(layer.shared->stack.nbytes());
   }
   if (layer.latent != nullptr) {
     for (const Role role : {Role::Up, Role::Down}) {
-      add_role(context, layer.latent->projections, role, "latent ", facts);
+      add_role(context, layer.latent->projections, role, every_token, "latent ", facts);
     }
     if (num_tokens > 0) weight_bytes += static_cast<double>(layer.latent->projections.nbytes());
   }

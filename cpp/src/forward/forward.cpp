@@ -11,8 +11,26 @@ TensorView f32_rows(const Call& call, float* data, std::int64_t cols) {
   return {data, DType::F32, {call.sizes.num_tokens, cols}, call.io.out.device};
 }
 
+/// Uploads, before anything is launched, what a device still lacks of the layer's host values.
+void ready_host_values(const char* operation, Context& context, const LayerRef& layer,
+                       const ForwardIo& io, const CallSizes& sizes) {
+  const bool own_logits = !sizes.ready_routing && io.logits.data == nullptr;
+  const auto norm = [](const RmsNorm* n) {
+    return n != nullptr ? host_values(n->weight) : HostValues();
+  };
+  context.backend().before_launches(
+      context, sizes.ready_routing ? nullptr : layer.router,
+      {own_logits ? host_values(*layer.router_weight) : HostValues(),
+       own_logits ? norm(layer.router_norm) : HostValues(), norm(layer.input_norm),
+       layer.latent != nullptr ? norm(&layer.latent->norm) : HostValues(),
+       layer.shared != nullptr ? host_values(layer.shared->gate) : HostValues(),
+       io.token_ids.data != nullptr ? std::as_bytes(layer.token_experts) : HostValues()},
+      operation);
+}
+
 /// A combine with weight 1 rounds the f32 sum to the output's type.
 void round_sum(const Call& call) {
+  const ScopedZone zone(call.context, Zone::Combine);
   call.backend().combine(call.context, {.rows = call.scratch.sum,
                                         .pair_row = nullptr,
                                         .routing = every_token_once(call),
@@ -29,17 +47,12 @@ void run(const char* operation, Context& context, const LayerRef& layer, const F
   check_supported(operation, context, layer);
   check_same_device(operation, backend.device(), io);
   if (sizes.num_tokens == 0) return;
-  if (io.routing.topk_ids != nullptr && backend.device_type() != DeviceType::Cpu) {
-    backend.check_ids(context, io.routing, layer.router_experts(), operation);
+  if (backend.device_type() != DeviceType::Cpu) check_device_ids(operation, context, layer, io);
+  ready_host_values(operation, context, layer, io, sizes);
+
+  if (context.profiler() != nullptr && context.profiler()->waits()) {
+    const ScopedZone earlier_work(context, Zone::Sync);
   }
-
-  using Values = std::span<const float>;
-  const bool own_logits = !sizes.ready_routing && io.logits.data == nullptr;
-  backend.before_launches(context, sizes.ready_routing ? nullptr : layer.router,
-                          {own_logits ? Values(*layer.router_weight) : Values(),
-                           layer.shared != nullptr ? Values(layer.shared->gate) : Values()},
-                          operation);
-
   const PathChoice choice =
       choose_path(sizes.num_tokens, sizes.top_k, layer.stack->shape(), tuning);
   const Workspace::Use use(workspace);

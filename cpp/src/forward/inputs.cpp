@@ -37,7 +37,7 @@ InputRows router_input(const Call& call) {
 
 InputRows project_down(const Call& call) {
   if (call.layer.latent == nullptr) return call.x;
-  const ScopedZone zone(call.context.profiler(), Zone::GateUp);
+  const ScopedZone zone(call.context, Zone::GateUp);
   const std::int64_t tokens = call.sizes.num_tokens;
   call.backend().expert_gemm(
       call.context, {.weights = &call.layer.latent->projections.up(),

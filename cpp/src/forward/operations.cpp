@@ -1,47 +1,11 @@
-#include <cstring>
 #include <string>
 
+#include "forward/call_memory.hpp"
 #include "forward/check.hpp"
 #include "forward/choose_path.hpp"
-#include "forward/row_maps.hpp"
 
 namespace moesaic {
 namespace {
-
-/// Memory of the backend for the length of one call, launches included.
-class Scratch {
- public:
-  Scratch(const char* operation, Context& context, std::size_t bytes)
-      : context_(context), bytes_(bytes) {
-    if (bytes == 0) return;
-    require<CaptureError>(!context.backend().capturing(context), [&] {
-      return Problem{.operation = operation,
-                     .what = "scratch memory",
-                     .expected = "a stream that records no graph",
-                     .got = "a capture",
-                     .hint = "the forwards take a workspace"};
-    });
-    data_ = context.backend().allocate(bytes);
-  }
-  ~Scratch() {
-    if (data_ == nullptr) return;
-    try {
-      context_.backend().synchronize(context_);
-    } catch (const Error&) {  // the next call on the device reports it
-    }
-    context_.backend().deallocate(data_, bytes_);
-  }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-
-  std::byte* bytes() const { return static_cast<std::byte*>(data_); }
-  float* floats() const { return static_cast<float*>(data_); }
-
- private:
-  Context& context_;
-  std::size_t bytes_;
-  void* data_ = nullptr;
-};
 
 [[noreturn]] void wrong_shape(const char* operation, const char* name, const std::string& expected,
                               const ConstTensorView& got) {
@@ -50,19 +14,6 @@ class Scratch {
                            .expected = expected,
                            .got = describe(got),
                            .hint = {}});
-}
-
-/// Operations over a plan, whose arrays are the host's.
-DeviceType host_device(const char* operation, const Context& context) {
-  const DeviceType device = context.backend().device_type();
-  require<UnsupportedError>(device == DeviceType::Cpu, [&] {
-    return Problem{.operation = operation,
-                   .what = "backend",
-                   .expected = "one that works on host memory",
-                   .got = to_string({device, 0}),
-                   .hint = {}};
-  });
-  return device;
 }
 
 const RoleWeights& role_of(const char* operation, const Context& context, const ExpertStack& stack,
@@ -112,6 +63,8 @@ GemvCall check_gemv(const char* operation, Context& context, const StackShape& s
                     std::int64_t cols, std::int64_t rows, const ConstTensorView& x,
                     const ConstTensorView& ids, const ConstTensorView& out) {
   const DeviceType device = context.backend().device_type();
+  forward::check_same_device(operation, context.backend().device(),
+                             {{"x", x}, {"ids", ids}, {"out", out}});
   if (ids.rank != 1 && ids.rank != 2) wrong_shape(operation, "ids", "[k] or [T, k]", ids);
   const bool batched = ids.rank == 2;
   const std::int64_t tokens = batched ? ids.dim(0) : 1;
@@ -159,36 +112,38 @@ GemvCall check_gemv(const char* operation, Context& context, const StackShape& s
   return call;
 }
 
-void check_plan(const char* operation, const BucketPlan& plan, const Routing& routing) {
+/// Of a product over `pairs` rows of one role; gate and up never meet in it.
+ScratchQuery query_of(const ExpertStack& stack, std::int64_t tokens, std::int32_t top_k,
+                      std::int64_t pairs) {
+  return {stack.shape(), tokens, top_k, pairs, stack.packed_cols(), true};
+}
+
+void check_plan(const char* operation, const BucketPlan& plan, const RoutingView& routing) {
   require<ShapeError>(
-      plan.num_tokens() == routing.num_tokens() && plan.top_k() == routing.top_k(), [&] {
+      plan.num_tokens() == routing.num_tokens && plan.top_k() == routing.top_k, [&] {
         return Problem{.operation = operation,
                        .what = "routing",
                        .expected = "the plan's " + std::to_string(plan.num_tokens()) +
                                    " tokens of top_k " + std::to_string(plan.top_k()),
-                       .got = std::to_string(routing.num_tokens()) + " tokens of top_k " +
-                              std::to_string(routing.top_k()),
+                       .got = std::to_string(routing.num_tokens) + " tokens of top_k " +
+                              std::to_string(routing.top_k),
                        .hint = {}};
       });
 }
 
-/// Rows [P, H] with a routing and the way from pair to row, summed into out [T, H].
-void combine_rows(const char* operation, Context& context, const ConstTensorView& rows,
-                  const std::int32_t* pair_row, const Routing& routing, const TensorView& out,
-                  bool accumulate) {
-  const DeviceType device = host_device(operation, context);
-  if (out.rank != 2) wrong_shape(operation, "out", "[T, H]", out);
-  forward::check_out(operation, device, out, routing.num_tokens(), out.dim(1));
+/// Checked rows, dense on the device, summed as the routing and the way from pair to row say.
+void combine_rows(const char* operation, const char* name, Context& context,
+                  const ConstTensorView& rows, const std::int32_t* pair_row,
+                  const RoutingView& routing, const TensorView& out, bool accumulate) {
+  const Backend& backend = context.backend();
+  forward::check_out(operation, backend.device_type(), out, routing.num_tokens, out.dim(1));
+  forward::check_same_device(operation, backend.device(), {{name, rows}, {"out", out}});
   if (out.empty()) return;
-  // The backend only reads the routing; its view type serves both directions.
-  const RoutingView view{const_cast<std::int32_t*>(routing.topk_ids().data()),
-                         const_cast<float*>(routing.topk_weights().data()), routing.num_tokens(),
-                         routing.top_k()};
-  context.backend().combine(context, {.rows = static_cast<const float*>(rows.data),
-                                      .pair_row = pair_row,
-                                      .routing = view,
-                                      .out = out,
-                                      .accumulate = accumulate});
+  backend.combine(context, {.rows = static_cast<const float*>(rows.data),
+                            .pair_row = pair_row,
+                            .routing = routing,
+                            .out = out,
+                            .accumulate = accumulate});
 }
 
 }  // namespace
@@ -201,10 +156,9 @@ void expert_gemv(Context& context, const ExpertStack& stack, Role role, const Co
       check_gemv(kName, context, stack.shape(), weights.ref.cols, weights.ref.rows, x, ids, out);
   if (call.num_pairs == 0) return;
   const Backend& backend = context.backend();
-  const Scratch scratch(
-      kName, context,
-      backend.scratch_bytes({stack.shape(), call.num_tokens, call.top_k, call.num_pairs,
-                             stack.packed_cols(), stack.shares_units()}));
+  forward::CallMemory memory(kName, context);
+  std::byte* const scratch = memory.take(
+      backend.scratch_bytes(query_of(stack, call.num_tokens, call.top_k, call.num_pairs)));
   auto* y = static_cast<float*>(out.data);
   backend.zero_skipped(context, call.map.expert, stack.num_experts(), call.num_pairs,
                        weights.ref.rows, y);
@@ -214,7 +168,7 @@ void expert_gemv(Context& context, const ExpertStack& stack, Role role, const Co
                        .in = call.x,
                        .out = y,
                        .precision = decide(precision, context, call.num_pairs, stack.num_experts()),
-                       .scratch = scratch.bytes()});
+                       .scratch = scratch});
 }
 
 void expert_gemv_gate_up(Context& context, const ExpertStack& stack, const Activation& activation,
@@ -236,12 +190,12 @@ void expert_gemv_gate_up(Context& context, const ExpertStack& stack, const Activ
       check_gemv(kName, context, shape, shape.hidden_size, shape.intermediate_size, x, ids, out);
   if (call.num_pairs == 0) return;
   const Backend& backend = context.backend();
-  const Scratch scratch(kName, context,
-                        backend.scratch_bytes({shape, call.num_tokens, call.top_k, call.num_pairs,
-                                               stack.packed_cols(), stack.shares_units()}));
-  const std::int64_t gate_up_elems =
-      backend.fuses_activation() ? 0 : 2 * call.num_pairs * shape.intermediate_size;
-  const Scratch gate_up(kName, context, static_cast<std::size_t>(gate_up_elems) * sizeof(float));
+  forward::CallMemory memory(kName, context);
+  std::byte* const scratch =
+      memory.take(backend.scratch_bytes({shape, call.num_tokens, call.top_k, call.num_pairs,
+                                         stack.packed_cols(), stack.shares_units()}));
+  float* const gate_up = memory.take_floats(
+      backend.fuses_activation() ? 0 : 2 * call.num_pairs * shape.intermediate_size);
   auto* hidden = static_cast<float*>(out.data);
   backend.gate_up(context,
                   {.stack = &stack,
@@ -250,8 +204,8 @@ void expert_gemv_gate_up(Context& context, const ExpertStack& stack, const Activ
                    .x = call.x,
                    .hidden = hidden,
                    .precision = decide(precision, context, call.num_pairs, stack.num_experts()),
-                   .gate_up = gate_up.floats(),
-                   .scratch = scratch.bytes()});
+                   .gate_up = gate_up,
+                   .scratch = scratch});
   // Afterwards: a backend without a fused activation runs over all rows.
   backend.zero_skipped(context, call.map.expert, shape.num_experts, call.num_pairs,
                        shape.intermediate_size, hidden);
@@ -260,7 +214,7 @@ void expert_gemv_gate_up(Context& context, const ExpertStack& stack, const Activ
 void expert_gemm(Context& context, const ExpertStack& stack, Role role, const ConstTensorView& x,
                  const BucketPlan& plan, TensorView out, Precision precision) {
   constexpr const char* kName = "expert_gemm";
-  const DeviceType device = host_device(kName, context);
+  const DeviceType device = context.backend().device_type();
   const RoleWeights& weights = role_of(kName, context, stack, role);
   require<ShapeError>(plan.num_experts() == stack.num_experts(), [&] {
     return Problem{.operation = kName,
@@ -278,44 +232,57 @@ void expert_gemm(Context& context, const ExpertStack& stack, Role role, const Co
   }
   forward::check_float_tensor(kName, "x", device, x);
   forward::check_dense(kName, "out", device, out, DType::F32, {pairs, weights.ref.rows});
+  forward::check_same_device(kName, context.backend().device(), {{"x", x}, {"out", out}});
   if (pairs == 0) return;
+  const InputRows in = input_rows(x, kName, "x");
   const Backend& backend = context.backend();
-  const Scratch scratch(kName, context,
-                        backend.scratch_bytes({stack.shape(), plan.num_tokens(), plan.top_k(),
-                                               pairs, stack.packed_cols()}));
+  forward::CallMemory memory(kName, context);
+  std::byte* const scratch =
+      memory.take(backend.scratch_bytes(query_of(stack, plan.num_tokens(), plan.top_k(), pairs)));
   const std::int32_t* row_pair = plan.row_pair().data();
-  const RowMap map{.num_segments = plan.num_experts(),
-                   .offsets = plan.expert_offsets().data(),
-                   .source = is_down ? row_pair : plan.row_token().data(),
-                   .destination = row_pair,
-                   .limit = static_cast<std::int32_t>(pairs)};
+  const RowMap map = memory.place({.num_segments = plan.num_experts(),
+                                   .offsets = plan.expert_offsets().data(),
+                                   .source = is_down ? row_pair : plan.row_token().data(),
+                                   .destination = row_pair,
+                                   .limit = static_cast<std::int32_t>(pairs)},
+                                  plan.num_rows());
   auto* y = static_cast<float*>(out.data);
-  backend.zero_skipped(context, plan.pair_row().data(), static_cast<std::int32_t>(pairs), pairs,
-                       weights.ref.rows, y);
+  if (plan.num_rows() < pairs) {
+    backend.zero_skipped(context, memory.place(plan.pair_row()), static_cast<std::int32_t>(pairs),
+                         pairs, weights.ref.rows, y);
+  }
   backend.expert_gemm(context, {.weights = &weights,
                                 .rows = map,
-                                .in = input_rows(x, kName, "x"),
+                                .in = in,
                                 .out = y,
                                 .precision = decide(precision, context, pairs, stack.num_experts()),
-                                .scratch = scratch.bytes()});
+                                .scratch = scratch});
 }
 
 void gather_rows(Context& context, const ConstTensorView& x, const BucketPlan& plan,
                  TensorView out) {
   constexpr const char* kName = "gather_rows";
-  const DeviceType device = host_device(kName, context);
+  const DeviceType device = context.backend().device_type();
   if (x.rank != 2 || x.dim(0) != plan.num_tokens()) {
     wrong_shape(kName, "x", "[" + std::to_string(plan.num_tokens()) + ", H]", x);
   }
   forward::check_float_tensor(kName, "x", device, x);
   const std::int64_t cols = x.dim(1);
   forward::check_dense(kName, "out", device, out, DType::F32, {plan.num_pairs(), cols});
+  forward::check_same_device(kName, context.backend().device(), {{"x", x}, {"out", out}});
   if (out.empty()) return;
-  auto* rows = static_cast<float*>(out.data);
+  const InputRows in = input_rows(x, kName, "x");
+  const Backend& backend = context.backend();
   const std::int64_t used = plan.num_rows();
-  context.backend().gather(context, input_rows(x, kName, "x"), plan.row_token().data(), used, rows);
-  std::memset(rows + used * cols, 0,
-              static_cast<std::size_t>((plan.num_pairs() - used) * cols) * sizeof(float));
+  forward::CallMemory memory(kName, context);
+  const std::int32_t* const index =
+      memory.place(plan.row_token().first(static_cast<std::size_t>(used)));
+  auto* rows = static_cast<float*>(out.data);
+  if (used > 0) backend.gather(context, in, index, used, rows);
+  if (used < plan.num_pairs()) {
+    backend.fill(context, rows + used * cols, 0,
+                 static_cast<std::size_t>((plan.num_pairs() - used) * cols) * sizeof(float));
+  }
 }
 
 void silu_mul(Context& context, const ConstTensorView& gate_up, TensorView out) {
@@ -327,6 +294,8 @@ void silu_mul(Context& context, const ConstTensorView& gate_up, TensorView out) 
   const std::int64_t rows = gate_up.dim(0), intermediate = gate_up.dim(1) / 2;
   forward::check_dense(kName, "gate_up", device, gate_up, DType::F32, {rows, 2 * intermediate});
   forward::check_dense(kName, "out", device, out, DType::F32, {rows, intermediate});
+  forward::check_same_device(kName, context.backend().device(),
+                             {{"gate_up", gate_up}, {"out", out}});
   if (out.empty()) return;
   const auto* gate = static_cast<const float*>(gate_up.data);
   context.backend().activate(context, Activation{}, gate, gate + intermediate, 2 * intermediate,
@@ -335,29 +304,44 @@ void silu_mul(Context& context, const ConstTensorView& gate_up, TensorView out) 
 }
 
 void combine(Context& context, const ConstTensorView& rows, const BucketPlan& plan,
-             const Routing& routing, TensorView out, bool accumulate) {
+             const RoutingView& routing, TensorView out, bool accumulate) {
   constexpr const char* kName = "combine";
   check_plan(kName, plan, routing);
   if (out.rank != 2) wrong_shape(kName, "out", "[T, H]", out);
   forward::check_dense(kName, "rows", context.backend().device_type(), rows, DType::F32,
                        {plan.num_pairs(), out.dim(1)});
-  combine_rows(kName, context, rows, plan.pair_row().data(), routing, out, accumulate);
+  forward::CallMemory memory(kName, context);
+  const std::int32_t* const pair_row = memory.place(plan.pair_row());
+  combine_rows(kName, "rows", context, rows, pair_row, routing, out, accumulate);
+}
+
+void combine(Context& context, const ConstTensorView& rows, const BucketPlan& plan,
+             const Routing& routing, TensorView out, bool accumulate) {
+  forward::CallMemory memory("combine", context);
+  combine(context, rows, plan, memory.place(routing), out, accumulate);
+}
+
+void weighted_sum(Context& context, const ConstTensorView& pairs, const RoutingView& routing,
+                  TensorView out, bool accumulate) {
+  constexpr const char* kName = "weighted_sum";
+  if (out.rank != 2) wrong_shape(kName, "out", "[T, H]", out);
+  const DeviceType device = context.backend().device_type();
+  // As [T, top_k, H] or flat.
+  if (pairs.rank == 3) {
+    forward::check_dense(kName, "pairs", device, pairs, DType::F32,
+                         {routing.num_tokens, routing.top_k, out.dim(1)});
+  } else {
+    forward::check_dense(kName, "pairs", device, pairs, DType::F32,
+                         {routing.num_pairs(), out.dim(1)});
+  }
+  combine_rows(kName, "pairs", context, pairs, nullptr, routing, out, accumulate);
+  context.backend().submit(context);
 }
 
 void weighted_sum(Context& context, const ConstTensorView& pairs, const Routing& routing,
                   TensorView out, bool accumulate) {
-  constexpr const char* kName = "weighted_sum";
-  if (out.rank != 2) wrong_shape(kName, "out", "[T, H]", out);
-  const std::int64_t num_pairs = routing.num_tokens() * routing.top_k();
-  // As [T, top_k, H] or flat.
-  if (pairs.rank == 3) {
-    forward::check_dense(kName, "pairs", context.backend().device_type(), pairs, DType::F32,
-                         {routing.num_tokens(), routing.top_k(), out.dim(1)});
-  } else {
-    forward::check_dense(kName, "pairs", context.backend().device_type(), pairs, DType::F32,
-                         {num_pairs, out.dim(1)});
-  }
-  combine_rows(kName, context, pairs, nullptr, routing, out, accumulate);
+  forward::CallMemory memory("weighted_sum", context);
+  weighted_sum(context, pairs, memory.place(routing), out, accumulate);
 }
 
 }  // namespace moesaic

@@ -1,5 +1,3 @@
-#include <algorithm>
-
 #include "forward/steps.hpp"
 
 namespace moesaic::forward {
@@ -38,27 +36,19 @@ Logits logits_of(const Call& call) {
   if (call.io.logits.data != nullptr) {
     return {static_cast<const float*>(call.io.logits.data), call.io.logits.stride(0)};
   }
-  const ScopedZone zone(call.context.profiler(), Zone::Router);
+  const ScopedZone zone(call.context, Zone::Router);
   const std::int32_t experts = call.layer.router_experts();
   call.backend().router_logits(call.context, router_input(call), call.layer.router_weight->data(),
                                experts, call.scratch.logits);
   return {call.scratch.logits, experts};
 }
 
-/// The row of the layer's table that belongs to each token.
-void look_up_experts(const Call& call, const RoutingView& to) {
-  const auto* const tokens = static_cast<const std::int32_t*>(call.io.token_ids.data);
-  for (std::int64_t t = 0; t < to.num_tokens; ++t) {
-    const std::int64_t first = static_cast<std::int64_t>(tokens[t]) * to.top_k;
-    std::copy_n(call.layer.token_experts.data() + first, to.top_k, to.topk_ids + t * to.top_k);
-  }
-}
-
 /// The ids of a router that only weighs them.
 void take_given_ids(const Call& call, const RoutingView& to) {
   if (call.layer.router->select_on != SelectOn::Given) return;
   if (call.io.token_ids.data != nullptr) {
-    look_up_experts(call, to);
+    call.backend().look_up_experts(call.context, call.layer.token_experts,
+                                   static_cast<const std::int32_t*>(call.io.token_ids.data), to);
     return;
   }
   call.backend().copy_on_stream(call.context, to.topk_ids, call.io.routing.topk_ids,
@@ -71,7 +61,7 @@ RoutingView route_tokens(const Call& call) {
   RoutingView routing = call.io.routing;
   if (!call.sizes.ready_routing) {
     const Logits logits = logits_of(call);
-    const ScopedZone zone(call.context.profiler(), Zone::Route);
+    const ScopedZone zone(call.context, Zone::Route);
     routing = call.scratch.routing;
     take_given_ids(call, routing);
     check_finite(call, call.backend().route(call.context, logits.data, logits.stride,

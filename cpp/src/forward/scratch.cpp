@@ -56,11 +56,10 @@ Scratch carve(const Context& context, const LayerRef& layer, std::int32_t top_k,
   s.aligned.sorted_ids = carver.take<std::int32_t>(aligned_ids, "sorted_ids");
   s.aligned.block_experts = carver.take<std::int32_t>(aligned_blocks, "block_experts");
   s.aligned.num_post_pad = carver.take<std::int32_t>(1, "num_post_pad");
-  if (identity) s.pair_ids = carver.take<std::int32_t>(pairs, "pair_ids");
-  if (input_weights) {
-    s.pair_weights = carver.take<float>(pairs, "pair_weights");
-    s.row_weights = carver.take<float>(pairs, "row_weights");
+  if (identity && backend.device_type() == DeviceType::Cpu) {
+    s.pair_ids = carver.take<std::int32_t>(pairs, "pair_ids");
   }
+  if (input_weights) s.row_weights = carver.take<float>(pairs, "row_weights");
   if (has_norm(layer.input_norm)) s.normed = carver.take<float>(num_tokens * hidden, "normed");
   if (latent) {
     s.latent = carver.take<float>(num_tokens * shape.hidden_size, "latent");

@@ -16,9 +16,8 @@ struct Scratch {
   RoutingView routing;               ///< [T, top_k]
   BucketPlanView plan;               ///< of P pairs
   AlignedRoutingView aligned;        ///< capacity for every block size
-  std::int32_t* pair_ids = nullptr;  ///< [P], with identity experts
-  float* pair_weights = nullptr;     ///< [P], with weights on the input
-  float* row_weights = nullptr;      ///< [P], the same
+  std::int32_t* pair_ids = nullptr;  ///< [P], with identity experts on the host
+  float* row_weights = nullptr;      ///< [P], with weights on the input
   float* normed = nullptr;           ///< [T, H], with an input norm
   float* latent = nullptr;           ///< [T, L], with latent experts
   float* latent_sum = nullptr;       ///< [T, L], the same

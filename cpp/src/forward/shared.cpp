@@ -17,7 +17,7 @@ RoutingView route_shared(const Call& call, Context& context) {
 }  // namespace
 
 void add_shared(const Call& call, const TensorView& sum, const Tuning& tuning) {
-  const ScopedZone zone(call.context.profiler(), Zone::Shared);
+  const ScopedZone zone(call.context, Zone::Shared);
   // The phases would count their time a second time.
   Context context = call.context;
   context.attach(nullptr);

@@ -37,8 +37,8 @@ InputRows router_input(const Call& call);
 /// outside the layer's table.
 RoutingView route_tokens(const Call& call);
 
-/// The pairs as the experts see them: -1 for identity experts, weight 1 where the weights are on
-/// the input.
+/// The pairs as the experts see them: on the host -1 for identity experts (a device takes ids
+/// outside the experts as -1), no weights where these are on the input.
 RoutingView expert_pairs(const Call& call, const RoutingView& routing);
 /// Factors of gate_up's rows, by destination; null unless the weights are on the input. After the
 /// plan.

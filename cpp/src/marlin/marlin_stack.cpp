@@ -7,6 +7,7 @@
 #include "marlin/checkpoint.hpp"
 #include "marlin/columns.hpp"
 #include "marlin/panels.hpp"
+#include "marlin/place.hpp"
 #include "moesaic/thread_pool.hpp"
 
 namespace moesaic {
@@ -217,10 +218,6 @@ MarlinExpertStack MarlinExpertStack::from_gptq(const GptqTensors& tensors, Threa
   return std::move(builder).build();
 }
 
-std::int64_t MarlinExpertStack::nbytes() const {
-  return weights_.ref.num_experts * weights_.ref.expert_stride;
-}
-
 RoleWeights MarlinExpertStack::columns(std::int64_t first_col, std::int64_t cols) const {
   require<ShapeError>(
       first_col >= 0 && first_col % kPanelRows == 0 && cols >= 1 &&
@@ -323,7 +320,10 @@ MarlinLinear MarlinExpertStack::make_expert_linear(std::int32_t expert, std::int
   one.ref.int4.gather_stride = 0;
   one.ref.num_experts = 1;
   if (!bias.empty()) one.bias = std::make_shared<const std::vector<float>>(std::move(bias));
-  return MarlinLinear(std::move(one));
+  if (backend_ == nullptr) return MarlinLinear(std::move(one), Device{});
+  LoadOptions options;
+  options.backend = backend_;
+  return MarlinLinear(marlin::place(one, options), device());
 }
 
 }  // namespace moesaic

@@ -1,10 +1,10 @@
 // The products over a Marlin stack, each as one row map.
 
 #include <algorithm>
-#include <cstring>
-#include <memory>
 #include <string>
+#include <vector>
 
+#include "forward/call_memory.hpp"
 #include "forward/check.hpp"
 #include "forward/choose_path.hpp"
 #include "moesaic/backend.hpp"
@@ -14,37 +14,20 @@
 namespace moesaic {
 namespace {
 
-/// Memory of the backend for the length of one call.
-class Scratch {
- public:
-  Scratch(const Backend& backend, std::size_t bytes)
-      : backend_(backend), bytes_(bytes), data_(bytes > 0 ? backend.allocate(bytes) : nullptr) {}
-  ~Scratch() {
-    if (data_ != nullptr) backend_.deallocate(data_, bytes_);
-  }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  std::byte* get() const { return static_cast<std::byte*>(data_); }
-
- private:
-  const Backend& backend_;
-  std::size_t bytes_;
-  void* data_;
-};
-
-/// Checks that hold for every product: host memory, f32 out [rows, N], float x [*, K], rows that an
-/// int32 counts.
+/// Checks that hold for every product: weights, x and out on one device, f32 out [rows, N], float x
+/// [*, K], rows that an int32 counts.
 void check_call(const char* operation, const Context& context, const WeightRef& weight,
-                const ConstTensorView& x, const ConstTensorView& out) {
-  const DeviceType device = context.backend().device_type();
-  require<UnsupportedError>(device == DeviceType::Cpu, [&] {
+                Device weights_on, const ConstTensorView& x, const ConstTensorView& out) {
+  const Backend& backend = context.backend();
+  const DeviceType device = backend.device_type();
+  require<DeviceError>(weights_on == backend.device(), [&] {
     return Problem{.operation = operation,
-                   .what = "backend",
-                   .expected = "one that works on host memory",
-                   .got = to_string({device, 0}),
-                   .hint = {}};
+                   .what = "weights",
+                   .expected = "on " + to_string(backend.device()),
+                   .got = to_string(weights_on),
+                   .hint = "MarlinExpertStack.to moves a stack, and what is then cut out of it"};
   });
-  const Support support = context.backend().supports(weight);
+  const Support support = backend.supports(weight);
   require<UnsupportedError>(support.ok, [&] {
     return Problem{.operation = operation,
                    .what = "weights",
@@ -68,6 +51,7 @@ void check_call(const char* operation, const Context& context, const WeightRef& 
                    .hint = {}};
   });
   forward::check_dense(operation, "out", device, out, DType::F32, {out.dim(0), weight.rows});
+  forward::check_same_device(operation, backend.device(), {{"x", x}, {"out", out}});
 }
 
 Precision decide(Precision asked, const Context& context, std::int64_t rows, std::int32_t experts) {
@@ -75,21 +59,36 @@ Precision decide(Precision asked, const Context& context, std::int64_t rows, std
   return forward::choose_precision(rows, experts, context.tuning()).precision;
 }
 
-/// Runs a checked map of `entries` rows, padding included.
-void run(Context& context, const RoleWeights& weights, const RowMap& map, std::int64_t entries,
-         const InputRows& in, float* out, Precision precision) {
-  const Backend& backend = context.backend();
-  const WeightRef& ref = weights.ref;
-  ScratchQuery query{
-      {ref.num_experts, ref.cols, ref.rows}, in.num_rows, 1, entries, ref.int4.packed_cols};
-  const Scratch scratch(backend, backend.scratch_bytes(query));
-  backend.expert_gemm(context, {.weights = &weights,
-                                .rows = map,
-                                .in = in,
-                                .out = out,
-                                .precision = precision,
-                                .scratch = scratch.get()});
-}
+/// A checked product and the memory that it needs; made before the first launch.
+class Product {
+ public:
+  /// `rows`: of the map's entries, padding included, and of out, the larger.
+  Product(const char* operation, Context& context, const RoleWeights& weights, const InputRows& in,
+          std::int64_t rows)
+      : context_(context), weights_(weights), in_(in), memory_(operation, context) {
+    const WeightRef& ref = weights.ref;
+    const Backend& backend = context.backend();
+    scratch_ = memory_.take(backend.scratch_bytes(
+        {{ref.num_experts, ref.cols, ref.rows}, in.num_rows, 1, rows, ref.int4.packed_cols, true}));
+  }
+  forward::CallMemory& memory() { return memory_; }
+
+  void run(const RowMap& map, float* out, Precision precision) const {
+    context_.backend().expert_gemm(context_, {.weights = &weights_,
+                                              .rows = map,
+                                              .in = in_,
+                                              .out = out,
+                                              .precision = precision,
+                                              .scratch = scratch_});
+  }
+
+ private:
+  Context& context_;
+  const RoleWeights& weights_;
+  const InputRows in_;
+  forward::CallMemory memory_;
+  std::byte* scratch_;
+};
 
 Problem dispatch_problem(std::size_t i, const char* field, std::string expected, std::string got) {
   return {.operation = "gemm_phase_batched",
@@ -142,11 +141,12 @@ void MarlinExpertStack::gemm_phase_batched(Context& context, const ConstTensorVi
                                            std::span<const MarlinDispatch> dispatches,
                                            TensorView out, Precision precision) const {
   constexpr const char* kName = "gemm_phase_batched";
-  check_call(kName, context, weights_.ref, x, out);
+  check_call(kName, context, placed().ref, device(), x, out);
   check_dispatches(dispatches, num_experts(), x.dim(0), out.dim(0));
   // One segment per dispatch; its entries name an input and an output row.
   std::vector<std::int32_t> expert, offsets{0}, source, destination;
   for (const MarlinDispatch& d : dispatches) {
+    if (d.rows == 0) continue;
     expert.push_back(d.expert);
     for (std::int64_t i = 0; i < d.rows; ++i) {
       source.push_back(static_cast<std::int32_t>(d.in_row + i));
@@ -156,21 +156,25 @@ void MarlinExpertStack::gemm_phase_batched(Context& context, const ConstTensorVi
   }
   if (source.empty()) return;
   const auto entries = static_cast<std::int64_t>(source.size());
-  const RowMap map{.num_segments = static_cast<std::int32_t>(expert.size()),
-                   .expert = expert.data(),
-                   .offsets = offsets.data(),
-                   .source = source.data(),
-                   .destination = destination.data(),
-                   .limit = static_cast<std::int32_t>(out.dim(0))};
-  run(context, weights_, map, std::max(entries, out.dim(0)), input_rows(x, kName, "x"),
-      static_cast<float*>(out.data), decide(precision, context, entries, num_experts()));
+  Product product(kName, context, placed(), input_rows(x, kName, "x"),
+                  std::max(entries, out.dim(0)));
+  const RowMap map =
+      product.memory().place({.num_segments = static_cast<std::int32_t>(expert.size()),
+                              .expert = expert.data(),
+                              .offsets = offsets.data(),
+                              .source = source.data(),
+                              .destination = destination.data(),
+                              .limit = static_cast<std::int32_t>(out.dim(0))},
+                             entries);
+  product.run(map, static_cast<float*>(out.data),
+              decide(precision, context, entries, num_experts()));
 }
 
 void MarlinExpertStack::gemm_phase_vllm(Context& context, const ConstTensorView& x,
                                         const AlignedRouting& aligned, std::int32_t top_k,
                                         TensorView out, Precision precision) const {
   constexpr const char* kName = "gemm_phase_vllm";
-  check_call(kName, context, weights_.ref, x, out);
+  check_call(kName, context, placed().ref, device(), x, out);
   const std::int64_t pairs = aligned.num_pairs();
   require<ShapeError>(top_k >= 1 && x.dim(0) * top_k == pairs, [&] {
     return Problem{.operation = kName,
@@ -201,32 +205,33 @@ void MarlinExpertStack::gemm_phase_vllm(Context& context, const ConstTensorView&
                    .hint = {}};
   });
   if (pairs == 0) return;
-  const RowMap map{.num_segments = static_cast<std::int32_t>(aligned.num_blocks()),
-                   .expert = aligned.block_experts().data(),
-                   .width = aligned.block_size(),
-                   .source = aligned.sorted_ids().data(),
-                   .destination = aligned.sorted_ids().data(),
-                   .source_divisor = top_k,
-                   .limit = static_cast<std::int32_t>(pairs)};
   // Rows that no id names must be zero; the others are assigned.
-  auto* y = static_cast<float*>(out.data);
-  std::vector<bool> written(static_cast<std::size_t>(pairs));
+  std::vector<std::int32_t> named(static_cast<std::size_t>(pairs), -1);
   for (const std::int32_t id : aligned.sorted_ids()) {
-    if (id >= 0 && id < pairs) written[static_cast<std::size_t>(id)] = true;
+    if (id >= 0 && id < pairs) named[static_cast<std::size_t>(id)] = 0;
   }
-  const std::int64_t n = n_per_expert();
-  for (std::int64_t row = 0; row < pairs; ++row) {
-    if (written[static_cast<std::size_t>(row)]) continue;
-    std::memset(y + row * n, 0, static_cast<std::size_t>(n) * sizeof(float));
-  }
-  run(context, weights_, map, std::max<std::int64_t>(pairs, aligned.num_post_pad()),
-      input_rows(x, kName, "x"), y, decide(precision, context, pairs, num_experts()));
+  const bool all = std::ranges::find(named, -1) == named.end();
+  Product product(kName, context, placed(), input_rows(x, kName, "x"),
+                  std::max<std::int64_t>(pairs, aligned.num_post_pad()));
+  const std::int32_t* const rows = all ? nullptr : product.memory().place(named);
+  const RowMap map =
+      product.memory().place({.num_segments = static_cast<std::int32_t>(aligned.num_blocks()),
+                              .expert = aligned.block_experts().data(),
+                              .width = aligned.block_size(),
+                              .source = aligned.sorted_ids().data(),
+                              .destination = aligned.sorted_ids().data(),
+                              .source_divisor = top_k,
+                              .limit = static_cast<std::int32_t>(pairs)},
+                             aligned.num_post_pad());
+  auto* y = static_cast<float*>(out.data);
+  if (!all) context.backend().zero_skipped(context, rows, 1, pairs, n_per_expert(), y);
+  product.run(map, y, decide(precision, context, pairs, num_experts()));
 }
 
 void MarlinLinear::forward(Context& context, const ConstTensorView& x, TensorView out,
                            Precision precision) const {
   constexpr const char* kName = "MarlinLinear.forward";
-  check_call(kName, context, weights_.ref, x, out);
+  check_call(kName, context, weights_.ref, device_, x, out);
   const std::int64_t rows = x.dim(0);
   require<ShapeError>(out.dim(0) == rows, [&] {
     return Problem{.operation = kName,
@@ -239,8 +244,8 @@ void MarlinLinear::forward(Context& context, const ConstTensorView& x, TensorVie
   const RowMap map{.num_segments = 1,
                    .width = static_cast<std::int32_t>(rows),
                    .limit = static_cast<std::int32_t>(rows)};
-  run(context, weights_, map, rows, input_rows(x, kName, "x"), static_cast<float*>(out.data),
-      decide(precision, context, rows, 1));
+  Product product(kName, context, weights_, input_rows(x, kName, "x"), rows);
+  product.run(map, static_cast<float*>(out.data), decide(precision, context, rows, 1));
 }
 
 }  // namespace moesaic

@@ -22,7 +22,7 @@ void run_pass(Context& context, const ExpertStack& stack, unsigned phases,
     backend.gate_up(context, call);
   }
   if ((phases & kDown) != 0) {
-    const ScopedZone zone(context.profiler(), Zone::Down);
+    const ScopedZone zone(context, Zone::Down);
     const std::int64_t intermediate = stack.shape().intermediate_size;
     InputRows hidden;
     hidden.data = down.hidden;
@@ -81,7 +81,7 @@ void PooledExperts::run_mixed(Turn& turn, Context& context, const GateUpCall& ga
     }
     if (!shared_rows) break;
   }
-  const ScopedZone zone(context.profiler(), Zone::Combine);
+  const ScopedZone zone(context, Zone::Combine);
   context.backend().combine(context, down.combine);
 }
 

@@ -102,7 +102,7 @@ std::int64_t SlotTable::reconcile(Context& context, ExpertSource& source) {
   const std::lock_guard one(load_mutex_);
   const std::vector<SlotLoad> loads = missing_loads();
   if (loads.empty()) return 0;
-  const ScopedZone zone(context.profiler(), Zone::Upload);
+  const ScopedZone zone(context, Zone::Upload);
   set_slots(loads, false);  // from here on no forward reads these slots
   std::int64_t moved = 0;
   // Half of the buffers are filled while the other half is copied.

@@ -61,7 +61,7 @@ void Turn::find_cold(const SlotTable& table) {
 
 void Turn::bring(std::span<const std::int32_t> wave, ExpertBatch& batch, ExpertSlots* slots,
                  Context& context) {
-  const ScopedZone zone(context.profiler(), Zone::Upload);
+  const ScopedZone zone(context, Zone::Upload);
   for (std::size_t i = 0; i < wave.size(); ++i) {
     const auto e = static_cast<std::size_t>(wave[i]);
     const ExpertBytes bytes = batch.wait(i);

@@ -149,8 +149,17 @@ MoeLayer::MoeLayer(MoeConfig config, Parts parts)
   check_table(config_, parts_.token_experts);
   if (parts_.stack->device().type != DeviceType::Cpu) {
     const Backend& backend = backend_for(parts_.stack->device());
-    pins_.handles.push_back(backend.pin(parts_.router_weight));
-    if (parts_.shared) pins_.handles.push_back(backend.pin(parts_.shared->gate));
+    const auto pin = [&](const auto& values) {
+      pins_.handles.push_back(backend.pin(host_values(values)));
+    };
+    pin(config_.router.router_bias);
+    pin(config_.router.selection_bias);
+    pin(parts_.router_weight);
+    pin(parts_.input_norm.weight);
+    pin(parts_.router_norm.weight);
+    pin(parts_.token_experts);
+    if (parts_.shared) pin(parts_.shared->gate);
+    if (parts_.latent) pin(parts_.latent->norm.weight);
   }
 }
 

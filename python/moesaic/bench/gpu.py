@@ -21,7 +21,8 @@ import moesaic as mo
 
 from .engines import load_stacks
 from .peers import PeerUnavailable
-from .peers.torch_gpu import TorchGroupedPeer
+from .peers.humming_gpu import HummingPeer
+from .peers.torch_gpu import GpuPeer, TorchGroupedPeer
 from .run import BenchResult, machine
 from .shapes import BenchShape
 from .weights import BenchLayer, answer_f64, make_layers
@@ -91,7 +92,10 @@ class _Ours:
 
 
 #: Name on the command line -> maker(torch, device, layer, count).
-PEERS: dict[str, type[TorchGroupedPeer]] = {"torch-grouped": TorchGroupedPeer}
+PEERS: dict[str, type[GpuPeer]] = {
+    "torch-grouped": TorchGroupedPeer,
+    "humming-int4": HummingPeer,
+}
 
 
 def _torch() -> Any:

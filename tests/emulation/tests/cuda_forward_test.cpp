@@ -6,40 +6,13 @@
 #include <optional>
 #include <string>
 
-#include "device_array.hpp"
-#include "emulated_gpu.hpp"
-#include "layers.hpp"
+#include "gpu_forward.hpp"
 #include "moesaic/error.hpp"
-#include "moesaic/forward.hpp"
 #include "runtime/emulator.hpp"
 #include "seeds.hpp"
 
 namespace moesaic::testing {
 namespace {
-
-constexpr double kSingleBound = 1e-4;  ///< f32 in and out, hidden rows in two bf16 planes
-constexpr double kSixteenBound = 5e-3;
-constexpr Device kGpu{DeviceType::Cuda, 0};
-
-struct Way {
-  const char* name;
-  GemmMode gemm;
-  RowSpaceMode row_space;
-  bool forced;
-};
-constexpr Way kWays[] = {
-    {"auto", GemmMode::Auto, RowSpaceMode::Auto, false},
-    {"bucketed_pairs", GemmMode::Bucketed, RowSpaceMode::TokenPairs, true},
-    {"bucketed_packed", GemmMode::Bucketed, RowSpaceMode::PackedRows, true},
-    {"aligned_pairs", GemmMode::Aligned, RowSpaceMode::TokenPairs, true},
-    {"aligned_packed", GemmMode::Aligned, RowSpaceMode::PackedRows, true},
-};
-
-const Backend& gpu_backend() {
-  static const auto backend = EmulatedGpu::get().make_backend();
-  static const auto registration = register_backend(backend);
-  return *backend;
-}
 
 std::optional<ExpertStack> stack_on_gpu(const TestLayer& layer) {
   try {
@@ -49,58 +22,9 @@ std::optional<ExpertStack> stack_on_gpu(const TestLayer& layer) {
   }
 }
 
-/// A tensor in device memory.
-struct DeviceTensor {
-  DType dtype;
-  std::int64_t rows, cols;
-  DeviceArray<std::byte> bytes;
-  explicit DeviceTensor(const Tensor& host)
-      : dtype(host.dtype), rows(host.rows), cols(host.cols), bytes(gpu_backend(), host.bytes) {}
-  DeviceTensor(DType type, std::int64_t r, std::int64_t c) : DeviceTensor(Tensor(type, r, c)) {}
-  TensorView view() const { return {bytes.data(), dtype, {rows, cols}, kGpu}; }
-  Floats values() const {
-    Tensor host(dtype, rows, cols);
-    host.bytes = bytes.host();
-    return host.values();
-  }
-};
-
-struct DeviceRouting {
-  DeviceArray<std::int32_t> ids;
-  DeviceArray<float> weights;
-  std::int64_t tokens;
-  std::int32_t top_k;
-  explicit DeviceRouting(const Routing& host)
-      : ids(gpu_backend(), {host.topk_ids().begin(), host.topk_ids().end()}),
-        weights(gpu_backend(), {host.topk_weights().begin(), host.topk_weights().end()}),
-        tokens(host.num_tokens()),
-        top_k(host.top_k()) {}
-  RoutingView view() const { return {ids.data(), weights.data(), tokens, top_k}; }
-};
-
-void run(Context& context, const LayerRef& layer, const ForwardIo& io, std::int32_t top_k,
-         const Way& way = kWays[0]) {
-  Workspace workspace(workspace_bytes(context, layer, top_k, io.x.dim(0)), context.backend());
-  if (way.forced) {
-    moe_forward_bucketed(context, layer, io, workspace, way.gemm, way.row_space);
-  } else {
-    moe_forward(context, layer, io, workspace);
-  }
-}
-
-Tuning exact() {
-  Tuning tuning;
-  tuning.precision = Precision::Exact;
-  return tuning;
-}
-
 Floats row_floats(const Floats& all, std::size_t row, std::int64_t cols) {
   const auto first = all.begin() + static_cast<std::ptrdiff_t>(row) * cols;
   return Floats(first, first + cols);
-}
-
-Context gpu_context(const Tuning& tuning = exact()) {
-  return Context(gpu_backend(), tuning, ThreadPool::shared(1));
 }
 
 class CudaForward : public ::testing::TestWithParam<Case> {};
@@ -264,7 +188,6 @@ TEST(CudaGraph, ReplaysFollowNewInputs) {
   ForwardIo io;
   io.x = in.view();
   io.out = out.view();
-  moe_forward(context, layer, io, workspace);  // uploads the biases
 
   const EmulatedGpu::Counts before = gpu.counts;
   context.set_stream(EmulatedGpu::capture_stream());
@@ -536,6 +459,42 @@ TEST(CudaKernels, AreListedAndExplained) {
   const std::string name = gpu_backend().kernel_name(layer.stack().down().ref, Tuning{});
   EXPECT_NE(name.find("q8_0"), std::string::npos) << name;
   EXPECT_NE(gpu_backend().info().detail.find("Emulated GPU"), std::string::npos);
+}
+
+TEST(CudaKernels, OneTokenIsSummedWhereItIsMultiplied) {
+  const WholeLayer whole;
+  const MoeLayer layer = whole.make(&gpu_backend());
+  Tuning tuning = exact();
+  tuning.batch_invariant = true;
+  Context context = gpu_context(tuning);
+  const auto kernel = [&](const std::string& fact, std::int64_t tokens) {
+    for (const auto& [name, value] : explain(context, layer, whole.c.top_k, tokens).facts) {
+      if (name == fact) return value;
+    }
+    return std::string();
+  };
+  EXPECT_EQ(kernel("down kernel", 1), "down_sum_q8_0_mma");
+  EXPECT_EQ(kernel("shared down kernel", 1), "down_sum_q8_0_mma");
+  EXPECT_EQ(kernel("down kernel", 13), "down_q8_0_mma");
+  EXPECT_EQ(kernel("shared down kernel", 13), "down_q8_0_mma");
+
+  // With the bits that the token has among others.
+  for (const DType dtype : {DType::F32, DType::BF16}) {
+    const Tensor host(dtype, whole.c.tokens, whole.c.hidden,
+                      random_values(whole.c.tokens * whole.c.hidden, 5));
+    const DeviceTensor in(host), out(dtype, whole.c.tokens, whole.c.hidden);
+    const DeviceTensor one_in(
+        Tensor(dtype, 1, whole.c.hidden, row_floats(host.values(), 0, whole.c.hidden)));
+    const DeviceTensor one_out(dtype, 1, whole.c.hidden);
+    ForwardIo io;
+    io.x = in.view();
+    io.out = out.view();
+    run(context, layer, io, whole.c.top_k);
+    io.x = one_in.view();
+    io.out = one_out.view();
+    run(context, layer, io, whole.c.top_k);
+    EXPECT_EQ(one_out.values(), row_floats(out.values(), 0, whole.c.hidden)) << name_of(dtype);
+  }
 }
 
 }  // namespace

@@ -57,6 +57,28 @@ TEST(GemmFormats, EveryActivationOfSharedSeparateAndLoneUnits) {
   }
 }
 
+TEST(GemmFormats, RowWeightsScaleTheProductsBeforeScaleAndBias) {
+  const Routing routing = routing_of(3, 21, 2, RoutingShape::Zipf);
+  const Format q4 = format_named("q4_k"), q8 = format_named("q8_0");
+  for (const Units units : {Units::Shared, Units::Separate, Units::Ungated}) {
+    const ActivationKind kind =
+        units == Units::Ungated ? ActivationKind::ReluSquared : ActivationKind::SwiGlu;
+    const GateUp layer(units == Units::Shared ? q8 : q4, q8, units, kind, 3, 27, 256);
+    const Input in(21, 256, DType::F32, 24);
+    for (const Map& map :
+         {pairs_map(routing), buckets_map(routing, 3), blocks_map(routing, 3, 8)}) {
+      Floats factors = random_values(map.facts.limit, 25);
+      factors[1] = 0.0F;
+      for (const std::uint64_t seed : emulation::seeds()) {
+        expect_near(layer.run(map, in, true, seed, factors), layer.answer(map, in, factors),
+                    kExactBound, map.name);
+      }
+      expect_same_bits(layer.run(map, in, true, 0, Floats(factors.size(), 1.0F)),
+                       layer.run(map, in, true, 0), map.name + ", factors of 1");
+    }
+  }
+}
+
 TEST(GemmFormats, ARoleOfSharedUnitsRunsAlone) {
   const Routing routing = routing_of(3, 4, 2, RoutingShape::Uniform);
   const Map map = buckets_map(routing, 3);

@@ -115,7 +115,9 @@ struct GateUp {
     up = how == Units::Shared ? second_half(gate, layer.up) : pack_role(layer.up);
   }
 
-  Floats run(const Map& map, const Input& in, bool exact, std::uint64_t seed) const {
+  // `factors`: of the products, by destination; empty: none.
+  Floats run(const Map& map, const Input& in, bool exact, std::uint64_t seed,
+             const Floats& factors = {}) const {
     Floats hidden(static_cast<std::size_t>(map.facts.limit * up.ref.rows), kPoison);
     const Scratch scratch(map, in.rows.num_rows, up.ref, units == Units::Separate);
     emulation::options().seed = seed;
@@ -129,6 +131,7 @@ struct GateUp {
                                   .linear_beta = layer.activation.linear_beta},
                    .map = map.args(),
                    .in = in.rows,
+                   .row_weight = factors.empty() ? nullptr : factors.data(),
                    .hidden = hidden.data(),
                    .hidden_dtype = cuda::kF32,
                    .exact = exact ? 1 : 0,
@@ -140,13 +143,17 @@ struct GateUp {
     return hidden;
   }
 
-  Answer answer(const Map& map, const Input& in) const {
+  Answer answer(const Map& map, const Input& in, const Floats& factors = {}) const {
     const std::int64_t rows = up.ref.rows, cols = up.ref.cols;
     const auto size = static_cast<std::size_t>(map.facts.limit * rows);
     Answer a{Doubles(size, std::nan("")), {}};
     map.for_each(up.ref.num_experts, [&](std::int32_t e, std::int64_t from, std::int64_t to) {
       const float* x = in.values.data() + from * cols;
-      const Doubles h = hidden_f64(layer, e, Doubles(x, x + cols).data());
+      Doubles row(x, x + cols);
+      if (!factors.empty()) {
+        for (double& v : row) v *= static_cast<double>(factors[static_cast<std::size_t>(to)]);
+      }
+      const Doubles h = hidden_f64(layer, e, row.data());
       std::copy(h.begin(), h.end(), a.values.begin() + to * rows);
     });
     return a;

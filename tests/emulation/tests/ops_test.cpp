@@ -1,5 +1,5 @@
-// Gather, activate, combine, router logits and fills on the device against the scalar definitions
-// and f64 sums.
+// Gather, activate, combine, router logits, norms, tables, identity experts and fills on the device
+// against the scalar definitions and f64 sums.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -13,6 +13,7 @@
 #include "moesaic/config.hpp"
 #include "moesaic/types.hpp"
 #include "runtime/emulator.hpp"
+#include "seeds.hpp"
 
 namespace moesaic {
 namespace {
@@ -265,6 +266,168 @@ TEST(CombineOnDevice, SlotOrderEveryTypeAndSkippedPairs) {
             if (c.accumulate) sum = was + sum;
             ASSERT_EQ(got, rounded(out_type, sum)) << "token " << t << ", column " << h;
           }
+        }
+      }
+    }
+  }
+}
+
+TEST(CombineOnDevice, WithoutWeightsAllOfThemAreOne) {
+  constexpr std::size_t kTokens = 3, kTopK = 5, kHidden = 37;
+  Elements rows(DType::F32, random_floats(kTokens * kTopK * kHidden, 3));
+  Ints ids(kTokens * kTopK, 0);
+  ids[4] = -1;
+  const Floats ones(ids.size(), 1.0F);
+  Floats with(kTokens * kHidden, kNan), without = with;
+  cuda::CombineArgs args{};
+  args.rows = rows.data();
+  args.topk_ids = ids.data();
+  args.out_stride = args.hidden_size = kHidden;
+  args.num_tokens = kTokens;
+  args.rows_dtype = args.out_dtype = cuda::kF32;
+  args.top_k = kTopK;
+  args.num_experts = 1;
+  args.out = with.data();
+  args.topk_weights = ones.data();
+  ASSERT_EQ(cuda::launch_combine(args, nullptr), cuda::kOk);
+  args.out = without.data();
+  args.topk_weights = nullptr;
+  ASSERT_EQ(cuda::launch_combine(args, nullptr), cuda::kOk);
+  EXPECT_EQ(without, with);
+}
+
+TEST(RmsNormOnDevice, AgainstDoubleAndTheSameForEveryBatch) {
+  constexpr std::int64_t kRows = 5;
+  constexpr float kEps = 1e-3F;
+  for (const DType dtype : kTypes) {
+    for (const std::int64_t cols : {1, 3, 128, 333, 1024, 2052}) {
+      const std::int64_t stride = cols + (cols == 1024 ? 4 : 1);
+      const auto at = [&](std::int64_t r, std::int64_t c) {
+        return static_cast<std::size_t>(r * stride + c);
+      };
+      Elements x(dtype, random_floats(static_cast<std::size_t>(kRows * stride), 8));
+      for (std::int64_t c = 0; c < cols; ++c) x.set(at(2, c), 0.0F);
+      x.set(at(3, cols / 2), kNan);
+      Floats weight = random_floats(static_cast<std::size_t>(cols), 9);
+      const auto run = [&](const float* weights, std::int64_t first, std::int64_t rows) {
+        Floats out(static_cast<std::size_t>(rows * cols), -7.0F);
+        cuda::RmsNormArgs args{};
+        args.x = {static_cast<const char*>(x.data()) + at(first, 0) * size_of(dtype),
+                  code_of(dtype),
+                  0,
+                  rows,
+                  cols,
+                  1,
+                  stride,
+                  0};
+        args.weight = weights;
+        args.out = out.data();
+        args.eps = kEps;
+        EXPECT_EQ(cuda::launch_rms_norm(args, nullptr), cuda::kOk);
+        return out;
+      };
+      for (const bool weighted : {true, false}) {
+        const float* const weights = weighted ? weight.data() : nullptr;
+        Floats out;
+        for (const std::uint64_t seed : emulation::seeds()) {
+          emulation::options().seed = seed;
+          out = run(weights, 0, kRows);
+          for (std::int64_t r = 0; r < kRows; ++r) {
+            double square = 0.0;
+            for (std::int64_t c = 0; c < cols; ++c) {
+              const auto v = static_cast<double>(x.get(at(r, c)));
+              square += v * v;
+            }
+            const double root =
+                std::sqrt(square / static_cast<double>(cols) + static_cast<double>(kEps));
+            for (std::int64_t c = 0; c < cols; ++c) {
+              const float got = out[static_cast<std::size_t>(r * cols + c)];
+              const double w =
+                  weighted ? static_cast<double>(weight[static_cast<std::size_t>(c)]) : 1.0;
+              const double want = static_cast<double>(x.get(at(r, c))) / root * w;
+              ASSERT_TRUE(std::isnan(want) ? std::isnan(got)
+                                           : std::fabs(static_cast<double>(got) - want) <=
+                                                 2e-6 * std::fabs(want))
+                  << "row " << r << ", column " << c << " of " << cols;
+            }
+          }
+        }
+        const Floats alone = run(weights, 1, 1);
+        EXPECT_TRUE(std::equal(alone.begin(), alone.end(), out.begin() + cols));
+        EXPECT_TRUE(run(weights, 0, 0).empty());
+      }
+    }
+  }
+}
+
+TEST(LookUpOnDevice, RowsOfTheTableAndSkippedTokens) {
+  for (const std::int32_t top_k : {1, 6}) {
+    for (const std::int64_t tokens : {0, 7, 300}) {
+      constexpr std::int64_t kRows = 11;
+      Ints table(static_cast<std::size_t>(kRows * top_k));
+      for (std::size_t i = 0; i < table.size(); ++i) table[i] = static_cast<std::int32_t>(100 + i);
+      Ints token_ids(static_cast<std::size_t>(tokens));
+      for (std::size_t t = 0; t < token_ids.size(); ++t) {
+        token_ids[t] = static_cast<std::int32_t>(t * 5 % 13) - 1;  // -1 and 11 are no rows
+      }
+      if (tokens > 0) token_ids.back() = std::numeric_limits<std::int32_t>::min();
+      Ints ids(static_cast<std::size_t>(tokens * top_k), 55);
+      emulation::options().seed = 1;
+      ASSERT_EQ(cuda::launch_look_up_experts(
+                    {table.data(), token_ids.data(), ids.data(), tokens, kRows, top_k, 0}, nullptr),
+                cuda::kOk);
+      for (std::size_t p = 0; p < ids.size(); ++p) {
+        const std::size_t slots = static_cast<std::size_t>(top_k);
+        const std::int32_t token = token_ids[p / slots];
+        const bool known = token >= 0 && token < kRows;
+        ASSERT_EQ(ids[p], known ? table[static_cast<std::size_t>(token) * slots + p % slots] : -1)
+            << p;
+      }
+    }
+  }
+}
+
+TEST(IdentityOnDevice, WeightsInSlotOrderAndTokensWithoutAny) {
+  constexpr std::int64_t kTokens = 6;
+  constexpr std::int32_t kTopK = 4, kFirst = 3, kCount = 2;
+  // Identity ids are 3 and 4; 5, -1 and others are nobody's.
+  const Ints ids = {3, 0, 4,  3, /**/ 0,  1,  2, 5,  /**/ 4, 4, 4, 4,
+                    1, 3, -1, 0, /**/ -9, 99, 5, -1, /**/ 3, 1, 4, 2};
+  const Floats weights = {0.1F, 9.0F, 1e-8F, 0.7F, 1, 2, 3, 4, 0.3F,  -0.3F, 0.2F, 0.1F,
+                          8,    0.5F, 3,     2,    1, 1, 1, 1, 0.25F, 2,     0.5F, 1};
+  for (const DType dtype : kTypes) {
+    for (const std::int64_t cols : {1, 37, 512, 1030}) {
+      const std::int64_t stride = cols + (cols == 512 ? 4 : 3);
+      const auto count = static_cast<std::size_t>(kTokens * stride);
+      Elements x(dtype, random_floats(count, 8));
+      for (std::int64_t c = 0; c < cols; ++c) {
+        x.set(static_cast<std::size_t>(1 * stride + c), kNan);  // a token without identity experts
+        x.set(static_cast<std::size_t>(5 * stride + c), kNan);
+      }
+      const Floats before = random_floats(count, 9);
+      for (const std::uint64_t seed : emulation::seeds()) {
+        Floats out = before;
+        cuda::IdentityArgs args{};
+        args.x = {x.data(), code_of(dtype), 0, kTokens, cols, 1, stride, 0};
+        args.topk_ids = ids.data();
+        args.topk_weights = weights.data();
+        args.out = out.data();
+        args.out_stride = stride;
+        args.top_k = kTopK;
+        args.first = kFirst;
+        args.count = kCount;
+        emulation::options().seed = seed;
+        ASSERT_EQ(cuda::launch_add_identity(args, nullptr), cuda::kOk);
+        for (std::size_t i = 0; i < count; ++i) {
+          const std::size_t t = i / static_cast<std::size_t>(stride);
+          float weight = 0.0F;
+          for (std::size_t slot = 0; slot < kTopK; ++slot) {
+            const std::size_t pair = t * kTopK + slot;
+            if (ids[pair] == 3 || ids[pair] == 4) weight += weights[pair];
+          }
+          const bool inside = i % static_cast<std::size_t>(stride) < static_cast<std::size_t>(cols);
+          const float want = inside && weight != 0.0F ? before[i] + weight * x.get(i) : before[i];
+          ASSERT_TRUE(same(out[i], want)) << "token " << t << " of " << cols << " columns";
         }
       }
     }

@@ -27,7 +27,9 @@ void combine_block(const CombineCall& call, std::int64_t token, std::int64_t fir
     const std::int64_t pair = token * routing.top_k + slot;
     if (routing.topk_ids[pair] < 0) continue;
     const std::int64_t row = call.pair_row != nullptr ? call.pair_row[pair] : pair;
-    add_scaled(call.rows + row * hidden + first, routing.topk_weights[pair], count, sum);
+    if (row < 0) continue;  // the plan skips it
+    const float weight = routing.topk_weights != nullptr ? routing.topk_weights[pair] : 1.0F;
+    add_scaled(call.rows + row * hidden + first, weight, count, sum);
   }
   const std::int64_t offset = token * call.out.stride(0) + first;
   if (call.accumulate) {

@@ -352,7 +352,7 @@ TEST_F(MetalOps, RouterLogitsOfEveryType) {
   const Floats values = random_values(tokens * cols, 3);
   const Floats weight = random_values(experts * cols, 4);
   for (const bool pinned : {false, true}) {
-    const auto pin = pinned ? backend().pin(weight) : nullptr;
+    const auto pin = pinned ? backend().pin(host_values(weight)) : nullptr;
     for (const DType dtype : {DType::F32, DType::F16, DType::BF16}) {
       Tensor x(dtype, tokens, cols, values);
       const auto memory = array(x.bytes);

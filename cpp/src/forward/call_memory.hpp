@@ -1,0 +1,58 @@
+#pragma once
+
+/// What one operation needs in the memory of its backend: scratch, and the host's plans, dispatch
+/// lists and routings where the kernels can read them.
+
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+#include <span>
+#include <vector>
+
+#include "moesaic/backend.hpp"
+#include "moesaic/context.hpp"
+
+namespace moesaic::forward {
+
+/// Throws CaptureError while the context's stream records a graph, whose replays would read memory
+/// that is gone by then. `what` needs that memory.
+void require_no_capture(const char* operation, const Context& context, const char* what);
+
+/// Take and place everything before the first launch: then a CaptureError comes before it too. The
+/// end waits for the launches, if there is memory to give back. Host arrays must live as long.
+class CallMemory {
+ public:
+  CallMemory(const char* operation, Context& context);
+  ~CallMemory();
+  CallMemory(const CallMemory&) = delete;
+  CallMemory& operator=(const CallMemory&) = delete;
+
+  /// Not initialised; null for no bytes. Errors: CaptureError, OutOfMemoryError.
+  std::byte* take(std::size_t bytes);
+  float* take_floats(std::int64_t count);
+
+  // The host's arrays as the backend reads them: the same on a backend of host memory, else copies
+  // in the order of the stream. Errors as `take`.
+  const std::int32_t* place(std::span<const std::int32_t> ids);
+  RoutingView place(const Routing& routing);
+  /// `entries`: elements of `source` and `destination`.
+  RowMap place(const RowMap& map, std::int64_t entries);
+
+ private:
+  struct Block {
+    void* memory;
+    std::size_t bytes;
+  };
+  using Bytes = std::span<const std::byte>;
+  std::byte* allocate(std::size_t bytes, const char* what);
+  /// Where each array lies in a block of all; null for arrays without bytes.
+  std::vector<const std::byte*> upload(std::initializer_list<Bytes> arrays);
+
+  const char* operation_;
+  Context& context_;
+  const Backend& backend_;
+  bool reads_host_;
+  std::vector<Block> blocks_;
+};
+
+}  // namespace moesaic::forward
