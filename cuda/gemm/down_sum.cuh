@@ -23,9 +23,10 @@
 // flight, whatever the bytes of a unit, and x of the unit after this one.
 //
 // Weight bytes: once per pair. Blocks of one row block and neighbouring tokens are neighbours in
-// the grid, so that pairs that share an expert meet in L2. Preconditions: hidden rows staged
-// (stage.cuh), weights packed alone (formats/layout.h), up to kMaxTopK slots, kDownSumThreads
-// threads, grid = row blocks x tokens. Not measured on hardware.
+// the grid, so that pairs that share an expert meet in L2.
+//
+// Preconditions: hidden rows staged (stage.cuh), weights packed alone (formats/layout.h), up to
+// kMaxTopK slots, kDownSumThreads threads, grid = row blocks x tokens. Not measured on hardware.
 #pragma once
 
 #include "device.cuh"
@@ -34,7 +35,11 @@
 
 namespace moesaic::cuda {
 
-inline constexpr int kSlotGroups = 2;
+// The race checker, which loses sight of blocks of more than some 255 threads, takes 1.
+#ifndef MOESAIC_SLOT_GROUPS
+#define MOESAIC_SLOT_GROUPS 2
+#endif
+inline constexpr int kSlotGroups = MOESAIC_SLOT_GROUPS;
 inline constexpr int kDownSumThreads = 32 * kParts * kSlotGroups;
 
 struct DownSumArgs {
