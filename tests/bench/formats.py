@@ -32,8 +32,9 @@ def main() -> None:
     cpu = next(backend for backend in mo.backends() if backend.name == "cpu")
     types = dict.fromkeys(kernel.type for kernel in cpu.kernels)
     rows = []
+    before = measure(BASE)
     for quant in (t for t in types if t not in (BASE, "INT4")):
-        before, own, after = measure(BASE), measure(quant), measure(BASE)
+        own, after = measure(quant), measure(BASE)
         ggml = {p.tokens: p for p in own.points if p.engine.startswith("ggml")}
         for i, point in enumerate(p for p in own.points if p.engine == "moesaic"):
             speed = "gb_per_s" if point.tokens == 1 else "gop_per_s"
@@ -54,6 +55,7 @@ def main() -> None:
                 }
             )
             print(rows[-1], flush=True)
+        before = after
     facts = {"shape": SHAPE.name, "base": BASE, "machine": own.machine, "date": own.date}
     RESULTS.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
 

@@ -4,6 +4,7 @@
 #include "cpu/epilogue.hpp"
 #include "cpu/experts.hpp"
 #include "cpu/isa.hpp"
+#include "cpu/ops/combine.hpp"
 #include "cpu/ops/convert.hpp"
 #include "cpu/product.hpp"
 
@@ -51,7 +52,7 @@ struct Phase {
         const std::int64_t pair = token * routing.top_k + slot;
         if (routing.topk_ids[pair] < 0) continue;
         const std::int64_t row = combine.pair_row != nullptr ? combine.pair_row[pair] : pair;
-        const float w = routing.topk_weights != nullptr ? routing.topk_weights[pair] : 1.0F;
+        const float w = pair_weight(routing, pair);
         const float* values = rows + row * stride;
         for (std::int64_t i = 0; i < count; ++i) sum[i] += w * values[i];
       }

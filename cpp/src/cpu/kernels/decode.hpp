@@ -42,6 +42,12 @@ struct Record {
   int steps;  // of 32 columns
   bool odd;
   Ahead ahead{};
+
+  // Of formats that alternate: odd records hold their last field in front.
+  /// The fields before the last, which are on lines.
+  const std::uint8_t* fields() const { return p + (odd ? 32 : 0); }
+  /// The last field, behind `bytes` of others.
+  const std::uint8_t* last_field(int bytes) const { return odd ? p : p + bytes; }
 };
 
 /// A decoded record: the loop's other input besides activations.

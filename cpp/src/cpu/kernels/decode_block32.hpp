@@ -10,10 +10,14 @@
 namespace moesaic::cpu {
 namespace {
 
-/// scale[s] = f16 d of block s; the d of 16 rows follow each other.
-MOESAIC_ALWAYS_INLINE void f16_scales(const std::uint8_t* d, int steps, Scales out) {
+/// out[s] = factor * f16 d of block s / kSteps; the d of 16 rows follow each other.
+template <int kSteps = 1>
+MOESAIC_ALWAYS_INLINE void f16_scales(const std::uint8_t* d, int steps, Scales out,
+                                      float factor = 1.0F) {
   for (int s = 0; s < steps; ++s) {
-    for_lanes([&](int row) { store_f(out[s] + row, load_f16(d + 32 * s + 2 * row)); });
+    for_lanes([&](int row) {
+      store_f(out[s] + row, mul(load_f16(d + s / kSteps * 32 + 2 * row), set_f(factor)));
+    });
   }
 }
 

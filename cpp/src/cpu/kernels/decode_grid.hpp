@@ -48,15 +48,6 @@ struct GridDecoder {
   }
 };
 
-/// The fields of a record, and its d, which odd records hold in front (panel_format.hpp).
-MOESAIC_ALWAYS_INLINE const std::uint8_t* grid_fields(const Record& r) {
-  return r.p + (r.odd ? 32 : 0);
-}
-template <int kVectors>
-MOESAIC_ALWAYS_INLINE const std::uint8_t* grid_d(const Record& r) {
-  return r.odd ? r.p : r.p + kVectors * kVector;
-}
-
 /// Negates the columns of a step whose bit in `signs` is set, then adds 2^kOffset.
 template <int kOffset>
 MOESAIC_ALWAYS_INLINE void apply_signs(Words signs, V* w) {
@@ -114,14 +105,14 @@ struct iq2_xxs : GridDecoder<iq2_xxs> {
   static constexpr int kSub = 32;
   static constexpr int kOffset = 6;
   static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
-    word_scales(grid_fields(r) + kVector, 2, grid_d<16>(r), 0.25F, scale);
+    word_scales(r.fields() + kVector, 2, r.last_field(16 * kVector), 0.25F, scale);
   }
   static MOESAIC_ALWAYS_INLINE void codes(const Record& r, int step, int lane, Words* c) {
-    const Words four = load_words(grid_fields(r) + 2 * step * kVector + lane);
+    const Words four = load_words(r.fields() + 2 * step * kVector + lane);
     for (int l = 0; l < 4; ++l) c[l] = four >> (8 * l) & 255U;
   }
   static MOESAIC_ALWAYS_INLINE void finish(const Record& r, int step, int lane, V* w) {
-    const Words word = load_words(grid_fields(r) + (2 * step + 1) * kVector + lane);
+    const Words word = load_words(r.fields() + (2 * step + 1) * kVector + lane);
     apply_signs<kOffset>(packed_signs(word), w);
   }
 };
@@ -133,14 +124,14 @@ struct iq2_xs : GridDecoder<iq2_xs> {
   static constexpr int kSub = 16;
   static constexpr int kOffset = 6;
   static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
-    nibble_scales(grid_fields(r) + 16 * kVector, grid_d<18>(r), scale);
+    nibble_scales(r.fields() + 16 * kVector, r.last_field(18 * kVector), scale);
   }
   static MOESAIC_ALWAYS_INLINE void codes(const Record& r, int step, int lane, Words* c) {
-    const std::uint8_t* p = grid_fields(r) + 2 * step * kVector + lane;
+    const std::uint8_t* p = r.fields() + 2 * step * kVector + lane;
     for (int l = 0; l < 4; ++l) c[l] = load_words(p + l / 2 * kVector) >> (16 * (l % 2)) & 511U;
   }
   static MOESAIC_ALWAYS_INLINE void finish(const Record& r, int step, int lane, V* w) {
-    const std::uint8_t* p = grid_fields(r) + 2 * step * kVector + lane;
+    const std::uint8_t* p = r.fields() + 2 * step * kVector + lane;
     const Words first = load_words(p);
     const Words second = load_words(p + kVector);
     apply_signs<kOffset>(even_signs((first >> 9 & 0x7fU) | (first >> 17 & 0x7f00U) |
@@ -156,16 +147,16 @@ struct iq2_s : GridDecoder<iq2_s> {
   static constexpr int kSub = 16;
   static constexpr int kOffset = 6;
   static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
-    nibble_scales(grid_fields(r) + 18 * kVector, grid_d<20>(r), scale);
+    nibble_scales(r.fields() + 18 * kVector, r.last_field(20 * kVector), scale);
   }
   static MOESAIC_ALWAYS_INLINE void codes(const Record& r, int step, int lane, Words* c) {
-    const std::uint8_t* p = grid_fields(r) + lane;
+    const std::uint8_t* p = r.fields() + lane;
     const Words low = load_words(p + step * kVector);
     const Words high = load_words(p + (16 + step / 4) * kVector) >> (8 * (step % 4));
     for (int l = 0; l < 4; ++l) c[l] = (low >> (8 * l) & 255U) | (high >> (2 * l) & 3U) << 8;
   }
   static MOESAIC_ALWAYS_INLINE void finish(const Record& r, int step, int lane, V* w) {
-    apply_signs<kOffset>(load_words(grid_fields(r) + (8 + step) * kVector + lane), w);
+    apply_signs<kOffset>(load_words(r.fields() + (8 + step) * kVector + lane), w);
   }
 };
 
@@ -176,14 +167,14 @@ struct iq3_xxs : GridDecoder<iq3_xxs> {
   static constexpr int kSub = 32;
   static constexpr int kOffset = 6;
   static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
-    word_scales(grid_fields(r) + 16 * kVector, 1, grid_d<24>(r), 0.5F, scale);
+    word_scales(r.fields() + 16 * kVector, 1, r.last_field(24 * kVector), 0.5F, scale);
   }
   static MOESAIC_ALWAYS_INLINE void codes(const Record& r, int step, int lane, Words* c) {
-    const std::uint8_t* p = grid_fields(r) + 2 * step * kVector + lane;
+    const std::uint8_t* p = r.fields() + 2 * step * kVector + lane;
     for (int n = 0; n < 8; ++n) c[n] = load_words(p + n / 4 * kVector) >> (8 * (n % 4)) & 255U;
   }
   static MOESAIC_ALWAYS_INLINE void finish(const Record& r, int step, int lane, V* w) {
-    const Words word = load_words(grid_fields(r) + (16 + step) * kVector + lane);
+    const Words word = load_words(r.fields() + (16 + step) * kVector + lane);
     apply_signs<kOffset>(packed_signs(word), w);
   }
 };
@@ -196,15 +187,15 @@ struct iq3_s : GridDecoder<iq3_s> {
   static constexpr int kOffset = 4;
   static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
     for_lanes([&](int row) __attribute__((always_inline)) {
-      const Words codes = load_words(grid_fields(r) + 26 * kVector + 4 * row);
-      const F d = load_f16(grid_d<27>(r) + 2 * row);
+      const Words codes = load_words(r.fields() + 26 * kVector + 4 * row);
+      const F d = load_f16(r.last_field(27 * kVector) + 2 * row);
       for (int g = 0; g < 8; ++g) {
         store_f(scale[g] + row, mul(d, to_float(1U + 2U * (codes >> (4 * g) & 15U))));
       }
     });
   }
   static MOESAIC_ALWAYS_INLINE void codes(const Record& r, int step, int lane, Words* c) {
-    const std::uint8_t* p = grid_fields(r) + lane;
+    const std::uint8_t* p = r.fields() + lane;
     const Words ninth = load_words(p + (16 + step / 4) * kVector) >> (8 * (step % 4));
     for (int n = 0; n < 8; ++n) {
       const Words low = load_words(p + (2 * step + n / 4) * kVector) >> (8 * (n % 4)) & 255U;
@@ -212,7 +203,7 @@ struct iq3_s : GridDecoder<iq3_s> {
     }
   }
   static MOESAIC_ALWAYS_INLINE void finish(const Record& r, int step, int lane, V* w) {
-    apply_signs<kOffset>(load_words(grid_fields(r) + (18 + step) * kVector + lane), w);
+    apply_signs<kOffset>(load_words(r.fields() + (18 + step) * kVector + lane), w);
   }
 };
 
@@ -234,20 +225,20 @@ struct iq1_s : GridDecoder<iq1_s> {
   static constexpr int kOffset = 4;
   static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
     for_lanes([&](int row) __attribute__((always_inline)) {
-      const F d = mul(load_f16(grid_d<12>(r) + 2 * row), set_f(0.125F));
+      const F d = mul(load_f16(r.last_field(12 * kVector) + 2 * row), set_f(0.125F));
       for (int g = 0; g < 8; ++g) {
-        const Words high = load_words(grid_fields(r) + (8 + g / 2) * kVector + 4 * row);
+        const Words high = load_words(r.fields() + (8 + g / 2) * kVector + 4 * row);
         const Words code = high >> (16 * (g % 2) + 12) & 7U;
         store_f(scale[g] + row, mul(d, to_float(2U * code + 1U)));
       }
     });
   }
   static MOESAIC_ALWAYS_INLINE Words high_bits(const Record& r, int step, int lane) {
-    const std::uint8_t* p = grid_fields(r) + lane;
+    const std::uint8_t* p = r.fields() + lane;
     return load_words(p + (8 + step / 2) * kVector) >> (16 * (step % 2));
   }
   static MOESAIC_ALWAYS_INLINE void codes(const Record& r, int step, int lane, Words* c) {
-    const Words low = load_words(grid_fields(r) + step * kVector + lane);
+    const Words low = load_words(r.fields() + step * kVector + lane);
     const Words high = high_bits(r, step, lane);
     for (int l = 0; l < 4; ++l) c[l] = (low >> (8 * l) & 255U) | (high >> (3 * l) & 7U) << 8;
   }

@@ -74,9 +74,9 @@ struct q3_k {
   static constexpr bool kFused = true;
   static constexpr int kMain = 24 * kVector + 12 * kRows;  // bytes without d
   static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
-    const std::uint8_t* s = r.p + (r.odd ? 32 : 0) + 24 * kVector;
+    const std::uint8_t* s = r.fields() + 24 * kVector;
     for_lanes([&](int row) __attribute__((always_inline)) {
-      const F d = load_f16((r.odd ? r.p : r.p + kMain) + 2 * row);
+      const F d = load_f16(r.last_field(kMain) + 2 * row);
       const std::uint8_t* words = s + 4 * row;
       const Words low[2] = {load_words(words), load_words(words + kVector)};
       const Words high = load_words(words + 2 * kVector);
@@ -89,7 +89,7 @@ struct q3_k {
   }
   template <int S>
   static MOESAIC_ALWAYS_INLINE void weights(const Record& r, int, int lane, V* w) {
-    const std::uint8_t* high = r.p + (r.odd ? 32 : 0) + lane;
+    const std::uint8_t* high = r.fields() + lane;
     const std::uint8_t* low = high + 8 * kVector + S / 4 * kStep;
     for (int i = 0; i < 8; ++i) {
       w[i] = bit_or(bits<2 * (S % 4), 0, 3>(load(low + i * kVector)),
@@ -149,11 +149,11 @@ struct q6_k {
   static constexpr bool kFused = true;
   static constexpr int kMain = 48 * kVector + 16 * kRows;  // bytes without d
   static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
-    scaled_i8(r.odd ? r.p : r.p + kMain, r.p + (r.odd ? 32 : 0) + 48 * kVector, 16, scale);
+    scaled_i8(r.last_field(kMain), r.fields() + 48 * kVector, 16, scale);
   }
   template <int S>
   static MOESAIC_ALWAYS_INLINE void weights(const Record& r, int base, int lane, V* w) {
-    const std::uint8_t* p = r.p + (r.odd ? 32 : 0) + lane;
+    const std::uint8_t* p = r.fields() + lane;
     const std::uint8_t* low = p + base / 4 * 16 * kVector + S % 2 * kStep;
     const std::uint8_t* high = p + 32 * kVector + base / 4 * kStep;
     for (int i = 0; i < 8; ++i) {

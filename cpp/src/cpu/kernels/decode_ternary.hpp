@@ -8,17 +8,6 @@
 namespace moesaic::cpu {
 namespace {
 
-/// scale[s] = factor * d of block s / kSteps; the d of 16 rows follow each other.
-template <int kSteps>
-MOESAIC_ALWAYS_INLINE void block_scales(const std::uint8_t* d, int steps, float factor,
-                                        Scales out) {
-  for (int s = 0; s < steps; ++s) {
-    for_lanes([&](int row) {
-      store_f(out[s] + row, mul(load_f16(d + s / kSteps * 32 + 2 * row), set_f(factor)));
-    });
-  }
-}
-
 struct SmallDecoder {
   static constexpr int kSub = 32;
   static constexpr bool kAdd = false;
@@ -43,7 +32,7 @@ struct tq1_0 : SmallDecoder {
   static constexpr QuantType kType = QuantType::TQ1_0;
   static constexpr int kPeriod = 8;
   static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
-    block_scales<8>(r.odd ? r.p : r.p + 13 * kVector, 8, 1.0F, scale);
+    f16_scales<8>(r.last_field(13 * kVector), 8, scale);
   }
   template <int n>
   static MOESAIC_ALWAYS_INLINE V digit(const std::uint8_t* p, int vector) {
@@ -51,7 +40,7 @@ struct tq1_0 : SmallDecoder {
   }
   template <int S>
   static MOESAIC_ALWAYS_INLINE void weights(const Record& r, int, int lane, V* w) {
-    const std::uint8_t* p = r.p + (r.odd ? 32 : 0) + lane;
+    const std::uint8_t* p = r.fields() + lane;
     if constexpr (S < 5) {
       for (int i = 0; i < 8; ++i) w[i] = digit<S>(p, i);
     } else if constexpr (S < 7) {
@@ -72,11 +61,11 @@ struct tq2_0 : SmallDecoder {
   static constexpr QuantType kType = QuantType::TQ2_0;
   static constexpr int kPeriod = 4;
   static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
-    block_scales<8>(r.odd ? r.p : r.p + 16 * kVector, 8, 1.0F, scale);
+    f16_scales<8>(r.last_field(16 * kVector), 8, scale);
   }
   template <int S>
   static MOESAIC_ALWAYS_INLINE void weights(const Record& r, int base, int lane, V* w) {
-    const std::uint8_t* p = r.p + (r.odd ? 32 : 0) + base / 4 * kStep + lane;
+    const std::uint8_t* p = r.fields() + base / 4 * kStep + lane;
     for (int i = 0; i < 8; ++i) w[i] = bits<2 * S, 0, 3>(load(p + i * kVector));
   }
 };
@@ -87,7 +76,7 @@ struct q1_0 : SmallDecoder {
   static constexpr int kOffset = 3;
   static constexpr int kPeriod = 1;
   static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
-    block_scales<4>(r.p + r.steps * kVector, r.steps, 0.125F, scale);
+    f16_scales<4>(r.p + r.steps * kVector, r.steps, scale, 0.125F);
   }
   template <int S>
   static MOESAIC_ALWAYS_INLINE void weights(const Record& r, int base, int lane, V* w) {
@@ -103,7 +92,7 @@ struct q2_0 : SmallDecoder {
   static constexpr QuantType kType = QuantType::Q2_0;
   static constexpr int kPeriod = 1;
   static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
-    block_scales<2>(r.p + r.steps * 2 * kVector, r.steps, 1.0F, scale);
+    f16_scales<2>(r.p + r.steps * 2 * kVector, r.steps, scale);
   }
   template <int S>
   static MOESAIC_ALWAYS_INLINE void weights(const Record& r, int base, int lane, V* w) {

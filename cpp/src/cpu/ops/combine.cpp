@@ -28,8 +28,7 @@ void combine_block(const CombineCall& call, std::int64_t token, std::int64_t fir
     if (routing.topk_ids[pair] < 0) continue;
     const std::int64_t row = call.pair_row != nullptr ? call.pair_row[pair] : pair;
     if (row < 0) continue;  // the plan skips it
-    const float weight = routing.topk_weights != nullptr ? routing.topk_weights[pair] : 1.0F;
-    add_scaled(call.rows + row * hidden + first, weight, count, sum);
+    add_scaled(call.rows + row * hidden + first, pair_weight(routing, pair), count, sum);
   }
   const std::int64_t offset = token * call.out.stride(0) + first;
   if (call.accumulate) {

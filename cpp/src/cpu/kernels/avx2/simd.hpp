@@ -5,10 +5,11 @@
 
 #include <immintrin.h>
 
-#include <cstddef>
 #include <cstdint>
 
 #define MOESAIC_ALWAYS_INLINE inline __attribute__((always_inline))
+
+#include "cpu/kernels/x86_points.hpp"
 
 namespace moesaic::cpu {
 namespace {
@@ -68,12 +69,8 @@ MOESAIC_ALWAYS_INLINE V negate_where(V v, V words) {
 /// Points of 8 bytes: bytes 0 .. 3 and 4 .. 7 of point rows[i] in lane i.
 MOESAIC_ALWAYS_INLINE void pick8(const std::uint8_t* points, const std::uint32_t* rows, V& low,
                                  V& high) {
-  const auto pair = [&](int i) __attribute__((always_inline)) {
-    const auto at = [&](int row) {
-      return reinterpret_cast<const double*>(points + std::size_t{8} * rows[row]);
-    };
-    return _mm_loadh_pd(_mm_load_sd(at(i)), at(i + 1));
-  };
+  const auto pair = [&](int i)
+                        __attribute__((always_inline)) { return two_points(points, rows + i); };
   const __m256 a = _mm256_castpd_ps(_mm256_set_m128d(pair(4), pair(0)));
   const __m256 b = _mm256_castpd_ps(_mm256_set_m128d(pair(6), pair(2)));
   low = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88));
@@ -81,15 +78,7 @@ MOESAIC_ALWAYS_INLINE void pick8(const std::uint8_t* points, const std::uint32_t
 }
 /// The same of points of 4 bytes.
 MOESAIC_ALWAYS_INLINE V pick4(const std::uint8_t* points, const std::uint32_t* rows) {
-  const auto at = [&](int row) __attribute__((always_inline)) {
-    const auto* point = reinterpret_cast<const float*>(points + std::size_t{4} * rows[row]);
-    return _mm_castps_si128(_mm_load_ss(point));
-  };
-  const auto four = [&](int i) __attribute__((always_inline)) {
-    return _mm_unpacklo_epi64(_mm_unpacklo_epi32(at(i), at(i + 1)),
-                              _mm_unpacklo_epi32(at(i + 2), at(i + 3)));
-  };
-  return _mm256_set_m128i(four(4), four(0));
+  return _mm256_set_m128i(four_points(points, rows + 4), four_points(points, rows));
 }
 
 /// acc += the dot products of the 4 weights of each row and the 4 activations at `a`. Weights up to

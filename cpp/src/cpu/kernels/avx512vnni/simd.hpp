@@ -13,10 +13,11 @@
 #pragma GCC diagnostic pop
 #endif
 
-#include <cstddef>
 #include <cstdint>
 
 #define MOESAIC_ALWAYS_INLINE inline __attribute__((always_inline))
+
+#include "cpu/kernels/x86_points.hpp"
 
 namespace moesaic::cpu {
 namespace {
@@ -70,12 +71,8 @@ MOESAIC_ALWAYS_INLINE V negate_where(V v, V words) {
 /// Points of 8 bytes: bytes 0 .. 3 and 4 .. 7 of point rows[i] in lane i.
 MOESAIC_ALWAYS_INLINE void pick8(const std::uint8_t* points, const std::uint32_t* rows, V& low,
                                  V& high) {
-  const auto pair = [&](int i) __attribute__((always_inline)) {
-    const auto at = [&](int row) {
-      return reinterpret_cast<const double*>(points + std::size_t{8} * rows[row]);
-    };
-    return _mm_loadh_pd(_mm_load_sd(at(i)), at(i + 1));
-  };
+  const auto pair = [&](int i)
+                        __attribute__((always_inline)) { return two_points(points, rows + i); };
   const auto four_pairs = [&](int i) __attribute__((always_inline)) {
     const __m256d first = _mm256_set_m128d(pair(i + 4), pair(i));
     const __m256d second = _mm256_set_m128d(pair(i + 12), pair(i + 8));
@@ -88,14 +85,8 @@ MOESAIC_ALWAYS_INLINE void pick8(const std::uint8_t* points, const std::uint32_t
 }
 /// The same of points of 4 bytes.
 MOESAIC_ALWAYS_INLINE V pick4(const std::uint8_t* points, const std::uint32_t* rows) {
-  const auto at = [&](int row) __attribute__((always_inline)) {
-    const auto* point = reinterpret_cast<const float*>(points + std::size_t{4} * rows[row]);
-    return _mm_castps_si128(_mm_load_ss(point));
-  };
-  const auto four = [&](int i) __attribute__((always_inline)) {
-    return _mm_unpacklo_epi64(_mm_unpacklo_epi32(at(i), at(i + 1)),
-                              _mm_unpacklo_epi32(at(i + 2), at(i + 3)));
-  };
+  const auto four = [&](int i)
+                        __attribute__((always_inline)) { return four_points(points, rows + i); };
   const __m256i first = _mm256_set_m128i(four(4), four(0));
   const __m256i second = _mm256_set_m128i(four(12), four(8));
   return _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
