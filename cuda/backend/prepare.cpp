@@ -7,7 +7,7 @@
 #include "cuda/formats/pack.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/thread_pool.hpp"
-#include "stack/load.hpp"
+#include "weights/load.hpp"
 
 namespace moesaic::cuda {
 namespace {

@@ -57,7 +57,7 @@ Pieces code_iq4_xs(int i) { return {piece(8 + 16 * (i / 32) + i % 16, 4 * (i % 3
 Pieces code_nvfp4(int i) { return {piece(4 + 8 * (i / 16) + i % 8, 4 * (i % 16 / 8), 4)}; }
 
 /// The 6-bit scale (low byte) and minimum (high byte) of Q4_K and Q5_K; see
-/// core/quant/k_scales.hpp.
+/// quant/k_scales.hpp.
 Pieces scale_min6(int j) {
   if (j < 4) return {piece(4 + j, 0, 6), piece(8 + j, 0, 6, 8)};
   return {piece(8 + j, 0, 4), piece(j, 6, 2, 4), piece(8 + j, 4, 4, 8), piece(4 + j, 6, 2, 12)};

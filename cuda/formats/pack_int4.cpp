@@ -2,8 +2,8 @@
 
 #include <cstring>
 
-#include "cpu/kernels/int4_format.hpp"
-#include "marlin/panels.hpp"
+#include "int4/int4_format.hpp"
+#include "int4/panels.hpp"
 
 namespace moesaic::cuda {
 namespace {
@@ -26,18 +26,18 @@ ScalePlace scale_place(const Int4Format& format, const PackedLayout& layout, int
 
 void Int4Rows::codes(const WeightRef& panels, std::int32_t expert, std::int64_t row,
                      std::int64_t unit, std::uint32_t* to) const {
-  const cpu::Int4Layout format{panels.int4.scale_cols, panels.int4.scale_f32, panels.int4.zeros};
+  const int4::Int4Layout format{panels.int4.scale_cols, panels.int4.scale_f32, panels.int4.zeros};
   const std::int64_t first = unit * kUnitCols;  // units never straddle records
-  const std::byte* record = panels.expert(expert) + row / cpu::kInt4Rows * panels.row_stride +
-                            first / cpu::kInt4RecordCols * cpu::int4_record_bytes(format, 8);
+  const std::byte* record = panels.expert(expert) + row / int4::kInt4Rows * panels.row_stride +
+                            first / int4::kInt4RecordCols * int4::int4_record_bytes(format, 8);
   for (std::int64_t col = first; col < first + kUnitCols && col < panels.int4.packed_cols;
-       col += cpu::kInt4StepCols, to += cpu::kInt4StepCols) {
-    for (int i = 0; i < cpu::kInt4StepCols / 2; ++i) {
-      const int at = cpu::int4_byte(static_cast<int>(col % cpu::kInt4RecordCols) + i,
-                                    static_cast<int>(row % cpu::kInt4Rows));
+       col += int4::kInt4StepCols, to += int4::kInt4StepCols) {
+    for (int i = 0; i < int4::kInt4StepCols / 2; ++i) {
+      const int at = int4::int4_byte(static_cast<int>(col % int4::kInt4RecordCols) + i,
+                                     static_cast<int>(row % int4::kInt4Rows));
       const auto pair = static_cast<std::uint32_t>(record[at]);
       to[i] = pair & 15U;
-      to[cpu::kInt4StepCols / 2 + i] = pair >> 4;
+      to[int4::kInt4StepCols / 2 + i] = pair >> 4;
     }
   }
 }
@@ -45,8 +45,8 @@ void Int4Rows::codes(const WeightRef& panels, std::int32_t expert, std::int64_t 
 void Int4Rows::scales(const WeightRef& panels, std::int32_t expert, std::int64_t row, int slot,
                       std::uint8_t* block) const {
   const Int4Format& format = panels.int4;
-  for (std::int64_t col = 0; col < format.packed_cols; col += cpu::kInt4StepCols) {
-    const marlin::Int4Value value = marlin::read_panel(panels, expert, row, col);
+  for (std::int64_t col = 0; col < format.packed_cols; col += int4::kInt4StepCols) {
+    const int4::Int4Value value = int4::read_panel(panels, expert, row, col);
     const ScalePlace place = scale_place(format, layout_, slot, col);
     if (format.scale_f32) {
       std::memcpy(block + place.scale, &value.scale, 4);
@@ -61,7 +61,7 @@ void Int4Rows::scales(const WeightRef& panels, std::int32_t expert, std::int64_t
 float read_int4_value(const Int4Format& format, const PackedLayout& layout,
                       const std::uint8_t* scales, int slot, std::int64_t col, std::uint32_t code) {
   const ScalePlace place = scale_place(format, layout, slot, col);
-  marlin::Int4Value value{};
+  int4::Int4Value value{};
   value.code = static_cast<int>(code);
   value.zero = format.zeros ? scales[place.zero] : 8;
   if (format.scale_f32) {

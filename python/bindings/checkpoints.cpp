@@ -9,7 +9,7 @@
 #include "layer.hpp"
 #include "load.hpp"
 #include "moesaic/marlin_stack.hpp"
-#include "stack/builder.hpp"
+#include "weights/builder.hpp"
 #include "words.hpp"
 
 // Hugging Face checkpoints: Python reads names, configurations and files, and puts experts one by

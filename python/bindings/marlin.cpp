@@ -5,12 +5,12 @@
 #include "arrays.hpp"
 #include "calls.hpp"
 #include "devices.hpp"
-#include "forward/call_memory.hpp"
+#include "int4/marlin_layout.hpp"
+#include "int4/p4_layout.hpp"
 #include "load.hpp"
-#include "marlin/marlin_layout.hpp"
-#include "marlin/p4_layout.hpp"
 #include "moesaic/marlin_stack.hpp"
 #include "moesaic/thread_pool.hpp"
+#include "ops/call_memory.hpp"
 #include "words.hpp"
 
 namespace moesaic {
@@ -116,7 +116,7 @@ py::dict repack(const MarlinExpertStack& stack, const std::string& layout, std::
                 bool interleave_gate_up) {
   py::dict out;
   if (layout == "marlin") {
-    const marlin::MarlinMatrix m = marlin::to_marlin(stack.unpack(expert));
+    const int4::MarlinMatrix m = int4::to_marlin(stack.unpack(expert));
     out["qweight"] = copy_array(m.qweight, {m.k / 16, 2 * m.n});
     out["scales"] = copy_array(m.scales, {m.groups, m.n});
     out["qzeros"] = m.qzeros.empty() ? py::object(py::none())
@@ -127,7 +127,7 @@ py::dict repack(const MarlinExpertStack& stack, const std::string& layout, std::
   require<ConfigError>(layout == "p4", [&] {
     return Problem{"MarlinExpertStack.repack", "layout", "marlin | p4", "'" + layout + "'", {}};
   });
-  const marlin::P4Matrix m = marlin::to_p4(stack.unpack(expert), interleave_gate_up);
+  const int4::P4Matrix m = int4::to_p4(stack.unpack(expert), interleave_gate_up);
   const auto bytes = [](const std::vector<std::uint8_t>& values) {
     return copy_array(values, {static_cast<py::ssize_t>(values.size())});
   };
@@ -367,7 +367,7 @@ void bind_marlin(py::module_& m) {
            py::arg("interleave_gate_up") = false,
            "One expert in a GPU layout: 'marlin' gives qweight [K/16, 2N], scales, qzeros and "
            "perm;\n"
-           "'p4' gives bytes (cpp/src/marlin/README.md). Raises UnsupportedError for sizes that "
+           "'p4' gives bytes (cpp/src/int4/README.md). Raises UnsupportedError for sizes that "
            "the\n"
            "layout does not have.")
       .def("dequantize", &dequantize, py::arg("expert"), "One expert as f32 [n_per_expert, K].")

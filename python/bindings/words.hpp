@@ -7,7 +7,7 @@
 #include <string>
 #include <string_view>
 
-#include "core/words.hpp"
+#include "base/words.hpp"
 #include "moesaic/config.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/expert_stack.hpp"

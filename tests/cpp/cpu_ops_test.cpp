@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/arena.hpp"
+#include "base/pages.hpp"
 #include "cpu/ops/activate.hpp"
 #include "cpu/ops/combine.hpp"
 #include "cpu/ops/convert.hpp"

@@ -12,10 +12,10 @@
 
 #include "gguf_writer.hpp"
 #include "gtest/gtest.h"
+#include "model/presets.hpp"
 #include "moesaic/config.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/gguf.hpp"
-#include "route/presets.hpp"
 
 namespace moesaic::test {
 

@@ -7,10 +7,10 @@
 
 #include "cpu/isa.hpp"
 #include "gptq_checkpoint.hpp"
+#include "int4/columns.hpp"
+#include "int4/marlin_layout.hpp"
+#include "int4/p4_layout.hpp"
 #include "layers.hpp"
-#include "marlin/columns.hpp"
-#include "marlin/marlin_layout.hpp"
-#include "marlin/p4_layout.hpp"
 #include "moesaic/marlin_stack.hpp"
 
 namespace moesaic::testing {
@@ -90,17 +90,17 @@ TEST(Marlin, PartsFillAStackFromAnyColumn) {
 }
 
 TEST(Marlin, PermutationsAreTheDocumentedOnes) {
-  const auto& perm = marlin::marlin_weight_perm();
+  const auto& perm = int4::marlin_weight_perm();
   const std::vector<std::int32_t> head = {0,   128, 8,   136, 16,  144, 24,  152,
                                           256, 384, 264, 392, 272, 400, 280, 408};
   const std::vector<std::int32_t> tail = {871, 999, 879, 1007, 887, 1015, 895, 1023};
   EXPECT_TRUE(std::equal(head.begin(), head.end(), perm.begin()));
   EXPECT_TRUE(std::equal(tail.begin(), tail.end(), perm.end() - 8));
   EXPECT_EQ(
-      marlin::marlin_scale_perm(false),
+      int4::marlin_scale_perm(false),
       (std::vector<std::int32_t>{0, 1, 8,  9,  16, 17, 24, 25, 2, 3, 10, 11, 18, 19, 26, 27,
                                  4, 5, 12, 13, 20, 21, 28, 29, 6, 7, 14, 15, 22, 23, 30, 31}));
-  const auto grouped = marlin::marlin_scale_perm(true);
+  const auto grouped = int4::marlin_scale_perm(true);
   const std::vector<std::int32_t> start = {0, 8, 16, 24, 32, 40, 48, 56, 1, 9};
   ASSERT_EQ(grouped.size(), 64U);
   EXPECT_TRUE(std::equal(start.begin(), start.end(), grouped.begin()));
@@ -114,7 +114,7 @@ TEST(Marlin, FirstWordsHoldTheDocumentedPositions) {
       std::vector<std::uint8_t> codes(1024);
       for (int i = 0; i < 1024; ++i)
         codes[static_cast<std::size_t>(i)] = static_cast<std::uint8_t>(i >> bit & 15);
-      const auto words = marlin::pack_marlin_codes(codes, 16, 64);
+      const auto words = int4::pack_marlin_codes(codes, 16, 64);
       at |= static_cast<int>(words[static_cast<std::size_t>(word)] >> 4 * nibble & 15U) << bit;
     }
     return std::pair(at / 64, at % 64);
@@ -137,7 +137,7 @@ TEST(Marlin, ZeroPointsLieWhereTheKernelReadsThem) {
   std::vector<std::uint8_t> zeros(128);
   for (std::size_t i = 0; i < zeros.size(); ++i)
     zeros[i] = static_cast<std::uint8_t>((i * 7 + i / 16) % 16);
-  const auto words = marlin::pack_marlin_zeros(zeros, 1, 128);
+  const auto words = int4::pack_marlin_zeros(zeros, 1, 128);
   constexpr int kOrder[8] = {0, 2, 4, 6, 1, 3, 5, 7};
   for (int slab = 0; slab < 2; ++slab) {
     for (int column = 0; column < 8; ++column) {
@@ -147,7 +147,7 @@ TEST(Marlin, ZeroPointsLieWhereTheKernelReadsThem) {
       }
     }
   }
-  EXPECT_EQ(marlin::unpack_marlin_zeros(words, 1, 128), zeros);
+  EXPECT_EQ(int4::unpack_marlin_zeros(words, 1, 128), zeros);
 }
 
 TEST(Marlin, LayoutIsInvertible) {
@@ -156,29 +156,27 @@ TEST(Marlin, LayoutIsInvertible) {
         Recipe{.k = 128, .n = 64, .group_size = -1, .zeros = false},
         Recipe{.k = 256, .n = 64, .group_size = 32, .zeros = false, .order = Order::Permuted}}) {
     const Int4Matrix m = make_checkpoint(r).matrices[0];
-    const marlin::MarlinMatrix packed = marlin::to_marlin(m);
+    const int4::MarlinMatrix packed = int4::to_marlin(m);
     EXPECT_EQ(packed.qzeros.empty(), !r.zeros);
-    EXPECT_EQ(marlin::from_marlin(packed), m) << describe_recipe(r);
+    EXPECT_EQ(int4::from_marlin(packed), m) << describe_recipe(r);
   }
-  EXPECT_THROW(marlin::to_marlin(make_checkpoint({.k = 24, .n = 64}).matrices[0]),
-               UnsupportedError);
-  EXPECT_THROW(marlin::to_marlin(make_checkpoint({.k = 32, .n = 32}).matrices[0]),
-               UnsupportedError);
+  EXPECT_THROW(int4::to_marlin(make_checkpoint({.k = 24, .n = 64}).matrices[0]), UnsupportedError);
+  EXPECT_THROW(int4::to_marlin(make_checkpoint({.k = 32, .n = 32}).matrices[0]), UnsupportedError);
   EXPECT_THROW(
-      marlin::to_marlin(
+      int4::to_marlin(
           make_checkpoint({.k = 256, .n = 64, .zeros = false, .order = Order::Random}).matrices[0]),
       UnsupportedError);
   Int4Matrix sixteen = make_checkpoint({.k = 64, .n = 64}).matrices[0];
   sixteen.zeros[3] = 16;
-  EXPECT_THROW(marlin::to_marlin(sixteen), UnsupportedError);
+  EXPECT_THROW(int4::to_marlin(sixteen), UnsupportedError);
 }
 
 TEST(Marlin, ActOrderSortsRowsByGroup) {
   const Int4Matrix m = make_checkpoint({.k = 64, .n = 64, .order = Order::Permuted}).matrices[0];
   Int4Matrix even = m;
   for (auto& z : even.zeros) z = static_cast<std::uint8_t>(z % 16);
-  const marlin::MarlinMatrix packed = marlin::to_marlin(even);
-  const auto codes = marlin::unpack_marlin_codes(packed.qweight, 64, 64);
+  const int4::MarlinMatrix packed = int4::to_marlin(even);
+  const auto codes = int4::unpack_marlin_codes(packed.qweight, 64, 64);
   for (std::int64_t i = 0; i < 64; ++i) {
     const std::int64_t from = packed.perm[static_cast<std::size_t>(i)];
     EXPECT_EQ(m.g_idx[static_cast<std::size_t>(from)], i / 32);
@@ -196,11 +194,11 @@ TEST(P4, IsInvertible) {
     const Int4Matrix m = make_checkpoint(r).matrices[0];
     for (const bool interleave : {false, true}) {
       if (interleave && m.n % 16 != 0) {
-        EXPECT_THROW(marlin::to_p4(m, true), UnsupportedError);
+        EXPECT_THROW(int4::to_p4(m, true), UnsupportedError);
         continue;
       }
-      const marlin::P4Matrix packed = marlin::to_p4(m, interleave);
-      EXPECT_EQ(marlin::from_p4(packed), m) << describe_recipe(r);
+      const int4::P4Matrix packed = int4::to_p4(m, interleave);
+      EXPECT_EQ(int4::from_p4(packed), m) << describe_recipe(r);
       EXPECT_EQ(packed.packed_rows % 16, 0);
       EXPECT_EQ(packed.packed_cols % 64, 0);
     }
@@ -210,7 +208,7 @@ TEST(P4, IsInvertible) {
 TEST(P4, HasTheDocumentedSizesAndOrder) {
   const Recipe r{.k = 256, .n = 32, .group_size = 128, .zeros = false};
   const Int4Matrix m = make_checkpoint(r).matrices[0];
-  const marlin::P4Matrix packed = marlin::to_p4(m, true);
+  const int4::P4Matrix packed = int4::to_p4(m, true);
   EXPECT_EQ(packed.row_block_bytes, 2 * 1056);
   EXPECT_EQ(packed.bytes.size(), 2U * 2 * 1056);
   // Lane l = 4 g + t owns 16 bytes; the nibble at bit 4 (r + 4 h) of word s is row g + 8 (r & 1),
@@ -244,7 +242,7 @@ TEST(P4, HasTheDocumentedSizesAndOrder) {
 TEST(Marlin, ColumnOrderKeepsGroupsApart) {
   for (const Recipe& r : recipes()) {
     const Checkpoint c = make_checkpoint(r);
-    const marlin::ColumnOrder order = marlin::order_columns(c.k, c.group_size, c.groups, c.g_idx);
+    const int4::ColumnOrder order = int4::order_columns(c.k, c.group_size, c.groups, c.g_idx);
     const std::size_t orders = c.g_idx.empty() ? 1 : c.g_idx.size() / static_cast<std::size_t>(c.k);
     for (std::size_t o = 0; o < orders; ++o) {
       std::vector<bool> seen(static_cast<std::size_t>(c.k));
@@ -262,9 +260,9 @@ TEST(Marlin, ColumnOrderKeepsGroupsApart) {
       EXPECT_TRUE(std::all_of(seen.begin(), seen.end(), [](bool s) { return s; }));
     }
   }
-  EXPECT_EQ(marlin::order_columns(2048, 128, 16, {}).scale_cols, 128);
-  EXPECT_TRUE(marlin::order_columns(2048, 128, 16, {}).identity);
-  EXPECT_EQ(marlin::order_columns(2048, 2048, 1, {}).scale_cols, 256);
+  EXPECT_EQ(int4::order_columns(2048, 128, 16, {}).scale_cols, 128);
+  EXPECT_TRUE(int4::order_columns(2048, 128, 16, {}).identity);
+  EXPECT_EQ(int4::order_columns(2048, 2048, 1, {}).scale_cols, 256);
 }
 
 TEST(Marlin, BadTensorsAreRefused) {

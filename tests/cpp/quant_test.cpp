@@ -12,11 +12,11 @@
 #include <string>
 #include <vector>
 
-#include "core/quant/codebooks.hpp"
-#include "core/quant/iq_grids.hpp"
-#include "core/quant/k_scales.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/types.hpp"
+#include "quant/codebooks.hpp"
+#include "quant/iq_grids.hpp"
+#include "quant/k_scales.hpp"
 
 namespace moesaic {
 namespace {

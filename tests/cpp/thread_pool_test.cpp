@@ -16,7 +16,7 @@
 #include <thread>
 #include <vector>
 
-#include "core/cpu_quota.hpp"
+#include "base/cpu_quota.hpp"
 #include "moesaic/error.hpp"
 
 #if defined(__SANITIZE_THREAD__)

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "core/env.hpp"
+#include "base/env.hpp"
 #include "gtest/gtest.h"
 #include "moesaic/error.hpp"
 

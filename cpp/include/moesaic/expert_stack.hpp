@@ -49,7 +49,7 @@ enum class UnitHalf : std::uint8_t {
   Second,  ///< the other
 };
 
-/// How an INT4 role lies in its panels (cpp/src/marlin/README.md); unset for other types.
+/// How an INT4 role lies in its panels (cpp/src/int4/README.md); unset for other types.
 /// Columns are stored group after group, in the order of `gather`, each group padded to whole steps
 /// of 32.
 struct Int4Format {

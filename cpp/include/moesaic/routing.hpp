@@ -34,7 +34,7 @@ enum class SelectOn : std::uint8_t { Scores, Logits, Given };
 
 /// A router, factored into independent facts. Steps in order: logits (+ router_bias), score,
 /// selection (score or logit, + selection_bias, group limit), top-k, weights from the unbiased
-/// scores, renormalisation, scale. Source of each preset: `route/presets.cpp`.
+/// scores, renormalisation, scale. Source of each preset: `model/presets.cpp`.
 struct RouterConfig {
   std::int32_t num_experts = 0;  ///< E of the logits, identity experts included
   std::int32_t top_k = 0;

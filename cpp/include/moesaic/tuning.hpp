@@ -1,6 +1,6 @@
 #pragma once
 
-/// Knobs. Precedence: call > tuning() context > environment > default. One table (core/env.cpp)
+/// Knobs. Precedence: call > tuning() context > environment > default. One table (base/env.cpp)
 /// lists every MOESAIC_* variable with its parser and help text; unknown names warn once, bad
 /// values throw.
 

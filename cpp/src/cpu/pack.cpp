@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/arena.hpp"
+#include "base/pages.hpp"
 #include "cpu/experts.hpp"
 #include "cpu/kernels/panel_format.hpp"
 #include "moesaic/thread_pool.hpp"

@@ -1,7 +1,7 @@
 #include <string>
 
-#include "forward/check.hpp"
 #include "forward/parts.hpp"
+#include "ops/check.hpp"
 
 namespace moesaic::forward {
 namespace {

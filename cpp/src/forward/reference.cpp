@@ -2,9 +2,9 @@
 #include <cstring>
 #include <vector>
 
-#include "forward/check.hpp"
 #include "forward/parts.hpp"
 #include "moesaic/forward.hpp"
+#include "ops/check.hpp"
 
 namespace moesaic {
 namespace {

@@ -2,9 +2,9 @@
 
 /// The steps of a forward, in order (cpp/README.md).
 
-#include "forward/check.hpp"
 #include "forward/row_maps.hpp"
 #include "forward/scratch.hpp"
+#include "ops/check.hpp"
 
 namespace moesaic::forward {
 

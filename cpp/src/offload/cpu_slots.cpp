@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/arena.hpp"
+#include "base/pages.hpp"
 #include "cpu/pack.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/thread_pool.hpp"
@@ -36,7 +36,7 @@ class CpuSlots final : public ExpertSlots {
       part.from = from;
       part.to = slot_layout(from);
       const std::int64_t bytes = num_slots * part.to.expert_stride;
-      part.arena = cpu::allocate_pages(static_cast<std::size_t>(bytes));
+      part.arena = allocate_pages(static_cast<std::size_t>(bytes));
       part.to.base = part.arena.get();
       nbytes_ += bytes;
     }

@@ -17,7 +17,7 @@
 #include <system_error>
 #include <thread>
 
-#include "cpu/arena.hpp"
+#include "base/pages.hpp"
 #include "moesaic/error.hpp"
 #include "offload/source.hpp"
 
@@ -62,7 +62,7 @@ class DiskSource final : public ExpertSource {
       }
     }
     nbytes_ = largest * options.buffers;
-    memory_ = cpu::allocate_pages(static_cast<std::size_t>(nbytes_));
+    memory_ = allocate_pages(static_cast<std::size_t>(nbytes_));
     buffers_.resize(static_cast<std::size_t>(options.buffers));
     for (std::size_t i = 0; i < buffers_.size(); ++i) {
       buffers_[i].memory = memory_.get() + static_cast<std::int64_t>(i) * largest;

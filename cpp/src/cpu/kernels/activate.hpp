@@ -1,7 +1,7 @@
 #pragma once
 
 /// hidden = activation(gate, up) for every ActivationKind, with an exponential good to about 1e-7.
-/// The scalar definitions are in forward/activation.cpp.
+/// The scalar definitions are in ops/activation.cpp.
 
 #include <utility>
 

@@ -5,9 +5,9 @@
 /// vectors of words; only the points themselves are loaded row by row, from a table in the first
 /// cache. That costs more than the products of a few tokens, so it always fills a tile.
 
-#include "core/quant/iq_grids.hpp"
 #include "cpu/kernels/decode_block32.hpp"
 #include "cpu/kernels/words.hpp"
+#include "quant/iq_grids.hpp"
 
 namespace moesaic::cpu {
 namespace {

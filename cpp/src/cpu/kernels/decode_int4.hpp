@@ -5,10 +5,13 @@
 
 #include "cpu/kernels/decode_block32.hpp"
 #include "cpu/kernels/gemm_int.hpp"
-#include "cpu/kernels/int4_format.hpp"
+#include "int4/int4_format.hpp"
 
 namespace moesaic::cpu {
 namespace {
+
+using moesaic::int4::Int4Layout, moesaic::int4::int4_record_bytes, moesaic::int4::int4_scales_at,
+    moesaic::int4::int4_zeros_at, moesaic::int4::kInt4StepCols;
 
 /// A record that says how it is laid out.
 struct Int4Record : Record {

@@ -1,0 +1,30 @@
+#pragma once
+
+/// The order of an INT4 stack's columns in memory: group after group, whatever g_idx says.
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace moesaic::int4 {
+
+/// Where the columns of one or more experts lie. Every group starts at a multiple of `scale_cols`,
+/// so a stored scale serves one group; columns that fill up a group have position -1.
+struct ColumnOrder {
+  std::int64_t packed_cols = 0;      ///< the same for all experts, a multiple of 32
+  std::int32_t scale_cols = 32;      ///< 32, 64, 128 or 256
+  std::int64_t units = 0;            ///< packed_cols / scale_cols, rounded up
+  bool identity = true;              ///< packed column = column
+  std::vector<std::int32_t> column;  ///< [orders, packed_cols]: column of x, -1 = padding
+  std::vector<std::int32_t> group;   ///< [orders, units], -1 behind the last group
+};
+
+/// The order for each row of `g_idx` ([orders, K], groups in range); an empty g_idx means k /
+/// group_size. Columns of a group keep their order, so the sort is stable.
+ColumnOrder order_columns(std::int64_t k, std::int64_t group_size, std::int64_t groups,
+                          std::span<const std::int32_t> g_idx);
+
+/// The stable argsort of one g_idx: what Marlin kernels gather activations by.
+std::vector<std::int32_t> sort_by_group(std::span<const std::int32_t> g_idx);
+
+}  // namespace moesaic::int4

@@ -1,0 +1,334 @@
+#include <algorithm>
+#include <limits>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "model/layer_reader.hpp"
+#include "model/presets.hpp"
+#include "moesaic/error.hpp"
+#include "moesaic/gguf.hpp"
+
+namespace moesaic {
+namespace {
+
+/// llama.cpp renormalises with max(sum, smallest normal f16).
+constexpr float kNormFloor = 6.103515625e-5F;
+
+/// A clamp limit up to this is off.
+constexpr double kLimitOff = 1e-6;
+
+/// GGUF's expert_gating_func.
+ScoreFunction score_function(const LayerReader& read, std::int64_t id) {
+  switch (id) {
+    case 1:
+      return ScoreFunction::Softmax;
+    case 2:
+      return ScoreFunction::Sigmoid;
+    case 3:
+      return ScoreFunction::SoftmaxSelected;
+    case 4:
+      return ScoreFunction::SqrtSoftplus;
+    default:
+      throw FormatError(read.problem(read.key("expert_gating_func"), "1 to 4", std::to_string(id)));
+  }
+}
+
+/// GLM-4.7-Flash is stored as deepseek2 without a score key; its depth and vocabulary tell.
+bool is_glm_flash(const GgufFile& file, const LayerReader& read) {
+  constexpr std::int64_t kVocabulary = 154880;
+  const std::int64_t blocks = file.integer(read.key("block_count")).value_or(0);
+  const GgufTensor* const embedding = file.tensor("token_embd.weight");
+  return (blocks == 47 || blocks == 48) && embedding != nullptr &&
+         embedding->shape[0] == kVocabulary;
+}
+
+std::int64_t expert_width(const LayerReader& read, WidthFallback fallback, std::int32_t top_k) {
+  if (const auto width = read.size("expert_feed_forward_length")) return *width;
+  const std::int64_t width = read.required_size("feed_forward_length");
+  return fallback == WidthFallback::FeedForwardOverTopK ? width / top_k : width;
+}
+
+void read_groups(const LayerReader& read, RouterConfig& router) {
+  const std::int64_t groups = read.integer("expert_group_count", Use::Optional).value_or(1);
+  if (groups <= 1) return;
+  const std::int64_t used = read.required_size("expert_group_used_count");
+  require<FormatError>(
+      groups <= router.num_experts && router.num_experts % groups == 0 && used <= groups, [&] {
+        return read.problem(read.key("expert_group_count"),
+                            "a divisor of " + std::to_string(router.num_experts) +
+                                " experts, not below expert_group_used_count",
+                            std::to_string(groups) + ", " + std::to_string(used) + " used");
+      });
+  router.num_groups = static_cast<std::int32_t>(groups);
+  router.groups_used = static_cast<std::int32_t>(used);
+}
+
+/// Blocks below hash_layer_count take their experts from a table by token id.
+void read_table(const LayerReader& read, const Preset& preset, const MoeTensors& tensors,
+                MoeConfig& config) {
+  const std::int64_t layers =
+      read.integer("hash_layer_count", preset.hash_layers ? Use::Optional : Use::Ignored)
+          .value_or(0);
+  const bool hashed = config.layer < layers;
+  read.check_use(tensors.token_experts, "ffn_gate_tid2eid.weight",
+                 hashed ? Use::Required : Use::Ignored);
+  if (!hashed) return;
+  config.router.select_on = SelectOn::Given;
+  config.vocab_size = tensors.token_experts->shape[0];
+  read.check_shape(tensors.token_experts, {config.vocab_size, config.top_k});
+}
+
+void read_router(const GgufFile& file, const LayerReader& read, const Preset& preset,
+                 const MoeTensors& tensors, MoeConfig& config) {
+  RouterConfig& router = config.router;
+  router.num_experts = config.num_experts;
+  router.top_k = config.top_k;
+  router.score = preset.score;
+  if (const auto id = read.integer("expert_gating_func", preset.score_key)) {
+    router.score = score_function(read, *id);
+  } else if (preset.sigmoid_if_flash && is_glm_flash(file, read)) {
+    router.score = ScoreFunction::Sigmoid;
+  }
+  router.select_on = preset.select_on;
+  router.renormalize =
+      read.boolean("expert_weights_norm", preset.renormalize_key).value_or(preset.renormalize);
+  router.guard = NormGuard::ClampMin;
+  router.guard_eps = kNormFloor;
+  router.scale =
+      static_cast<float>(read.number("expert_weights_scale", preset.scale_key).value_or(1.0));
+  router.weight_on = preset.weight_on;
+  read_groups(read, router);
+  read_table(read, preset, tensors, config);
+
+  const bool hashed = router.select_on == SelectOn::Given;
+  read.check_use(tensors.router_bias, "ffn_gate_inp.bias", preset.router_bias);
+  read.check_use(tensors.selection_bias, "exp_probs_b.bias",
+                 hashed ? Use::Optional : preset.selection_bias);
+  router.router_bias = read.vector(tensors.router_bias, router.num_experts);
+  // A table leaves nothing to select.
+  if (!hashed) router.selection_bias = read.vector(tensors.selection_bias, router.num_experts);
+  try {
+    router.validate();
+  } catch (const ConfigError& error) {
+    throw FormatError(read.problem("router", "consistent metadata", error.what()));
+  }
+}
+
+bool is_clamped(ActivationKind kind) {
+  return kind == ActivationKind::SwiGluClampInput || kind == ActivationKind::SwiGluClampOutput;
+}
+
+/// The clamped form `kind` with its limit; plain SwiGLU where there is none.
+Activation clamped(ActivationKind kind, std::optional<double> limit) {
+  Activation activation;
+  if (!limit || *limit <= kLimitOff) return activation;
+  activation.kind = kind;
+  activation.limit = static_cast<float>(*limit);
+  return activation;
+}
+
+void read_activations(const LayerReader& read, const Preset& preset, MoeConfig& config) {
+  config.activation.kind = preset.activation;
+  if (preset.activation == ActivationKind::SiTu) {
+    const auto beta = [&](std::string_view name) {
+      return static_cast<float>(*read.number(name, Use::Required));
+    };
+    config.activation.beta = beta("activation.situ_beta");
+    config.activation.linear_beta = std::max(0.0F, beta("activation.situ_linear_beta"));
+    require<FormatError>(config.activation.beta > 0.0F, [&] {
+      return read.problem(read.key("activation.situ_beta"), "a positive number",
+                          std::to_string(config.activation.beta));
+    });
+  }
+  config.shared_activation = config.activation;
+  if (!is_clamped(preset.activation)) return;
+  const auto limit = read.number("swiglu_clamp_exp", preset.limit_key);
+  config.activation = clamped(preset.activation, limit);
+  std::optional<double> shared =
+      read.number("swiglu_clamp_shexp",
+                  preset.shared_limit == SharedLimit::None ? Use::Ignored : Use::Optional);
+  if (!shared && preset.shared_limit == SharedLimit::KeyElseRouted) shared = limit;
+  config.shared_activation = clamped(preset.activation, shared);
+}
+
+void read_inputs(const LayerReader& read, const Preset& preset, const MoeTensors& tensors,
+                 MoeConfig& config) {
+  config.input_norm = preset.input_norm;
+  config.router_input = preset.router_input;
+  if (preset.input_norm) {
+    read.check_use(tensors.input_norm, "pre_ffw_norm_2.weight or ffn_norm_exps.weight",
+                   Use::Required);
+    read.check_shape(tensors.input_norm, {config.hidden_size});
+  }
+  const bool own_norm = preset.router_input == RouterInput::Norm;
+  read.check_use(tensors.router_scale, "ffn_gate_inp.scale",
+                 own_norm ? Use::Required : Use::Ignored);
+  read.check_shape(tensors.router_scale, {config.hidden_size});
+
+  const std::int64_t latent =
+      preset.latent_key.empty() ? 0 : read.integer(preset.latent_key, Use::Optional).value_or(0);
+  require<FormatError>(latent >= 0, [&] {
+    return read.problem(read.key(preset.latent_key), "a width", std::to_string(latent));
+  });
+  config.latent_size = latent;
+  const Use use = latent > 0 ? Use::Required : Use::Ignored;
+  read.check_use(tensors.latent_down, "ffn_latent_down.weight or ffn_routed_down.weight", use);
+  read.check_use(tensors.latent_up, "ffn_latent_up.weight or ffn_routed_up.weight", use);
+  read.check_use(tensors.latent_norm, "ffn_routed_norm.weight",
+                 latent > 0 ? Use::Optional : Use::Ignored);
+  read.check_shape(tensors.latent_down, {latent, config.hidden_size});
+  read.check_shape(tensors.latent_up, {config.hidden_size, latent});
+  read.check_shape(tensors.latent_norm, {latent});
+  config.latent_norm = tensors.latent_norm != nullptr;
+  if (config.input_norm || own_norm || config.latent_norm) {
+    config.norm_eps =
+        static_cast<float>(*read.number("attention.layer_norm_rms_epsilon", Use::Required));
+  }
+}
+
+void check_experts(const LayerReader& read, const MoeTensors& tensors, const MoeConfig& config) {
+  const std::int64_t experts = config.num_experts;
+  const std::int64_t hidden = config.latent_size > 0 ? config.latent_size : config.hidden_size;
+  const std::int64_t width = config.intermediate_size;
+  read.check_shape(tensors.router, {experts, config.hidden_size});
+  read.check_shape(tensors.gate, {experts, width, hidden});
+  read.check_shape(tensors.up, {experts, width, hidden});
+  read.check_shape(tensors.gate_up, {experts, 2 * width, hidden});
+  read.check_shape(tensors.down, {experts, hidden, width});
+  if (tensors.expert_down.empty()) return;
+  for (const auto* role : {&tensors.expert_gate, &tensors.expert_up, &tensors.expert_down}) {
+    require<FormatError>(role->empty() || std::cmp_equal(role->size(), experts), [&] {
+      return read.problem(read.tensor_name("ffn_*.E.weight"),
+                          std::to_string(experts) + " experts (" + read.key("expert_count") + ")",
+                          std::to_string(role->size()));
+    });
+  }
+  for (const GgufTensor* tensor : tensors.expert_gate) read.check_shape(tensor, {width, hidden});
+  for (const GgufTensor* tensor : tensors.expert_up) read.check_shape(tensor, {width, hidden});
+  for (const GgufTensor* tensor : tensors.expert_down) read.check_shape(tensor, {hidden, width});
+}
+
+/// What the keys say; the tensors' own width where they say nothing.
+std::int64_t shared_width(const LayerReader& read, SharedWidth rule, std::int64_t expert_width,
+                          std::int64_t stored) {
+  constexpr const char* kLength = "expert_shared_feed_forward_length";
+  constexpr const char* kCount = "expert_shared_count";
+  const auto times_count = [&](std::int64_t width, std::int64_t count) {
+    require<FormatError>(width * count <= std::numeric_limits<std::int32_t>::max(), [&] {
+      return read.problem(read.key(kCount), "a width within int32 for all shared experts together",
+                          std::to_string(count) + " of " + std::to_string(width));
+    });
+    return width * count;
+  };
+  switch (rule) {
+    case SharedWidth::Tensors:
+      break;
+    case SharedWidth::Key:
+      return read.size(kLength).value_or(stored);
+    case SharedWidth::Count:
+      if (const auto count = read.size(kCount)) return times_count(expert_width, *count);
+      break;
+    case SharedWidth::KeyTimesCount:
+      if (const auto key = read.size(kLength)) {
+        return times_count(*key, read.size(kCount).value_or(1));
+      }
+      break;
+  }
+  return stored;
+}
+
+void read_shared(const LayerReader& read, const Preset& preset, const MoeTensors& tensors,
+                 MoeConfig& config) {
+  read.check_use(tensors.shared_up, "ffn_up_shexp.weight", preset.shared_tensors);
+  if (tensors.shared_up == nullptr) return;
+  read.check_use(tensors.shared_down, "ffn_down_shexp.weight", Use::Required);
+  config.shared = preset.shared;
+  const std::int64_t hidden = config.hidden_size;
+  const std::int64_t width = shared_width(read, preset.shared_width, config.intermediate_size,
+                                          tensors.shared_down->shape[1]);
+  config.shared_intermediate_size = width;
+
+  const bool gated = config.activation.gated();
+  // Granite's sliding-window form stores gate and up as one.
+  const bool fused =
+      gated && tensors.shared_gate == nullptr && tensors.shared_up->shape[0] == 2 * width;
+  const Use router = preset.shared == SharedKind::SigmoidGated ? Use::Required : Use::Ignored;
+  read.check_use(tensors.shared_gate, "ffn_gate_shexp.weight",
+                 gated && !fused ? Use::Required : Use::Ignored);
+  read.check_use(tensors.shared_router, "ffn_gate_inp_shexp.weight", router);
+  read.check_shape(tensors.shared_gate, {width, hidden});
+  read.check_shape(tensors.shared_up, {fused ? 2 * width : width, hidden});
+  read.check_shape(tensors.shared_down, {hidden, width});
+  read.check_shape(tensors.shared_router, {hidden});
+}
+
+/// `layer` has all expert tensors.
+void check_layer(const GgufFile& file, const LayerReader& read, const MoeTensors& tensors,
+                 std::int32_t layer) {
+  const std::vector<std::int32_t> layers = file.moe_layers();
+  require<ShapeError>(std::ranges::binary_search(layers, layer), [&] {
+    return read.problem("block " + std::to_string(layer),
+                        layers.empty() ? "a file with experts"
+                                       : "a block with experts, " + std::to_string(layers.front()) +
+                                             " to " + std::to_string(layers.back()),
+                        "one without");
+  });
+  require<FormatError>(tensors.has_experts(), [&] {
+    return read.problem("block " + std::to_string(layer),
+                        "ffn_down_exps.weight with ffn_up_exps.weight or ffn_gate_up_exps.weight",
+                        "only a part of them");
+  });
+}
+
+void check_parts(const LayerReader& read, const Preset& preset) {
+  require<UnsupportedError>(preset.missing.empty(), [&] {
+    Problem problem =
+        read.problem(std::string(preset.architecture), "layers of parts that are available",
+                     std::string(preset.missing));
+    problem.hint = "ExpertStack::load_from_gguf opens the experts alone";
+    return problem;
+  });
+}
+
+}  // namespace
+
+MoeConfig config_from_preset(const GgufFile& file, std::int32_t layer, const Preset& preset) {
+  const LayerReader read(file, layer, preset.architecture);
+  check_parts(read, preset);
+  const MoeTensors tensors = find_moe_tensors(file, layer);
+  check_layer(file, read, tensors, layer);
+
+  MoeConfig config;
+  config.architecture = preset.architecture;
+  config.layer = layer;
+  config.hidden_size = read.required_size("embedding_length");
+  config.num_experts = static_cast<std::int32_t>(read.required_size("expert_count"));
+  config.top_k = static_cast<std::int32_t>(read.required_size("expert_used_count"));
+  config.intermediate_size = expert_width(read, preset.width, config.top_k);
+  read_activations(read, preset, config);
+  read_router(file, read, preset, tensors, config);
+  read_inputs(read, preset, tensors, config);
+  check_experts(read, tensors, config);
+  read_shared(read, preset, tensors, config);
+  return config;
+}
+
+MoeConfig MoeConfig::from_gguf(const GgufFile& file, std::int32_t layer) {
+  const auto architecture = file.string("general.architecture");
+  require<FormatError>(architecture.has_value(), [&] {
+    return Problem{"MoeConfig::from_gguf", "general.architecture", "a value", "nothing",
+                   file.path().string()};
+  });
+  const auto preset = std::ranges::find(presets(), *architecture, &Preset::architecture);
+  require<UnsupportedError>(preset != presets().end(), [&] {
+    std::string known;
+    for (const std::string& name : known_architectures())
+      known += (known.empty() ? "" : ", ") + name;
+    return Problem{"MoeConfig::from_gguf", "general.architecture", "one of " + known,
+                   "\"" + *architecture + "\"", "fill in a MoeConfig by hand"};
+  });
+  return config_from_preset(file, layer, *preset);
+}
+
+}  // namespace moesaic

@@ -1,0 +1,353 @@
+#include "ops/check.hpp"
+
+#include <algorithm>
+#include <limits>
+#include <string>
+#include <vector>
+
+namespace moesaic::forward {
+namespace {
+
+/// Room for the padding of an aligned routing inside int32.
+constexpr std::int64_t kMaxPairs = std::numeric_limits<std::int32_t>::max() / 2;
+
+std::string shape_text(std::initializer_list<std::int64_t> dims) {
+  std::string text = "[";
+  for (const std::int64_t d : dims) text += (text.size() > 1 ? ", " : "") + std::to_string(d);
+  return text + "]";
+}
+
+bool has_shape(const ConstTensorView& view, std::initializer_list<std::int64_t> dims) {
+  if (view.rank != static_cast<int>(dims.size())) return false;
+  int i = 0;
+  for (const std::int64_t d : dims) {
+    if (view.dim(i++) != d) return false;
+  }
+  return true;
+}
+
+void check_shape(const char* operation, const char* name, const ConstTensorView& view,
+                 std::initializer_list<std::int64_t> dims) {
+  require<ShapeError>(has_shape(view, dims), [&] {
+    return Problem{.operation = operation,
+                   .what = std::string(name) + ".shape",
+                   .expected = shape_text(dims),
+                   .got = describe(view),
+                   .hint = {}};
+  });
+  require<ShapeError>(view.data != nullptr || view.empty(), [&] {
+    return Problem{.operation = operation,
+                   .what = std::string(name) + ".data",
+                   .expected = "memory for " + describe(view),
+                   .got = "null",
+                   .hint = {}};
+  });
+}
+
+void check_device(const char* operation, const char* name, DeviceType device,
+                  const ConstTensorView& view) {
+  require<DeviceError>(view.device.type == device, [&] {
+    return Problem{.operation = operation,
+                   .what = std::string(name) + ".device",
+                   .expected = to_string({device, 0}),
+                   .got = to_string(view.device),
+                   .hint = {}};
+  });
+}
+
+void check_contiguous_rows(const char* operation, const char* name, const ConstTensorView& view) {
+  const int last = view.rank - 1;
+  require<ShapeError>(view.empty() || view.dim(last) == 1 || view.stride(last) == 1, [&] {
+    return Problem{.operation = operation,
+                   .what = std::string(name) + ".strides",
+                   .expected = "a contiguous last dimension",
+                   .got = "stride " + std::to_string(view.stride(last)),
+                   .hint = "make a contiguous copy"};
+  });
+}
+
+/// First and one-past-last byte that a view touches.
+struct Extent {
+  const std::byte* begin;
+  const std::byte* end;
+};
+Extent extent_of(const ConstTensorView& view) {
+  const auto size = static_cast<std::int64_t>(size_of(view.dtype));
+  std::int64_t low = 0, high = 0;
+  for (int i = 0; i < view.rank; ++i) {
+    const std::int64_t reach = (view.dim(i) - 1) * view.stride(i);
+    (reach < 0 ? low : high) += reach;
+  }
+  const auto* data = static_cast<const std::byte*>(view.data);
+  return {data + low * size, data + (high + 1) * size};
+}
+
+void check_no_overlap(const char* operation, const ConstTensorView& x, const ConstTensorView& out) {
+  if (x.empty() || out.empty()) return;
+  const Extent a = extent_of(x), b = extent_of(out);
+  require<ShapeError>(a.end <= b.begin || b.end <= a.begin, [&] {
+    return Problem{.operation = operation,
+                   .what = "out",
+                   .expected = "memory apart from x",
+                   .got = "overlapping memory",
+                   .hint = "the forward cannot run in place"};
+  });
+}
+
+/// A routing in the caller's memory, given or to be filled.
+void check_routing_view(const char* operation, const char* name, const RoutingView& routing,
+                        std::int64_t num_tokens) {
+  require<ShapeError>(routing.num_tokens == num_tokens && routing.top_k >= 1, [&] {
+    return Problem{.operation = operation,
+                   .what = name,
+                   .expected = "[" + std::to_string(num_tokens) + ", top_k]",
+                   .got = "[" + std::to_string(routing.num_tokens) + ", " +
+                          std::to_string(routing.top_k) + "]",
+                   .hint = {}};
+  });
+}
+
+void check_top_k(const char* operation, const char* what, std::int32_t expected, std::int32_t got) {
+  require<ShapeError>(expected == got, [&] {
+    return Problem{.operation = operation,
+                   .what = what,
+                   .expected = std::to_string(expected),
+                   .got = std::to_string(got),
+                   .hint = {}};
+  });
+}
+
+/// A ready routing stands alone: nothing else may say where the tokens go.
+void check_stands_alone(const char* operation, const ForwardIo& io) {
+  const char* const other = io.logits.data != nullptr         ? "logits"
+                            : io.token_ids.data != nullptr    ? "token_ids"
+                            : io.router_input.data != nullptr ? "router_input"
+                                                              : nullptr;
+  require<ConfigError>(other == nullptr, [&] {
+    return Problem{.operation = operation,
+                   .what = std::string(other) + " and routing",
+                   .expected = "one of them",
+                   .got = "both",
+                   .hint = {}};
+  });
+}
+
+/// Logits from outside.
+void check_logits(const char* operation, DeviceType device, const LayerRef& layer,
+                  const ForwardIo& io) {
+  check_shape(operation, "logits", io.logits, {io.x.dim(0), layer.router_experts()});
+  require<DTypeError>(io.logits.dtype == DType::F32, [&] {
+    return Problem{.operation = operation,
+                   .what = "logits.dtype",
+                   .expected = "f32",
+                   .got = name_of(io.logits.dtype),
+                   .hint = {}};
+  });
+  check_device(operation, "logits", device, io.logits);
+  check_contiguous_rows(operation, "logits", io.logits);
+}
+
+/// What the router reads to make logits of its own.
+void check_router_input(const char* operation, DeviceType device, const LayerRef& layer,
+                        const ForwardIo& io) {
+  check_router_weight(operation, layer);
+  const bool given = io.router_input.data != nullptr;
+  require<ConfigError>(given || !layer.separate_router_input, [&] {
+    return Problem{.operation = operation,
+                   .what = "router_input",
+                   .expected = "a tensor: this router does not read what the experts read",
+                   .got = "none",
+                   .hint = "or give logits or a routing"};
+  });
+  if (!given) return;
+  check_shape(operation, "router_input", io.router_input, {io.x.dim(0), layer.hidden_size()});
+  check_float_tensor(operation, "router_input", device, io.router_input);
+  check_contiguous_rows(operation, "router_input", io.router_input);
+}
+
+/// Ids that come with the call, for a router that only weighs them.
+void check_given_ids(const char* operation, DeviceType device, const LayerRef& layer,
+                     const ForwardIo& io) {
+  const bool ids = io.routing.topk_ids != nullptr;
+  const bool tokens = io.token_ids.data != nullptr;
+  const bool given = layer.router->select_on == SelectOn::Given;
+  require<ConfigError>(given ? ids != tokens : !ids && !tokens, [&] {
+    const char* from_table = layer.token_experts.empty() ? "topk_ids" : "token_ids or topk_ids";
+    return Problem{.operation = operation,
+                   .what = "topk_ids and token_ids",
+                   .expected = given ? from_table : "neither: this router selects",
+                   .got = ids && tokens ? "both"
+                          : ids         ? "topk_ids"
+                          : tokens      ? "token_ids"
+                                        : "none",
+                   .hint = {}};
+  });
+  if (!tokens) return;
+  require<ConfigError>(!layer.token_experts.empty(), [&] {
+    return Problem{.operation = operation,
+                   .what = "token_ids",
+                   .expected = "none: the layer has no table of experts by token",
+                   .got = "some",
+                   .hint = "give topk_ids"};
+  });
+  check_dense(operation, "token_ids", device, io.token_ids, DType::I32, {io.x.dim(0)});
+  if (device == DeviceType::Cpu) check_token_ids(operation, layer, io);
+}
+
+/// How the tokens find their experts, unless a ready routing says it.
+void check_router(const char* operation, DeviceType device, const LayerRef& layer,
+                  const ForwardIo& io) {
+  check_router_config(operation, layer);
+  check_given_ids(operation, device, layer, io);
+  if (io.logits.data != nullptr) {
+    check_logits(operation, device, layer, io);
+  } else {
+    check_router_input(operation, device, layer, io);
+  }
+}
+
+}  // namespace
+
+void check_token_ids(const char* operation, const LayerRef& layer, const ForwardIo& io) {
+  const auto* const tokens = static_cast<const std::int32_t*>(io.token_ids.data);
+  const std::int64_t vocabulary =
+      static_cast<std::int64_t>(layer.token_experts.size()) / layer.router->top_k;
+  for (std::int64_t t = 0; t < io.x.dim(0); ++t) {
+    require<ShapeError>(tokens[t] >= 0 && tokens[t] < vocabulary, [&] {
+      return Problem{.operation = operation,
+                     .what = "token_ids[" + std::to_string(t) + "]",
+                     .expected = "0 to " + std::to_string(vocabulary - 1),
+                     .got = std::to_string(tokens[t]),
+                     .hint = {}};
+    });
+  }
+}
+
+void check_device_ids(const char* operation, Context& context, const LayerRef& layer,
+                      const ForwardIo& io) {
+  const Backend& backend = context.backend();
+  if (io.routing.topk_ids != nullptr) {
+    backend.check_ids(context, io.routing, layer.router_experts(), operation);
+  }
+  if (io.token_ids.data == nullptr || !context.tuning().strict) return;
+  require<CaptureError>(!backend.capturing(context), [&] {
+    return Problem{.operation = operation,
+                   .what = "token_ids",
+                   .expected = "a stream that records no graph",
+                   .got = "a capture",
+                   .hint = "strict mode reads them; turn it off for captures"};
+  });
+  std::vector<std::int32_t> tokens(static_cast<std::size_t>(io.x.dim(0)));
+  backend.copy_on_stream(context, tokens.data(), io.token_ids.data,
+                         tokens.size() * sizeof(std::int32_t));
+  backend.synchronize(context);
+  ForwardIo on_host = io;
+  on_host.token_ids.data = tokens.data();
+  check_token_ids(operation, layer, on_host);
+}
+
+void check_float_tensor(const char* operation, const char* name, DeviceType device,
+                        const ConstTensorView& view) {
+  require<DTypeError>(
+      view.dtype == DType::F32 || view.dtype == DType::F16 || view.dtype == DType::BF16, [&] {
+        return Problem{.operation = operation,
+                       .what = std::string(name) + ".dtype",
+                       .expected = "f32, f16 or bf16",
+                       .got = name_of(view.dtype),
+                       .hint = {}};
+      });
+  check_device(operation, name, device, view);
+}
+
+void check_dense(const char* operation, const char* name, DeviceType device,
+                 const ConstTensorView& view, DType dtype,
+                 std::initializer_list<std::int64_t> dims) {
+  check_shape(operation, name, view, dims);
+  require<DTypeError>(view.dtype == dtype, [&] {
+    return Problem{.operation = operation,
+                   .what = std::string(name) + ".dtype",
+                   .expected = name_of(dtype),
+                   .got = name_of(view.dtype),
+                   .hint = {}};
+  });
+  check_device(operation, name, device, view);
+  std::int64_t step = 1;
+  bool dense = true;
+  for (int i = view.rank - 1; i >= 0; --i) {
+    dense = dense && (view.dim(i) <= 1 || view.stride(i) == step);
+    step *= view.dim(i);
+  }
+  require<ShapeError>(dense || view.empty(), [&] {
+    return Problem{.operation = operation,
+                   .what = std::string(name) + ".strides",
+                   .expected = "a dense row-major tensor",
+                   .got = "strided",
+                   .hint = "make a contiguous copy"};
+  });
+}
+
+void check_out(const char* operation, DeviceType device, const ConstTensorView& out,
+               std::int64_t rows, std::int64_t cols) {
+  check_shape(operation, "out", out, {rows, cols});
+  check_float_tensor(operation, "out", device, out);
+  check_contiguous_rows(operation, "out", out);
+  require<ShapeError>(out.empty() || rows == 1 || out.stride(0) >= cols, [&] {
+    return Problem{.operation = operation,
+                   .what = "out.strides",
+                   .expected = "rows that do not overlap",
+                   .got = "row stride " + std::to_string(out.stride(0)),
+                   .hint = {}};
+  });
+}
+
+CallSizes check_forward(const char* operation, DeviceType device, const LayerRef& layer,
+                        const ForwardIo& io) {
+  check_layer(operation, layer);
+  const std::int64_t hidden = layer.hidden_size();
+  require<ShapeError>(io.x.rank == 2 && io.x.dim(1) == hidden, [&] {
+    return Problem{.operation = operation,
+                   .what = "x.shape",
+                   .expected = "[T, " + std::to_string(hidden) + "]",
+                   .got = describe(io.x),
+                   .hint = {}};
+  });
+  CallSizes sizes;
+  sizes.num_tokens = io.x.dim(0);
+  check_shape(operation, "x", io.x, {sizes.num_tokens, hidden});
+  check_float_tensor(operation, "x", device, io.x);
+  check_contiguous_rows(operation, "x", io.x);
+  check_out(operation, device, io.out, sizes.num_tokens, hidden);
+  check_no_overlap(operation, io.x, io.out);
+
+  sizes.ready_routing = io.routing.topk_ids != nullptr && io.routing.topk_weights != nullptr;
+  if (io.routing.topk_ids != nullptr) {
+    check_routing_view(operation, "routing", io.routing, sizes.num_tokens);
+    sizes.top_k = io.routing.top_k;
+  }
+  if (sizes.ready_routing) {
+    check_stands_alone(operation, io);
+  } else if (sizes.num_tokens > 0) {
+    check_router(operation, device, layer, io);
+    if (sizes.top_k != 0) check_top_k(operation, "topk_ids", layer.router->top_k, sizes.top_k);
+    sizes.top_k = layer.router->top_k;
+  }
+  require<ShapeError>(sizes.num_tokens <= kMaxPairs / std::max<std::int64_t>(sizes.top_k, 1), [&] {
+    return Problem{.operation = operation,
+                   .what = "x.shape[0]",
+                   .expected = "at most " + std::to_string(kMaxPairs) + " token-expert pairs",
+                   .got = std::to_string(sizes.num_tokens) + " tokens",
+                   .hint = "split the batch"};
+  });
+  sizes.num_pairs = sizes.num_tokens * sizes.top_k;
+  // Ids in device memory are the business of the backend's plan.
+  if (io.routing.topk_ids != nullptr && device == DeviceType::Cpu) {
+    check_ids(io.routing, layer.router_experts(), operation);
+  }
+  if (io.routing_out.topk_ids != nullptr && sizes.num_tokens > 0) {
+    check_routing_view(operation, "routing_out", io.routing_out, sizes.num_tokens);
+    check_top_k(operation, "routing_out.top_k", sizes.top_k, io.routing_out.top_k);
+  }
+  return sizes;
+}
+
+}  // namespace moesaic::forward

@@ -1,0 +1,57 @@
+#pragma once
+
+/// Experts that come one by one, as checkpoints other than GGUF store them.
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "moesaic/expert_stack.hpp"
+#include "weights/load.hpp"
+
+namespace moesaic::stack {
+
+/// Gathers encoded matrices into memory of its own, so that a load needs little more than its
+/// result.
+class Builder {
+ public:
+  /// How one role comes; the strings go to the report.
+  struct RoleSpec {
+    QuantType type = QuantType::F32;
+    std::string source, decision, reason;
+  };
+
+  /// `gate` may be null (ungated experts). Errors: ShapeError (a size below 1, columns that are no
+  /// multiple of the type's block), UnsupportedError (a type without a decoder), OutOfMemoryError.
+  Builder(const StackShape& shape, const RoleSpec* gate, const RoleSpec& up, const RoleSpec& down);
+
+  /// One expert's matrix, row after row, with its scale and its bias (empty: none).
+  /// Errors: ShapeError (sizes, an expert out of range or given twice, no such role).
+  void add(Role role, std::int32_t expert, std::span<const std::byte> rows, float scale = 1.0F,
+           std::span<const float> bias = {});
+
+  /// Call once. Errors: ShapeError when matrices or biases are missing; those of the end of a load.
+  ExpertStack build(const LoadOptions& options) &&;
+
+ private:
+  struct Place {
+    Role role;
+    RoleWeights weights;
+    std::byte* memory = nullptr;
+    std::vector<bool> seen;
+    std::vector<float> scales;  ///< [E]
+    std::vector<float> biases;  ///< empty or [E * rows]
+    std::int64_t with_bias = 0;
+    RoleSpec spec;
+  };
+  void make(Role role, const RoleSpec& spec, std::int64_t rows, std::int64_t cols);
+  RoleWeights take(Place& place, LoadReport& report) const;
+
+  StackShape shape_;
+  std::vector<Place> places_;
+  Clock::time_point start_ = Clock::now();
+};
+
+}  // namespace moesaic::stack

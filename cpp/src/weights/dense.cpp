@@ -1,0 +1,136 @@
+#include <cstring>
+#include <memory>
+#include <utility>
+
+#include "base/pages.hpp"
+#include "weights/load.hpp"
+
+namespace moesaic {
+namespace {
+
+QuantType quant_of(const ConstTensorView& view, const char* name) {
+  switch (view.dtype) {
+    case DType::F32:
+      return QuantType::F32;
+    case DType::F16:
+      return QuantType::F16;
+    case DType::BF16:
+      return QuantType::BF16;
+    default:
+      break;
+  }
+  throw DTypeError(Problem{.operation = "from_dense_stacks",
+                           .what = name,
+                           .expected = "f32, f16 or bf16",
+                           .got = describe(view),
+                           .hint = {}});
+}
+
+void check_view(const ConstTensorView& view, const char* name, const char* expected,
+                const std::int64_t (&shape)[3]) {
+  require<ShapeError>(view.rank == 3 && view.data != nullptr && view.dim(0) == shape[0] &&
+                          view.dim(1) == shape[1] && view.dim(2) == shape[2],
+                      [&] {
+                        return Problem{.operation = "from_dense_stacks",
+                                       .what = name,
+                                       .expected = std::string(expected) + " = [" +
+                                                   std::to_string(shape[0]) + ", " +
+                                                   std::to_string(shape[1]) + ", " +
+                                                   std::to_string(shape[2]) + "]",
+                                       .got = describe(view),
+                                       .hint = {}};
+                      });
+  require<DeviceError>(view.device.type == DeviceType::Cpu, [&] {
+    return Problem{.operation = "from_dense_stacks",
+                   .what = name,
+                   .expected = "host memory",
+                   .got = to_string(view.device),
+                   .hint = {}};
+  });
+}
+
+/// A dense copy in own memory; the view may be strided.
+RoleWeights copy_role(const ConstTensorView& view, QuantType type) {
+  const std::size_t size = size_of(view.dtype);
+  RoleWeights weights;
+  WeightRef& ref = weights.ref;
+  ref.type = type;
+  ref.num_experts = static_cast<std::int32_t>(view.dim(0));
+  ref.rows = view.dim(1);
+  ref.cols = view.dim(2);
+  ref.row_stride = row_bytes(type, ref.cols);
+  ref.expert_stride = ref.rows * ref.row_stride;
+  const std::shared_ptr<std::byte> memory =
+      allocate_pages(static_cast<std::size_t>(ref.num_experts * ref.expert_stride));
+  const auto* from = static_cast<const std::byte*>(view.data);
+  std::byte* to = memory.get();
+  for (std::int64_t e = 0; e < ref.num_experts; ++e) {
+    for (std::int64_t row = 0; row < ref.rows; ++row, to += ref.row_stride) {
+      const std::byte* source =
+          from + (e * view.stride(0) + row * view.stride(1)) * static_cast<std::int64_t>(size);
+      if (view.stride(2) == 1 || ref.cols == 1) {
+        std::memcpy(to, source, static_cast<std::size_t>(ref.row_stride));
+        continue;
+      }
+      for (std::int64_t col = 0; col < ref.cols; ++col) {
+        std::memcpy(to + col * static_cast<std::int64_t>(size),
+                    source + col * view.stride(2) * static_cast<std::int64_t>(size), size);
+      }
+    }
+  }
+  ref.base = memory.get();
+  weights.owner = memory;
+  return weights;
+}
+
+}  // namespace
+
+ExpertStack ExpertStack::from_dense_stacks(const ConstTensorView& gate, const ConstTensorView& up,
+                                           const ConstTensorView& down,
+                                           const LoadOptions& options) {
+  const auto start = stack::Clock::now();
+  require<ShapeError>(up.rank == 3 && !up.empty() && up.dim(0) <= INT32_MAX, [&] {
+    return Problem{.operation = "from_dense_stacks",
+                   .what = "up",
+                   .expected = "[E, I, H], none of them 0",
+                   .got = describe(up),
+                   .hint = {}};
+  });
+  const std::int64_t experts = up.dim(0), intermediate = up.dim(1), hidden = up.dim(2);
+  const bool gated = gate.data != nullptr;
+  if (gated) check_view(gate, "gate", "[E, I, H]", {experts, intermediate, hidden});
+  check_view(up, "up", "[E, I, H]", {experts, intermediate, hidden});
+  check_view(down, "down", "[E, H, I]", {experts, hidden, intermediate});
+
+  struct Source {
+    Role role;
+    const ConstTensorView* view;
+    RoleWeights Parts::* place;
+    QuantType type;
+  };
+  const Source sources[] = {
+      {Role::Gate, &gate, &Parts::gate, gated ? quant_of(gate, "gate") : QuantType::F32},
+      {Role::Up, &up, &Parts::up, quant_of(up, "up")},
+      {Role::Down, &down, &Parts::down, quant_of(down, "down")}};
+
+  Parts parts;
+  parts.shape = {static_cast<std::int32_t>(experts), hidden, intermediate};
+  const auto bytes = [](const Source& s) {
+    return s.view->num_elements() * static_cast<std::int64_t>(size_of(s.view->dtype));
+  };
+  std::int64_t total = 0, done = 0;
+  for (const Source& s : sources) {
+    if (s.view->data != nullptr) total += bytes(s);
+  }
+  for (const Source& s : sources) {
+    if (s.view->data == nullptr) continue;
+    parts.*s.place = copy_role(*s.view, s.type);
+    stack::record(parts.report, s.role, parts.*s.place, "array", "copied",
+                  "arrays belong to the caller");
+    done += bytes(s);
+    stack::report_progress(options, done, total, std::string("copy ") + name_of(s.role));
+  }
+  return stack::finish(std::move(parts), options, start);
+}
+
+}  // namespace moesaic

@@ -1,0 +1,190 @@
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "base/pages.hpp"
+#include "cpu/pack.hpp"
+#include "int4/panels.hpp"
+#include "moesaic/thread_pool.hpp"
+#include "weights/load.hpp"
+
+namespace moesaic {
+
+void dequantize_expert_row(const WeightRef& weight, std::int32_t expert, std::int64_t row,
+                           float* out) {
+  require<ShapeError>(
+      expert >= 0 && expert < weight.num_experts && row >= 0 && row < weight.rows, [&] {
+        return Problem{.operation = "dequantize_expert_row",
+                       .what = "position",
+                       .expected = "expert < " + std::to_string(weight.num_experts) + ", row < " +
+                                   std::to_string(weight.rows),
+                       .got = std::to_string(expert) + ", " + std::to_string(row),
+                       .hint = {}};
+      });
+  require<UnsupportedError>(weight.slot_map == nullptr || weight.slot_map[expert] >= 0, [&] {
+    return Problem{.operation = "dequantize_expert_row",
+                   .what = "expert " + std::to_string(expert),
+                   .expected = "a resident expert",
+                   .got = "slot -1",
+                   .hint = {}};
+  });
+  require<UnsupportedError>(weight.layout != WeightLayout::CudaUnits, [] {
+    return Problem{.operation = "dequantize_expert_row",
+                   .what = "weights",
+                   .expected = "host memory",
+                   .got = "a CUDA device",
+                   .hint = "load them without device="};
+  });
+  if (weight.type == QuantType::INT4) {
+    int4::dequantize_int4_row(weight, expert, row, out);
+    return;
+  }
+  if (weight.layout == WeightLayout::Rows) {
+    dequantize_row(weight.type, weight.expert(expert) + row * weight.row_stride, out, weight.cols);
+    return;
+  }
+  std::vector<std::byte> blocks(static_cast<std::size_t>(row_bytes(weight.type, weight.cols)));
+  cpu::panel_row(weight, expert, row, blocks.data());
+  dequantize_row(weight.type, blocks.data(), out, weight.cols);
+}
+
+namespace stack {
+
+std::string shape_text(std::span<const std::int64_t> shape) {
+  std::string text = "[";
+  for (const std::int64_t d : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(d);
+  return text + "]";
+}
+
+void check_shape(const GgufTensor& tensor, std::initializer_list<std::int64_t> shape) {
+  const std::span<const std::int64_t> got(tensor.shape, static_cast<std::size_t>(tensor.rank));
+  require<FormatError>(std::ranges::equal(got, shape), [&] {
+    return Problem{.operation = "load_from_gguf",
+                   .what = tensor.name,
+                   .expected = "shape " + shape_text({shape.begin(), shape.size()}),
+                   .got = shape_text(got),
+                   .hint = {}};
+  });
+}
+
+std::vector<float> decode_tensor(const GgufFile& file, const GgufTensor& tensor,
+                                 std::initializer_list<std::int64_t> shape) {
+  check_shape(tensor, shape);
+  std::int64_t count = 1;
+  for (const std::int64_t d : shape) count *= d;
+  const QuantTraits& facts = traits(tensor.quant);
+  require<UnsupportedError>(facts.dequantize != nullptr, [&] {
+    return Problem{.operation = "load_from_gguf",
+                   .what = tensor.name,
+                   .expected = "a type with a decoder",
+                   .got = std::string(facts.name),
+                   .hint = {}};
+  });
+  const GgufBytes bytes = file.bytes(tensor);
+  require<FormatError>(
+      count % facts.block_elems == 0 &&
+          static_cast<std::int64_t>(bytes.bytes.size()) >= row_bytes(tensor.quant, count),
+      [&] {
+        return Problem{.operation = "load_from_gguf",
+                       .what = tensor.name,
+                       .expected = "whole blocks for " + std::to_string(count) + " elements",
+                       .got = std::to_string(bytes.bytes.size()) + " bytes",
+                       .hint = {}};
+      });
+  std::vector<float> values(static_cast<std::size_t>(count));
+  dequantize_row(tensor.quant, bytes.bytes.data(), values.data(), count);
+  return values;
+}
+
+std::vector<std::int32_t> read_ids(const GgufFile& file, const GgufTensor& tensor,
+                                   std::initializer_list<std::int64_t> shape) {
+  check_shape(tensor, shape);
+  require<FormatError>(tensor.quant == QuantType::I32, [&] {
+    return Problem{.operation = "load_from_gguf",
+                   .what = tensor.name,
+                   .expected = "I32",
+                   .got = std::string(traits(tensor.quant).name),
+                   .hint = {}};
+  });
+  const GgufBytes bytes = file.bytes(tensor);
+  std::vector<std::int32_t> ids(bytes.bytes.size() / sizeof(std::int32_t));
+  if (!ids.empty()) std::memcpy(ids.data(), bytes.bytes.data(), ids.size() * sizeof(std::int32_t));
+  return ids;
+}
+
+namespace {
+
+/// One role decoded to `type`, expert after expert.
+void dequantize_role(RoleWeights& weights, QuantType type, const LoadOptions& options,
+                     std::int64_t& done, std::int64_t total) {
+  const WeightRef from = weights.ref;
+  WeightRef to = from;
+  to.type = type;
+  to.layout = WeightLayout::Rows;
+  to.row_stride = row_bytes(type, from.cols);
+  to.expert_stride = from.rows * to.row_stride;
+  to.table = nullptr;
+  to.slot_map = nullptr;
+  to.int4 = {};
+  const std::shared_ptr<std::byte> memory =
+      allocate_pages(static_cast<std::size_t>(to.num_experts * to.expert_stride));
+  to.base = memory.get();
+
+  const int threads = options.pool != nullptr ? options.pool->threads() : 1;
+  std::vector<std::vector<float>> rows(static_cast<std::size_t>(threads));
+  for (auto& row : rows) row.resize(static_cast<std::size_t>(from.cols));
+  for (std::int32_t e = 0; e < from.num_experts; ++e) {
+    const auto decode = [&](std::int64_t row, int thread) {
+      float* values = rows[static_cast<std::size_t>(thread)].data();
+      dequantize_expert_row(from, e, row, values);
+      quantize_row(type, values, memory.get() + e * to.expert_stride + row * to.row_stride,
+                   from.cols);
+    };
+    if (options.pool != nullptr) {
+      options.pool->parallel_for(from.rows, decode);
+    } else {
+      for (std::int64_t row = 0; row < from.rows; ++row) decode(row, 0);
+    }
+    done += to.expert_stride;
+    report_progress(options, done, total, "dequantize");
+  }
+  weights.ref = to;
+  weights.owner = memory;
+}
+
+}  // namespace
+
+void dequantize_roles(ExpertStack::Parts& parts, QuantType type, const LoadOptions& options) {
+  require<UnsupportedError>(
+      type == QuantType::F32 || type == QuantType::F16 || type == QuantType::BF16, [&] {
+        return Problem{.operation = "load",
+                       .what = "dequantize",
+                       .expected = "F32, F16 or BF16",
+                       .got = std::string(traits(type).name),
+                       .hint = {}};
+      });
+  const std::pair<Role, RoleWeights*> roles[] = {
+      {Role::Gate, &parts.gate}, {Role::Up, &parts.up}, {Role::Down, &parts.down}};
+  std::int64_t total = 0, done = 0;
+  for (const auto& [role, weights] : roles) {
+    if (!weights->ref || weights->ref.type == type) continue;
+    total += weights->ref.num_experts * weights->ref.rows * row_bytes(type, weights->ref.cols);
+  }
+  for (const auto& [role, weights] : roles) {
+    if (!weights->ref || weights->ref.type == type) continue;
+    dequantize_role(*weights, type, options, done, total);
+    for (RoleReport& report : parts.report.roles) {
+      if (report.role != role) continue;
+      report.kept = type;
+      report.decision = "dequantized";
+      report.reason = "asked for";
+      report.bytes = weights->ref.num_experts * weights->ref.expert_bytes();
+    }
+  }
+}
+
+}  // namespace stack
+}  // namespace moesaic

@@ -1,0 +1,225 @@
+#include "moesaic/layer.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "moesaic/backend.hpp"
+#include "moesaic/gguf.hpp"
+#include "weights/load.hpp"
+
+namespace moesaic {
+namespace {
+
+template <class T>
+void check_equal(const char* what, T expected, T got) {
+  require<ShapeError>(expected == got, [&] {
+    return Problem{.operation = "MoeLayer",
+                   .what = what,
+                   .expected = std::to_string(expected),
+                   .got = std::to_string(got),
+                   .hint = {}};
+  });
+}
+
+void check_gate(const ExpertStack& stack, const Activation& activation, const char* what) {
+  require<ShapeError>(stack.gated() == activation.gated(), [&] {
+    return Problem{.operation = "MoeLayer",
+                   .what = what,
+                   .expected = std::string(activation.gated() ? "a" : "no") +
+                               " gate tensor for activation " + name_of(activation.kind),
+                   .got = stack.gated() ? "one" : "none",
+                   .hint = {}};
+  });
+}
+
+void check_count(const char* what, std::int64_t expected, std::size_t got) {
+  check_equal(what, expected, static_cast<std::int64_t>(got));
+}
+
+/// A part that is there exactly when the config says so.
+void check_present(const char* what, bool expected, bool got) {
+  require<ShapeError>(expected == got, [&] {
+    return Problem{.operation = "MoeLayer",
+                   .what = what,
+                   .expected = expected ? "the config's" : "none, as the config says",
+                   .got = got ? "some" : "none",
+                   .hint = {}};
+  });
+}
+
+void check_norm(const char* what, bool expected, const RmsNorm& norm, std::int64_t size) {
+  check_present(what, expected, static_cast<bool>(norm));
+  if (norm) check_count(what, size, norm.weight.size());
+}
+
+void check_shared(const MoeConfig& config, const SharedExperts& shared) {
+  check_equal("shared.num_experts", 1, shared.stack.num_experts());
+  check_equal("shared.hidden_size", config.hidden_size, shared.stack.shape().hidden_size);
+  check_equal("shared.intermediate_size", config.shared_intermediate_size,
+              shared.stack.shape().intermediate_size);
+  const bool sigmoid = config.shared == SharedKind::SigmoidGated;
+  check_count("shared.gate elements", sigmoid ? config.hidden_size : 0, shared.gate.size());
+  check_gate(shared.stack, config.shared_activation, "shared");
+}
+
+void check_latent(const MoeConfig& config, const LatentExperts& latent) {
+  const StackShape& shape = latent.projections.shape();
+  check_equal("latent.num_experts", 1, shape.num_experts);
+  check_equal("latent.hidden_size", config.hidden_size, shape.hidden_size);
+  check_equal("latent.intermediate_size", config.latent_size, shape.intermediate_size);
+  check_present("latent gate projection", false, latent.projections.gated());
+  check_norm("latent norm", config.latent_norm, latent.norm, config.latent_size);
+}
+
+void check_table(const MoeConfig& config, const std::vector<std::int32_t>& table) {
+  check_count("token_experts elements", config.vocab_size * config.top_k, table.size());
+  require<ConfigError>(table.empty() || config.router.select_on == SelectOn::Given, [] {
+    return Problem{.operation = "MoeLayer",
+                   .what = "router.select_on",
+                   .expected = "given, for a layer with a table of experts by token",
+                   .got = "scores or logits",
+                   .hint = {}};
+  });
+  const auto bad = std::ranges::find_if(
+      table, [&](std::int32_t id) { return id < -1 || id >= config.router.num_experts; });
+  require<ShapeError>(bad == table.end(), [&] {
+    return Problem{.operation = "MoeLayer",
+                   .what = "token_experts[" + std::to_string((bad - table.begin()) / config.top_k) +
+                           ", " + std::to_string((bad - table.begin()) % config.top_k) + "]",
+                   .expected = "-1 to " + std::to_string(config.router.num_experts - 1),
+                   .got = std::to_string(*bad),
+                   .hint = {}};
+  });
+}
+
+const GgufTensor& need(const GgufTensor* tensor, std::int32_t layer, const char* name) {
+  require<FormatError>(tensor != nullptr, [&] {
+    return Problem{.operation = "MoeLayer::from_gguf",
+                   .what = "layer " + std::to_string(layer),
+                   .expected = "blk." + std::to_string(layer) + "." + name,
+                   .got = "no such tensor",
+                   .hint = {}};
+  });
+  return *tensor;
+}
+
+}  // namespace
+
+MoeLayer::MoeLayer(MoeConfig config, Parts parts)
+    : config_(std::move(config)), parts_(std::move(parts)) {
+  require<ShapeError>(parts_.stack != nullptr, [] {
+    return Problem{.operation = "MoeLayer",
+                   .what = "stack",
+                   .expected = "an ExpertStack",
+                   .got = "null",
+                   .hint = {}};
+  });
+  require<ConfigError>(std::isfinite(config_.norm_eps) && config_.norm_eps >= 0.0F, [&] {
+    return Problem{.operation = "MoeLayer",
+                   .what = "norm_eps",
+                   .expected = "a finite number, not negative",
+                   .got = std::to_string(config_.norm_eps),
+                   .hint = {}};
+  });
+  const std::int64_t hidden = config_.hidden_size;
+  const StackShape& shape = parts_.stack->shape();
+  config_.router.validate();
+  check_equal("num_experts", config_.num_experts, shape.num_experts);
+  check_equal(config_.latent_size > 0 ? "latent_size" : "hidden_size",
+              config_.latent_size > 0 ? config_.latent_size : hidden, shape.hidden_size);
+  check_equal("intermediate_size", config_.intermediate_size, shape.intermediate_size);
+  check_equal("router.num_experts without identity experts", config_.num_experts,
+              config_.router.weighted_experts());
+  check_equal("router.top_k", config_.top_k, config_.router.top_k);
+  check_gate(*parts_.stack, config_.activation, "stack");
+  if (!parts_.router_weight.empty()) {
+    check_count("router_weight elements", config_.router.num_experts * hidden,
+                parts_.router_weight.size());
+  }
+  check_present("shared experts", config_.shared != SharedKind::None, parts_.shared.has_value());
+  if (parts_.shared) {
+    check_shared(config_, *parts_.shared);
+    parts_.shared->activation = config_.shared_activation;
+  }
+  check_present("latent experts", config_.latent_size > 0, parts_.latent.has_value());
+  if (parts_.latent) check_latent(config_, *parts_.latent);
+  check_norm("input norm", config_.input_norm, parts_.input_norm, hidden);
+  check_norm("router norm", config_.router_input == RouterInput::Norm, parts_.router_norm, hidden);
+  check_table(config_, parts_.token_experts);
+  if (parts_.stack->device().type != DeviceType::Cpu) {
+    const Backend& backend = backend_for(parts_.stack->device());
+    const auto pin = [&](const auto& values) {
+      pins_.handles.push_back(backend.pin(host_values(values)));
+    };
+    pin(config_.router.router_bias);
+    pin(config_.router.selection_bias);
+    pin(parts_.router_weight);
+    pin(parts_.input_norm.weight);
+    pin(parts_.router_norm.weight);
+    pin(parts_.token_experts);
+    if (parts_.shared) pin(parts_.shared->gate);
+    if (parts_.latent) pin(parts_.latent->norm.weight);
+  }
+}
+
+MoeLayer MoeLayer::from_gguf(const std::shared_ptr<GgufFile>& file, std::int32_t layer,
+                             const LoadOptions& options) {
+  return from_gguf(file, layer, options, nullptr, nullptr);
+}
+
+MoeLayer MoeLayer::from_gguf(const std::shared_ptr<GgufFile>& file, std::int32_t layer,
+                             const LoadOptions& options, std::shared_ptr<const ExpertStack> stack,
+                             std::shared_ptr<ExpertResidency> residency) {
+  MoeConfig config = MoeConfig::from_gguf(*file, layer);
+  const MoeTensors tensors = find_moe_tensors(*file, layer);
+  const auto norm = [&](const GgufTensor* tensor, const char* name, std::int64_t size) {
+    return RmsNorm{stack::decode_tensor(*file, need(tensor, layer, name), {size}), config.norm_eps};
+  };
+  if (config.activation.gated() && tensors.gate_up == nullptr && tensors.expert_gate.empty()) {
+    need(tensors.gate, layer, "ffn_gate_exps.weight");
+  }
+  Parts parts;
+  parts.stack = std::move(stack);
+  parts.residency = std::move(residency);
+  if (parts.stack == nullptr) {
+    parts.stack =
+        std::make_shared<const ExpertStack>(ExpertStack::load_from_gguf(file, layer, options));
+  }
+  parts.router_weight =
+      stack::decode_tensor(*file, need(tensors.router, layer, "ffn_gate_inp.weight"),
+                           {config.num_experts, config.hidden_size});
+  if (config.shared != SharedKind::None) {
+    parts.shared.emplace(
+        SharedExperts{.stack = stack::load_shared_experts(*file, tensors, options)});
+    if (config.shared == SharedKind::SigmoidGated) {
+      parts.shared->gate = stack::decode_tensor(
+          *file, need(tensors.shared_router, layer, "ffn_gate_inp_shexp.weight"),
+          {config.hidden_size});
+    }
+  }
+  if (config.latent_size > 0) {
+    parts.latent.emplace(
+        LatentExperts{.projections = stack::load_latent_projections(*file, tensors, options)});
+    if (config.latent_norm) {
+      parts.latent->norm = norm(tensors.latent_norm, "ffn_routed_norm.weight", config.latent_size);
+    }
+  }
+  if (config.input_norm) {
+    parts.input_norm = norm(tensors.input_norm, "pre_ffw_norm_2.weight", config.hidden_size);
+  }
+  if (config.router_input == RouterInput::Norm) {
+    parts.router_norm = norm(tensors.router_scale, "ffn_gate_inp.scale", config.hidden_size);
+    // Gemma 4 divides the normed input by sqrt(H).
+    const float factor = 1.0F / std::sqrt(static_cast<float>(config.hidden_size));
+    for (float& w : parts.router_norm.weight) w *= factor;
+  }
+  if (config.vocab_size > 0) {
+    parts.token_experts =
+        stack::read_ids(*file, need(tensors.token_experts, layer, "ffn_gate_tid2eid.weight"),
+                        {config.vocab_size, config.top_k});
+  }
+  return MoeLayer(std::move(config), std::move(parts));
+}
+
+}  // namespace moesaic
