@@ -50,9 +50,9 @@ std::int32_t tiles_per_segment(const RowMap& map) {
   return static_cast<std::int32_t>(ceil_div(map.width, kGemmCols));
 }
 
-bool fuses_gate_up(const ExpertStack& stack, const RowMap& map) {
-  return stack.gated() && choose_product(map) == Product::Gemv &&
-         stack.gate().ref.type == stack.up().ref.type;
+bool fuses_gate_up(const op::GateUp& call) {
+  return call.gate.ref && choose_product(call.map) == Product::Gemv &&
+         call.gate.ref.type == call.up.ref.type;
 }
 
 bool has_kernels(QuantType type) {
@@ -123,12 +123,12 @@ ActivationArgs activation_args(const Activation& a) {
   return {a.limit, a.alpha, a.beta, a.linear_beta};
 }
 
-WeightArgs weight_args(const RoleWeights& weights, std::uint64_t base) {
-  const WeightRef& ref = weights.ref;
+WeightArgs weight_args(const RoleRef& weight, std::uint64_t base) {
+  const WeightRef& ref = weight.ref;
   std::uint32_t flags = 0;
   if (ref.slot_map != nullptr) flags |= kHasSlotMap;
-  if (weights.device_scale != nullptr) flags |= kHasScale;
-  if (weights.device_bias != nullptr) flags |= kHasBias;
+  if (weight.scale != nullptr) flags |= kHasScale;
+  if (weight.bias != nullptr) flags |= kHasBias;
   return {base,
           ref.expert_stride,
           ref.row_stride,
@@ -138,35 +138,35 @@ WeightArgs weight_args(const RoleWeights& weights, std::uint64_t base) {
           flags};
 }
 
-RouteArgs route_args(const RouterConfig& config, std::int64_t row_stride, bool report_nonfinite) {
+RouteArgs route_args(const op::Route& call, bool report_nonfinite) {
   std::uint32_t flags = 0;
-  if (!config.router_bias.empty()) flags |= kHasRouterBias;
-  if (!config.selection_bias.empty()) flags |= kHasSelectionBias;
+  if (call.router_bias != nullptr) flags |= kHasRouterBias;
+  if (call.selection_bias != nullptr) flags |= kHasSelectionBias;
   if (report_nonfinite) flags |= kReportNonfinite;
-  if (config.renormalize) flags |= kRenormalize;
-  return {.row_stride = row_stride,
-          .num_experts = config.num_experts,
-          .top_k = config.top_k,
-          .score = static_cast<std::int32_t>(config.score),
-          .guard = static_cast<std::int32_t>(config.guard),
-          .select_on = static_cast<std::int32_t>(config.select_on),
-          .num_groups = config.num_groups,
-          .groups_used = config.groups_used,
-          .group_reduce = static_cast<std::int32_t>(config.group_reduce),
-          .group_mask = static_cast<std::int32_t>(config.group_mask),
+  if (call.renormalize) flags |= kRenormalize;
+  return {.row_stride = call.row_stride,
+          .num_experts = call.num_experts,
+          .top_k = call.top_k,
+          .score = static_cast<std::int32_t>(call.score),
+          .guard = static_cast<std::int32_t>(call.guard),
+          .select_on = static_cast<std::int32_t>(call.select_on),
+          .num_groups = call.num_groups,
+          .groups_used = call.groups_used,
+          .group_reduce = static_cast<std::int32_t>(call.group_reduce),
+          .group_mask = static_cast<std::int32_t>(call.group_mask),
           .flags = flags,
-          .guard_eps = config.guard_eps,
-          .scale = config.scale == 0.0F ? 1.0F : config.scale};
+          .guard_eps = call.guard_eps,
+          .scale = call.scale == 0.0F ? 1.0F : call.scale};
 }
 
-void check_route(const RouterConfig& config) {
-  require<UnsupportedError>(config.top_k <= kRouteMaxTopK, [&] {
+void check_route(const RouterRules& router) {
+  require<UnsupportedError>(router.top_k <= kRouteMaxTopK, [&] {
     return Problem{"metal", "top_k", "at most " + std::to_string(kRouteMaxTopK),
-                   std::to_string(config.top_k), "route on the CPU and give the routing"};
+                   std::to_string(router.top_k), "route on the CPU and give the routing"};
   });
-  require<UnsupportedError>(config.num_groups <= kRouteMaxGroups, [&] {
+  require<UnsupportedError>(router.num_groups <= kRouteMaxGroups, [&] {
     return Problem{"metal", "num_groups", "at most " + std::to_string(kRouteMaxGroups),
-                   std::to_string(config.num_groups), "route on the CPU and give the routing"};
+                   std::to_string(router.num_groups), "route on the CPU and give the routing"};
   });
 }
 
@@ -203,17 +203,17 @@ DispatchShape gather_shape(const InputRows& x, std::int64_t rows) {
           .threads = kRowThreads};
 }
 
-DispatchShape activate_shape(const Activation& activation, std::int64_t rows) {
+DispatchShape activate_shape(const op::Activate& call) {
   return {.kernel = Kernel::activate_rows,
-          .constants = {.activation = static_cast<std::int32_t>(activation.kind)},
-          .groups = {extent(rows, "rows"), 1, 1},
+          .constants = {.activation = static_cast<std::int32_t>(call.activation.kind)},
+          .groups = {extent(call.rows, "rows"), 1, 1},
           .threads = kRowThreads};
 }
 
-DispatchShape combine_shape(const CombineCall& call) {
+DispatchShape combine_shape(const op::Combine& call) {
   return {.kernel = Kernel::combine_rows,
           .constants = {.output = input_constant(call.out.dtype)},
-          .groups = {extent(ceil_div(call.out.dim(1), kRowThreads), "columns"),
+          .groups = {extent(ceil_div(call.out.cols, kRowThreads), "columns"),
                      extent(call.routing.num_tokens, "tokens"), 1},
           .threads = kRowThreads};
 }
@@ -242,10 +242,11 @@ DispatchShape gemm_tiles_shape(const RowMap& map) {
           .threads = kSimdWidth};
 }
 
-DispatchShape expert_shape(const WeightRef& weight, const RowMap& map, const InputRows& in,
-                           Product product, Precision precision) {
-  DispatchShape shape{.kernel = expert_kernel(weight.type, loop_of(product, precision)),
-                      .constants = {.input = input_constant(in.dtype)}};
+DispatchShape expert_shape(const op::Gemm& call, Product product) {
+  const WeightRef& weight = call.weight.ref;
+  const RowMap& map = call.map;
+  DispatchShape shape{.kernel = expert_kernel(weight.type, loop_of(product, call.precision)),
+                      .constants = {.input = input_constant(call.in.dtype)}};
   if (product == Product::Gemv) {
     shape.groups = {extent(ceil_div(weight.rows, kGemvRows), "rows"),
                     extent(map.num_segments, "segments"), 1};
@@ -260,13 +261,12 @@ DispatchShape expert_shape(const WeightRef& weight, const RowMap& map, const Inp
   return shape;
 }
 
-DispatchShape gate_up_shape(const WeightRef& gate, const RowMap& map, const InputRows& in,
-                            const Activation& activation) {
-  return {.kernel = expert_kernel(gate.type, ExpertLoop::GateUp),
-          .constants = {.input = input_constant(in.dtype),
-                        .activation = static_cast<std::int32_t>(activation.kind)},
-          .groups = {extent(ceil_div(gate.rows, kGemvRows), "rows"),
-                     extent(map.num_segments, "segments"), 1},
+DispatchShape gate_up_shape(const op::GateUp& call) {
+  return {.kernel = expert_kernel(call.gate.ref.type, ExpertLoop::GateUp),
+          .constants = {.input = input_constant(call.in.dtype),
+                        .activation = static_cast<std::int32_t>(call.activation.kind)},
+          .groups = {extent(ceil_div(call.gate.ref.rows, kGemvRows), "rows"),
+                     extent(call.map.num_segments, "segments"), 1},
           .threads = kGemvThreads};
 }
 

@@ -49,7 +49,7 @@ Product choose_product(const RowMap& map);
 /// Column tiles of a segment of known width.
 std::int32_t tiles_per_segment(const RowMap& map);
 /// Gate and up in one kernel: few rows per segment, both roles alike.
-bool fuses_gate_up(const ExpertStack& stack, const RowMap& map);
+bool fuses_gate_up(const op::GateUp& call);
 
 /// Formats that the expert kernels decode.
 bool has_kernels(QuantType type);
@@ -71,28 +71,25 @@ metal_args::RowMapArgs row_map_args(const RowMap& map);
 metal_args::InputArgs input_args(const InputRows& rows);
 metal_args::ActivationArgs activation_args(const Activation& activation);
 /// `base`: byte of expert 0 in the bound buffer.
-metal_args::WeightArgs weight_args(const RoleWeights& weights, std::uint64_t base);
-metal_args::RouteArgs route_args(const RouterConfig& config, std::int64_t row_stride,
-                                 bool report_nonfinite);
+metal_args::WeightArgs weight_args(const RoleRef& weight, std::uint64_t base);
+metal_args::RouteArgs route_args(const op::Route& call, bool report_nonfinite);
 
 /// Throws UnsupportedError for a router beyond the limits of `route`.
-void check_route(const RouterConfig& config);
+void check_route(const RouterRules& router);
 
 DispatchShape router_logits_shape(const InputRows& x, std::int32_t num_experts);
 DispatchShape route_shape(std::int64_t num_tokens);
 DispatchShape bucket_plan_shape(std::int32_t num_experts);
 DispatchShape align_shape(std::int32_t num_experts);
 DispatchShape gather_shape(const InputRows& x, std::int64_t rows);
-DispatchShape activate_shape(const Activation& activation, std::int64_t rows);
-DispatchShape combine_shape(const CombineCall& call);
+DispatchShape activate_shape(const op::Activate& call);
+DispatchShape combine_shape(const op::Combine& call);
 DispatchShape shared_routing_shape(std::int64_t num_tokens);
 DispatchShape zero_skipped_shape(std::int64_t rows);
 DispatchShape words_shape(Kernel kernel, std::int64_t words);
 DispatchShape gemm_tiles_shape(const RowMap& map);
 /// One role, by its own loop.
-DispatchShape expert_shape(const WeightRef& weight, const RowMap& map, const InputRows& in,
-                           Product product, Precision precision);
-DispatchShape gate_up_shape(const WeightRef& gate, const RowMap& map, const InputRows& in,
-                            const Activation& activation);
+DispatchShape expert_shape(const op::Gemm& call, Product product);
+DispatchShape gate_up_shape(const op::GateUp& call);
 
 }  // namespace moesaic::metal

@@ -28,11 +28,6 @@ class Constants {
   /// Null for an empty array. While `stream` records a graph, an array that is new here is a
   /// CaptureError of `operation`.
   const void* find(HostValues values, std::string_view operation, Stream stream) const;
-  /// The same of an array, by its type.
-  template <class T>
-  const T* of(std::span<const T> values, std::string_view operation, Stream stream) const {
-    return static_cast<const T*>(find(std::as_bytes(values), operation, stream));
-  }
   /// From now on `find` knows these values by their address, while the result lives.
   std::shared_ptr<const void> pin(HostValues values) const;
 

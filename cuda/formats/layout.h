@@ -11,7 +11,7 @@
 /// columns to whole units, with zero bytes. Within a record values go by lane group: those of rows
 /// g and g + 8 lie side by side, so that the lanes 4g .. 4g + 3 of a warp read theirs as one word.
 
-#include "../plugin.h"
+#include "moesaic/operands.hpp"
 
 namespace moesaic::cuda {
 
@@ -69,7 +69,7 @@ constexpr const FormatRow* find_format(int32_t type) {
 /// What the bytes of an expert depend on.
 struct PackedFacts {
   int32_t type;
-  int32_t half;    ///< kAlone, kFirstHalf, kSecondHalf
+  UnitHalf half;
   int64_t rows;    ///< of one role
   int64_t cols;    ///< INT4: packed_cols
   int scale_cols;  ///< of INT4 only, as are the next two: 32, 64, 128 or 256
@@ -112,7 +112,7 @@ constexpr PackedLayout packed_layout(const PackedFacts& facts) {
     layout.span_units = row.scale.span_units;
     layout.span_bytes = row.scale.span_bytes();
   }
-  const int rows_per_block = facts.half == kAlone ? kUnitRows : kUnitRows / 2;
+  const int rows_per_block = facts.half == UnitHalf::Alone ? kUnitRows : kUnitRows / 2;
   layout.row_blocks = blocks_of(facts.rows, rows_per_block);
   layout.units = blocks_of(facts.cols, kUnitCols);
   layout.code_block_bytes = layout.units * layout.unit_bytes;

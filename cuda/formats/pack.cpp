@@ -11,9 +11,6 @@
 namespace moesaic::cuda {
 namespace {
 
-static_assert(static_cast<int>(UnitHalf::Alone) == kAlone &&
-              static_cast<int>(UnitHalf::First) == kFirstHalf &&
-              static_cast<int>(UnitHalf::Second) == kSecondHalf);
 static_assert(static_cast<int>(QuantType::INT4) == kInt4Type);
 
 std::uint8_t* bytes_of(std::byte* p) { return reinterpret_cast<std::uint8_t*>(p); }
@@ -121,7 +118,7 @@ void pack_rows(const Rows& rows, const WeightRef& source, const WeightRef* other
 PackedFacts packed_facts(const WeightRef& weight, UnitHalf half) {
   const bool int4 = weight.type == QuantType::INT4;
   return {.type = static_cast<std::int32_t>(weight.type),
-          .half = static_cast<std::int32_t>(half),
+          .half = half,
           .rows = weight.rows,
           .cols = int4 ? weight.int4.packed_cols : weight.cols,
           .scale_cols = weight.int4.scale_cols,

@@ -13,7 +13,7 @@ class Int4Rows {
  public:
   explicit Int4Rows(const WeightRef& panels)
       : layout_(packed_layout({.type = kInt4Type,
-                               .half = kAlone,
+                               .half = UnitHalf::Alone,
                                .rows = panels.rows,
                                .cols = panels.int4.packed_cols,
                                .scale_cols = panels.int4.scale_cols,

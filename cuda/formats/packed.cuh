@@ -14,7 +14,7 @@ struct Promotion {
 
 struct PackedWeight {
   const uint8_t* base;
-  const void* const* table;
+  const std::byte* const* table;
   const int32_t* slot_map;
   int64_t expert_stride;
   int64_t code_block_bytes;
@@ -34,7 +34,7 @@ struct PackedWeight {
     if (e < 0 || e >= num_experts) return nullptr;
     const int64_t slot = slot_map != nullptr ? slot_map[e] : e;
     if (slot < 0) return nullptr;
-    return table != nullptr ? static_cast<const uint8_t*>(table[slot])
+    return table != nullptr ? reinterpret_cast<const uint8_t*>(table[slot])
                             : base + slot * expert_stride;
   }
   MOESAIC_DEV const uint8_t* codes(const uint8_t* expert_base, int row_block) const {
@@ -45,22 +45,22 @@ struct PackedWeight {
   }
 };
 
-inline PackedFacts packed_facts(const WeightArgs& weight) {
-  const bool int4 = weight.type == kInt4Type;
-  return {.type = weight.type,
+inline PackedFacts packed_facts(const WeightRef& weight) {
+  const bool int4 = weight.type == QuantType::INT4;
+  return {.type = static_cast<int32_t>(weight.type),
           .half = weight.half,
           .rows = weight.rows,
-          .cols = int4 ? weight.packed_cols : weight.cols,
-          .scale_cols = weight.scale_cols,
-          .scale_f32 = weight.scale_f32 != 0,
-          .zeros = weight.zeros != 0};
+          .cols = int4 ? weight.int4.packed_cols : weight.cols,
+          .scale_cols = weight.int4.scale_cols,
+          .scale_f32 = weight.int4.scale_f32,
+          .zeros = weight.int4.zeros};
 }
 
-inline PackedWeight packed_weight(const WeightArgs& weight) {
+inline PackedWeight packed_weight(const WeightRef& weight) {
   const PackedLayout layout = packed_layout(packed_facts(weight));
   int span_shift = 0;
   while ((1 << span_shift) < layout.span_units) ++span_shift;
-  return {.base = static_cast<const uint8_t*>(weight.base),
+  return {.base = reinterpret_cast<const uint8_t*>(weight.base),
           .table = weight.table,
           .slot_map = weight.slot_map,
           .expert_stride = weight.expert_stride,
@@ -72,8 +72,8 @@ inline PackedWeight packed_weight(const WeightArgs& weight) {
           .units = static_cast<int32_t>(layout.units),
           .span_shift = span_shift,
           .span_bytes = layout.span_bytes,
-          .scale_f32 = weight.scale_f32,
-          .zeros = weight.zeros};
+          .scale_f32 = weight.int4.scale_f32 ? 1 : 0,
+          .zeros = weight.int4.zeros ? 1 : 0};
 }
 
 }  // namespace moesaic::cuda

@@ -46,7 +46,7 @@ struct DownSumArgs {
   PackedWeight weight;
   StagedRows x;
   RoleOutput out;
-  CombineArgs combine;  // its rows are the hidden rows, as staged
+  op::Combine combine;  // its rows are the hidden rows, as staged
 };
 
 template <class D, int kPlanes>
@@ -107,14 +107,14 @@ template <class D, int kPlanes>
 MOESAIC_KERNEL void __launch_bounds__(kDownSumThreads, 1) down_sum_kernel(DownSumArgs args) {
   using Loop = DownSum<D, kPlanes>;
   MOESAIC_SHARED(typename Loop::Shared, shared);
-  const CombineArgs& combine = args.combine;
+  const op::Combine& combine = args.combine;
   const int thread = static_cast<int>(threadIdx.x);
-  const int64_t token = blockIdx.x % combine.num_tokens;
-  const int row_block = static_cast<int>(blockIdx.x / combine.num_tokens);
-  const int32_t* const ids = combine.topk_ids + token * combine.top_k;
+  const int64_t token = blockIdx.x % combine.routing.num_tokens;
+  const int row_block = static_cast<int>(blockIdx.x / combine.routing.num_tokens);
+  const int32_t* const ids = combine.routing.topk_ids + token * combine.routing.top_k;
 
-  if (thread < combine.top_k) {
-    const int64_t row = combined_row(combine, token * combine.top_k + thread);
+  if (thread < combine.routing.top_k) {
+    const int64_t row = combined_row(combine, token * combine.routing.top_k + thread);
     shared.row[thread] = row;
     shared.expert[thread] = row >= 0 ? args.weight.expert(ids[thread]) : nullptr;
   }
@@ -122,34 +122,35 @@ MOESAIC_KERNEL void __launch_bounds__(kDownSumThreads, 1) down_sum_kernel(DownSu
 
   const int warp = thread / 32;
   const int units = args.weight.units;
-  typename Loop::Walk walk{&shared,       units,         combine.top_k,
+  typename Loop::Walk walk{&shared,       units,         combine.routing.top_k,
                            warp / kParts, warp % kParts, warp % kParts};
   walk.skip();
   typename Loop::Product(args.weight, args.x, row_block).template run<Loop::kDepth, true>(walk);
   __syncthreads();
 
   const int parts = units < kParts ? units : kParts;
-  for (int i = thread; i < combine.top_k * kUnitRows; i += kDownSumThreads) {
+  for (int i = thread; i < combine.routing.top_k * kUnitRows; i += kDownSumThreads) {
     const int slot = i / kUnitRows, r = i % kUnitRows;
     const int64_t row = int64_t{row_block} * kUnitRows + r;
-    if (shared.expert[slot] == nullptr || row >= combine.hidden_size) continue;
+    if (shared.expert[slot] == nullptr || row >= combine.out.cols) continue;
     float sum = 0.0F;
     for (int part = 0; part < parts; ++part) sum += shared.parts[slot][part][r];
     shared.rows[slot][r] =
-        rounded_to(combine.rows_dtype, args.out.finish(sum, ids[slot], combine.hidden_size, row));
+        rounded_to(combine.rows_dtype, args.out.finish(sum, ids[slot], combine.out.cols, row));
   }
   __syncthreads();
 
   const int64_t row = int64_t{row_block} * kUnitRows + thread;
-  if (thread >= kUnitRows || row >= combine.hidden_size) return;
+  if (thread >= kUnitRows || row >= combine.out.cols) return;
   float sum = 0.0F;
-  for (int slot = 0; slot < combine.top_k; ++slot) {
+  for (int slot = 0; slot < combine.routing.top_k; ++slot) {
     if (shared.expert[slot] == nullptr) continue;
-    sum += combined_weight(combine, token * combine.top_k + slot) * shared.rows[slot][thread];
+    sum +=
+        combined_weight(combine, token * combine.routing.top_k + slot) * shared.rows[slot][thread];
   }
-  const int64_t at = token * combine.out_stride + row;
-  if (combine.accumulate != 0) sum = load_as(combine.out_dtype, combine.out, at) + sum;
-  store_as(combine.out_dtype, combine.out, at, sum);
+  const int64_t at = token * combine.out.stride + row;
+  if (combine.accumulate) sum = load_as(combine.out.dtype, combine.out.data, at) + sum;
+  store_as(combine.out.dtype, combine.out.data, at, sum);
 }
 
 }  // namespace moesaic::cuda

@@ -33,7 +33,7 @@ int32_t launch_product(const ProductArgs& args, int64_t max_tiles, Stream stream
 
 template <class D, int kPlanes>
 int32_t launch_down_sum_as(const DownSumArgs& args, Stream stream) {
-  const int64_t blocks = args.weight.row_blocks * args.combine.num_tokens;
+  const int64_t blocks = args.weight.row_blocks * args.combine.routing.num_tokens;
   if (blocks > INT32_MAX) return kUnsupported;
   return dev::launch(down_sum_kernel<D, kPlanes>, dim3(static_cast<unsigned>(blocks)),
                      dim3(kDownSumThreads), 0, static_cast<dev::Stream>(stream), args);

@@ -96,11 +96,11 @@ MOESAIC_KERNEL void __launch_bounds__(32 * kNarrowWarps, 2) narrow_kernel(Produc
   if (thread < kNarrowTokens) {
     const int32_t entry = tile.first + thread;
     const bool real = thread < tile.count;
-    const int64_t destination = real ? destination_row(args.tiles.map, entry) : -1;
+    const int64_t destination = real ? args.tiles.map.destination_of(entry) : -1;
     shared.destination[thread] = destination;
     shared.source[thread] = !real                        ? -1
                             : args.x.by_destination != 0 ? destination
-                                                         : source_row(args.tiles.map, entry);
+                                                         : args.tiles.map.source_of(entry);
   }
   __syncthreads();
 

@@ -10,30 +10,32 @@
 namespace moesaic::cuda {
 
 // Rows of a unit that leave the kernel.
-inline constexpr int32_t kAllRows = 0;     // 16 rows of one role
-inline constexpr int32_t kFirstRows = 1;   // the first half of a shared unit
-inline constexpr int32_t kSecondRows = 2;  // the second half
-inline constexpr int32_t kPairs = 3;       // both halves, as gate and up of an activation
+enum class Select : uint8_t {
+  All,     // 16 rows of one role
+  First,   // the first half of a shared unit
+  Second,  // the second half
+  Pairs,   // both halves, as gate and up of an activation
+};
 
-MOESAIC_DEV float load_as(int32_t dtype, const void* data, int64_t at) {
-  return dtype == kF32   ? load_element<kF32>(data, at)
-         : dtype == kF16 ? load_element<kF16>(data, at)
-                         : load_element<kBF16>(data, at);
+MOESAIC_DEV float load_as(DType dtype, const void* data, int64_t at) {
+  return dtype == DType::F32   ? load_element<DType::F32>(data, at)
+         : dtype == DType::F16 ? load_element<DType::F16>(data, at)
+                               : load_element<DType::BF16>(data, at);
 }
-MOESAIC_DEV void store_as(int32_t dtype, void* data, int64_t at, float value) {
-  if (dtype == kF32) {
-    store_element<kF32>(data, at, value);
-  } else if (dtype == kF16) {
-    store_element<kF16>(data, at, value);
+MOESAIC_DEV void store_as(DType dtype, void* data, int64_t at, float value) {
+  if (dtype == DType::F32) {
+    store_element<DType::F32>(data, at, value);
+  } else if (dtype == DType::F16) {
+    store_element<DType::F16>(data, at, value);
   } else {
-    store_element<kBF16>(data, at, value);
+    store_element<DType::BF16>(data, at, value);
   }
 }
 // The value as it would be after a store and a load.
-MOESAIC_DEV float rounded_to(int32_t dtype, float value) {
-  return dtype == kF32   ? value
-         : dtype == kF16 ? dev::f16_to_f32(dev::f32_to_f16(value))
-                         : dev::bf16_to_f32(dev::f32_to_bf16(value));
+MOESAIC_DEV float rounded_to(DType dtype, float value) {
+  return dtype == DType::F32   ? value
+         : dtype == DType::F16 ? dev::f16_to_f32(dev::f32_to_f16(value))
+                               : dev::bf16_to_f32(dev::f32_to_bf16(value));
 }
 
 // y = value * scale[e] + bias[e, row]
@@ -51,17 +53,17 @@ struct RoleOutput {
 struct OutputArgs {
   void* data;    // [limit, rows], dense
   int64_t rows;  // of a role
-  int32_t dtype;
-  int32_t select;     // kAllRows ..
-  int32_t activated;  // not 0: `activation` is applied
-  ActivationArgs activation;
+  DType dtype;
+  Select select;
+  bool activated;  // `activation` is applied
+  Activation activation;
   const float* row_weight;  // [limit] factors of the products by destination, or null
   const float* gate_rows;   // [limit, rows]: gate of an earlier pass, or null
   RoleOutput first;         // of the only role, or of the gate of pairs
   RoleOutput second;        // of the up of pairs
 
   // Output rows of a row block.
-  MOESAIC_DEV int block_rows() const { return select == kAllRows ? kUnitRows : kUnitRows / 2; }
+  MOESAIC_DEV int block_rows() const { return select == Select::All ? kUnitRows : kUnitRows / 2; }
 
   // Stores output row `r` of row block `row_block`, given value(unit row).
   template <class Value>
@@ -71,13 +73,13 @@ struct OutputArgs {
     if (row >= rows) return;
     const int64_t at = destination * rows + row;
     const float factor = row_weight != nullptr ? row_weight[destination] : 1.0F;
-    float y = first.finish(factor * value(select == kSecondRows ? r + kUnitRows / 2 : r), expert,
+    float y = first.finish(factor * value(select == Select::Second ? r + kUnitRows / 2 : r), expert,
                            rows, row);
-    if (select == kPairs) {
-      y = activate(activation, y,
-                   second.finish(factor * value(r + kUnitRows / 2), expert, rows, row));
-    } else if (activated != 0) {
-      y = activate(activation, gate_rows != nullptr ? gate_rows[at] : 0.0F, y);
+    if (select == Select::Pairs) {
+      y = cuda::activate(activation, y,
+                         second.finish(factor * value(r + kUnitRows / 2), expert, rows, row));
+    } else if (activated) {
+      y = cuda::activate(activation, gate_rows != nullptr ? gate_rows[at] : 0.0F, y);
     }
     store_as(dtype, data, at, y);
   }

@@ -34,32 +34,32 @@ constexpr Kernel kKernels[] = {
     MOESAIC_ROW(kInt4Type, 0, int4) MOESAIC_ROW(kInt4Type, 1, int4_g32)};
 #undef MOESAIC_ROW
 
-const Kernel* find_kernel(const WeightArgs& weight) {
-  const int32_t small_groups = weight.type == kInt4Type && weight.scale_cols < kUnitCols ? 1 : 0;
+const Kernel* find_kernel(const WeightRef& weight) {
+  const bool int4 = weight.type == QuantType::INT4;
+  const int32_t small_groups = int4 && weight.int4.scale_cols < kUnitCols ? 1 : 0;
   for (const Kernel& kernel : kKernels) {
-    if (kernel.type == weight.type && kernel.small_groups == small_groups) return &kernel;
+    if (kernel.type == static_cast<int32_t>(weight.type) && kernel.small_groups == small_groups)
+      return &kernel;
   }
   return nullptr;
 }
 
-bool is_set(const WeightArgs& weight) { return weight.base != nullptr || weight.table != nullptr; }
-
 // bf16 planes of x: bf16 itself is one; f16 and 16 bits of f32 are two.
-int32_t planes_of(int32_t dtype, int32_t exact) {
-  return dtype == kBF16 || (dtype == kF32 && exact == 0) ? 1 : 2;
+int32_t planes_of(DType dtype, Precision precision) {
+  return dtype == DType::BF16 || (dtype == DType::F32 && precision == Precision::Fast) ? 1 : 2;
 }
 
 // Tokens of a tile: the narrower the fewer idle columns, the wider the fewer times weights are
 // read. The mean of a map with offsets decides; the threshold is not measured. The two loops add K
 // in different orders.
-int32_t tile_width(const MapArgs& map, int32_t num_experts, bool batch_invariant) {
+int32_t tile_width(const RowMap& map, int32_t num_experts, bool batch_invariant) {
   const int64_t mean = map.offsets != nullptr ? map.limit / num_experts : map.width;
   return batch_invariant || mean <= kNarrowTokens / 2 ? kNarrowTokens : kWideTokens;
 }
 
 // Weights whose experts have orders of columns of their own: x is staged for each entry.
-bool orders_differ(const WeightArgs& weight) {
-  return weight.gather != nullptr && weight.gather_stride != 0;
+bool orders_differ(const WeightRef& weight) {
+  return weight.int4.gather != nullptr && weight.int4.gather_stride != 0;
 }
 
 // Whether down is multiplied and summed at once, which reads weights once per pair. Pairs that are
@@ -71,14 +71,15 @@ bool sums_at_once(int64_t num_pairs, int32_t num_experts, bool sorted) {
 }
 
 // Also asks that rows of the map are those of combine.
-bool sums_at_once(const DownArgs& args) {
-  const MapArgs& map = args.map;
-  const CombineArgs& sum = args.combine;
+bool sums_at_once(const op::Down& args) {
+  const RowMap& map = args.map;
+  const WeightRef& weight = args.weight.ref;
+  const op::Combine& sum = args.combine;
   const bool sorted = map.offsets != nullptr || map.width != 1;
   return map.source == map.destination && map.source_divisor == 1 &&
-         map.limit == sum.num_tokens * sum.top_k && args.weight.half == kAlone &&
-         args.weight.rows == sum.hidden_size && sum.top_k <= kMaxTopK &&
-         sums_at_once(map.limit, args.weight.num_experts, sorted);
+         map.limit == sum.routing.num_pairs() && weight.half == UnitHalf::Alone &&
+         weight.rows == sum.out.cols && sum.routing.top_k <= kMaxTopK &&
+         sums_at_once(map.limit, weight.num_experts, sorted);
 }
 
 // Hands out a phase's scratch in order.
@@ -111,16 +112,27 @@ int64_t list_bytes(int64_t max_tiles) {
 // The tiles of a map with offsets: no more than its entries, and one more for each part of a width.
 constexpr int64_t most_tiles(int64_t rows) { return rows + rows / kNarrowTokens; }
 
+// Bytes of scratch that a call of this size was promised.
+GemmSizes sizes_of(const WeightRef& weight, const RowMap& map, const InputRows& in) {
+  const int64_t packed = weight.int4.packed_cols;
+  return {.num_rows = map.limit,
+          .num_in = in.num_rows,
+          .cols = weight.cols > packed ? weight.cols : packed,
+          .out_cols = weight.rows,
+          .num_experts = weight.num_experts,
+          .separate = false};
+}
+
 // One phase over one map and one input: staging, then one or two products.
 class Phase {
  public:
   template <class Args>
-  Phase(const Args& args, Stream stream)
+  Phase(const Args& args, const GemmSizes& sizes, Stream stream)
       : map_(args.map),
         in_(args.in),
-        exact_(args.exact),
-        batch_invariant_(args.batch_invariant != 0),
-        carver_(args.scratch, args.scratch_bytes),
+        precision_(args.precision),
+        batch_invariant_(args.batch_invariant),
+        carver_(args.scratch, gemm_scratch_bytes(sizes)),
         stream_(stream) {}
 
   bool empty() const { return map_.limit <= 0 || map_.num_segments <= 0; }
@@ -146,15 +158,15 @@ class Phase {
   }
 
   // Stages the input as `weight` reads it.
-  int32_t stage(const WeightArgs& weight) {
+  int32_t stage(const WeightRef& weight) {
     StageArgs args{};
     args.in = in_;
-    args.cols = weight.gather != nullptr ? weight.packed_cols : weight.cols;
-    args.gather = weight.gather;
-    args.gather_stride = weight.gather_stride;
+    args.cols = weight.int4.gather != nullptr ? weight.int4.packed_cols : weight.cols;
+    args.gather = weight.int4.gather;
+    args.gather_stride = weight.int4.gather_stride;
     args.tiles = tiles_;
     staged_.units = static_cast<int32_t>(blocks_of(packed_facts(weight).cols, kUnitCols));
-    staged_.num_planes = planes_of(in_.dtype, exact_);
+    staged_.num_planes = planes_of(in_.dtype, precision_);
     staged_.by_destination = orders_differ(weight) ? 1 : 0;
     const int64_t rows = staged_.by_destination != 0 ? map_.limit : in_.num_rows;
     staged_.planes =
@@ -162,7 +174,7 @@ class Phase {
     staged_.sums = carver_.take<float>(rows * staged_.units * kUnitSums);
     if (carver_.overrun()) return kBadArguments;
     args.out = staged_;
-    return for_element_type(in_.dtype, [&]<int32_t kType>() -> int32_t {
+    return for_element_type(in_.dtype, [&]<DType kType>() -> int32_t {
       const dim3 threads(32 * kStageWarps);
       const auto stream = static_cast<dev::Stream>(stream_);
       if (staged_.by_destination != 0) {
@@ -176,21 +188,21 @@ class Phase {
     });
   }
 
-  int32_t multiply(const WeightArgs& weight, const OutputArgs& out) const {
+  int32_t multiply(const WeightRef& weight, const OutputArgs& out) const {
     return find_kernel(weight)->launchers->product({packed_weight(weight), tiles_, staged_, out},
                                                    max_tiles_, stream_);
   }
 
-  int32_t multiply_and_sum(const WeightArgs& weight, const CombineArgs& combine) const {
+  int32_t multiply_and_sum(const RoleRef& weight, const op::Combine& combine) const {
     const RoleOutput out{weight.scale, weight.bias};
-    return find_kernel(weight)->launchers->down_sum({packed_weight(weight), staged_, out, combine},
-                                                    stream_);
+    return find_kernel(weight.ref)
+        ->launchers->down_sum({packed_weight(weight.ref), staged_, out, combine}, stream_);
   }
 
  private:
-  MapArgs map_;
-  RowsArgs in_;
-  int32_t exact_;
+  RowMap map_;
+  InputRows in_;
+  Precision precision_;
   bool batch_invariant_;
   Carver carver_;
   Stream stream_;
@@ -200,104 +212,107 @@ class Phase {
 };
 
 // Rows of one role alone, or its half of shared units.
-OutputArgs role_output(const WeightArgs& weight, void* data, int32_t dtype) {
+OutputArgs role_output(const RoleRef& weight, void* data, DType dtype) {
   OutputArgs out{};
   out.data = data;
-  out.rows = weight.rows;
+  out.rows = weight.ref.rows;
   out.dtype = dtype;
-  out.select = weight.half;
+  out.select = static_cast<Select>(weight.ref.half);
   out.first = {weight.scale, weight.bias};
   return out;
 }
-static_assert(kAlone == kAllRows && kFirstHalf == kFirstRows && kSecondHalf == kSecondRows);
+static_assert(static_cast<Select>(UnitHalf::Alone) == Select::All &&
+              static_cast<Select>(UnitHalf::First) == Select::First &&
+              static_cast<Select>(UnitHalf::Second) == Select::Second);
 
-int32_t run_product(Phase& phase, const WeightArgs& weight, void* out, int32_t dtype) {
-  if (find_kernel(weight) == nullptr) return kUnsupported;
-  if (const int32_t error = phase.make_tiles(weight.num_experts)) return error;
-  if (const int32_t error = phase.stage(weight)) return error;
-  return phase.multiply(weight, role_output(weight, out, dtype));
+int32_t run_product(Phase& phase, const RoleRef& weight, void* out, DType dtype) {
+  if (find_kernel(weight.ref) == nullptr) return kUnsupported;
+  if (const int32_t error = phase.make_tiles(weight.ref.num_experts)) return error;
+  if (const int32_t error = phase.stage(weight.ref)) return error;
+  return phase.multiply(weight.ref, role_output(weight, out, dtype));
 }
 
-int32_t run_down_sum(Phase& phase, const WeightArgs& weight, const CombineArgs& combine) {
-  if (find_kernel(weight) == nullptr) return kUnsupported;
-  if (orders_differ(weight)) {
-    if (const int32_t error = phase.make_tiles(weight.num_experts)) return error;
+int32_t run_down_sum(Phase& phase, const RoleRef& weight, const op::Combine& combine) {
+  if (find_kernel(weight.ref) == nullptr) return kUnsupported;
+  if (orders_differ(weight.ref)) {
+    if (const int32_t error = phase.make_tiles(weight.ref.num_experts)) return error;
   }
-  if (const int32_t error = phase.stage(weight)) return error;
+  if (const int32_t error = phase.stage(weight.ref)) return error;
   return phase.multiply_and_sum(weight, combine);
 }
 
-bool share_units(const WeightArgs& gate, const WeightArgs& up) {
-  return gate.half == kFirstHalf && up.half == kSecondHalf && gate.base == up.base &&
+bool share_units(const WeightRef& gate, const WeightRef& up) {
+  return gate.half == UnitHalf::First && up.half == UnitHalf::Second && gate.base == up.base &&
          gate.table == up.table;
 }
 
 }  // namespace
 
-int32_t launch_gemm(const GemmArgs& args, Stream stream) {
-  Phase phase(args, stream);
+int32_t launch_gemm(const op::Gemm& args, Stream stream) {
+  Phase phase(args, sizes_of(args.weight.ref, args.map, args.in), stream);
   if (phase.empty()) return kOk;
   return run_product(phase, args.weight, args.out, args.out_dtype);
 }
 
-int32_t launch_gate_up(const GateUpArgs& args, Stream stream) {
-  Phase phase(args, stream);
+int32_t launch_gate_up(const op::GateUp& args, Stream stream) {
+  const WeightRef& gate = args.gate.ref;
+  const WeightRef& up = args.up.ref;
+  const bool gated = static_cast<bool>(gate);
+  GemmSizes sizes = sizes_of(up, args.map, args.in);
+  sizes.separate = gated && !share_units(gate, up);
+  // Groups of its own may pad gate to more columns than up.
+  if (gated && gate.int4.packed_cols > sizes.cols) sizes.cols = gate.int4.packed_cols;
+  Phase phase(args, sizes, stream);
   if (phase.empty()) return kOk;
-  const bool gated = is_set(args.gate);
-  if (find_kernel(args.up) == nullptr || (gated && find_kernel(args.gate) == nullptr)) {
-    return kUnsupported;
-  }
-  if (const int32_t error = phase.make_tiles(args.up.num_experts)) return error;
+  if (find_kernel(up) == nullptr || (gated && find_kernel(gate) == nullptr)) return kUnsupported;
+  if (const int32_t error = phase.make_tiles(up.num_experts)) return error;
 
   OutputArgs out = role_output(args.up, args.hidden, args.hidden_dtype);
   out.row_weight = args.row_weight;
-  out.activated = 1;
+  out.activated = true;
   out.activation = args.activation;
-  if (gated && share_units(args.gate, args.up)) {
-    out.select = kPairs;
+  if (gated && !sizes.separate) {
+    out.select = Select::Pairs;
     out.first = {args.gate.scale, args.gate.bias};
     out.second = {args.up.scale, args.up.bias};
   } else if (gated) {
-    auto* const gate_rows = phase.carver().take<float>(args.map.limit * args.gate.rows);
+    auto* const gate_rows = phase.carver().take<float>(args.map.limit * gate.rows);
     if (phase.carver().overrun()) return kBadArguments;
-    if (const int32_t error = phase.stage(args.gate)) return error;
-    OutputArgs gate_out = role_output(args.gate, gate_rows, kF32);
+    if (const int32_t error = phase.stage(gate)) return error;
+    OutputArgs gate_out = role_output(args.gate, gate_rows, DType::F32);
     gate_out.row_weight = args.row_weight;
-    if (const int32_t error = phase.multiply(args.gate, gate_out)) return error;
+    if (const int32_t error = phase.multiply(gate, gate_out)) return error;
     out.gate_rows = gate_rows;
   }
-  if (const int32_t error = phase.stage(args.up)) return error;
-  return phase.multiply(args.up, out);
+  if (const int32_t error = phase.stage(up)) return error;
+  return phase.multiply(up, out);
 }
 
-int32_t launch_down(const DownArgs& args, Stream stream) {
-  Phase phase(args, stream);
+int32_t launch_down(const op::Down& args, Stream stream) {
+  Phase phase(args, sizes_of(args.weight.ref, args.map, args.in), stream);
   if (!phase.empty()) {
     if (sums_at_once(args)) return run_down_sum(phase, args.weight, args.combine);
     if (const int32_t error = run_product(phase, args.weight, args.rows, args.combine.rows_dtype)) {
       return error;
     }
   }
-  CombineArgs combine = args.combine;
-  combine.rows = args.rows;
-  return launch_combine(combine, stream);
+  return launch_combine(args.combine, stream);
 }
 
-int64_t gemm_scratch_bytes(const GemmScratchArgs& args) {
+int64_t gemm_scratch_bytes(const GemmSizes& args) {
   const int64_t rows = args.num_rows > args.num_in ? args.num_rows : args.num_in;
   const int64_t staged = staged_bytes(rows, blocks_of(args.cols, kUnitCols), 2);
   // Gate and up that differ may read different columns: both stagings, and the rows of gate.
-  const int64_t separate =
-      args.separate != 0 ? staged + aligned(args.num_rows * args.out_cols * 4) : 0;
+  const int64_t separate = args.separate ? staged + aligned(args.num_rows * args.out_cols * 4) : 0;
   return list_bytes(most_tiles(args.num_rows)) + staged + separate;
 }
 
-const char* gemm_name(const WeightArgs& weight, int64_t) {
+const char* gemm_name(const WeightRef& weight) {
   const Kernel* const kernel = find_kernel(weight);
   return kernel != nullptr ? kernel->gemm_name : nullptr;
 }
 
-const char* down_name(const WeightArgs& weight, int64_t num_pairs, bool sorted) {
+const char* down_name(const WeightRef& weight, int64_t num_pairs, bool sorted) {
   const Kernel* const kernel = find_kernel(weight);
   if (kernel == nullptr) return nullptr;
   return sums_at_once(num_pairs, weight.num_experts, sorted) ? kernel->down_sum_name
@@ -311,10 +326,11 @@ const KernelRow* gemm_kernels(int32_t* count) {
   static const bool filled = [] {
     KernelRow* row = rows;
     for (const Kernel& kernel : kKernels) {
-      *row++ = {"expert_gemm", kernel.gemm_name, kernel.type, 80};
-      *row++ = {"gate_up", kernel.gate_up_name, kernel.type, 80};
-      *row++ = {"down", kernel.down_name, kernel.type, 80};
-      *row++ = {"down", kernel.down_sum_name, kernel.type, 80};
+      const auto type = static_cast<QuantType>(kernel.type);
+      *row++ = {"expert_gemm", kernel.gemm_name, type, 80};
+      *row++ = {"gate_up", kernel.gate_up_name, type, 80};
+      *row++ = {"down", kernel.down_name, type, 80};
+      *row++ = {"down", kernel.down_sum_name, type, 80};
     }
     return true;
   }();

@@ -39,7 +39,7 @@ struct StagedRows {
 };
 
 struct StageArgs {
-  RowsArgs in;
+  InputRows in;
   StagedRows out;
   int64_t cols;           // of the packed weight, with gather; else of `in`
   const int32_t* gather;  // [cols] or null
@@ -47,7 +47,7 @@ struct StageArgs {
   TileSource tiles;  // of staging by destination
 };
 
-template <int32_t kType>
+template <DType kType>
 MOESAIC_DEV float staged_element(const StageArgs& args, const int32_t* gather, int64_t offset,
                                  int64_t col) {
   if (col >= args.cols) return 0.0F;
@@ -55,10 +55,10 @@ MOESAIC_DEV float staged_element(const StageArgs& args, const int32_t* gather, i
   return from < 0 || from >= args.in.cols ? 0.0F : load_element<kType>(args.in.data, offset + from);
 }
 
-template <int32_t kType>
+template <DType kType>
 MOESAIC_DEV void stage_unit(const StageArgs& args, const int32_t* gather, int64_t from_row,
                             int64_t to_row, int unit, int lane) {
-  const int64_t offset = element_offset(args.in, from_row);
+  const int64_t offset = args.in.element_offset(from_row);
   const int64_t col = int64_t{unit} * kUnitCols + 2 * lane;
   float low = staged_element<kType>(args, gather, offset, col);
   float high = staged_element<kType>(args, gather, offset, col + 1);
@@ -79,7 +79,7 @@ MOESAIC_DEV void stage_unit(const StageArgs& args, const int32_t* gather, int64_
   if (lane % 8 == 0) args.out.unit_sums(to_row, unit)[s] = sum;
 }
 
-template <int32_t kType>
+template <DType kType>
 MOESAIC_KERNEL void __launch_bounds__(32 * kStageWarps) stage_kernel(StageArgs args) {
   const int64_t index = int64_t{blockIdx.x} * kStageWarps + threadIdx.x / 32;
   const int64_t row = index / args.out.units;
@@ -88,8 +88,8 @@ MOESAIC_KERNEL void __launch_bounds__(32 * kStageWarps) stage_kernel(StageArgs a
                     static_cast<int>(threadIdx.x % 32));
 }
 
-// The same for each entry of the map, by the order of its expert.
-template <int32_t kType>
+// Stages each entry of the map by the column order of its expert.
+template <DType kType>
 MOESAIC_KERNEL void __launch_bounds__(32 * kStageWarps) stage_entries_kernel(StageArgs args) {
   Tile tile;
   if (!args.tiles.find(static_cast<int32_t>(blockIdx.x), tile)) return;
@@ -97,8 +97,8 @@ MOESAIC_KERNEL void __launch_bounds__(32 * kStageWarps) stage_entries_kernel(Sta
   const int work = tile.count * args.out.units;
   for (int i = static_cast<int>(threadIdx.x) / 32; i < work; i += kStageWarps) {
     const int32_t entry = tile.first + i / args.out.units;
-    stage_unit<kType>(args, gather, source_row(args.tiles.map, entry),
-                      destination_row(args.tiles.map, entry), i % args.out.units,
+    stage_unit<kType>(args, gather, args.tiles.map.source_of(entry),
+                      args.tiles.map.destination_of(entry), i % args.out.units,
                       static_cast<int>(threadIdx.x % 32));
   }
 }

@@ -3,21 +3,14 @@
 
 #include "device.cuh"
 #include "plan/map.cuh"
-#include "plugin.h"
+#include "plan/tile.h"
 
 namespace moesaic::cuda {
-
-MOESAIC_DEV int64_t source_row(const MapArgs& map, int32_t entry) {
-  return (map.source != nullptr ? map.source[entry] : entry) / map.source_divisor;
-}
-MOESAIC_DEV int64_t destination_row(const MapArgs& map, int32_t entry) {
-  return map.destination != nullptr ? map.destination[entry] : entry;
-}
 
 // Tiles by index, from a list where segments have offsets, else by arithmetic: a segment of fixed
 // width is cut into pieces, of which those behind its last real entry are empty.
 struct TileSource {
-  MapArgs map;
+  RowMap map;
   const Tile* list;
   const int32_t* num_tiles;
   int32_t width;
@@ -34,7 +27,7 @@ struct TileSource {
     const int32_t segment = index / pieces;
     const int32_t skip = index % pieces * width;
     const int32_t left = real_entries(map, segment, num_experts) - skip;
-    tile = {expert_of(map, segment), first_entry(map, segment) + skip, left < width ? left : width,
+    tile = {map.expert_of(segment), map.begin(segment) + skip, left < width ? left : width,
             segment};
     return left > 0;
   }

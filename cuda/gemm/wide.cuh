@@ -50,7 +50,7 @@ struct Wide {
   static constexpr int kResident = kPlanes == 1 ? 3 : 2;
   static constexpr int kStages = kStageBytes * 3 * kResident <= 156 * 1024 ? 3 : 2;
   static constexpr int kSharedBytes = kStages * kStageBytes;
-  // Of a finished row block: the four tokens of a fragment lie 8 banks apart.
+  // Floats between tokens of a finished row block: the four of a fragment lie 8 banks apart.
   static constexpr int kTokenStride = kUnitRows + 4;
   static_assert(kWideWarps * kWideTokens * kTokenStride * 4 <= kSharedBytes);
 
@@ -311,9 +311,9 @@ MOESAIC_KERNEL void __launch_bounds__(kWideThreads, Wide<D, kPlanes>::kResident)
   if (thread < kWideTokens) {
     const bool real = thread < tile.count;
     const int32_t entry = tile.first + thread;
-    const int64_t destination = real ? destination_row(args.tiles.map, entry) : 0;
+    const int64_t destination = real ? args.tiles.map.destination_of(entry) : 0;
     const int64_t source =
-        !real || args.x.by_destination != 0 ? destination : source_row(args.tiles.map, entry);
+        !real || args.x.by_destination != 0 ? destination : args.tiles.map.source_of(entry);
     shared.destination[thread] = destination;
     shared.planes[thread] = reinterpret_cast<const uint8_t*>(args.x.unit_planes(source, 0));
     shared.sums[thread] = reinterpret_cast<const uint8_t*>(args.x.unit_sums(source, 0));

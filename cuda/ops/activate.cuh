@@ -7,7 +7,7 @@
 
 namespace moesaic::cuda {
 
-MOESAIC_KERNEL void __launch_bounds__(kRowThreads) activate_kernel(ActivateArgs args) {
+MOESAIC_KERNEL void __launch_bounds__(kRowThreads) activate_kernel(op::Activate args) {
   const int64_t cols = args.intermediate;
   const int64_t quad = quad_of_thread();
   if (4 * quad >= cols) return;
@@ -15,16 +15,16 @@ MOESAIC_KERNEL void __launch_bounds__(kRowThreads) activate_kernel(ActivateArgs 
     const int64_t from = r * args.row_stride;
     Quad g{};
     if (args.gate != nullptr) {
-      const bool whole = cols % 4 == 0 && quads_allowed<kF32>(args.gate, from);
-      g = load_columns<kF32>(args.gate, from, quad, cols, whole);
+      const bool whole = cols % 4 == 0 && quads_allowed<DType::F32>(args.gate, from);
+      g = load_columns<DType::F32>(args.gate, from, quad, cols, whole);
     }
-    const bool whole_up = cols % 4 == 0 && quads_allowed<kF32>(args.up, from);
-    const Quad u = load_columns<kF32>(args.up, from, quad, cols, whole_up);
+    const bool whole_up = cols % 4 == 0 && quads_allowed<DType::F32>(args.up, from);
+    const Quad u = load_columns<DType::F32>(args.up, from, quad, cols, whole_up);
     Quad h;
     MOESAIC_UNROLL
-    for (int i = 0; i < 4; ++i) h.v[i] = activate(args.activation, g.v[i], u.v[i]);
-    const bool whole = cols % 4 == 0 && quads_allowed<kF32>(args.hidden, r * cols);
-    store_columns<kF32>(args.hidden, r * cols, quad, cols, whole, h);
+    for (int i = 0; i < 4; ++i) h.v[i] = cuda::activate(args.activation, g.v[i], u.v[i]);
+    const bool whole = cols % 4 == 0 && quads_allowed<DType::F32>(args.hidden, r * cols);
+    store_columns<DType::F32>(args.hidden, r * cols, quad, cols, whole, h);
   }
 }
 

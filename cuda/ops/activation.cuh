@@ -2,7 +2,6 @@
 #pragma once
 
 #include "device.cuh"
-#include "moesaic/config.hpp"
 #include "plugin.h"
 
 namespace moesaic::cuda {
@@ -19,8 +18,8 @@ MOESAIC_DEV float gelu_tanh(float x) {
 MOESAIC_DEV float at_most(float x, float limit) { return limit < x ? limit : x; }
 MOESAIC_DEV float clamp_to(float x, float limit) { return x < -limit ? -limit : at_most(x, limit); }
 
-MOESAIC_DEV float activate(const ActivationArgs& a, float g, float u) {
-  switch (static_cast<ActivationKind>(a.kind)) {
+MOESAIC_DEV float activate(const Activation& a, float g, float u) {
+  switch (a.kind) {
     case ActivationKind::SwiGlu:
       return silu(g) * u;
     case ActivationKind::SwiGluClampInput:

@@ -11,21 +11,21 @@ namespace moesaic::cuda {
 
 inline constexpr int kSlotsAhead = 4;
 
-template <int32_t kRows, int32_t kOut>
-MOESAIC_KERNEL void __launch_bounds__(kRowThreads) combine_kernel(CombineArgs args) {
-  const int64_t cols = args.hidden_size;
+template <DType kRows, DType kOut>
+MOESAIC_KERNEL void __launch_bounds__(kRowThreads) combine_kernel(op::Combine args) {
+  const int64_t cols = args.out.cols;
   const int64_t quad = quad_of_thread();
   if (4 * quad >= cols) return;
   const bool whole_rows = cols % 4 == 0 && quads_allowed<kRows>(args.rows, 0);
-  for (int64_t token = blockIdx.y; token < args.num_tokens; token += gridDim.y) {
+  for (int64_t token = blockIdx.y; token < args.routing.num_tokens; token += gridDim.y) {
     Quad sum{};
-    for (int32_t first = 0; first < args.top_k; first += kSlotsAhead) {
+    for (int32_t first = 0; first < args.routing.top_k; first += kSlotsAhead) {
       int64_t row[kSlotsAhead];
       Quad value[kSlotsAhead];
       MOESAIC_UNROLL
       for (int i = 0; i < kSlotsAhead; ++i) {
-        const int64_t pair = token * args.top_k + first + i;
-        row[i] = first + i < args.top_k ? combined_row(args, pair) : -1;
+        const int64_t pair = token * args.routing.top_k + first + i;
+        row[i] = first + i < args.routing.top_k ? combined_row(args, pair) : -1;
         if (row[i] >= 0) {
           value[i] = load_columns<kRows>(args.rows, row[i] * cols, quad, cols, whole_rows);
         }
@@ -33,19 +33,19 @@ MOESAIC_KERNEL void __launch_bounds__(kRowThreads) combine_kernel(CombineArgs ar
       MOESAIC_UNROLL
       for (int i = 0; i < kSlotsAhead; ++i) {
         if (row[i] < 0) continue;
-        const float weight = combined_weight(args, token * args.top_k + first + i);
+        const float weight = combined_weight(args, token * args.routing.top_k + first + i);
         MOESAIC_UNROLL
         for (int c = 0; c < 4; ++c) sum.v[c] += weight * value[i].v[c];
       }
     }
-    const int64_t offset = token * args.out_stride;
-    const bool whole = cols % 4 == 0 && quads_allowed<kOut>(args.out, offset);
-    if (args.accumulate != 0) {
-      const Quad before = load_columns<kOut>(args.out, offset, quad, cols, whole);
+    const int64_t offset = token * args.out.stride;
+    const bool whole = cols % 4 == 0 && quads_allowed<kOut>(args.out.data, offset);
+    if (args.accumulate) {
+      const Quad before = load_columns<kOut>(args.out.data, offset, quad, cols, whole);
       MOESAIC_UNROLL
       for (int c = 0; c < 4; ++c) sum.v[c] = before.v[c] + sum.v[c];
     }
-    store_columns<kOut>(args.out, offset, quad, cols, whole, sum);
+    store_columns<kOut>(args.out.data, offset, quad, cols, whole, sum);
   }
 }
 

@@ -10,12 +10,13 @@ namespace moesaic::cuda {
 
 inline constexpr int kLookUpThreads = 256;
 
-MOESAIC_KERNEL void __launch_bounds__(kLookUpThreads) look_up_experts_kernel(LookUpArgs args) {
+MOESAIC_KERNEL void __launch_bounds__(kLookUpThreads)
+    look_up_experts_kernel(op::LookUpExperts args) {
   const int64_t pair = int64_t{blockIdx.x} * kLookUpThreads + threadIdx.x;
-  if (pair >= args.num_tokens * args.top_k) return;
-  const int64_t token = args.token_ids[pair / args.top_k];
+  if (pair >= args.out.num_pairs()) return;
+  const int64_t token = args.token_ids[pair / args.out.top_k];
   const bool known = token >= 0 && token < args.num_rows;
-  args.topk_ids[pair] = known ? args.table[token * args.top_k + pair % args.top_k] : -1;
+  args.out.topk_ids[pair] = known ? args.table[token * args.out.top_k + pair % args.out.top_k] : -1;
 }
 
 }  // namespace moesaic::cuda

@@ -19,8 +19,8 @@ int32_t launch_rows(void (*kernel)(Args), int64_t rows, int64_t cols, const Args
                      static_cast<dev::Stream>(stream), args);
 }
 
-template <int32_t kType, int kTokens, int kExperts>
-int32_t launch_logits(const RouterLogitsArgs& args, Stream stream) {
+template <DType kType, int kTokens, int kExperts>
+int32_t launch_logits(const op::RouterLogits& args, Stream stream) {
   const int64_t tiles =
       ((args.x.num_rows + kTokens - 1) / kTokens) * ((args.num_experts + kExperts - 1) / kExperts);
   const auto blocks = static_cast<unsigned>((tiles + kLogitWarps - 1) / kLogitWarps);
@@ -31,11 +31,11 @@ int32_t launch_logits(const RouterLogitsArgs& args, Stream stream) {
 constexpr int kFillThreads = 256;
 constexpr int64_t kMaxFillBlocks = 4096;
 
-MOESAIC_KERNEL void __launch_bounds__(kFillThreads) fill_kernel(FillArgs args) {
+MOESAIC_KERNEL void __launch_bounds__(kFillThreads) fill_kernel(op::Fill args) {
   const int64_t step = int64_t{gridDim.x} * kFillThreads;
   const int64_t first = int64_t{blockIdx.x} * kFillThreads + threadIdx.x;
   auto* const bytes = static_cast<uint8_t*>(args.data);
-  const auto byte = static_cast<uint8_t>(args.value);
+  const uint8_t byte = args.value;
   // Up to 15 bytes before the first 16-byte boundary and behind the last, 16 at a time between.
   const auto misaligned = static_cast<int64_t>(reinterpret_cast<uintptr_t>(bytes) % 16);
   int64_t head = misaligned == 0 ? 0 : 16 - misaligned;
@@ -51,60 +51,58 @@ MOESAIC_KERNEL void __launch_bounds__(kFillThreads) fill_kernel(FillArgs args) {
 
 }  // namespace
 
-int32_t launch_router_logits(const RouterLogitsArgs& args, Stream stream) {
+int32_t launch_router_logits(const op::RouterLogits& args, Stream stream) {
   if (args.x.num_rows == 0) return kOk;
-  return for_element_type(args.x.dtype, [&]<int32_t kType>() {
+  return for_element_type(args.x.dtype, [&]<DType kType>() {
     // Few tokens: one dot product a warp, to fill the device.
     return args.x.num_rows <= 8 ? launch_logits<kType, 1, 1>(args, stream)
                                 : launch_logits<kType, 8, 4>(args, stream);
   });
 }
 
-int32_t launch_gather(const GatherArgs& args, Stream stream) {
-  if (args.out_dtype != kF32 && args.out_dtype != args.x.dtype) return kUnsupported;
-  return for_element_type(args.x.dtype, [&]<int32_t kIn>() {
-    const auto kernel = args.out_dtype == kF32 ? gather_kernel<kIn, kF32> : gather_kernel<kIn, kIn>;
-    return launch_rows(kernel, args.rows, args.x.cols, args, stream);
+int32_t launch_gather(const op::Gather& args, Stream stream) {
+  return for_element_type(args.x.dtype, [&]<DType kIn>() {
+    return launch_rows(gather_kernel<kIn>, args.rows, args.x.cols, args, stream);
   });
 }
 
-int32_t launch_activate(const ActivateArgs& args, Stream stream) {
+int32_t launch_activate(const op::Activate& args, Stream stream) {
   return launch_rows(activate_kernel, args.rows, args.intermediate, args, stream);
 }
 
-int32_t launch_combine(const CombineArgs& args, Stream stream) {
-  return for_element_type(args.rows_dtype, [&]<int32_t kRows>() {
-    return for_element_type(args.out_dtype, [&]<int32_t kOut>() {
-      return launch_rows(combine_kernel<kRows, kOut>, args.num_tokens, args.hidden_size, args,
+int32_t launch_combine(const op::Combine& args, Stream stream) {
+  return for_element_type(args.rows_dtype, [&]<DType kRows>() {
+    return for_element_type(args.out.dtype, [&]<DType kOut>() {
+      return launch_rows(combine_kernel<kRows, kOut>, args.routing.num_tokens, args.out.cols, args,
                          stream);
     });
   });
 }
 
-int32_t launch_look_up_experts(const LookUpArgs& args, Stream stream) {
-  const int64_t blocks = (args.num_tokens * args.top_k + kLookUpThreads - 1) / kLookUpThreads;
+int32_t launch_look_up_experts(const op::LookUpExperts& args, Stream stream) {
+  const int64_t blocks = (args.out.num_pairs() + kLookUpThreads - 1) / kLookUpThreads;
   return dev::launch(look_up_experts_kernel, dim3(static_cast<unsigned>(blocks)),
                      dim3(kLookUpThreads), 0, static_cast<dev::Stream>(stream), args);
 }
 
-int32_t launch_rms_norm(const RmsNormArgs& args, Stream stream) {
-  return for_element_type(args.x.dtype, [&]<int32_t kType>() {
+int32_t launch_rms_norm(const op::RmsNorm& args, Stream stream) {
+  return for_element_type(args.x.dtype, [&]<DType kType>() {
     return dev::launch(rms_norm_kernel<kType>, dim3(static_cast<unsigned>(args.x.num_rows)),
                        dim3(kNormThreads), 0, static_cast<dev::Stream>(stream), args);
   });
 }
 
-int32_t launch_add_identity(const IdentityArgs& args, Stream stream) {
-  return for_element_type(args.x.dtype, [&]<int32_t kType>() {
+int32_t launch_add_identity(const op::AddIdentity& args, Stream stream) {
+  return for_element_type(args.x.dtype, [&]<DType kType>() {
     return launch_rows(add_identity_kernel<kType>, args.x.num_rows, args.x.cols, args, stream);
   });
 }
 
-int32_t launch_zero_skipped(const ZeroSkippedArgs& args, Stream stream) {
+int32_t launch_zero_skipped(const op::ZeroSkipped& args, Stream stream) {
   return launch_rows(zero_skipped_kernel, args.rows, args.cols, args, stream);
 }
 
-int32_t launch_fill(const FillArgs& args, Stream stream) {
+int32_t launch_fill(const op::Fill& args, Stream stream) {
   if (args.bytes == 0) return kOk;
   const int64_t needed = (args.bytes + 16 * kFillThreads - 1) / (16 * kFillThreads);
   const auto blocks = static_cast<unsigned>(needed < kMaxFillBlocks ? needed : kMaxFillBlocks);

@@ -7,15 +7,15 @@
 namespace moesaic::cuda {
 
 // Row of a pair, or -1 when the pair is skipped.
-MOESAIC_DEV int64_t combined_row(const CombineArgs& args, int64_t pair) {
-  const int32_t id = args.topk_ids[pair];
+MOESAIC_DEV int64_t combined_row(const op::Combine& args, int64_t pair) {
+  const int32_t id = args.routing.topk_ids[pair];
   if (id < 0 || id >= args.num_experts) return -1;
   const int64_t row = args.pair_row != nullptr ? args.pair_row[pair] : pair;
-  return row < args.num_tokens * args.top_k ? row : -1;
+  return row < args.routing.num_pairs() ? row : -1;
 }
 
-MOESAIC_DEV float combined_weight(const CombineArgs& args, int64_t pair) {
-  return args.topk_weights != nullptr ? args.topk_weights[pair] : 1.0F;
+MOESAIC_DEV float combined_weight(const op::Combine& args, int64_t pair) {
+  return args.routing.topk_weights != nullptr ? args.routing.topk_weights[pair] : 1.0F;
 }
 
 }  // namespace moesaic::cuda

@@ -26,12 +26,12 @@ MOESAIC_DEV float sum_over_block(float value, float (&parts)[kNormWarps]) {
   return sum;
 }
 
-template <int32_t kType>
-MOESAIC_KERNEL void __launch_bounds__(kNormThreads) rms_norm_kernel(RmsNormArgs args) {
+template <DType kType>
+MOESAIC_KERNEL void __launch_bounds__(kNormThreads) rms_norm_kernel(op::RmsNorm args) {
   MOESAIC_SHARED(float, parts, [kNormWarps]);
   const int64_t row = blockIdx.x;
   const int64_t cols = args.x.cols;
-  const int64_t from = element_offset(args.x, row);
+  const int64_t from = args.x.element_offset(row);
   const bool whole = cols % 4 == 0 && quads_allowed<kType>(args.x.data, from);
 
   float square = 0.0F;
@@ -43,17 +43,14 @@ MOESAIC_KERNEL void __launch_bounds__(kNormThreads) rms_norm_kernel(RmsNormArgs 
   const float mean = sum_over_block(square, parts) / static_cast<float>(cols);
   const float factor = 1.0F / sqrtf(mean + args.eps);
 
-  const bool whole_weight = cols % 4 == 0 && quads_allowed<kF32>(args.weight, 0);
-  const bool whole_out = cols % 4 == 0 && quads_allowed<kF32>(args.out, row * cols);
+  const bool whole_weight = cols % 4 == 0 && quads_allowed<DType::F32>(args.weight, 0);
+  const bool whole_out = cols % 4 == 0 && quads_allowed<DType::F32>(args.out, row * cols);
   for (int64_t quad = threadIdx.x; 4 * quad < cols; quad += kNormThreads) {
     Quad q = load_columns<kType>(args.x.data, from, quad, cols, whole);
-    Quad w = {{1.0F, 1.0F, 1.0F, 1.0F}};
-    if (args.weight != nullptr) {
-      w = load_columns<kF32>(args.weight, 0, quad, cols, whole_weight);
-    }
+    const Quad w = load_columns<DType::F32>(args.weight, 0, quad, cols, whole_weight);
     MOESAIC_UNROLL
     for (int c = 0; c < 4; ++c) q.v[c] = q.v[c] * factor * w.v[c];
-    store_columns<kF32>(args.out, row * cols, quad, cols, whole_out, q);
+    store_columns<DType::F32>(args.out, row * cols, quad, cols, whole_out, q);
   }
 }
 

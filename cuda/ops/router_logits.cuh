@@ -11,9 +11,9 @@ namespace moesaic::cuda {
 
 inline constexpr int kLogitWarps = 4;
 
-template <int32_t kType, int kTokens, int kExperts>
+template <DType kType, int kTokens, int kExperts>
 MOESAIC_KERNEL void __launch_bounds__(32 * kLogitWarps)
-    router_logits_kernel(RouterLogitsArgs args) {
+    router_logits_kernel(op::RouterLogits args) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int64_t cols = args.x.cols;
@@ -31,7 +31,7 @@ MOESAIC_KERNEL void __launch_bounds__(32 * kLogitWarps)
   MOESAIC_UNROLL
   for (int t = 0; t < kTokens; ++t) {
     const int64_t last = args.x.num_rows - 1;
-    x_at[t] = element_offset(args.x, token + t < last ? token + t : last);
+    x_at[t] = args.x.element_offset(token + t < last ? token + t : last);
     x_whole = x_whole && quads_allowed<kType>(args.x.data, x_at[t]);
   }
   int64_t w_at[kExperts];
@@ -40,14 +40,14 @@ MOESAIC_KERNEL void __launch_bounds__(32 * kLogitWarps)
     const int32_t last = args.num_experts - 1;
     w_at[e] = (expert + e < last ? expert + e : last) * cols;
   }
-  const bool w_whole = cols % 4 == 0 && quads_allowed<kF32>(args.weight, 0);
+  const bool w_whole = cols % 4 == 0 && quads_allowed<DType::F32>(args.weight, 0);
 
   float sum[kTokens][kExperts] = {};
   for (int64_t quad = lane; 4 * quad < cols; quad += 32) {
     Quad w[kExperts];
     MOESAIC_UNROLL
     for (int e = 0; e < kExperts; ++e) {
-      w[e] = load_columns<kF32>(args.weight, w_at[e], quad, cols, w_whole);
+      w[e] = load_columns<DType::F32>(args.weight, w_at[e], quad, cols, w_whole);
     }
     MOESAIC_UNROLL
     for (int t = 0; t < kTokens; ++t) {

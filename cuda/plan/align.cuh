@@ -29,7 +29,7 @@ MOESAIC_DEV int32_t last_not_above(const int32_t* ascending, int32_t count, int3
   return low;
 }
 
-MOESAIC_KERNEL void __launch_bounds__(kAlignThreads) align_kernel(AlignArgs args) {
+MOESAIC_KERNEL void __launch_bounds__(kAlignThreads) align_kernel(op::Align args) {
   MOESAIC_SHARED(int32_t, first_block, [kMaxExperts]);
   MOESAIC_SHARED(ScanShared<kAlignThreads>, scan);
   const auto thread = static_cast<int32_t>(threadIdx.x);
@@ -39,7 +39,7 @@ MOESAIC_KERNEL void __launch_bounds__(kAlignThreads) align_kernel(AlignArgs args
     const int32_t e = first + thread;
     int32_t mine = 0;
     if (e < args.num_experts) {
-      const int32_t rows = args.expert_offsets[e + 1] - args.expert_offsets[e];
+      const int32_t rows = args.plan.expert_offsets[e + 1] - args.plan.expert_offsets[e];
       mine = (rows + args.block_size - 1) / args.block_size;
     }
     const Scan before = block_scan(mine, scan);
@@ -48,7 +48,7 @@ MOESAIC_KERNEL void __launch_bounds__(kAlignThreads) align_kernel(AlignArgs args
   }
   __syncthreads();
 
-  if (blockIdx.x == 0 && thread == 0) *args.num_post_pad = blocks * args.block_size;
+  if (blockIdx.x == 0 && thread == 0) *args.out.num_post_pad = blocks * args.block_size;
   const auto padding = static_cast<int32_t>(args.num_pairs);
   const int64_t capacity = args.block_capacity * args.block_size;
   const int64_t begin = int64_t{blockIdx.x} * kAlignEntries;
@@ -60,14 +60,14 @@ MOESAIC_KERNEL void __launch_bounds__(kAlignThreads) align_kernel(AlignArgs args
     if (block < blocks) {
       // Experts without rows share their first block with the next one: the last of them has rows.
       expert = last_not_above(first_block, args.num_experts, block);
-      const int32_t row =
-          args.expert_offsets[expert] + (block - first_block[expert]) * args.block_size + place;
-      if (row < args.expert_offsets[expert + 1]) {
-        id = args.row_space == kTokenPairs ? args.row_pair[row] : row;
+      const int32_t row = args.plan.expert_offsets[expert] +
+                          (block - first_block[expert]) * args.block_size + place;
+      if (row < args.plan.expert_offsets[expert + 1]) {
+        id = args.row_space == RowSpace::TokenPairs ? args.plan.row_pair[row] : row;
       }
     }
-    args.sorted_ids[i] = id;
-    if (place == 0) args.block_experts[block] = expert;
+    args.out.sorted_ids[i] = id;
+    if (place == 0) args.out.block_experts[block] = expert;
   }
 }
 

@@ -38,11 +38,11 @@ struct SortJob {
   int32_t part;   // pairs of a warp, a multiple of 32
 };
 
-MOESAIC_DEV SortJob sort_job(const BucketPlanArgs& args, int64_t first, int64_t count) {
+MOESAIC_DEV SortJob sort_job(const op::BucketPlan& args, int64_t first, int64_t count) {
   const int warps = sorting_warps(args.num_experts);
   const auto pairs = static_cast<int32_t>(count);
   const int32_t part = (pairs + warps * 32 - 1) / (warps * 32) * 32;
-  return {args.topk_ids, first, pairs, args.num_experts, warps, part};
+  return {args.routing.topk_ids, first, pairs, args.num_experts, warps, part};
 }
 
 // Expert of the pair at `at` of the job; num_experts for a skipped pair, or behind the end.
@@ -113,49 +113,49 @@ MOESAIC_DEV int32_t scan_columns(int32_t* counts, int32_t parts, int32_t num_exp
 }
 
 // Writes the rows of a job whose counters hold first rows, and what lies behind the last row.
-MOESAIC_DEV void place(const SortJob& job, const BucketPlanArgs& args, int32_t* counters,
+MOESAIC_DEV void place(const SortJob& job, const op::BucketPlan& args, int32_t* counters,
                        int32_t rows) {
   walk_part(job, counters, [&](int32_t at, int32_t expert, int32_t row) {
     const int64_t pair = job.first + at;
-    args.pair_row[pair] = expert < 0 ? -1 : row;
+    args.out.pair_row[pair] = expert < 0 ? -1 : row;
     if (expert < 0) return;
-    args.row_pair[row] = static_cast<int32_t>(pair);
-    args.row_token[row] = static_cast<int32_t>(pair / args.top_k);
+    args.out.row_pair[row] = static_cast<int32_t>(pair);
+    args.out.row_token[row] = static_cast<int32_t>(pair / args.routing.top_k);
   });
   for (int32_t at = static_cast<int32_t>(threadIdx.x); at < job.count; at += kSortThreads) {
     const int64_t row = job.first + at;
     if (row < rows) continue;
-    args.row_pair[row] = -1;
-    args.row_token[row] = -1;
+    args.out.row_pair[row] = -1;
+    args.out.row_token[row] = -1;
   }
 }
 
-MOESAIC_KERNEL void __launch_bounds__(kSortThreads, 1) sort_small_kernel(BucketPlanArgs args) {
+MOESAIC_KERNEL void __launch_bounds__(kSortThreads, 1) sort_small_kernel(op::BucketPlan args) {
   MOESAIC_SHARED(int32_t, counters, [kSortCounters]);
   MOESAIC_SHARED(ScanShared<kSortThreads>, scan);
-  const SortJob job = sort_job(args, 0, args.num_pairs);
+  const SortJob job = sort_job(args, 0, args.routing.num_pairs());
   count_parts(job, counters);
   const int32_t rows =
-      scan_columns(counters, job.warps, job.num_experts, args.expert_offsets, scan);
+      scan_columns(counters, job.warps, job.num_experts, args.out.expert_offsets, scan);
   __syncthreads();
   place(job, args, counters, rows);
 }
 
 // --- many pairs: tiles of `tile` pairs, counts [tiles][E] in scratch
 
-MOESAIC_DEV SortJob tile_job(const BucketPlanArgs& args, int64_t tile) {
+MOESAIC_DEV SortJob tile_job(const op::BucketPlan& args, int64_t tile) {
   const int64_t first = int64_t{blockIdx.x} * tile;
-  const int64_t left = args.num_pairs - first;
+  const int64_t left = args.routing.num_pairs() - first;
   return sort_job(args, first, left < tile ? left : tile);
 }
 
 MOESAIC_KERNEL void __launch_bounds__(kSortThreads, 1)
-    sort_count_kernel(BucketPlanArgs args, int64_t tile) {
+    sort_count_kernel(op::BucketPlan args, int64_t tile) {
   MOESAIC_SHARED(int32_t, counters, [kSortCounters]);
   const SortJob job = tile_job(args, tile);
   count_parts(job, counters);
   int32_t* const counts =
-      static_cast<int32_t*>(args.scratch) + int64_t{blockIdx.x} * args.num_experts;
+      reinterpret_cast<int32_t*>(args.out.scratch) + int64_t{blockIdx.x} * args.num_experts;
   for (int e = static_cast<int>(threadIdx.x); e < args.num_experts; e += kSortThreads) {
     int32_t total = 0;
     for (int w = 0; w < job.warps; ++w) total += counters[w * args.num_experts + e];
@@ -164,19 +164,19 @@ MOESAIC_KERNEL void __launch_bounds__(kSortThreads, 1)
 }
 
 MOESAIC_KERNEL void __launch_bounds__(kSortThreads, 1)
-    sort_scan_kernel(BucketPlanArgs args, int32_t tiles) {
+    sort_scan_kernel(op::BucketPlan args, int32_t tiles) {
   MOESAIC_SHARED(ScanShared<kSortThreads>, scan);
-  scan_columns(static_cast<int32_t*>(args.scratch), tiles, args.num_experts, args.expert_offsets,
-               scan);
+  scan_columns(reinterpret_cast<int32_t*>(args.out.scratch), tiles, args.num_experts,
+               args.out.expert_offsets, scan);
 }
 
 MOESAIC_KERNEL void __launch_bounds__(kSortThreads, 1)
-    sort_place_kernel(BucketPlanArgs args, int64_t tile) {
+    sort_place_kernel(op::BucketPlan args, int64_t tile) {
   MOESAIC_SHARED(int32_t, counters, [kSortCounters]);
   const SortJob job = tile_job(args, tile);
   count_parts(job, counters);
   const int32_t* const starts =
-      static_cast<const int32_t*>(args.scratch) + int64_t{blockIdx.x} * args.num_experts;
+      reinterpret_cast<const int32_t*>(args.out.scratch) + int64_t{blockIdx.x} * args.num_experts;
   for (int e = static_cast<int>(threadIdx.x); e < args.num_experts; e += kSortThreads) {
     int32_t row = starts[e];
     for (int w = 0; w < job.warps; ++w) {
@@ -187,7 +187,7 @@ MOESAIC_KERNEL void __launch_bounds__(kSortThreads, 1)
     }
   }
   __syncthreads();
-  place(job, args, counters, args.expert_offsets[args.num_experts]);
+  place(job, args, counters, args.out.expert_offsets[args.num_experts]);
 }
 
 }  // namespace moesaic::cuda

@@ -24,15 +24,15 @@ int64_t plan_scratch_bytes(int64_t num_pairs, int32_t num_experts) {
   return tile_count(num_pairs) * num_experts * int64_t{sizeof(int32_t)};
 }
 
-int32_t launch_bucket_plan(const BucketPlanArgs& args, Stream stream) {
+int32_t launch_bucket_plan(const op::BucketPlan& args, Stream stream) {
   if (args.num_experts > kMaxExperts) return kUnsupported;
   const auto queue = static_cast<dev::Stream>(stream);
   const dim3 block(kSortThreads);
-  if (args.num_pairs <= kSmallPairs) {
+  if (args.routing.num_pairs() <= kSmallPairs) {
     return dev::launch(sort_small_kernel, dim3(1), block, 0, queue, args);
   }
-  const int64_t tile = tile_pairs(args.num_pairs);
-  const auto tiles = static_cast<unsigned>(tile_count(args.num_pairs));
+  const int64_t tile = tile_pairs(args.routing.num_pairs());
+  const auto tiles = static_cast<unsigned>(tile_count(args.routing.num_pairs()));
   int32_t status = dev::launch(sort_count_kernel, dim3(tiles), block, 0, queue, args, tile);
   if (status != kOk) return status;
   status =
@@ -41,7 +41,7 @@ int32_t launch_bucket_plan(const BucketPlanArgs& args, Stream stream) {
   return dev::launch(sort_place_kernel, dim3(tiles), block, 0, queue, args, tile);
 }
 
-int32_t launch_align(const AlignArgs& args, Stream stream) {
+int32_t launch_align(const op::Align& args, Stream stream) {
   if (args.num_experts > kMaxExperts) return kUnsupported;
   const int64_t capacity = args.block_capacity * args.block_size;
   // One block at least: num_post_pad is written even when there are no pairs.

@@ -7,7 +7,7 @@
 #include "plan/align.cuh"
 #include "plan/block_scan.cuh"
 #include "plan/map.cuh"
-#include "plugin.h"
+#include "plan/tile.h"
 
 namespace moesaic::cuda {
 
@@ -17,7 +17,7 @@ MOESAIC_KERNEL void __launch_bounds__(kTilesThreads) tiles_kernel(TilesArgs args
   MOESAIC_SHARED(int32_t, first_tile, [kTilesThreads]);
   MOESAIC_SHARED(int32_t, entries, [kTilesThreads]);
   MOESAIC_SHARED(ScanShared<kTilesThreads>, scan);
-  const MapArgs& map = args.map;
+  const RowMap& map = args.map;
   const auto thread = static_cast<int32_t>(threadIdx.x);
 
   int32_t done = 0;
@@ -34,7 +34,7 @@ MOESAIC_KERNEL void __launch_bounds__(kTilesThreads) tiles_kernel(TilesArgs args
       const int32_t s = last_not_above(first_tile, segments, i);
       const int32_t skip = (i - first_tile[s]) * args.width;
       const int32_t count = entries[s] - skip;
-      args.tiles[done + i] = {expert_of(map, first + s), first_entry(map, first + s) + skip,
+      args.tiles[done + i] = {map.expert_of(first + s), map.begin(first + s) + skip,
                               count < args.width ? count : args.width, first + s};
     }
     done += tiles.total;

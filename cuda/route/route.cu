@@ -5,27 +5,27 @@ namespace moesaic::cuda {
 namespace {
 
 template <int kWarps, int kPerLane>
-int32_t launch_as(const RouteArgs& args, Stream stream) {
+int32_t launch_as(const op::Route& args, Stream stream) {
   constexpr int kTeams = kTeamsPerBlock<kWarps>;
-  const auto blocks = static_cast<unsigned>((args.num_tokens + kTeams - 1) / kTeams);
+  const auto blocks = static_cast<unsigned>((args.out.num_tokens + kTeams - 1) / kTeams);
   return dev::launch(route_kernel<kWarps, kPerLane>, dim3(blocks), dim3(32 * kWarps * kTeams), 0,
                      static_cast<dev::Stream>(stream), args);
 }
 
 constexpr int kThreads = 256;
 
-MOESAIC_KERNEL void shared_routing_kernel(SharedRoutingArgs args) {
+MOESAIC_KERNEL void shared_routing_kernel(op::SharedRouting args) {
   const int64_t token = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (token >= args.num_tokens) return;
-  args.topk_ids[token] = 0;
-  args.topk_weights[token] =
+  if (token >= args.out.num_tokens) return;
+  args.out.topk_ids[token] = 0;
+  args.out.topk_weights[token] =
       args.logits == nullptr ? 1.0F : 1.0F / (1.0F + expf(-args.logits[token]));
 }
 
 }  // namespace
 
-int32_t launch_route(const RouteArgs& args, Stream stream) {
-  if (args.num_tokens == 0) return kOk;
+int32_t launch_route(const op::Route& args, Stream stream) {
+  if (args.out.num_tokens == 0) return kOk;
   const int32_t experts = args.num_experts;
   if (experts > kMaxExperts || args.top_k > kMaxTopK) return kUnsupported;
   if (experts <= 32 * 4) return launch_as<1, 4>(args, stream);
@@ -35,9 +35,9 @@ int32_t launch_route(const RouteArgs& args, Stream stream) {
   return launch_as<8, 16>(args, stream);
 }
 
-int32_t launch_shared_routing(const SharedRoutingArgs& args, Stream stream) {
-  if (args.num_tokens == 0) return kOk;
-  const auto blocks = static_cast<unsigned>((args.num_tokens + kThreads - 1) / kThreads);
+int32_t launch_shared_routing(const op::SharedRouting& args, Stream stream) {
+  if (args.out.num_tokens == 0) return kOk;
+  const auto blocks = static_cast<unsigned>((args.out.num_tokens + kThreads - 1) / kThreads);
   return dev::launch(shared_routing_kernel, dim3(blocks), dim3(kThreads), 0,
                      static_cast<dev::Stream>(stream), args);
 }

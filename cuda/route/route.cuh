@@ -23,7 +23,7 @@ inline constexpr int32_t kUsableKey = 0;
 // Fills scores with finite logits (-inf where unusable) and marks unusable experts in keys. Items
 // that are no experts get kPickedKey. Returns false when no logit is usable.
 template <int kWarps, int kPerLane>
-MOESAIC_DEV bool load_logits(Team<kWarps, kPerLane>& team, const RouteArgs& args, int64_t token,
+MOESAIC_DEV bool load_logits(Team<kWarps, kPerLane>& team, const op::Route& args, int64_t token,
                              float (&scores)[kPerLane], int32_t (&keys)[kPerLane]) {
   const float* const row = args.logits + token * args.row_stride;
   bool nonfinite = false;
@@ -48,15 +48,18 @@ MOESAIC_DEV bool load_logits(Team<kWarps, kPerLane>& team, const RouteArgs& args
     }
   }
   nonfinite = team.any(nonfinite);
-  if (args.nonfinite != nullptr && team.rank == 0) args.nonfinite[token] = nonfinite ? 1 : 0;
+  if (args.scratch != nullptr && team.rank == 0) {
+    static_cast<int32_t*>(args.scratch)[token] = nonfinite ? 1 : 0;
+  }
   return !nonfinite || team.any(usable);
 }
 
 // Logits to scores, in place; -inf becomes 0 except for SoftmaxSelected, whose scores stay logits.
 template <int kWarps, int kPerLane>
-MOESAIC_DEV void score(Team<kWarps, kPerLane>& team, int32_t function, float (&values)[kPerLane]) {
+MOESAIC_DEV void score(Team<kWarps, kPerLane>& team, ScoreFunction function,
+                       float (&values)[kPerLane]) {
   switch (function) {
-    case kSoftmax: {
+    case ScoreFunction::Softmax: {
       float largest = values[0];
       MOESAIC_UNROLL
       for (int i = 1; i < kPerLane; ++i) largest = fmaxf(largest, values[i]);
@@ -72,13 +75,13 @@ MOESAIC_DEV void score(Team<kWarps, kPerLane>& team, int32_t function, float (&v
       for (int i = 0; i < kPerLane; ++i) values[i] *= reciprocal;
       break;
     }
-    case kSoftmaxSelected:
+    case ScoreFunction::SoftmaxSelected:
       break;
-    case kSigmoid:
+    case ScoreFunction::Sigmoid:
       MOESAIC_UNROLL
       for (int i = 0; i < kPerLane; ++i) values[i] = 1.0F / (1.0F + expf(-values[i]));
       break;
-    case kSqrtSoftplus:
+    case ScoreFunction::SqrtSoftplus:
       MOESAIC_UNROLL
       for (int i = 0; i < kPerLane; ++i) {
         // Linear above 20, where exp(-x) no longer changes a float.
@@ -90,7 +93,7 @@ MOESAIC_DEV void score(Team<kWarps, kPerLane>& team, int32_t function, float (&v
 
 // Replaces the placeholder keys of usable experts by their selection keys.
 template <int kWarps, int kPerLane>
-MOESAIC_DEV void make_keys(const Team<kWarps, kPerLane>& team, const RouteArgs& args,
+MOESAIC_DEV void make_keys(const Team<kWarps, kPerLane>& team, const op::Route& args,
                            const float (&selection)[kPerLane], int32_t (&keys)[kPerLane]) {
   MOESAIC_UNROLL
   for (int i = 0; i < kPerLane; ++i) {
@@ -103,7 +106,7 @@ MOESAIC_DEV void make_keys(const Team<kWarps, kPerLane>& team, const RouteArgs& 
 
 // Score of a group from its usable members; a group without any comes last. Reading starts at
 // `first`, so that the lanes of a warp read from different banks.
-MOESAIC_DEV int32_t group_key(const int32_t* keys, int size, int first, int32_t reduce) {
+MOESAIC_DEV int32_t group_key(const int32_t* keys, int size, int first, GroupReduce reduce) {
   int32_t best = kNanKey;
   int32_t second = kNanKey;
   int at = first % size;
@@ -113,13 +116,13 @@ MOESAIC_DEV int32_t group_key(const int32_t* keys, int size, int first, int32_t 
     best = ::max(best, key);
     at = at + 1 == size ? 0 : at + 1;
   }
-  if (reduce == kMax || second == kNanKey) return best;
+  if (reduce == GroupReduce::Max || second == kNanKey) return best;
   return float_key(clamp_finite(key_float(best) + key_float(second)));
 }
 
 // Keeps the best groups and masks the experts of all others.
 template <int kWarps, int kPerLane>
-MOESAIC_DEV void limit_groups(Team<kWarps, kPerLane>& team, const RouteArgs& args,
+MOESAIC_DEV void limit_groups(Team<kWarps, kPerLane>& team, const op::Route& args,
                               int32_t (&keys)[kPerLane]) {
   const int size = args.num_experts / args.num_groups;
   int32_t* const shared = team.shared->keys;
@@ -142,7 +145,7 @@ MOESAIC_DEV void limit_groups(Team<kWarps, kPerLane>& team, const RouteArgs& arg
   for (int i = 0; i < kPerLane; ++i) {
     const int e = team.item(i);
     if (e >= args.num_experts || shared[e / size] != 0) continue;
-    if (args.group_mask == kMinusInfinity) {
+    if (args.group_mask == GroupMask::MinusInfinity) {
       keys[i] = kMaskedKey;
     } else if (keys[i] > kMinusInfinityKey) {
       keys[i] = float_key(0.0F);
@@ -174,23 +177,23 @@ MOESAIC_DEV void softmax_selected(const Team<kWarps, kPerLane>& team, float* wei
   team.sync();
 }
 
-MOESAIC_DEV bool is_expert(const RouteArgs& args, int id) {
+MOESAIC_DEV bool is_expert(const op::Route& args, int id) {
   return id >= 0 && id < args.num_experts;
 }
 
 // One weight after renormalisation; `sum` is that of the token's weights.
-MOESAIC_DEV float renormalized(const RouteArgs& args, float weight, float sum, bool usable) {
-  if (args.guard == kGuardNone && !(sum > 0.0F)) {
+MOESAIC_DEV float renormalized(const op::Route& args, float weight, float sum, bool usable) {
+  if (args.guard == NormGuard::None && !(sum > 0.0F)) {
     return usable ? 1.0F / static_cast<float>(args.top_k) : 0.0F;
   }
-  if (args.guard == kGuardAddEps) sum += args.guard_eps;
-  if (args.guard == kGuardClampMin) sum = fmaxf(sum, args.guard_eps);
+  if (args.guard == NormGuard::AddEps) sum += args.guard_eps;
+  if (args.guard == NormGuard::ClampMin) sum = fmaxf(sum, args.guard_eps);
   return weight / sum;  // a division, because the reciprocal of a tiny sum is infinite
 }
 
 // Fills shared ids and weights (scores) slot by slot: the picks, or the ids of the caller.
 template <int kWarps, int kPerLane>
-MOESAIC_DEV void select(Team<kWarps, kPerLane>& team, const RouteArgs& args,
+MOESAIC_DEV void select(Team<kWarps, kPerLane>& team, const op::Route& args,
                         const int32_t* given_ids, const float (&scores)[kPerLane],
                         int32_t (&keys)[kPerLane]) {
   auto* const shared = team.shared;
@@ -203,7 +206,7 @@ MOESAIC_DEV void select(Team<kWarps, kPerLane>& team, const RouteArgs& args,
     if (team.rank == 0) {
       shared->ids[slot] = id;
       if (!is_expert(args, id)) {
-        shared->weights[slot] = args.score == kSoftmaxSelected ? -INFINITY : 0.0F;
+        shared->weights[slot] = args.score == ScoreFunction::SoftmaxSelected ? -INFINITY : 0.0F;
       }
     }
   }
@@ -212,20 +215,20 @@ MOESAIC_DEV void select(Team<kWarps, kPerLane>& team, const RouteArgs& args,
 
 // No logit is usable: equal weights.
 template <int kWarps, int kPerLane>
-MOESAIC_DEV void route_evenly(const Team<kWarps, kPerLane>& team, const RouteArgs& args,
+MOESAIC_DEV void route_evenly(const Team<kWarps, kPerLane>& team, const op::Route& args,
                               int32_t* ids, float* weights) {
   for (int slot = team.rank; slot < args.top_k; slot += team.kThreads) {
-    if (args.select_on != kGiven) ids[slot] = slot;
+    if (args.select_on != SelectOn::Given) ids[slot] = slot;
     weights[slot] = is_expert(args, ids[slot]) ? 1.0F / static_cast<float>(args.top_k) : 0.0F;
   }
 }
 
 template <int kWarps, int kPerLane>
-MOESAIC_DEV void route_token(Team<kWarps, kPerLane>& team, const RouteArgs& args, int64_t token) {
+MOESAIC_DEV void route_token(Team<kWarps, kPerLane>& team, const op::Route& args, int64_t token) {
   const int top_k = args.top_k;
-  const bool given = args.select_on == kGiven;
-  int32_t* const ids = args.topk_ids + token * top_k;
-  float* const weights = args.topk_weights + token * top_k;
+  const bool given = args.select_on == SelectOn::Given;
+  int32_t* const ids = args.out.topk_ids + token * top_k;
+  float* const weights = args.out.topk_weights + token * top_k;
 
   float scores[kPerLane];
   int32_t keys[kPerLane];
@@ -233,20 +236,20 @@ MOESAIC_DEV void route_token(Team<kWarps, kPerLane>& team, const RouteArgs& args
     route_evenly(team, args, ids, weights);
     return;
   }
-  if (args.select_on == kLogits) make_keys(team, args, scores, keys);
+  if (args.select_on == SelectOn::Logits) make_keys(team, args, scores, keys);
   score(team, args.score, scores);
-  if (args.select_on == kScores) make_keys(team, args, scores, keys);
+  if (args.select_on == SelectOn::Scores) make_keys(team, args, scores, keys);
   if (!given && args.groups_used < args.num_groups) limit_groups(team, args, keys);
   select(team, args, given ? ids : nullptr, scores, keys);
 
   auto* const shared = team.shared;
-  if (args.score == kSoftmaxSelected) softmax_selected(team, shared->weights, top_k);
+  if (args.score == ScoreFunction::SoftmaxSelected) softmax_selected(team, shared->weights, top_k);
   const float sum = sum_in_slot_order(shared->weights, top_k);
   const float* const logits = args.logits + token * args.row_stride;
   for (int slot = team.rank; slot < top_k; slot += team.kThreads) {
     const int id = shared->ids[slot];
     float weight = shared->weights[slot];
-    if (args.renormalize != 0) {
+    if (args.renormalize) {
       weight = renormalized(args, weight, sum, is_expert(args, id) && is_usable(logits[id]));
     }
     if (args.scale != 0.0F && args.scale != 1.0F) weight *= args.scale;
@@ -261,13 +264,13 @@ inline constexpr int kTeamsPerBlock = kWarps == 1 ? 4 : 1;
 
 template <int kWarps, int kPerLane>
 MOESAIC_KERNEL void __launch_bounds__(32 * kWarps * kTeamsPerBlock<kWarps>)
-    route_kernel(RouteArgs args) {
+    route_kernel(op::Route args) {
   using Routing = Team<kWarps, kPerLane>;
   MOESAIC_SHARED(typename Routing::Shared, shared, [kTeamsPerBlock<kWarps>]);
   const int thread = static_cast<int>(threadIdx.x);
   const int member = thread / Routing::kThreads;
   const int64_t token = int64_t{blockIdx.x} * kTeamsPerBlock<kWarps> + member;
-  if (token >= args.num_tokens) return;  // a whole team
+  if (token >= args.out.num_tokens) return;  // a whole team
   Routing team(thread, &shared[member]);
   route_token(team, args, token);
 }

@@ -94,16 +94,17 @@ void MetalBackend::copy_on_stream(Context&, void* to, const void* from, std::siz
         {e.copied(from, bytes), e.at(to)});
 }
 
-void MetalBackend::fill(const Context&, void* memory, std::uint8_t value, std::size_t bytes) const {
+void MetalBackend::fill(Context&, const op::Fill& call) const {
+  const auto bytes = static_cast<std::size_t>(call.bytes);
   if (bytes == 0) return;
-  if (!recorder_->memory.holds(memory, bytes) || !in_words(memory, bytes)) {
+  if (!recorder_->memory.holds(call.data, bytes) || !in_words(call.data, bytes)) {
     recorder_->queue.wait();
-    std::memset(memory, value, bytes);
+    std::memset(call.data, call.value, bytes);
     return;
   }
   Encoding e = encode("fill");
-  e.run(words_shape(Kernel::fill_words, static_cast<std::int64_t>(bytes / 4)),
-        words_args(bytes, value * 0x01010101U), {e.at(memory)});
+  e.run(words_shape(Kernel::fill_words, call.bytes / 4),
+        words_args(bytes, call.value * 0x01010101U), {e.at(call.data)});
 }
 
 void MetalBackend::submit(Context&) const { recorder_->queue.submit(); }
@@ -123,40 +124,38 @@ std::size_t MetalBackend::scratch_bytes(const ScratchQuery& query) const {
   return tile_scratch_bytes(query.shape.num_experts, query.num_pairs);
 }
 
-std::int64_t MetalBackend::route_scratch(const RouterConfig&, std::int64_t num_tokens, int) const {
+std::int64_t MetalBackend::route_scratch(const RouterRules&, std::int64_t num_tokens, int) const {
   return num_tokens;  // a flag per row
 }
 
-void MetalBackend::router_logits(Context&, const InputRows& x, const float* weight,
-                                 std::int32_t num_experts, float* logits) const {
+void MetalBackend::router_logits(Context&, const op::RouterLogits& call) const {
   Encoding e = encode("router_logits");
-  const auto bytes = static_cast<std::size_t>(num_experts * x.cols) * sizeof(float);
-  e.run(router_logits_shape(x, num_experts),
-        RouterLogitsArgs{input_args(x), x.cols, num_experts, 0},
-        {e.at(x.data), e.copied(weight, bytes), e.at(logits)});
+  const InputRows& x = call.x;
+  const auto bytes = static_cast<std::size_t>(call.num_experts * x.cols) * sizeof(float);
+  e.run(router_logits_shape(x, call.num_experts),
+        RouterLogitsArgs{input_args(x), x.cols, call.num_experts, 0},
+        {e.at(x.data), e.copied(call.weight, bytes), e.at(call.logits)});
 }
 
-RouteStats MetalBackend::route(Context& context, const float* logits, std::int64_t row_stride,
-                               const RouterConfig& config, RoutingView out, float* scratch) const {
-  check_route(config);
+RouteStats MetalBackend::route(Context& context, const op::Route& call) const {
+  check_route(call);
   // Reading the flags back means waiting, so only who asks for them pays.
   const bool report = context.tuning().strict || context.profiler() != nullptr;
+  const RoutingView& out = call.out;
   {
     Encoding e = encode("route");
-    const auto bytes = static_cast<std::size_t>(config.num_experts) * sizeof(float);
-    const auto bias = [&](const std::vector<float>& values) {
-      return e.copied(values.empty() ? nullptr : values.data(), bytes);
-    };
-    e.run(route_shape(out.num_tokens), route_args(config, row_stride, report),
-          {e.at(logits), bias(config.router_bias), bias(config.selection_bias), e.at(out.topk_ids),
-           e.at(out.topk_weights), e.at(scratch)});
+    const auto bytes = static_cast<std::size_t>(call.num_experts) * sizeof(float);
+    e.run(
+        route_shape(out.num_tokens), route_args(call, report),
+        {e.at(call.logits), e.copied(call.router_bias, bytes), e.copied(call.selection_bias, bytes),
+         e.at(out.topk_ids), e.at(out.topk_weights), e.at(call.scratch)});
   }
   RouteStats stats;
   if (!report || out.num_tokens == 0) return stats;
   recorder_->queue.wait();
   for (std::int64_t t = 0; t < out.num_tokens; ++t) {
     std::int32_t flag;
-    std::memcpy(&flag, scratch + t, sizeof flag);
+    std::memcpy(&flag, static_cast<const std::byte*>(call.scratch) + t * sizeof flag, sizeof flag);
     stats.nonfinite_rows += flag;
   }
   return stats;
@@ -169,61 +168,60 @@ void MetalBackend::check_ids(Context& context, const RoutingView& routing, std::
   moesaic::check_ids(routing, num_experts, operation);
 }
 
-void MetalBackend::shared_routing(Context&, const float* logits, RoutingView out) const {
+void MetalBackend::shared_routing(Context&, const op::SharedRouting& call) const {
   Encoding e = encode("shared_routing");
-  e.run(shared_routing_shape(out.num_tokens),
-        SharedRoutingArgs{static_cast<std::int32_t>(out.num_tokens), logits != nullptr ? 1 : 0},
-        {e.at(logits), e.at(out.topk_ids), e.at(out.topk_weights)});
+  const RoutingView& out = call.out;
+  e.run(
+      shared_routing_shape(out.num_tokens),
+      SharedRoutingArgs{static_cast<std::int32_t>(out.num_tokens), call.logits != nullptr ? 1 : 0},
+      {e.at(call.logits), e.at(out.topk_ids), e.at(out.topk_weights)});
 }
 
-void MetalBackend::bucket_plan(Context&, const RoutingView& routing, std::int32_t num_experts,
-                               BucketPlanView out) const {
+void MetalBackend::bucket_plan(Context&, const op::BucketPlan& call) const {
   Encoding e = encode("bucket_plan");
+  const RoutingView& routing = call.routing;
+  const BucketPlanView& out = call.out;
   const auto pairs = static_cast<std::int32_t>(routing.num_pairs());
-  e.run(bucket_plan_shape(num_experts), BucketPlanArgs{pairs, routing.top_k, num_experts, 0},
+  e.run(bucket_plan_shape(call.num_experts),
+        BucketPlanArgs{pairs, routing.top_k, call.num_experts, 0},
         {e.at(routing.topk_ids), e.at(out.expert_offsets), e.at(out.row_token), e.at(out.row_pair),
          e.at(out.pair_row)});
 }
 
-void MetalBackend::align(Context&, const BucketPlanView& plan, std::int64_t num_pairs,
-                         std::int32_t num_experts, std::int32_t block_size, RowSpace row_space,
-                         AlignedRoutingView out) const {
+void MetalBackend::align(Context&, const op::Align& call) const {
   Encoding e = encode("align");
-  const AlignArgs args{
-      .num_pairs = static_cast<std::int32_t>(num_pairs),
-      .num_experts = num_experts,
-      .block_size = block_size,
-      .packed_rows = row_space == RowSpace::PackedRows ? 1 : 0,
-      .capacity = static_cast<std::int32_t>(aligned_capacity(num_pairs, num_experts, block_size)),
-      .block_capacity =
-          static_cast<std::int32_t>(aligned_block_capacity(num_pairs, num_experts, block_size))};
-  e.run(align_shape(num_experts), args,
-        {e.at(plan.expert_offsets), e.at(plan.row_pair), e.at(out.sorted_ids),
-         e.at(out.block_experts), e.at(out.num_post_pad)});
+  const AlignArgs args{.num_pairs = static_cast<std::int32_t>(call.num_pairs),
+                       .num_experts = call.num_experts,
+                       .block_size = call.block_size,
+                       .packed_rows = call.row_space == RowSpace::PackedRows ? 1 : 0,
+                       .capacity = static_cast<std::int32_t>(call.block_capacity * call.block_size),
+                       .block_capacity = static_cast<std::int32_t>(call.block_capacity)};
+  e.run(align_shape(call.num_experts), args,
+        {e.at(call.plan.expert_offsets), e.at(call.plan.row_pair), e.at(call.out.sorted_ids),
+         e.at(call.out.block_experts), e.at(call.out.num_post_pad)});
 }
 
-void MetalBackend::gather(Context&, const InputRows& x, const std::int32_t* index,
-                          std::int64_t rows, float* out) const {
+void MetalBackend::gather(Context&, const op::Gather& call) const {
   Encoding e = encode("gather");
-  e.run(gather_shape(x, rows), GatherArgs{input_args(x), x.cols},
-        {e.at(x.data), e.at(index), e.at(out)});
+  e.run(gather_shape(call.x, call.rows), GatherArgs{input_args(call.x), call.x.cols},
+        {e.at(call.x.data), e.at(call.index), e.at(call.out)});
 }
 
-void MetalBackend::expert_gemm(Context&, const GemmCall& call) const {
+void MetalBackend::expert_gemm(Context&, const op::Gemm& call) const {
   Encoding e = encode("expert_gemm");
-  const RoleWeights& weights = *call.weights;
-  const RowMap& map = call.rows;
+  const WeightRef& ref = call.weight.ref;
+  const RowMap& map = call.map;
   const Product product = choose_product(map);
-  const DispatchShape shape = expert_shape(weights.ref, map, call.in, product, call.precision);
-  const BufferSlice bytes = e.at(weights.ref.base);
+  const DispatchShape shape = expert_shape(call, product);
+  const BufferSlice bytes = e.at(ref.base);
   // The buffer is bound at its begin; the kernel adds the 64-bit offset.
-  const WeightArgs weight = weight_args(weights, bytes.offset);
+  const WeightArgs weight = weight_args(call.weight, bytes.offset);
   const RowMapArgs map_args = row_map_args(map);
   const InputArgs in = input_args(call.in);
   const BufferSlice whole{bytes.buffer, 0};
-  const BufferSlice slots = e.at(weights.ref.slot_map);
-  const BufferSlice scale = e.at(weights.device_scale.get());
-  const BufferSlice bias = e.at(weights.device_bias.get());
+  const BufferSlice slots = e.at(ref.slot_map);
+  const BufferSlice scale = e.at(call.weight.scale);
+  const BufferSlice bias = e.at(call.weight.bias);
   const BufferSlice expert = e.at(map.expert), offsets = e.at(map.offsets);
   const BufferSlice source = e.at(map.source), destination = e.at(map.destination);
   const BufferSlice x = e.at(call.in.data), out = e.at(call.out);
@@ -236,7 +234,7 @@ void MetalBackend::expert_gemm(Context&, const GemmCall& call) const {
   const BufferSlice grid = e.at(indirect ? call.scratch : nullptr);
   const BufferSlice tiles = e.at(indirect ? call.scratch + kTileListOffset : nullptr);
   if (indirect) {
-    e.run(gemm_tiles_shape(map), GemmTilesArgs{map_args, weights.ref.num_experts, shape.groups[1]},
+    e.run(gemm_tiles_shape(map), GemmTilesArgs{map_args, ref.num_experts, shape.groups[1]},
           {expert, offsets, tiles, grid});
   }
   const std::int32_t per_segment = indirect ? 0 : tiles_per_segment(map);
@@ -245,64 +243,62 @@ void MetalBackend::expert_gemm(Context&, const GemmCall& call) const {
         indirect ? &grid : nullptr);
 }
 
-void MetalBackend::activate(Context&, const Activation& activation, const float* gate,
-                            const float* up, std::int64_t row_stride, std::int64_t rows,
-                            std::int64_t intermediate, float* hidden) const {
+void MetalBackend::activate(Context&, const op::Activate& call) const {
   Encoding e = encode("activate");
-  e.run(activate_shape(activation, rows),
-        ActivateArgs{row_stride, intermediate, activation_args(activation)},
-        {e.at(gate), e.at(up), e.at(hidden)});
+  e.run(activate_shape(call),
+        ActivateArgs{call.row_stride, call.intermediate, activation_args(call.activation)},
+        {e.at(call.gate), e.at(call.up), e.at(call.hidden)});
 }
 
-void MetalBackend::combine(Context&, const CombineCall& call) const {
+void MetalBackend::combine(Context&, const op::Combine& call) const {
   Encoding e = encode("combine");
   std::uint32_t flags = 0;
   if (call.pair_row != nullptr) flags |= kHasPairRow;
   if (call.accumulate) flags |= kAccumulate;
   e.run(combine_shape(call),
-        CombineArgs{call.out.stride(0), static_cast<std::int32_t>(call.out.dim(1)),
-                    call.routing.top_k, call.num_experts, flags},
+        CombineArgs{call.out.stride, static_cast<std::int32_t>(call.out.cols), call.routing.top_k,
+                    call.num_experts, flags},
         {e.at(call.rows), e.at(call.pair_row), e.at(call.routing.topk_ids),
          e.at(call.routing.topk_weights), e.at(call.out.data)});
 }
 
-void MetalBackend::zero_skipped(Context&, const std::int32_t* ids, std::int32_t num_experts,
-                                std::int64_t rows, std::int64_t cols, float* out) const {
+void MetalBackend::zero_skipped(Context&, const op::ZeroSkipped& call) const {
   Encoding e = encode("zero_skipped");
-  e.run(zero_skipped_shape(rows), ZeroSkippedArgs{cols, num_experts, 0}, {e.at(ids), e.at(out)});
+  e.run(zero_skipped_shape(call.rows), ZeroSkippedArgs{call.cols, call.num_experts, 0},
+        {e.at(call.ids), e.at(call.out)});
 }
 
-void MetalBackend::gate_up(Context& context, const GateUpCall& call) const {
-  if (!fuses_gate_up(*call.stack, call.rows)) {
+void MetalBackend::gate_up(Context& context, const op::GateUp& call) const {
+  if (!fuses_gate_up(call)) {
     Backend::gate_up(context, call);
     return;
   }
   const ScopedZone zone(context, Zone::GateUp);
   Encoding e = encode("gate_up");
-  const RoleWeights& gate = call.stack->gate();
-  const RoleWeights& up = call.stack->up();
-  const RowMap& map = call.rows;
+  const RoleRef& gate = call.gate;
+  const RoleRef& up = call.up;
+  const RowMap& map = call.map;
   const BufferSlice gate_bytes = e.at(gate.ref.base), up_bytes = e.at(up.ref.base);
   const ExpertGateUpArgs args{.gate = weight_args(gate, gate_bytes.offset),
                               .up = weight_args(up, up_bytes.offset),
                               .map = row_map_args(map),
-                              .in = input_args(call.x),
+                              .in = input_args(call.in),
                               .activation = activation_args(call.activation)};
-  e.run(gate_up_shape(gate.ref, map, call.x, call.activation), args,
+  e.run(gate_up_shape(call), args,
         {{gate_bytes.buffer, 0},
          e.at(gate.ref.slot_map),
-         e.at(gate.device_scale.get()),
-         e.at(gate.device_bias.get()),
+         e.at(gate.scale),
+         e.at(gate.bias),
          e.at(map.expert),
          e.at(map.offsets),
          e.at(map.source),
          e.at(map.destination),
-         e.at(call.x.data),
+         e.at(call.in.data),
          e.at(call.hidden),
          {up_bytes.buffer, 0},
          e.at(up.ref.slot_map),
-         e.at(up.device_scale.get()),
-         e.at(up.device_bias.get())});
+         e.at(up.scale),
+         e.at(up.bias)});
 }
 
 std::shared_ptr<const Backend> create_backend() {

@@ -56,7 +56,7 @@ DeviceArray<std::byte> scratch_for(const Backend& backend, const Case& c) {
 }
 
 InputRows rows_of(const DeviceArray<float>& x, std::int64_t rows, std::int64_t cols) {
-  return input_rows(ConstTensorView(x.data(), DType::F32, {rows, cols}), "test", "x");
+  return dense_rows(x.data(), DType::F32, rows, cols);
 }
 
 TEST_P(Contract, MemoryIsAlignedAndCopies) {
@@ -70,7 +70,8 @@ TEST_P(Contract, MemoryIsAlignedAndCopies) {
       backend.copy(to.data(), memory, bytes);
       backend.synchronize(context);
       EXPECT_EQ(from, to);
-      backend.fill(context, memory, 0x41, bytes);
+      backend.fill(context,
+                   {.data = memory, .bytes = static_cast<std::int64_t>(bytes), .value = 0x41});
       backend.copy_on_stream(context, to.data(), memory, bytes);
       backend.synchronize(context);
       EXPECT_EQ(to, std::vector<char>(bytes, 'A'));
@@ -125,8 +126,10 @@ TEST_P(Contract, RouterLogits) {
   on_every_backend([&](const Backend& backend, Context& context) {
     const DeviceArray<float> in(backend, x);
     const DeviceArray<float> logits(backend, c.tokens * c.experts);
-    backend.router_logits(context, rows_of(in, c.tokens, c.hidden), weight.data(), c.experts,
-                          logits.data());
+    backend.router_logits(context, {.x = rows_of(in, c.tokens, c.hidden),
+                                    .weight = weight.data(),
+                                    .num_experts = c.experts,
+                                    .logits = logits.data()});
     EXPECT_LE(rel_l2(logits.host(), want), 1e-5);
   });
 }
@@ -148,7 +151,12 @@ TEST_P(Contract, RouteAndPlansAreThoseOfTheHost) {
     const RoutingView routing{ids.data(), weights.data(), c.tokens, c.top_k};
     const DeviceArray<float> route_scratch(
         backend, backend.route_scratch(config, c.tokens, context.pool().threads()));
-    backend.route(context, in.data(), c.experts, config, routing, route_scratch.data());
+    op::Route call = route_by(config);
+    call.logits = in.data();
+    call.row_stride = c.experts;
+    call.out = routing;
+    call.scratch = route_scratch.data();
+    backend.route(context, call);
     EXPECT_TRUE(std::ranges::equal(ids.host(), host.topk_ids()));
     if (backend.device_type() == DeviceType::Cpu) {
       EXPECT_TRUE(std::ranges::equal(weights.host(), host.topk_weights()));
@@ -163,7 +171,7 @@ TEST_P(Contract, RouteAndPlansAreThoseOfTheHost) {
     const auto scratch = scratch_for(backend, c);
     const BucketPlanView view{offsets.data(), token.data(), pair.data(), row.data(),
                               scratch.data()};
-    backend.bucket_plan(context, routing, c.experts, view);
+    backend.bucket_plan(context, {.routing = routing, .num_experts = c.experts, .out = view});
     EXPECT_TRUE(std::ranges::equal(offsets.host(), plan.expert_offsets()));
     EXPECT_TRUE(std::ranges::equal(row.host(), plan.pair_row()));
     const auto same_up_to_last = [&](const std::vector<std::int32_t>& got, auto want) {
@@ -177,8 +185,13 @@ TEST_P(Contract, RouteAndPlansAreThoseOfTheHost) {
       const DeviceArray<std::int32_t> sorted(backend, aligned_capacity(pairs, c.experts, 16));
       const DeviceArray<std::int32_t> blocks(backend, aligned_block_capacity(pairs, c.experts, 16));
       const DeviceArray<std::int32_t> padded(backend, 1);
-      backend.align(context, view, pairs, c.experts, 16, space,
-                    {sorted.data(), blocks.data(), padded.data()});
+      backend.align(context, {.plan = view,
+                              .num_pairs = pairs,
+                              .num_experts = c.experts,
+                              .block_size = 16,
+                              .block_capacity = aligned_block_capacity(pairs, c.experts, 16),
+                              .row_space = space,
+                              .out = {sorted.data(), blocks.data(), padded.data()}});
       EXPECT_EQ(padded.host()[0], want.num_post_pad());
       const std::vector<std::int32_t> got = sorted.host();
       EXPECT_TRUE(std::equal(want.sorted_ids().begin(), want.sorted_ids().end(), got.begin()));
@@ -211,23 +224,23 @@ TEST_P(Contract, PhasesFollowTheRowMap) {
                .expert = ids.data(),
                .source_divisor = c.top_k,
                .limit = static_cast<std::int32_t>(pairs)};
-    backend.gate_up(context, {.stack = &*stack,
+    backend.gate_up(context, {.gate = stack->gate().view(),
+                              .up = stack->up().view(),
                               .activation = layer.activation,
-                              .rows = map,
-                              .x = rows_of(in, c.tokens, c.hidden),
+                              .map = map,
+                              .in = rows_of(in, c.tokens, c.hidden),
                               .hidden = hidden.data(),
                               .gate_up = backend.fuses_activation() ? nullptr : gate_up.data(),
                               .scratch = scratch.data()});
     map.source_divisor = 1;
-    CombineCall sum;
+    op::Combine sum;
     sum.rows = rows.data();
     sum.routing = {ids.data(), weights.data(), c.tokens, c.top_k};
-    sum.out = TensorView(y.data(), DType::F32, {c.tokens, c.hidden}, backend.device());
-    backend.down(context, {.stack = &*stack,
-                           .rows = map,
-                           .hidden = hidden.data(),
-                           .hidden_rows = pairs,
-                           .down_rows = rows.data(),
+    sum.out = {.data = y.data(), .dtype = DType::F32, .cols = c.hidden, .stride = c.hidden};
+    backend.down(context, {.weight = stack->down().view(),
+                           .map = map,
+                           .in = rows_of(hidden, pairs, c.intermediate),
+                           .rows = rows.data(),
                            .combine = sum,
                            .scratch = scratch.data()});
     EXPECT_LE(rel_l2(y.host(), want), kExactBound);
@@ -251,14 +264,14 @@ TEST_P(Contract, GemmLeavesPaddingAlone) {
     const DeviceArray<std::int32_t> ids(backend, order);
     const DeviceArray<std::int32_t> experts(backend, {c.experts - 1, -1, 0});
     const DeviceArray<float> y(backend, pairs * c.intermediate);
-    backend.expert_gemm(context, {.weights = &stack->up(),
-                                  .rows = {.num_segments = 3,
-                                           .expert = experts.data(),
-                                           .width = 4,
-                                           .source = ids.data(),
-                                           .destination = ids.data(),
-                                           .source_divisor = c.top_k,
-                                           .limit = pairs},
+    backend.expert_gemm(context, {.weight = stack->up().view(),
+                                  .map = {.num_segments = 3,
+                                          .expert = experts.data(),
+                                          .width = 4,
+                                          .source = ids.data(),
+                                          .destination = ids.data(),
+                                          .source_divisor = c.top_k,
+                                          .limit = pairs},
                                   .in = rows_of(in, c.tokens, c.hidden),
                                   .out = y.data(),
                                   .scratch = scratch.data()});
@@ -311,24 +324,29 @@ TEST_P(Contract, NormsIdentityExpertsAndTables) {
         backend, Floats(routing.topk_weights().begin(), routing.topk_weights().end()));
     if (backend.supports_part(LayerPart::Norms).ok) {
       const DeviceArray<float> normed(backend, c.tokens * c.hidden);
-      backend.rms_norm(context, rows_of(in, c.tokens, c.hidden), weight.data(), 0.5F,
-                       normed.data());
+      backend.rms_norm(context, {.x = rows_of(in, c.tokens, c.hidden),
+                                 .weight = weight.data(),
+                                 .eps = 0.5F,
+                                 .out = normed.data()});
       EXPECT_LE(rel_l2(normed.host(), norms), 1e-6);
     }
     if (backend.supports_part(LayerPart::IdentityExperts).ok) {
       backend.add_identity(
-          context, {.x = rows_of(in, c.tokens, c.hidden),
-                    .routing = {ids.data(), weights.data(), c.tokens, c.top_k},
-                    .first = first,
-                    .count = c.experts - first,
-                    .out = {out.data(), DType::F32, {c.tokens, c.hidden}, backend.device()}});
+          context,
+          {.x = rows_of(in, c.tokens, c.hidden),
+           .routing = {ids.data(), weights.data(), c.tokens, c.top_k},
+           .first = first,
+           .count = c.experts - first,
+           .out = {.data = out.data(), .dtype = DType::F32, .cols = c.hidden, .stride = c.hidden}});
       EXPECT_LE(rel_l2(out.host(), sums), 1e-6);
     }
     if (backend.supports_part(LayerPart::GivenIds).ok) {
       const DeviceArray<std::int32_t> token_ids(backend, tokens);
       const DeviceArray<std::int32_t> found(backend, static_cast<std::int64_t>(pairs));
-      backend.look_up_experts(context, table, token_ids.data(),
-                              {found.data(), nullptr, c.tokens, c.top_k});
+      backend.look_up_experts(context, {.table = table.data(),
+                                        .num_rows = 3,
+                                        .token_ids = token_ids.data(),
+                                        .out = {found.data(), nullptr, c.tokens, c.top_k}});
       const std::vector<std::int32_t> got = found.host();
       for (std::size_t p = 0; p < pairs; ++p) {
         EXPECT_EQ(got[p], table[p / top_k % 3 * top_k + p % top_k]) << p;
@@ -441,16 +459,18 @@ TEST_P(Contract, SharedRoutingAndSkippedRows) {
     const DeviceArray<std::int32_t> ids(backend, 3);
     const DeviceArray<float> weights(backend, 3);
     const RoutingView routing{ids.data(), weights.data(), 3, 1};
-    backend.shared_routing(context, nullptr, routing);
+    backend.shared_routing(context, {.out = routing});
     EXPECT_EQ(weights.host(), Floats(3, 1.0F));
-    backend.shared_routing(context, logits.data(), routing);
+    backend.shared_routing(context, {.logits = logits.data(), .out = routing});
     EXPECT_EQ(ids.host(), std::vector<std::int32_t>(3, 0));
     const Doubles want{0.5, 1.0 / (1.0 + std::exp(-2.0)), 1.0 / (1.0 + std::exp(30.0))};
     EXPECT_LE(rel_l2(weights.host(), want), 1e-6);
 
     const DeviceArray<std::int32_t> chosen(backend, {-1, 2, -1});
     const DeviceArray<float> rows(backend, Floats(15, 7.0F));
-    backend.zero_skipped(context, chosen.data(), 3, 3, 5, rows.data());
+    backend.zero_skipped(
+        context,
+        {.ids = chosen.data(), .num_experts = 3, .out = rows.data(), .rows = 3, .cols = 5});
     const Floats got = rows.host();
     for (std::size_t i = 0; i < got.size(); ++i) {
       EXPECT_EQ(got[i], i / 5 == 1 ? 7.0F : 0.0F) << i;

@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/experts.hpp"
+#include "cpu/cpu_backend.hpp"
 #include "cpu/isa.hpp"
 #include "cpu/pack.hpp"
 #include "moesaic/moesaic.hpp"
@@ -106,7 +106,7 @@ RoleWeights repack(const RoleWeights& weights, ThreadPool* pool = nullptr) {
   parts.up = weights;
   LoadOptions options;
   options.pool = pool;
-  cpu::prepare(parts, options);
+  cpu::CpuBackend().prepare(parts, options);
   return parts.up;
 }
 
@@ -141,7 +141,7 @@ InputRows dense(const std::vector<float>& x, std::int64_t cols) {
 class Scratch {
  public:
   Scratch(std::int32_t experts, std::int64_t rows, std::int64_t cols, std::int64_t pairs)
-      : bytes_(cpu::scratch_bytes({{experts, cols, rows}, pairs, 1, pairs})),
+      : bytes_(cpu::CpuBackend().scratch_bytes({{experts, cols, rows}, pairs, 1, pairs})),
         memory_(bytes_ + 128, std::byte{0xff}) {}
   std::byte* data() {
     auto address = reinterpret_cast<std::uintptr_t>(memory_.data());
@@ -172,14 +172,14 @@ std::vector<float> multiply(Context& context, const RoleWeights& weights,
   std::vector<float> out(static_cast<std::size_t>(tokens * ref.rows),
                          std::numeric_limits<float>::quiet_NaN());
   Scratch scratch(ref.num_experts, ref.rows, ref.cols, tokens);
-  GemmCall call;
-  call.weights = &weights;
-  call.rows = {.num_segments = tokens, .expert = expert.data(), .limit = tokens};
+  op::Gemm call;
+  call.weight = weights.view();
+  call.map = {.num_segments = tokens, .expert = expert.data(), .limit = tokens};
   call.in = dense(x, ref.cols);
   call.out = out.data();
   call.precision = precision;
   call.scratch = scratch.data();
-  cpu::expert_gemm(context, call);
+  cpu::CpuBackend().expert_gemm(context, call);
   EXPECT_TRUE(scratch.intact());
   return out;
 }
@@ -309,12 +309,12 @@ TEST_P(EveryFormat, FmaInstructionSetsAgreeBitForBit) {
 }
 
 TEST(CpuKernels, ListsEveryFormatAndNamesTheForcedOne) {
-  const auto list = cpu::kernels();
+  const auto list = cpu::CpuBackend().kernels();
   // In panels and in rows, and INT4 groups in panels.
   EXPECT_EQ(list.size(), (2 * std::size(kTypes) + 1) * cpu::supported_isas().size());
   const RoleWeights packed = repack(make_weights(QuantType::Q4_K, 1, 16, 256, 1));
   for (const CpuIsa isa : cpu::supported_isas()) {
-    EXPECT_EQ(cpu::kernel_name(packed.ref, tuning_of(isa)),
+    EXPECT_EQ(cpu::CpuBackend().kernel_name(packed.ref, tuning_of(isa)),
               std::string("gemm_q4_k_") + cpu::name_of(isa));
   }
 }
@@ -386,9 +386,9 @@ TEST(CpuKernels, SourcesOfTwoBytesAndStrides) {
       std::vector<float> got(want.size(), std::numeric_limits<float>::quiet_NaN());
       Scratch scratch(2, 24, cols, 4);
       const std::int32_t expert[] = {0, 1, 0, 1};
-      GemmCall call;
-      call.weights = &packed;
-      call.rows = {.num_segments = 4, .expert = expert, .limit = 4};
+      op::Gemm call;
+      call.weight = packed.view();
+      call.map = {.num_segments = 4, .expert = expert, .limit = 4};
       call.in = {.data = x.data(),
                  .dtype = dtype,
                  .num_rows = 4,
@@ -398,7 +398,7 @@ TEST(CpuKernels, SourcesOfTwoBytesAndStrides) {
                  .inner_stride = 0};
       call.out = got.data();
       call.scratch = scratch.data();
-      cpu::expert_gemm(context, call);
+      cpu::CpuBackend().expert_gemm(context, call);
       EXPECT_TRUE(same_bits(got, want)) << cpu::name_of(isa);
     }
   }
@@ -413,7 +413,7 @@ TEST(CpuKernels, AbortedRepackThrows) {
     reported = p.done_bytes;
     return false;
   };
-  EXPECT_THROW(cpu::prepare(parts, options), OperationCancelled);
+  EXPECT_THROW(cpu::CpuBackend().prepare(parts, options), OperationCancelled);
   EXPECT_GT(reported, 0);
 }
 
@@ -445,7 +445,7 @@ Layer make_layer(QuantType gate, QuantType up, QuantType down, std::int32_t expe
   }
   LoadOptions options;
   if (!packed) options.layout = StackLayout::File;
-  cpu::prepare(parts, options);
+  cpu::CpuBackend().prepare(parts, options);
   return {std::make_shared<ExpertStack>(std::move(parts)), hidden, intermediate, experts};
 }
 
@@ -535,28 +535,29 @@ std::vector<float> run_layer(Context& context, const Layer& layer, const Activat
   std::vector<float> rows(static_cast<std::size_t>(count * layer.hidden), nan);
   std::vector<float> out(static_cast<std::size_t>(pairs.tokens * layer.hidden), nan);
   Scratch scratch(layer.experts, layer.intermediate, layer.hidden, count);
-  GateUpCall gate_up;
-  gate_up.stack = layer.stack.get();
+  op::GateUp gate_up;
+  gate_up.gate = layer.stack->gate().view();
+  gate_up.up = layer.stack->up().view();
   gate_up.activation = activation;
-  gate_up.rows = maps.gate_up;
-  gate_up.x = dense(x, layer.hidden);
+  gate_up.map = maps.gate_up;
+  gate_up.in = dense(x, layer.hidden);
   gate_up.hidden = hidden.data();
   gate_up.precision = precision;
   gate_up.scratch = scratch.data();
-  cpu::gate_up(context, gate_up);
+  cpu::CpuBackend().gate_up(context, gate_up);
   EXPECT_TRUE(scratch.intact());
-  DownCall down;
-  down.stack = layer.stack.get();
-  down.rows = maps.down;
-  down.hidden = hidden.data();
-  down.hidden_rows = count;
-  down.down_rows = rows.data();
+  op::Down down;
+  down.weight = layer.stack->down().view();
+  down.map = maps.down;
+  down.in = dense(hidden, layer.intermediate);
+  down.rows = rows.data();
   down.combine.rows = rows.data();
   down.combine.routing = pairs.view();
-  down.combine.out = TensorView(out.data(), DType::F32, {pairs.tokens, layer.hidden});
+  down.combine.out = {
+      .data = out.data(), .dtype = DType::F32, .cols = layer.hidden, .stride = layer.hidden};
   down.precision = precision;
   down.scratch = scratch.data();
-  cpu::down(context, down);
+  cpu::CpuBackend().down(context, down);
   EXPECT_TRUE(scratch.intact());
   return out;
 }

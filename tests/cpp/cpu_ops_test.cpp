@@ -11,13 +11,10 @@
 #include <vector>
 
 #include "base/pages.hpp"
-#include "cpu/ops/activate.hpp"
-#include "cpu/ops/combine.hpp"
+#include "cpu/cpu_backend.hpp"
 #include "cpu/ops/convert.hpp"
-#include "cpu/ops/gather.hpp"
 #include "cpu/ops/ranges.hpp"
-#include "cpu/ops/route.hpp"
-#include "cpu/ops/router_logits.hpp"
+#include "moesaic/context.hpp"
 #include "moesaic/error.hpp"
 
 namespace moesaic::cpu {
@@ -50,9 +47,19 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
-InputRows dense_rows(const void* data, DType dtype, std::int64_t rows, std::int64_t cols) {
-  return {.data = data, .dtype = dtype, .num_rows = rows, .cols = cols, .outer_stride = cols};
-}
+/// The backend and a context of so many threads.
+struct Cpu {
+  CpuBackend backend;
+  Context context;
+  explicit Cpu(int threads) : context(backend, Tuning{}, std::make_shared<ThreadPool>(threads)) {}
+
+  void router_logits(const InputRows& x, const std::vector<float>& weight, std::int32_t experts,
+                     std::vector<float>& logits) {
+    backend.router_logits(
+        context,
+        {.x = x, .weight = weight.data(), .num_experts = experts, .logits = logits.data()});
+  }
+};
 
 TEST(Convert, EveryHalfAndBrainValue) {
   std::vector<std::uint16_t> words(65536);
@@ -118,7 +125,7 @@ TEST(Ranges, CoverInOrderAndStaySmall) {
 }
 
 TEST(RouterLogits, MatchesF64ForEveryShapeAndType) {
-  ThreadPool pool(3);
+  Cpu cpu(3);
   for (const DType dtype : kFloats) {
     for (const std::int64_t hidden : {1, 7, 8, 64, 100, 1023, 1024, 1025, 2060}) {
       for (const std::int32_t experts : {1, 3, 16, 17, 61}) {
@@ -127,8 +134,7 @@ TEST(RouterLogits, MatchesF64ForEveryShapeAndType) {
           const auto values = decode(x, dtype);
           const auto weight = randoms(static_cast<std::size_t>(experts * hidden), 2);
           std::vector<float> logits(static_cast<std::size_t>(tokens * experts), kPoison);
-          router_logits(pool, dense_rows(x.data(), dtype, tokens, hidden), weight.data(), experts,
-                        logits.data());
+          cpu.router_logits(dense_rows(x.data(), dtype, tokens, hidden), weight, experts, logits);
           for (std::int64_t t = 0; t < tokens; ++t) {
             for (std::int64_t e = 0; e < experts; ++e) {
               double sum = 0.0;
@@ -159,18 +165,18 @@ TEST(RouterLogits, IndependentOfBatchThreadsAndStrides) {
   InputRows rows = dense_rows(x.data(), DType::F32, kTokenCount, kHidden);
   rows.outer_stride = kStride;
   std::vector<float> whole(kTokenCount * kExpertCount, kPoison);
-  ThreadPool one(1);
-  router_logits(one, rows, weight.data(), kExpertCount, whole.data());
+  Cpu one(1);
+  one.router_logits(rows, weight, kExpertCount, whole);
   for (const int threads : {2, 5}) {
-    ThreadPool pool(threads);
+    Cpu cpu(threads);
     std::vector<float> again(whole.size(), kPoison);
-    router_logits(pool, rows, weight.data(), kExpertCount, again.data());
+    cpu.router_logits(rows, weight, kExpertCount, again);
     EXPECT_TRUE(same_bits(whole, again));
   }
   for (std::int64_t t = 0; t < kTokenCount; ++t) {
     std::vector<float> single(kExpertCount, kPoison);
-    router_logits(one, dense_rows(x.data() + t * kStride, DType::F32, 1, kHidden), weight.data(),
-                  kExpertCount, single.data());
+    one.router_logits(dense_rows(x.data() + t * kStride, DType::F32, 1, kHidden), weight,
+                      kExpertCount, single);
     EXPECT_EQ(
         std::memcmp(single.data(), whole.data() + t * kExpertCount, sizeof(float) * kExpertCount),
         0);
@@ -184,12 +190,11 @@ TEST(RouterLogits, OneTokenIsFast) {
   const auto x = randoms(2048, 5);
   const auto weight = randoms(128 * 2048, 6);
   std::vector<float> logits(128);
-  ThreadPool one(1);
+  Cpu one(1);
   double best = 1e9;
   for (int i = 0; i < 300; ++i) {
     const auto begin = std::chrono::steady_clock::now();
-    router_logits(one, dense_rows(x.data(), DType::F32, 1, 2048), weight.data(), 128,
-                  logits.data());
+    one.router_logits(dense_rows(x.data(), DType::F32, 1, 2048), weight, 128, logits);
     const std::chrono::duration<double, std::micro> elapsed =
         std::chrono::steady_clock::now() - begin;
     best = std::min(best, elapsed.count());
@@ -199,7 +204,7 @@ TEST(RouterLogits, OneTokenIsFast) {
 }
 
 TEST(Gather, PicksStridedRowsOfEveryType) {
-  ThreadPool pool(3);
+  Cpu cpu(3);
   constexpr std::int64_t kCols = 129;
   const std::vector<std::int32_t> index{3, 0, -1, 3, 5, 4};
   for (const DType dtype : kFloats) {
@@ -214,7 +219,10 @@ TEST(Gather, PicksStridedRowsOfEveryType) {
                          .outer_stride = 400,
                          .inner_stride = 150};
     std::vector<float> out(index.size() * kCols + 1, kPoison);
-    gather(pool, rows, index.data(), static_cast<std::int64_t>(index.size()), out.data());
+    cpu.backend.gather(cpu.context, {.x = rows,
+                                     .index = index.data(),
+                                     .rows = static_cast<std::int64_t>(index.size()),
+                                     .out = out.data()});
     for (std::size_t r = 0; r < index.size(); ++r) {
       for (std::int64_t c = 0; c < kCols; ++c) {
         const float expected =
@@ -227,7 +235,7 @@ TEST(Gather, PicksStridedRowsOfEveryType) {
 }
 
 TEST(Activate, MatchesTheScalarDefinition) {
-  ThreadPool pool(3);
+  Cpu cpu(3);
   constexpr std::int64_t kRows = 40;
   constexpr std::int64_t kWidth = 203;
   const auto gate_up = randoms(kRows * 2 * kWidth, 9, 5.0F);
@@ -236,8 +244,13 @@ TEST(Activate, MatchesTheScalarDefinition) {
       Activation activation{.kind = static_cast<ActivationKind>(kind), .linear_beta = linear_beta};
       activation.beta = 3.0F;
       std::vector<float> hidden(kRows * kWidth + 1, kPoison);
-      activate(pool, activation, gate_up.data(), gate_up.data() + kWidth, 2 * kWidth, kRows, kWidth,
-               hidden.data());
+      cpu.backend.activate(cpu.context, {.activation = activation,
+                                         .gate = gate_up.data(),
+                                         .up = gate_up.data() + kWidth,
+                                         .row_stride = 2 * kWidth,
+                                         .rows = kRows,
+                                         .intermediate = kWidth,
+                                         .hidden = hidden.data()});
       for (std::int64_t r = 0; r < kRows; ++r) {
         for (std::int64_t i = 0; i < kWidth; ++i) {
           const float g = gate_up[r * 2 * kWidth + i];
@@ -253,13 +266,20 @@ TEST(Activate, MatchesTheScalarDefinition) {
 }
 
 TEST(Activate, ExtremesAndUngated) {
-  ThreadPool one(1);
+  Cpu one(1);
   const float huge = std::numeric_limits<float>::max();
   const std::vector<float> gate{-1e4F, -100.0F, -88.0F, 0.0F, 88.8F, 1e4F, huge, NAN, 1e-20F};
   const std::vector<float> up(gate.size(), 1.0F);
   const auto count = static_cast<std::int64_t>(gate.size());
   std::vector<float> hidden(gate.size(), kPoison);
-  activate(one, Activation{}, gate.data(), up.data(), count, 1, count, hidden.data());
+  op::Activate call{.activation = {},
+                    .gate = gate.data(),
+                    .up = up.data(),
+                    .row_stride = count,
+                    .rows = 1,
+                    .intermediate = count,
+                    .hidden = hidden.data()};
+  one.backend.activate(one.context, call);
   for (std::size_t i = 0; i < gate.size(); ++i) {
     if (std::isnan(gate[i])) {
       EXPECT_TRUE(std::isnan(hidden[i]));
@@ -268,8 +288,10 @@ TEST(Activate, ExtremesAndUngated) {
       EXPECT_NEAR(hidden[i], expected, 1e-6 * std::abs(expected) + 1e-36) << gate[i];
     }
   }
-  const Activation ungated{.kind = ActivationKind::ReluSquared};
-  activate(one, ungated, nullptr, gate.data(), count, 1, count, hidden.data());
+  call.activation.kind = ActivationKind::ReluSquared;
+  call.gate = nullptr;
+  call.up = gate.data();
+  one.backend.activate(one.context, call);
   EXPECT_EQ(hidden[1], 0.0F);
   EXPECT_EQ(hidden[4], 88.8F * 88.8F);
 }
@@ -280,7 +302,7 @@ struct CombineCase {
 };
 
 TEST(Combine, MatchesTheSumInSlotOrder) {
-  ThreadPool pool(3);
+  Cpu cpu(3);
   for (const CombineCase c :
        {CombineCase{1, 2048, 8}, {5, 33, 3}, {70, 513, 4}, {3, 1, 1}, {0, 8, 2}}) {
     const std::int64_t pairs = c.tokens * c.top_k;
@@ -302,14 +324,13 @@ TEST(Combine, MatchesTheSumInSlotOrder) {
                          : std::vector<float>(static_cast<std::size_t>(c.tokens * stride), kPoison);
           auto out = encode(before, dtype);
           const auto start = decode(out, dtype);
-          CombineCall call;
+          op::Combine call;
           call.rows = rows.data();
           call.pair_row = packed ? pair_row.data() : nullptr;
           call.routing = {ids.data(), weights.data(), c.tokens, c.top_k};
-          call.out = TensorView(out.data(), dtype, {c.tokens, c.hidden});
-          call.out.strides[0] = stride;
+          call.out = {.data = out.data(), .dtype = dtype, .cols = c.hidden, .stride = stride};
           call.accumulate = accumulate;
-          combine(pool, call);
+          cpu.backend.combine(cpu.context, call);
           const auto result = decode(out, dtype);
           for (std::int64_t t = 0; t < c.tokens; ++t) {
             for (std::int64_t h = 0; h < c.hidden; ++h) {
@@ -344,28 +365,23 @@ TEST(Route, SplitsRowsWithoutChangingThem) {
   for (const std::int64_t bad : {0, 150, 299}) logits[bad * 64 + 3] = NAN;
   Routing serial(kTokenCount, 6);
   std::vector<float> scratch(static_cast<std::size_t>(route_scratch_elems(config)));
-  const RouteStats expected = route_rows(logits.data(), 64, config, serial.view(), scratch.data());
+  op::Route call = route_by(config);
+  call.logits = logits.data();
+  call.row_stride = 64;
+  call.out = serial.view();
+  call.scratch = scratch.data();
+  const RouteStats expected = route_rows(call);
   EXPECT_EQ(expected.nonfinite_rows, 3);
-  ThreadPool pool(4);
+  Cpu cpu(4);
   Routing parallel(kTokenCount, 6);
   std::fill(parallel.topk_ids().begin(), parallel.topk_ids().end(), -7);
   scratch.assign(4 * scratch.size(), kPoison);
-  const RouteStats stats = route(pool, logits.data(), 64, config, parallel.view(), scratch.data());
+  call.out = parallel.view();
+  call.scratch = scratch.data();
+  const RouteStats stats = cpu.backend.route(cpu.context, call);
   EXPECT_EQ(stats.nonfinite_rows, expected.nonfinite_rows);
   EXPECT_TRUE(std::ranges::equal(serial.topk_ids(), parallel.topk_ids()));
   EXPECT_TRUE(std::ranges::equal(serial.topk_weights(), parallel.topk_weights()));
-}
-
-TEST(Ops, RefuseOtherTypes) {
-  ThreadPool one(1);
-  std::int32_t words[4] = {};
-  float out[4];
-  const InputRows rows = dense_rows(words, DType::I32, 1, 4);
-  EXPECT_THROW(router_logits(one, rows, out, 1, out), DTypeError);
-  EXPECT_THROW(gather(one, rows, words, 1, out), DTypeError);
-  CombineCall call;
-  call.out = TensorView(words, DType::I32, {1, 4});
-  EXPECT_THROW(combine(one, call), DTypeError);
 }
 
 TEST(Arena, ZeroedAndAligned) {

@@ -1,151 +1,113 @@
 #pragma once
 
-/// The addresses in each argument struct of cuda/plugin.h, for the checks of the emulated GPU.
+/// The addresses in each operation, for the checks of the emulated GPU.
 
 #include "cuda/plugin.h"
 
 namespace moesaic::testing {
 
-template <class F>
-void each_pointer(const cuda::MapArgs& map, F&& f) {
-  for (const void* p : {map.expert, map.offsets, map.source, map.destination}) f(p);
+/// Calls f for each of them.
+template <class F, class... Pointers>
+void visit_pointers(F&& f, Pointers... pointers) {
+  (f(static_cast<const void*>(pointers)), ...);
 }
 
 template <class F>
-void each_pointer(const cuda::WeightArgs& weight, F&& f) {
-  for (const void* p :
-       {weight.base, static_cast<const void*>(weight.table),
-        static_cast<const void*>(weight.slot_map), static_cast<const void*>(weight.gather),
-        static_cast<const void*>(weight.scale), static_cast<const void*>(weight.bias)}) {
-    f(p);
-  }
+void each_pointer(const RowMap& map, F&& f) {
+  visit_pointers(f, map.expert, map.offsets, map.source, map.destination);
 }
-
 template <class F>
-void each_pointer(const cuda::RouterLogitsArgs& args, F&& f) {
-  for (const void* p : {args.x.data, static_cast<const void*>(args.weight),
-                        static_cast<const void*>(args.logits)}) {
-    f(p);
-  }
+void each_pointer(const RoleRef& role, F&& f) {
+  visit_pointers(f, role.ref.base, role.ref.table, role.ref.slot_map, role.ref.int4.gather,
+                 role.scale, role.bias);
 }
-
 template <class F>
-void each_pointer(const cuda::RouteArgs& args, F&& f) {
-  for (const void* p : {args.logits, args.router_bias, args.selection_bias,
-                        static_cast<const float*>(args.topk_weights)}) {
-    f(p);
-  }
-  for (const void* p : {args.topk_ids, args.nonfinite}) f(p);
+void each_pointer(const RoutingView& routing, F&& f) {
+  visit_pointers(f, routing.topk_ids, routing.topk_weights);
 }
-
 template <class F>
-void each_pointer(const cuda::LookUpArgs& args, F&& f) {
-  f(args.table);
-  f(args.token_ids);
-  f(args.topk_ids);
+void each_pointer(const BucketPlanView& plan, F&& f) {
+  visit_pointers(f, plan.expert_offsets, plan.row_token, plan.row_pair, plan.pair_row,
+                 plan.scratch);
 }
-
 template <class F>
-void each_pointer(const cuda::RmsNormArgs& args, F&& f) {
-  f(args.x.data);
-  f(args.weight);
-  f(args.out);
+void each_pointer(const op::RouterLogits& call, F&& f) {
+  visit_pointers(f, call.x.data, call.weight, call.logits);
 }
-
 template <class F>
-void each_pointer(const cuda::IdentityArgs& args, F&& f) {
-  f(args.x.data);
-  f(args.topk_ids);
-  f(args.topk_weights);
-  f(args.out);
+void each_pointer(const op::Route& call, F&& f) {
+  visit_pointers(f, call.router_bias, call.selection_bias, call.logits, call.scratch);
+  each_pointer(call.out, f);
 }
-
 template <class F>
-void each_pointer(const cuda::SharedRoutingArgs& args, F&& f) {
-  f(args.logits);
-  f(args.topk_ids);
-  f(args.topk_weights);
+void each_pointer(const op::LookUpExperts& call, F&& f) {
+  visit_pointers(f, call.table, call.token_ids);
+  each_pointer(call.out, f);
 }
-
 template <class F>
-void each_pointer(const cuda::BucketPlanArgs& args, F&& f) {
-  for (const void* p : {args.topk_ids, static_cast<const std::int32_t*>(args.expert_offsets),
-                        static_cast<const std::int32_t*>(args.row_token),
-                        static_cast<const std::int32_t*>(args.row_pair),
-                        static_cast<const std::int32_t*>(args.pair_row)}) {
-    f(p);
-  }
-  f(args.scratch);
+void each_pointer(const op::SharedRouting& call, F&& f) {
+  visit_pointers(f, call.logits);
+  each_pointer(call.out, f);
 }
-
 template <class F>
-void each_pointer(const cuda::AlignArgs& args, F&& f) {
-  for (const void* p : {args.expert_offsets, args.row_pair}) f(p);
-  for (const void* p : {args.sorted_ids, args.block_experts, args.num_post_pad}) f(p);
+void each_pointer(const op::BucketPlan& call, F&& f) {
+  each_pointer(call.routing, f);
+  each_pointer(call.out, f);
 }
-
 template <class F>
-void each_pointer(const cuda::GatherArgs& args, F&& f) {
-  f(args.x.data);
-  f(args.index);
-  f(args.out);
+void each_pointer(const op::Align& call, F&& f) {
+  each_pointer(call.plan, f);
+  visit_pointers(f, call.out.sorted_ids, call.out.block_experts, call.out.num_post_pad);
 }
-
 template <class F>
-void each_pointer(const cuda::ActivateArgs& args, F&& f) {
-  f(args.gate);
-  f(args.up);
-  f(args.hidden);
+void each_pointer(const op::Gather& call, F&& f) {
+  visit_pointers(f, call.x.data, call.index, call.out);
 }
-
 template <class F>
-void each_pointer(const cuda::CombineArgs& args, F&& f) {
-  f(args.rows);
-  f(args.pair_row);
-  f(args.topk_ids);
-  f(args.topk_weights);
-  f(args.out);
+void each_pointer(const op::Activate& call, F&& f) {
+  visit_pointers(f, call.gate, call.up, call.hidden);
 }
-
 template <class F>
-void each_pointer(const cuda::ZeroSkippedArgs& args, F&& f) {
-  f(args.ids);
-  f(args.out);
+void each_pointer(const op::Combine& call, F&& f) {
+  visit_pointers(f, call.rows, call.pair_row, call.out.data);
+  each_pointer(call.routing, f);
 }
-
 template <class F>
-void each_pointer(const cuda::FillArgs& args, F&& f) {
-  f(args.data);
+void each_pointer(const op::ZeroSkipped& call, F&& f) {
+  visit_pointers(f, call.ids, call.out);
 }
-
 template <class F>
-void each_pointer(const cuda::GemmArgs& args, F&& f) {
-  each_pointer(args.weight, f);
-  each_pointer(args.map, f);
-  f(args.in.data);
-  f(args.out);
-  f(args.scratch);
+void each_pointer(const op::RmsNorm& call, F&& f) {
+  visit_pointers(f, call.x.data, call.weight, call.out);
 }
-
 template <class F>
-void each_pointer(const cuda::GateUpArgs& args, F&& f) {
-  each_pointer(args.gate, f);
-  each_pointer(args.up, f);
-  each_pointer(args.map, f);
-  f(args.in.data);
-  f(args.row_weight);
-  f(args.hidden);
-  f(args.scratch);
+void each_pointer(const op::AddIdentity& call, F&& f) {
+  visit_pointers(f, call.x.data, call.out.data);
+  each_pointer(call.routing, f);
 }
-
 template <class F>
-void each_pointer(const cuda::DownArgs& args, F&& f) {
-  each_pointer(args.weight, f);
-  each_pointer(args.map, f);
-  each_pointer(args.combine, f);
-  f(args.in.data);
-  f(args.rows);
-  f(args.scratch);
+void each_pointer(const op::Fill& call, F&& f) {
+  visit_pointers(f, call.data);
+}
+template <class F>
+void each_pointer(const op::Gemm& call, F&& f) {
+  each_pointer(call.weight, f);
+  each_pointer(call.map, f);
+  visit_pointers(f, call.in.data, call.out, call.scratch);
+}
+template <class F>
+void each_pointer(const op::GateUp& call, F&& f) {
+  each_pointer(call.gate, f);
+  each_pointer(call.up, f);
+  each_pointer(call.map, f);
+  visit_pointers(f, call.in.data, call.hidden, call.row_weight, call.gate_up, call.scratch);
+}
+template <class F>
+void each_pointer(const op::Down& call, F&& f) {
+  each_pointer(call.weight, f);
+  each_pointer(call.map, f);
+  each_pointer(call.combine, f);
+  visit_pointers(f, call.in.data, call.rows, call.scratch);
 }
 
 }  // namespace moesaic::testing

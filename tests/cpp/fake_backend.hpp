@@ -3,6 +3,7 @@
 /// A backend written for reading: scalar, nothing fused, default phases, memory that it counts and
 /// poisons. Every test that passes on it and on a real backend tests the contract, not the kernels.
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
@@ -53,93 +54,102 @@ class FakeBackend : public Backend {
   void prepare(ExpertStack::Parts&, const LoadOptions&) const override {}
   std::size_t scratch_bytes(const ScratchQuery&) const override { return 0; }
 
-  void router_logits(Context&, const InputRows& x, const float* weight, std::int32_t num_experts,
-                     float* logits) const override {
+  void fill(Context&, const op::Fill& call) const override {
+    std::memset(call.data, call.value, static_cast<std::size_t>(call.bytes));
+  }
+
+  void router_logits(Context&, const op::RouterLogits& call) const override {
+    const InputRows& x = call.x;
     for (std::int64_t t = 0; t < x.num_rows; ++t) {
-      for (std::int32_t e = 0; e < num_experts; ++e) {
+      for (std::int32_t e = 0; e < call.num_experts; ++e) {
         double sum = 0.0;
         for (std::int64_t c = 0; c < x.cols; ++c) {
-          sum +=
-              static_cast<double>(element(x, t, c)) * static_cast<double>(weight[e * x.cols + c]);
+          sum += static_cast<double>(element(x, t, c)) *
+                 static_cast<double>(call.weight[e * x.cols + c]);
         }
-        logits[t * num_experts + e] = static_cast<float>(sum);
+        call.logits[t * call.num_experts + e] = static_cast<float>(sum);
       }
     }
   }
-  RouteStats route(Context&, const float* logits, std::int64_t row_stride,
-                   const RouterConfig& config, RoutingView out, float* scratch) const override {
-    return route_rows(logits, row_stride, config, out, scratch);
-  }
-  void bucket_plan(Context&, const RoutingView& routing, std::int32_t num_experts,
-                   BucketPlanView out) const override {
-    build_bucket_plan(routing.topk_ids, routing.num_pairs(), routing.top_k, num_experts, out);
-  }
-  void align(Context&, const BucketPlanView& plan, std::int64_t num_pairs, std::int32_t num_experts,
-             std::int32_t block_size, RowSpace row_space, AlignedRoutingView out) const override {
-    align_block_size(plan, num_pairs, num_experts, block_size, row_space, out);
-  }
-  void gather(Context&, const InputRows& x, const std::int32_t* index, std::int64_t rows,
-              float* out) const override {
-    for (std::int64_t r = 0; r < rows; ++r) {
-      for (std::int64_t c = 0; c < x.cols; ++c) out[r * x.cols + c] = element(x, index[r], c);
+  RouteStats route(Context&, const op::Route& call) const override { return route_rows(call); }
+  void shared_routing(Context&, const op::SharedRouting& call) const override {
+    for (std::int64_t t = 0; t < call.out.num_tokens; ++t) {
+      call.out.topk_ids[t] = 0;
+      call.out.topk_weights[t] =
+          call.logits != nullptr ? 1.0F / (1.0F + std::exp(-call.logits[t])) : 1.0F;
     }
   }
-  void expert_gemm(Context&, const GemmCall& call) const override {
-    const WeightRef& w = call.weights->ref;
+  void bucket_plan(Context&, const op::BucketPlan& call) const override { build_bucket_plan(call); }
+  void align(Context&, const op::Align& call) const override { align_block_size(call); }
+  void gather(Context&, const op::Gather& call) const override {
+    const std::int64_t cols = call.x.cols;
+    for (std::int64_t r = 0; r < call.rows; ++r) {
+      for (std::int64_t c = 0; c < cols; ++c) {
+        call.out[r * cols + c] = element(call.x, call.index[r], c);
+      }
+    }
+  }
+  void zero_skipped(Context&, const op::ZeroSkipped& call) const override {
+    for (std::int64_t r = 0; r < call.rows; ++r) {
+      if (call.ids[r] < 0) std::fill_n(call.out + r * call.cols, call.cols, 0.0F);
+    }
+  }
+  void expert_gemm(Context&, const op::Gemm& call) const override {
+    const WeightRef& w = call.weight.ref;
+    auto* const out = static_cast<float*>(call.out);
     // Kept by the thread: the forward must not allocate. First the expert's weights, then a row of
     // x.
     static thread_local std::vector<float> memory;
     const auto needed = static_cast<std::size_t>((w.rows + 1) * w.cols);
     if (memory.size() < needed) memory.resize(needed);
     float* const x = memory.data() + w.rows * w.cols;
-    for (std::int32_t s = 0; s < call.rows.num_segments; ++s) {
-      const std::int32_t expert = call.rows.expert_of(s);
-      const std::int32_t count = expert < 0 ? 0 : call.rows.count(s);
+    for (std::int32_t s = 0; s < call.map.num_segments; ++s) {
+      const std::int32_t expert = call.map.expert_of(s);
+      const std::int32_t count = expert < 0 ? 0 : call.map.count(s);
       if (count == 0) continue;
       for (std::int64_t r = 0; r < w.rows; ++r) {
         dequantize_expert_row(w, expert, r, memory.data() + r * w.cols);
       }
-      for (std::int32_t i = call.rows.begin(s); i < call.rows.begin(s) + count; ++i) {
+      for (std::int32_t i = call.map.begin(s); i < call.map.begin(s) + count; ++i) {
         for (std::int64_t c = 0; c < w.cols; ++c) {
-          x[c] = element(call.in, call.rows.source_of(i), c);
+          x[c] = element(call.in, call.map.source_of(i), c);
         }
         for (std::int64_t r = 0; r < w.rows; ++r) {
           double sum = dot_f64(memory.data() + r * w.cols, x, w.cols);
-          if (call.weights->scale) {
-            sum *= static_cast<double>((*call.weights->scale)[static_cast<std::size_t>(expert)]);
+          if (call.weight.scale != nullptr) {
+            sum *= static_cast<double>(call.weight.scale[expert]);
           }
-          if (call.weights->bias) {
-            sum += static_cast<double>(
-                (*call.weights->bias)[static_cast<std::size_t>(expert * w.rows + r)]);
+          if (call.weight.bias != nullptr) {
+            sum += static_cast<double>(call.weight.bias[expert * w.rows + r]);
           }
-          call.out[call.rows.destination_of(i) * w.rows + r] = static_cast<float>(sum);
+          out[call.map.destination_of(i) * w.rows + r] = static_cast<float>(sum);
         }
       }
     }
   }
-  void activate(Context&, const Activation& activation, const float* gate, const float* up,
-                std::int64_t row_stride, std::int64_t rows, std::int64_t intermediate,
-                float* hidden) const override {
-    for (std::int64_t r = 0; r < rows; ++r) {
-      for (std::int64_t i = 0; i < intermediate; ++i) {
-        const float g = activation.gated() ? gate[r * row_stride + i] : 0.0F;
-        hidden[r * intermediate + i] = moesaic::activate(activation, g, up[r * row_stride + i]);
+  void activate(Context&, const op::Activate& call) const override {
+    for (std::int64_t r = 0; r < call.rows; ++r) {
+      for (std::int64_t i = 0; i < call.intermediate; ++i) {
+        const std::int64_t at = r * call.row_stride + i;
+        const float g = call.activation.gated() ? call.gate[at] : 0.0F;
+        call.hidden[r * call.intermediate + i] = moesaic::activate(call.activation, g, call.up[at]);
       }
     }
   }
-  void combine(Context&, const CombineCall& call) const override {
-    const TensorView& out = call.out;
-    const std::int64_t hidden = out.dim(1);
+  void combine(Context&, const op::Combine& call) const override {
+    const OutputRows& out = call.out;
+    const auto* const rows = static_cast<const float*>(call.rows);
+    const std::int64_t hidden = out.cols;
     for (std::int64_t t = 0; t < call.routing.num_tokens; ++t) {
       for (std::int64_t h = 0; h < hidden; ++h) {
-        const std::int64_t at = t * out.stride(0) + h * out.stride(1);
+        const std::int64_t at = t * out.stride + h;
         float sum = call.accumulate ? load(out.data, out.dtype, at) : 0.0F;
         for (std::int32_t s = 0; s < call.routing.top_k; ++s) {
           const std::int64_t pair = t * call.routing.top_k + s;
           if (call.routing.topk_ids[pair] < 0) continue;
           const std::int64_t row = call.pair_row != nullptr ? call.pair_row[pair] : pair;
           if (row < 0) continue;
-          sum += call.routing.topk_weights[pair] * call.rows[row * hidden + h];
+          sum += call.routing.topk_weights[pair] * rows[row * hidden + h];
         }
         store(out.data, out.dtype, at, sum);
       }

@@ -693,9 +693,9 @@ TEST(MarlinLayers, ScratchHoldsPaddedGroups) {
   const std::size_t bytes = backend.scratch_bytes({{2, 256, 40}, 6, 1, 6, 1024});
   GuardedMemory scratch(bytes);
   Floats out = poisoned(6 * 40);
-  GemmCall call{.weights = &stack.weights(),
-                .rows = {.num_segments = 6, .expert = ids.data(), .limit = 6},
-                .in = input_rows(rows_of(x, 256), "test", "x"),
+  op::Gemm call{.weight = stack.weights().view(),
+                .map = {.num_segments = 6, .expert = ids.data(), .limit = 6},
+                .in = input_rows(rows_of(x, 256)),
                 .out = out.data()};
   call.scratch = scratch.data();
   backend.expert_gemm(context, call);

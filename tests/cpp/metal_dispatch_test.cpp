@@ -78,16 +78,19 @@ TEST(MetalDispatch, ProductFollowsTheRowsPerSegment) {
 }
 
 TEST(MetalDispatch, GridsCoverEveryRow) {
-  WeightRef weight;
-  weight.type = QuantType::Q4_K;
-  weight.rows = 3 * kGemmRows + 1;
   const InputRows x = input(DType::BF16);
-  const DispatchShape gemv = expert_shape(weight, pair_map(6), x, Product::Gemv, Precision::Exact);
+  op::Gemm call;
+  call.map = pair_map(6);
+  call.in = x;
+  call.weight.ref.type = QuantType::Q4_K;
+  call.weight.ref.rows = 3 * kGemmRows + 1;
+  const DispatchShape gemv = expert_shape(call, Product::Gemv);
   EXPECT_EQ(gemv.groups, (std::array<std::uint32_t, 3>{(3 * kGemmRows) / kGemvRows + 1, 6, 1}));
   EXPECT_EQ(gemv.threads, kGemvThreads);
   EXPECT_EQ(gemv.constants.input, kTypeBF16);
-  const DispatchShape direct = expert_shape(weight, block_map(5, kGemmCols + 1, 60), x,
-                                            Product::GemmDirect, Precision::Fast);
+  call.map = block_map(5, kGemmCols + 1, 60);
+  call.precision = Precision::Fast;
+  const DispatchShape direct = expert_shape(call, Product::GemmDirect);
   EXPECT_EQ(direct.groups, (std::array<std::uint32_t, 3>{10, 4, 1}));
   EXPECT_EQ(direct.kernel, Kernel::expert_gemm_half_q4_k);
   EXPECT_EQ(tiles_per_segment(block_map(5, kGemmCols + 1, 60)), 2);
@@ -141,7 +144,7 @@ TEST(MetalArguments, MapsSayWhichArraysTheyHave) {
 }
 
 TEST(MetalArguments, WeightsKeep64BitOffsets) {
-  RoleWeights weights;
+  RoleRef weights;
   weights.ref.expert_stride = std::int64_t{5} << 32;
   weights.ref.row_stride = 144;
   weights.ref.num_experts = 3;
@@ -154,8 +157,7 @@ TEST(MetalArguments, WeightsKeep64BitOffsets) {
   EXPECT_EQ(args.flags, 0U);
   const float value = 0.0F;
   const std::int32_t slots[3] = {};
-  weights.device_bias = std::shared_ptr<const float>(std::shared_ptr<void>(), &value);
-  weights.device_scale = weights.device_bias;
+  weights.bias = weights.scale = &value;
   weights.ref.slot_map = slots;
   args = weight_args(weights, base);
   EXPECT_EQ(args.flags, static_cast<std::uint32_t>(kHasSlotMap + kHasScale + kHasBias));
@@ -171,7 +173,9 @@ TEST(MetalArguments, RoutersAreWrittenDown) {
   config.guard_eps = 0.5F;
   config.scale = 0.0F;
   config.selection_bias.assign(8, 1.0F);
-  const RouteArgs args = route_args(config, 12, true);
+  op::Route call = route_by(config);
+  call.row_stride = 12;
+  const RouteArgs args = route_args(call, true);
   EXPECT_EQ(args.row_stride, 12);
   EXPECT_EQ(args.score, 2);
   EXPECT_EQ(args.select_on, 1);

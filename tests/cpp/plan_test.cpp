@@ -166,8 +166,13 @@ TEST(Align, Properties) {
         BucketPlanView view;
         view.expert_offsets = const_cast<std::int32_t*>(plan.expert_offsets().data());
         view.row_pair = const_cast<std::int32_t*>(plan.row_pair().data());
-        align_block_size(view, pairs, c.num_experts, block, space,
-                         {sorted.data(), experts.data(), &post_pad});
+        align_block_size({.plan = view,
+                          .num_pairs = pairs,
+                          .num_experts = c.num_experts,
+                          .block_size = block,
+                          .block_capacity = blocks,
+                          .row_space = space,
+                          .out = {sorted.data(), experts.data(), &post_pad}});
         ASSERT_EQ(sorted.back(), -99);
         ASSERT_EQ(experts.back(), -99);
         ASSERT_LE(post_pad, capacity);
@@ -229,7 +234,7 @@ TEST(Align, RejectsBadCalls) {
 
 TEST(Plan, BuildersDoNotAllocate) {
   const Case c{64, 32, 4, 10};
-  const Routing routing = random_routing(c, 3);
+  Routing routing = random_routing(c, 3);
   const std::int64_t pairs = 256;
   Ids offsets(33), row_token(256), row_pair(256), pair_row(256);
   Ids sorted(static_cast<std::size_t>(aligned_capacity(pairs, 32, 16)));
@@ -237,9 +242,14 @@ TEST(Plan, BuildersDoNotAllocate) {
   std::int32_t post_pad = 0;
   const BucketPlanView view{offsets.data(), row_token.data(), row_pair.data(), pair_row.data()};
   EXPECT_EQ(count_allocations([&] {
-              build_bucket_plan(routing.topk_ids().data(), pairs, 4, 32, view);
-              align_block_size(view, pairs, 32, 16, RowSpace::TokenPairs,
-                               {sorted.data(), experts.data(), &post_pad});
+              build_bucket_plan({.routing = routing.view(), .num_experts = 32, .out = view});
+              align_block_size({.plan = view,
+                                .num_pairs = pairs,
+                                .num_experts = 32,
+                                .block_size = 16,
+                                .block_capacity = aligned_block_capacity(pairs, 32, 16),
+                                .row_space = RowSpace::TokenPairs,
+                                .out = {sorted.data(), experts.data(), &post_pad}});
               (void)pick_block_size(offsets, false, pairs, Tuning{});
             }),
             0);

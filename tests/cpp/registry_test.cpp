@@ -39,36 +39,19 @@ class PlainBackend : public Backend {
   void synchronize(Context&) const override {}
   void prepare(ExpertStack::Parts&, const LoadOptions&) const override {}
   std::size_t scratch_bytes(const ScratchQuery&) const override { return 0; }
-  void router_logits(Context& context, const InputRows& x, const float* weight,
-                     std::int32_t experts, float* logits) const override {
-    cpu().router_logits(context, x, weight, experts, logits);
+  void gather(Context& context, const op::Gather& call) const override {
+    cpu().gather(context, call);
   }
-  RouteStats route(Context& context, const float* logits, std::int64_t stride,
-                   const RouterConfig& config, RoutingView out, float* scratch) const override {
-    return cpu().route(context, logits, stride, config, out, scratch);
-  }
-  void bucket_plan(Context& context, const RoutingView& routing, std::int32_t experts,
-                   BucketPlanView out) const override {
-    cpu().bucket_plan(context, routing, experts, out);
-  }
-  void align(Context& context, const BucketPlanView& plan, std::int64_t pairs, std::int32_t experts,
-             std::int32_t block_size, RowSpace row_space, AlignedRoutingView out) const override {
-    cpu().align(context, plan, pairs, experts, block_size, row_space, out);
-  }
-  void gather(Context& context, const InputRows& x, const std::int32_t* index, std::int64_t rows,
-              float* out) const override {
-    cpu().gather(context, x, index, rows, out);
-  }
-  void expert_gemm(Context&, const GemmCall& call) const override {
-    const WeightRef& ref = call.weights->ref;
-    for (std::int32_t s = 0; s < call.rows.num_segments; ++s) {
-      const std::int32_t e = call.rows.expert_of(s);
+  void expert_gemm(Context&, const op::Gemm& call) const override {
+    const WeightRef& ref = call.weight.ref;
+    for (std::int32_t s = 0; s < call.map.num_segments; ++s) {
+      const std::int32_t e = call.map.expert_of(s);
       if (e < 0) continue;
       const auto* weight = reinterpret_cast<const float*>(ref.expert(e));
-      for (std::int32_t i = call.rows.begin(s); i < call.rows.begin(s) + call.rows.count(s); ++i) {
-        const float* x = static_cast<const float*>(call.in.data) +
-                         call.in.element_offset(call.rows.source_of(i));
-        float* out = call.out + call.rows.destination_of(i) * ref.rows;
+      for (std::int32_t i = call.map.begin(s); i < call.map.begin(s) + call.map.count(s); ++i) {
+        const float* x =
+            static_cast<const float*>(call.in.data) + call.in.element_offset(call.map.source_of(i));
+        float* out = static_cast<float*>(call.out) + call.map.destination_of(i) * ref.rows;
         for (std::int64_t r = 0; r < ref.rows; ++r) {
           out[r] = 0.0F;
           for (std::int64_t k = 0; k < ref.cols; ++k) out[r] += weight[r * ref.cols + k] * x[k];
@@ -76,12 +59,10 @@ class PlainBackend : public Backend {
       }
     }
   }
-  void activate(Context& context, const Activation& activation, const float* gate, const float* up,
-                std::int64_t stride, std::int64_t rows, std::int64_t intermediate,
-                float* hidden) const override {
-    cpu().activate(context, activation, gate, up, stride, rows, intermediate, hidden);
+  void activate(Context& context, const op::Activate& call) const override {
+    cpu().activate(context, call);
   }
-  void combine(Context& context, const CombineCall& call) const override {
+  void combine(Context& context, const op::Combine& call) const override {
     cpu().combine(context, call);
   }
 
@@ -139,7 +120,7 @@ TEST(Registry, AbsentOperationsThrow) {
   EXPECT_EQ(absent->supports({}).reason, "a reason");
   Context context;
   EXPECT_THROW(absent->combine(context, {}), DeviceError);
-  EXPECT_THROW(absent->gather(context, {}, nullptr, 0, nullptr), DeviceError);
+  EXPECT_THROW(absent->gather(context, {}), DeviceError);
   try {
     absent->synchronize(context);
     FAIL();
@@ -203,14 +184,14 @@ TEST(CpuBackend, DetailNamesTheIsaThatRuns) {
 
 TEST(InputRowsOf, Ranks) {
   float data[64] = {};
-  const InputRows one = input_rows(ConstTensorView(data, DType::F32, {7}), "test", "x");
+  const InputRows one = input_rows(ConstTensorView(data, DType::F32, {7}));
   EXPECT_EQ(one.num_rows, 1);
   EXPECT_EQ(one.cols, 7);
   EXPECT_EQ(one.element_offset(0), 0);
 
   ConstTensorView two(data, DType::F16, {3, 5});
   two.strides[0] = 9;
-  const InputRows rows = input_rows(two, "test", "x");
+  const InputRows rows = input_rows(two);
   EXPECT_EQ(rows.num_rows, 3);
   EXPECT_EQ(rows.cols, 5);
   EXPECT_EQ(rows.dtype, DType::F16);
@@ -218,27 +199,29 @@ TEST(InputRowsOf, Ranks) {
 
   ConstTensorView three(data, DType::BF16, {2, 3, 4});
   three.strides = {20, 6, 1, 0};
-  const InputRows slots = input_rows(three, "test", "x");
+  const InputRows slots = input_rows(three);
   EXPECT_EQ(slots.num_rows, 6);
   EXPECT_EQ(slots.element_offset(4), 20 + 6);
   three.strides[1] = 0;  // one row for all slots
-  EXPECT_EQ(input_rows(three, "test", "x").element_offset(5), 20);
+  EXPECT_EQ(input_rows(three).element_offset(5), 20);
 
   ConstTensorView narrow(data, DType::F32, {4, 1});
   narrow.strides = {3, 3, 0, 0};
-  EXPECT_EQ(input_rows(narrow, "test", "x").element_offset(3), 9);
-  EXPECT_EQ(input_rows(ConstTensorView(data, DType::F32, {2, 0, 4}), "test", "x").num_rows, 0);
+  EXPECT_EQ(input_rows(narrow).element_offset(3), 9);
+  EXPECT_EQ(input_rows(ConstTensorView(data, DType::F32, {2, 0, 4})).num_rows, 0);
 }
 
-TEST(InputRowsOf, Refusals) {
-  float data[16] = {};
-  ConstTensorView columns(data, DType::F32, {2, 4});
-  columns.strides = {1, 2, 0, 0};
-  EXPECT_THROW(input_rows(columns, "test", "x"), ShapeError);
-  EXPECT_THROW(input_rows(ConstTensorView(data, DType::F32, {}), "test", "x"), ShapeError);
-  EXPECT_THROW(input_rows(ConstTensorView(data, DType::F32, {1, 1, 1, 1}), "test", "x"),
-               ShapeError);
-  EXPECT_THROW(input_rows(ConstTensorView(data, DType::I32, {4}), "test", "x"), DTypeError);
+TEST(DefaultOperations, AreRefusedByName) {
+  const PlainBackend plain("plain");
+  Context context(plain, Tuning{}, ThreadPool::shared(1));
+  try {
+    plain.rms_norm(context, {});
+    FAIL();
+  } catch (const UnsupportedError& error) {
+    EXPECT_NE(std::string(error.what()).find("rms_norm"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("plain"), std::string::npos) << error.what();
+  }
+  EXPECT_THROW(plain.route(context, {}), UnsupportedError);
 }
 
 /// Two experts of H 3, I 2 with small whole numbers.
@@ -267,11 +250,12 @@ TEST(DefaultPhases, ComposeTheSmallOperations) {
     float weights[4] = {0.75F, 0.25F, 0.5F, 0.5F};
 
     RowMap rows{.num_segments = 4, .expert = ids, .source_divisor = 2, .limit = 4};
-    GateUpCall gate_up;
-    gate_up.stack = &stack;
+    op::GateUp gate_up;
+    gate_up.gate = stack.gate().view();
+    gate_up.up = stack.up().view();
     gate_up.activation.kind = gated ? ActivationKind::SwiGlu : ActivationKind::ReluSquared;
-    gate_up.rows = rows;
-    gate_up.x = input_rows(ConstTensorView(x, DType::F32, {2, 3}), "test", "x");
+    gate_up.map = rows;
+    gate_up.in = input_rows(ConstTensorView(x, DType::F32, {2, 3}));
     std::vector<float> hidden(4 * 2, kPoison);
     std::vector<float> buffer(2 * 4 * 2, kPoison);
     gate_up.hidden = hidden.data();
@@ -279,16 +263,16 @@ TEST(DefaultPhases, ComposeTheSmallOperations) {
     plain.gate_up(context, gate_up);
 
     rows.source_divisor = 1;
-    DownCall down;
-    down.stack = &stack;
-    down.rows = rows;
-    down.hidden = hidden.data();
-    down.hidden_rows = 4;
+    op::Down down;
+    down.weight = stack.down().view();
+    down.map = rows;
+    down.in = dense_rows(hidden.data(), DType::F32, 4, 2);
     std::vector<float> down_rows(4 * 3, kPoison);
-    down.down_rows = down_rows.data();
+    down.rows = down_rows.data();
+    down.combine.rows = down_rows.data();
     down.combine.routing = {ids, weights, 2, 2};
     std::vector<float> out(2 * 3, kPoison);
-    down.combine.out = TensorView(out.data(), DType::F32, {2, 3});
+    down.combine.out = {.data = out.data(), .dtype = DType::F32, .cols = 3, .stride = 3};
     plain.down(context, down);
 
     std::vector<float> row(3);

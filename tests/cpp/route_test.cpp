@@ -519,7 +519,12 @@ TEST(Route, UsesItsScratchAndNoMore) {
     std::vector<float> scratch(size + 4, 1234.0F);
     const std::vector<float> logits = grid_values(static_cast<std::size_t>(experts), 1, 4);
     Routing out(1, 1);
-    route_rows(logits.data(), experts, c, out.view(), scratch.data());
+    op::Route call = route_by(c);
+    call.logits = logits.data();
+    call.row_stride = experts;
+    call.out = out.view();
+    call.scratch = scratch.data();
+    route_rows(call);
     for (std::size_t i = size; i < scratch.size(); ++i) EXPECT_EQ(scratch[i], 1234.0F);
   }
 }

@@ -13,30 +13,6 @@ namespace moesaic {
 
 class GgufFile;
 
-/// Activation of an expert; g = gate row, u = up row.
-enum class ActivationKind : std::uint8_t {
-  SwiGlu,             ///< silu(g) * u
-  SwiGluClampInput,   ///< silu(min(g, L)) * clamp(u, -L, L)
-  SwiGluClampOutput,  ///< min(silu(g), L) * clamp(u, -L, L)
-  SwiGluOai,          ///< g' = min(g, L), u' = clamp(u, -L, L): g' * sigmoid(alpha * g') * (u' + 1)
-  GeGluTanh,          ///< gelu_tanh(g) * u
-  ReGlu,              ///< relu(g) * u
-  GeluTanh,           ///< gelu_tanh(u), no gate
-  ReluSquared,        ///< relu(u)^2, no gate
-  SiTu,               ///< b*tanh(g/b) * sigmoid(g) * lb*tanh(u/lb); lb = 0 means plain u
-};
-
-struct Activation {
-  ActivationKind kind = ActivationKind::SwiGlu;
-  float limit = 7.0F;        ///< L of the clamped forms
-  float alpha = 1.702F;      ///< SwiGluOai
-  float beta = 1.0F;         ///< SiTu b
-  float linear_beta = 0.0F;  ///< SiTu lb
-  bool gated() const {
-    return kind != ActivationKind::GeluTanh && kind != ActivationKind::ReluSquared;
-  }
-};
-
 /// The scalar definition every kernel is compared with. `g` is ignored by ungated kinds.
 float activate(const Activation& activation, float g, float u);
 

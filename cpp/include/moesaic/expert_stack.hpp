@@ -32,64 +32,8 @@ struct StackShape {
 enum class Role : std::uint8_t { Gate, Up, Down };
 const char* name_of(Role role) noexcept;
 
-/// How the bytes of one role lie in memory.
-enum class WeightLayout : std::uint8_t {
-  Rows,       ///< as in the file: row after row, blocks along a row
-  Panels,     ///< CPU repack: rows side by side (cpp/src/cpu/kernels/README.md)
-  CudaUnits,  ///< CUDA repack, on the device: units of 16 rows (cuda/formats/README.md)
-};
-
 /// "rows", "panels", "cuda_units".
 const char* name_of(WeightLayout layout) noexcept;
-
-/// Where the rows of a role stand in the 16-row units of the CUDA layout.
-enum class UnitHalf : std::uint8_t {
-  Alone,   ///< 16 rows of this role
-  First,   ///< 8 rows of this role (gate), then 8 of the other (up), in memory that both share
-  Second,  ///< the other
-};
-
-/// How an INT4 role lies in its panels (cpp/src/int4/README.md); unset for other types.
-/// Columns are stored group after group, in the order of `gather`, each group padded to whole steps
-/// of 32.
-struct Int4Format {
-  std::int64_t group_size = 0;  ///< of the checkpoint; the number of columns when per channel
-  std::int64_t groups = 0;
-  std::int64_t packed_cols = 0;  ///< columns in memory, a multiple of 32
-  std::int32_t scale_cols = 0;   ///< columns of a stored scale: 32, 64, 128 or 256
-  bool scale_f32 = false;        ///< scales are f32, else f16
-  bool zeros = false;            ///< a zero point per scale, else 8 everywhere
-  /// [packed_cols] column of x, -1 = padding; null: as they are
-  const std::int32_t* gather = nullptr;
-  std::int64_t gather_stride = 0;  ///< elements to the next expert's `gather`, 0: all share it
-
-  const std::int32_t* gather_of(std::int32_t expert) const {
-    return gather != nullptr ? gather + expert * gather_stride : nullptr;
-  }
-};
-
-/// What a kernel sees of one role: [E, rows, cols] in a quant type. Plain data, owns nothing.
-struct WeightRef {
-  const std::byte* base = nullptr;          ///< expert e at base + e * expert_stride ...
-  const std::byte* const* table = nullptr;  ///< ... or at table[e] when each expert lies elsewhere
-  std::int64_t expert_stride = 0;           ///< bytes
-  std::int64_t row_stride = 0;              ///< bytes; of a panel in the panel layout
-  std::int32_t num_experts = 0;
-  std::int64_t rows = 0;  ///< output features
-  std::int64_t cols = 0;  ///< input features
-  QuantType type = QuantType::F32;
-  WeightLayout layout = WeightLayout::Rows;
-  UnitHalf half = UnitHalf::Alone;
-  const std::int32_t* slot_map = nullptr;  ///< null, or [E]: expert -> slot, -1 = not resident
-  Int4Format int4{};                       ///< of QuantType::INT4, which is never in rows
-
-  const std::byte* expert(std::int32_t e) const {
-    const std::int64_t slot = slot_map != nullptr ? slot_map[e] : e;
-    return table != nullptr ? table[slot] : base + slot * expert_stride;
-  }
-  explicit operator bool() const { return base != nullptr || table != nullptr; }
-  std::int64_t expert_bytes() const;  ///< of the quantised values of one expert, without padding
-};
 
 /// One role with what keeps it alive and its epilogue: y = (W x) * scale[e] + bias[e].
 struct RoleWeights {
@@ -97,8 +41,16 @@ struct RoleWeights {
   std::shared_ptr<const void> owner;
   std::shared_ptr<const std::vector<float>> bias;   ///< null or [E * rows]
   std::shared_ptr<const std::vector<float>> scale;  ///< null or [E]
-  /// The same on the device of the stack; null on the CPU.
+  /// Copies of both on the device of the stack; null on the CPU.
   std::shared_ptr<const float> device_bias, device_scale;
+
+  /// For operations of the backend whose memory holds the role.
+  RoleRef view() const {
+    const auto values = [](const auto& device, const auto& host) {
+      return device != nullptr ? device.get() : host != nullptr ? host->data() : nullptr;
+    };
+    return {ref, values(device_scale, scale), values(device_bias, bias)};
+  }
 };
 
 /// What happened to one role at load, and why.

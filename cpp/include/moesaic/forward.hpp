@@ -105,8 +105,9 @@ Explanation explain(const Context& context, const LayerRef& layer, std::int32_t 
                     std::int64_t num_tokens);
 
 /// Named operations on the parts of a forward. Tensors lie on the context's device, plans and
-/// Routings in host memory: a device gets copies of them, which is a CaptureError while its stream
-/// records a graph, and so is scratch memory; such a call returns when its launches are done.
+/// Routings in host memory. A device is given copies of them, and scratch memory of the call's own:
+/// both are a CaptureError while its stream records a graph, and the call returns only when its
+/// launches are done, because that memory ends with it.
 ///
 /// On one role of a stack: `ids` int32 [k] or [T, k], dense; ids of -1 write zero rows. x is [K],
 /// [T, K] (broadcast over slots) or [T, k, K] (one row per slot), any strides; out is f32, dense.
@@ -132,7 +133,7 @@ void combine(Context& context, const ConstTensorView& rows, const BucketPlan& pl
 /// out [T, H] = sum over slots of weight * pairs[t, slot].
 void weighted_sum(Context& context, const ConstTensorView& pairs, const Routing& routing,
                   TensorView out, bool accumulate = false);
-/// The same with a routing on the context's device; ids below 0 are skipped.
+/// Both sums with a routing on the context's device; ids below 0 are skipped.
 void combine(Context& context, const ConstTensorView& rows, const BucketPlan& plan,
              const RoutingView& routing, TensorView out, bool accumulate = false);
 void weighted_sum(Context& context, const ConstTensorView& pairs, const RoutingView& routing,

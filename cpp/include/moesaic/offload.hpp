@@ -33,7 +33,7 @@ class ExpertResidency {
   /// Both phases, as Backend::gate_up and Backend::down would run them; `stack` of the calls is
   /// replaced. Nothing is written to the output on an error. Errors: DeviceError (OnMiss::Error),
   /// IoError and FormatError (reading), OutOfMemoryError.
-  virtual void run(Context& context, const GateUpCall& gate_up, const DownCall& down) = 0;
+  virtual void run(Context& context, const op::GateUp& gate_up, const op::Down& down) = 0;
 };
 
 /// One role of a layer in the store, in the matrix form y[n] = sum_k x[k] * w[k, n].

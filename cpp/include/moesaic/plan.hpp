@@ -14,18 +14,8 @@ namespace moesaic {
 
 struct Tuning;
 
-/// The arrays of a bucket plan, in memory of the caller.
-struct BucketPlanView {
-  std::int32_t* expert_offsets = nullptr;  ///< [E + 1], exclusive prefix of pairs per expert
-  std::int32_t* row_token = nullptr;  ///< [P], token of a packed row; valid up to expert_offsets[E]
-  std::int32_t* row_pair = nullptr;   ///< [P], pair of a packed row; valid up to expert_offsets[E]
-  std::int32_t* pair_row = nullptr;   ///< [P], packed row of a pair, -1 for a skipped pair
-  std::byte* scratch = nullptr;       ///< for builders on a device (Backend::bucket_plan)
-};
-
 /// Stable counting sort of the pairs by expert. Ids must have been checked. No allocation.
-void build_bucket_plan(const std::int32_t* topk_ids, std::int64_t num_pairs, std::int32_t top_k,
-                       std::int32_t num_experts, BucketPlanView out);
+void build_bucket_plan(const op::BucketPlan& call);
 
 /// A bucket plan that owns its arrays. Only `build` and `rebuild` make one, so "sorted" is a fact.
 class BucketPlan {
@@ -53,15 +43,6 @@ class BucketPlan {
   std::vector<std::int32_t> expert_offsets_, row_token_, row_pair_, pair_row_;
 };
 
-/// What a sorted id means: the pair itself, or the packed row of a bucket plan.
-enum class RowSpace : std::uint8_t { TokenPairs, PackedRows };
-
-struct AlignedRoutingView {
-  std::int32_t* sorted_ids = nullptr;  ///< [capacity]; padding is exactly P, trailing in its block
-  std::int32_t* block_experts = nullptr;  ///< [block_capacity]; -1 behind the last block
-  std::int32_t* num_post_pad = nullptr;   ///< [1]
-};
-
 /// Capacity of sorted_ids: P + E * (block_size - 1), but never more than P * block_size, rounded up
 /// to a block.
 std::int64_t aligned_capacity(std::int64_t num_pairs, std::int32_t num_experts,
@@ -70,8 +51,7 @@ std::int64_t aligned_block_capacity(std::int64_t num_pairs, std::int32_t num_exp
                                     std::int32_t block_size);
 
 /// Pads each expert's rows to `block_size` (vLLM's moe_align_block_size), any E. No allocation.
-void align_block_size(const BucketPlanView& plan, std::int64_t num_pairs, std::int32_t num_experts,
-                      std::int32_t block_size, RowSpace row_space, AlignedRoutingView out);
+void align_block_size(const op::Align& call);
 
 /// An aligned routing that owns its arrays.
 class AlignedRouting {

@@ -7,49 +7,15 @@
 #include <string_view>
 #include <vector>
 
+#include "moesaic/operations.hpp"
 #include "moesaic/types.hpp"
 
 namespace moesaic {
 
 class ThreadPool;
 
-/// What turns a logit into a score.
-enum class ScoreFunction : std::uint8_t {
-  Softmax,          ///< softmax over all experts, then top-k
-  SoftmaxSelected,  ///< top-k on the logits, then softmax over the selected
-  Sigmoid,
-  SqrtSoftplus,  ///< sqrt(log(1 + exp(logit)))
-};
-/// Score of a group of experts.
-enum class GroupReduce : std::uint8_t { Top2Sum, Max };
-/// What the experts of other groups become.
-enum class GroupMask : std::uint8_t { MinusInfinity, Zero };
-/// Guard of the renormalising division: none, sum + eps, or max(sum, eps).
-enum class NormGuard : std::uint8_t { None, AddEps, ClampMin };
-/// Input: x is scaled before the expert (Llama-4), which then counts with weight 1.
-enum class WeightOn : std::uint8_t { Output, Input };
-/// What the selection reads. Given: the ids come with the call, from the caller or from a table by
-/// token id (hash-routed layers); only their weights are computed.
-enum class SelectOn : std::uint8_t { Scores, Logits, Given };
-
-/// A router, factored into independent facts. Steps in order: logits (+ router_bias), score,
-/// selection (score or logit, + selection_bias, group limit), top-k, weights from the unbiased
-/// scores, renormalisation, scale. Source of each preset: `model/presets.cpp`.
-struct RouterConfig {
-  std::int32_t num_experts = 0;  ///< E of the logits, identity experts included
-  std::int32_t top_k = 0;
-  ScoreFunction score = ScoreFunction::Softmax;
-  bool renormalize = true;
-  NormGuard guard = NormGuard::None;
-  float guard_eps = 0.0F;
-  float scale = 1.0F;  ///< 0 and 1 both mean none
-  SelectOn select_on = SelectOn::Scores;
-  std::int32_t num_groups = 1;
-  std::int32_t groups_used = 1;
-  GroupReduce group_reduce = GroupReduce::Top2Sum;
-  GroupMask group_mask = GroupMask::MinusInfinity;
-  WeightOn weight_on = WeightOn::Output;
-  std::int32_t identity_experts = 0;  ///< the last ids, without weights: they give x itself
+/// A router: its rules and its biases.
+struct RouterConfig : RouterRules {
   std::vector<float> router_bias;     ///< empty or [E], added to the logits
   std::vector<float> selection_bias;  ///< empty or [E], added for the selection only
 
@@ -57,17 +23,6 @@ struct RouterConfig {
   std::int32_t weighted_experts() const { return num_experts - identity_experts; }
   /// Throws ConfigError on a contradiction (top_k > E, groups that do not divide E, ...).
   void validate() const;
-};
-
-/// topk_ids i32 [T, top_k] and topk_weights f32 [T, top_k], both dense; descending selection score
-/// (the weight, where no bias or group takes part), ties to the lower expert id. A pair is `t *
-/// top_k + slot`.
-struct RoutingView {
-  std::int32_t* topk_ids = nullptr;
-  float* topk_weights = nullptr;
-  std::int64_t num_tokens = 0;
-  std::int32_t top_k = 0;
-  std::int64_t num_pairs() const { return num_tokens * top_k; }
 };
 
 /// A routing that owns its arrays; resize keeps capacity.
@@ -96,14 +51,16 @@ struct RouteStats {
 };
 
 /// f32 scratch elements that route_rows needs per thread.
-std::int64_t route_scratch_elems(const RouterConfig& config);
+std::int64_t route_scratch_elems(const RouterRules& router);
 
-/// Routes `logits` [T, E] (f32, row stride in elements) into `out`. No allocation, never throws on
-/// values: order is finite and +inf > -inf > NaN, +inf counts as the largest float, NaN and -inf
-/// get weight 0, a row without any finite or +inf logit gives ids 0..top_k-1 with weights 1/top_k.
-/// With SelectOn::Given the ids in `out` are read instead (-1: weight 0) and stay as they are.
-RouteStats route_rows(const float* logits, std::int64_t row_stride, const RouterConfig& config,
-                      RoutingView out, float* scratch);
+/// The operation of a router that has nothing to route yet.
+op::Route route_by(const RouterConfig& config);
+
+/// Routes in the calling thread, in host memory; `scratch` has route_scratch_elems. No allocation,
+/// never throws on values: order is finite and +inf > -inf > NaN, +inf counts as the largest float,
+/// NaN and -inf get weight 0, a row without any finite or +inf logit gives ids 0..top_k-1 with
+/// weights 1/top_k.
+RouteStats route_rows(const op::Route& call);
 
 /// Checks shapes, resizes `out` (no allocation once its capacity suffices) and routes.
 /// With SelectOn::Given `out` brings its ids and its size.

@@ -25,10 +25,6 @@ enum class ProfileMode : std::uint8_t { Off, Counters, Events, Sync };
 enum class LogLevel : std::uint8_t { Off, Error, Warn, Info, Debug };
 enum class CpuIsa : std::uint8_t { Auto, Scalar, Avx2, AvxVnni, Avx512Vnni, Neon };
 
-/// How activations meet quantised weights on the CPU. Auto: Exact where memory is the limit (few
-/// pairs per expert), Fast elsewhere. Exact: two int8 planes (about 16 bits). Fast: one plane.
-enum class Precision : std::uint8_t { Auto, Exact, Fast };
-
 struct Tuning {
   std::optional<std::int32_t> block_size;          ///< 8, 16, 32, 48, 64
   std::optional<std::int32_t> large_m_block_size;  ///< device route only

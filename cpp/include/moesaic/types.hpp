@@ -9,9 +9,9 @@
 #include <string>
 #include <type_traits>
 
-namespace moesaic {
+#include "moesaic/operands.hpp"
 
-enum class DType : std::uint8_t { F32, F16, BF16, F64, I32, I64, U8, U16, Bool };
+namespace moesaic {
 
 std::size_t size_of(DType dtype) noexcept;
 const char* name_of(DType dtype) noexcept;  ///< "f32", "bf16", ...
@@ -78,6 +78,9 @@ struct BasicTensorView {
 
 using TensorView = BasicTensorView<void>;
 using ConstTensorView = BasicTensorView<const void>;
+
+/// Whether the ranges from the first to the last element of two views share memory.
+bool overlap(const ConstTensorView& a, const ConstTensorView& b);
 
 /// "f32[4, 2048]".
 std::string describe(const ConstTensorView& view);

@@ -1,59 +1,32 @@
 #include "moesaic/backend.hpp"
 
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-
 #include "moesaic/context.hpp"
 #include "moesaic/error.hpp"
 
 namespace moesaic {
-namespace {
 
-[[noreturn]] void throw_unsupported(const Backend& backend, LayerPart part) {
-  throw UnsupportedError(Problem{backend.info().name, name_of(part), "a backend that runs them",
-                                 std::string(backend.supports_part(part).reason), ""});
+void Backend::refuse(const char* operation) const {
+  const BackendInfo facts = info();
+  if (!facts.available) throw DeviceError(Problem{facts.name, "backend", "", facts.reason, ""});
+  throw UnsupportedError(Problem{.operation = operation,
+                                 .what = "backend",
+                                 .expected = "one that has this operation",
+                                 .got = facts.name,
+                                 .hint = {}});
 }
 
-}  // namespace
+// ---------------------------------------------------------------------------------- memory ----
+
+void* Backend::allocate(std::size_t) const { refuse("allocate"); }
+void Backend::deallocate(void*, std::size_t) const noexcept {}
+void Backend::copy(void*, const void*, std::size_t) const { refuse("copy"); }
+void Backend::synchronize(Context&) const { refuse("synchronize"); }
+void Backend::fill(Context&, const op::Fill&) const { refuse("fill"); }
+void Backend::prepare(ExpertStack::Parts&, const LoadOptions&) const { refuse("prepare"); }
+std::size_t Backend::scratch_bytes(const ScratchQuery&) const { refuse("scratch_bytes"); }
 
 void Backend::copy_on_stream(Context&, void* to, const void* from, std::size_t bytes) const {
   copy(to, from, bytes);
-}
-
-void Backend::fill(const Context&, void* memory, std::uint8_t value, std::size_t bytes) const {
-  std::memset(memory, value, bytes);
-}
-
-std::int64_t Backend::route_scratch(const RouterConfig& config, std::int64_t, int threads) const {
-  return route_scratch_elems(config) * threads;
-}
-
-void Backend::check_ids(Context&, const RoutingView& routing, std::int32_t num_experts,
-                        std::string_view operation) const {
-  moesaic::check_ids(routing, num_experts, operation);
-}
-
-void Backend::look_up_experts(Context&, std::span<const std::int32_t> table,
-                              const std::int32_t* token_ids, RoutingView out) const {
-  for (std::int64_t t = 0; t < out.num_tokens; ++t) {
-    const std::int64_t first = std::int64_t{token_ids[t]} * out.top_k;
-    std::copy_n(table.data() + first, out.top_k, out.topk_ids + t * out.top_k);
-  }
-}
-
-void Backend::shared_routing(Context&, const float* logits, RoutingView out) const {
-  for (std::int64_t t = 0; t < out.num_tokens; ++t) {
-    out.topk_ids[t] = 0;
-    out.topk_weights[t] = logits != nullptr ? 1.0F / (1.0F + std::exp(-logits[t])) : 1.0F;
-  }
-}
-
-void Backend::zero_skipped(Context&, const std::int32_t* ids, std::int32_t, std::int64_t rows,
-                           std::int64_t cols, float* out) const {
-  for (std::int64_t r = 0; r < rows; ++r) {
-    if (ids[r] < 0) std::fill_n(out + r * cols, cols, 0.0F);
-  }
 }
 
 std::shared_ptr<void> Backend::upload(const void* from, std::size_t bytes) const {
@@ -64,66 +37,83 @@ std::shared_ptr<void> Backend::upload(const void* from, std::size_t bytes) const
   return memory;
 }
 
-void Backend::rms_norm(Context&, const InputRows&, const float*, float, float*) const {
-  throw_unsupported(*this, LayerPart::Norms);
+void Backend::before_launches(Context&, const RouterConfig*, std::initializer_list<HostValues>,
+                              std::string_view) const {}
+
+std::int64_t Backend::route_scratch(const RouterRules& router, std::int64_t, int threads) const {
+  return route_scratch_elems(router) * threads;
 }
 
-void Backend::add_identity(Context&, const IdentityCall&) const {
-  throw_unsupported(*this, LayerPart::IdentityExperts);
+void Backend::check_ids(Context&, const RoutingView& routing, std::int32_t num_experts,
+                        std::string_view operation) const {
+  moesaic::check_ids(routing, num_experts, operation);
 }
 
-void Backend::gate_up(Context& context, const GateUpCall& call) const {
-  const ExpertStack& stack = *call.stack;
-  const std::int64_t rows = call.rows.limit;
-  const std::int64_t intermediate = stack.shape().intermediate_size;
-  GemmCall gemm{.weights = &stack.gate(),
-                .rows = call.rows,
-                .in = call.x,
-                .out = call.gate_up,
-                .precision = call.precision,
-                .scratch = call.scratch};
-  const float* gate = nullptr;
-  {
-    const ScopedZone zone(context, Zone::GateUp);
-    if (stack.gated()) {
-      expert_gemm(context, gemm);
-      gate = gemm.out;
-      gemm.out += rows * intermediate;
-    }
-    gemm.weights = &stack.up();
-    expert_gemm(context, gemm);
-  }
-  const ScopedZone zone(context, Zone::Activate);
-  activate(context, call.activation, gate, gemm.out, intermediate, rows, intermediate, call.hidden);
-}
+std::string Backend::kernel_name(const WeightRef&, const Tuning&) const { return "none"; }
 
 std::string Backend::down_name(const WeightRef& weight, const Tuning& tuning, std::int64_t,
                                bool) const {
   return kernel_name(weight, tuning);
 }
 
-void Backend::down(Context& context, const DownCall& call) const {
-  const std::int64_t intermediate = call.stack->shape().intermediate_size;
-  const InputRows hidden{.data = call.hidden,
-                         .dtype = DType::F32,
-                         .num_rows = call.hidden_rows,
-                         .cols = intermediate,
-                         .inner_count = 1,
-                         .outer_stride = intermediate,
-                         .inner_stride = 0};
+// ------------------------------------------------------------------------------ operations ----
+
+void Backend::router_logits(Context&, const op::RouterLogits&) const { refuse("router_logits"); }
+RouteStats Backend::route(Context&, const op::Route&) const { refuse("route"); }
+void Backend::look_up_experts(Context&, const op::LookUpExperts&) const {
+  refuse("look_up_experts");
+}
+void Backend::shared_routing(Context&, const op::SharedRouting&) const { refuse("shared_routing"); }
+void Backend::bucket_plan(Context&, const op::BucketPlan&) const { refuse("bucket_plan"); }
+void Backend::align(Context&, const op::Align&) const { refuse("align"); }
+void Backend::gather(Context&, const op::Gather&) const { refuse("gather"); }
+void Backend::expert_gemm(Context&, const op::Gemm&) const { refuse("expert_gemm"); }
+void Backend::activate(Context&, const op::Activate&) const { refuse("activate"); }
+void Backend::combine(Context&, const op::Combine&) const { refuse("combine"); }
+void Backend::zero_skipped(Context&, const op::ZeroSkipped&) const { refuse("zero_skipped"); }
+void Backend::rms_norm(Context&, const op::RmsNorm&) const { refuse("rms_norm"); }
+void Backend::add_identity(Context&, const op::AddIdentity&) const { refuse("add_identity"); }
+
+void Backend::gate_up(Context& context, const op::GateUp& call) const {
+  const std::int64_t rows = call.map.limit;
+  const std::int64_t intermediate = call.up.ref.rows;
+  const bool gated = static_cast<bool>(call.gate.ref);
+  const op::Activate activation{.activation = call.activation,
+                                .gate = gated ? call.gate_up : nullptr,
+                                .up = call.gate_up + (gated ? rows * intermediate : 0),
+                                .row_stride = intermediate,
+                                .rows = rows,
+                                .intermediate = intermediate,
+                                .hidden = static_cast<float*>(call.hidden)};
+  {
+    const ScopedZone zone(context, Zone::GateUp);
+    op::Gemm gemm{.weight = call.gate,
+                  .map = call.map,
+                  .in = call.in,
+                  .out = call.gate_up,
+                  .precision = call.precision,
+                  .scratch = call.scratch};
+    if (gated) expert_gemm(context, gemm);
+    gemm.weight = call.up;
+    gemm.out = call.gate_up + (gated ? rows * intermediate : 0);
+    expert_gemm(context, gemm);
+  }
+  const ScopedZone zone(context, Zone::Activate);
+  activate(context, activation);
+}
+
+void Backend::down(Context& context, const op::Down& call) const {
   {
     const ScopedZone zone(context, Zone::Down);
-    expert_gemm(context, GemmCall{.weights = &call.stack->down(),
-                                  .rows = call.rows,
-                                  .in = hidden,
-                                  .out = call.down_rows,
-                                  .precision = call.precision,
-                                  .scratch = call.scratch});
+    expert_gemm(context, {.weight = call.weight,
+                          .map = call.map,
+                          .in = call.in,
+                          .out = call.rows,
+                          .precision = call.precision,
+                          .scratch = call.scratch});
   }
   const ScopedZone zone(context, Zone::Combine);
-  CombineCall sum = call.combine;
-  sum.rows = call.down_rows;
-  combine(context, sum);
+  combine(context, call.combine);
 }
 
 }  // namespace moesaic

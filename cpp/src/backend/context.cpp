@@ -40,4 +40,19 @@ Context::Context(const Backend& backend, const Tuning& tuning, std::shared_ptr<T
   tuning_.validate();
 }
 
+// Zones that wait for a context's stream are this room's: base/ knows no backend.
+
+ScopedZone::ScopedZone(Context& context, Zone zone) : ScopedZone(context.profiler(), zone) {
+  if (profiler_ != nullptr && profiler_->waits()) context_ = &context;
+}
+
+void ScopedZone::wait() const noexcept {
+  try {
+    const Backend& backend = context_->backend();
+    if (!backend.capturing(*context_)) backend.synchronize(*context_);
+  } catch (...) {
+    // Zones end in destructors; what the device reports now it reports to the next call again.
+  }
+}
+
 }  // namespace moesaic

@@ -5,8 +5,6 @@
 #include <initializer_list>
 #include <new>
 
-#include "moesaic/context.hpp"
-
 namespace moesaic {
 namespace {
 
@@ -112,19 +110,6 @@ std::string Profiler::chrome_trace() const {
   }
   append({"}}\n"});
   return json;
-}
-
-ScopedZone::ScopedZone(Context& context, Zone zone) : ScopedZone(context.profiler(), zone) {
-  if (profiler_ != nullptr && profiler_->waits()) context_ = &context;
-}
-
-void ScopedZone::wait() const noexcept {
-  try {
-    const Backend& backend = context_->backend();
-    if (!backend.capturing(*context_)) backend.synchronize(*context_);
-  } catch (...) {
-    // Zones end in destructors; what the device reports now it reports to the next call again.
-  }
 }
 
 }  // namespace moesaic

@@ -8,6 +8,25 @@
 #include "moesaic/error.hpp"
 
 namespace moesaic {
+namespace {
+
+/// First and one-past-last byte that a view touches.
+struct Extent {
+  const std::byte* begin;
+  const std::byte* end;
+};
+Extent extent_of(const ConstTensorView& view) {
+  const auto size = static_cast<std::int64_t>(size_of(view.dtype));
+  std::int64_t low = 0, high = 0;
+  for (int i = 0; i < view.rank; ++i) {
+    const std::int64_t reach = (view.dim(i) - 1) * view.stride(i);
+    (reach < 0 ? low : high) += reach;
+  }
+  const auto* data = static_cast<const std::byte*>(view.data);
+  return {data + low * size, data + (high + 1) * size};
+}
+
+}  // namespace
 
 std::size_t size_of(DType dtype) noexcept {
   switch (dtype) {
@@ -81,6 +100,12 @@ Device parse_device(const std::string& text) {
                    '"' + text + '"', ""};
   });
   return {DeviceType::Cuda, index};
+}
+
+bool overlap(const ConstTensorView& a, const ConstTensorView& b) {
+  if (a.data == nullptr || b.data == nullptr || a.empty() || b.empty()) return false;
+  const Extent first = extent_of(a), second = extent_of(b);
+  return first.begin < second.end && second.begin < first.end;
 }
 
 std::string describe(const ConstTensorView& view) {

@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/experts.hpp"
+#include "cpu/cpu_backend.hpp"
 #include "cpu/isa.hpp"
 #include "cpu/kernels/activations.hpp"
 
@@ -69,7 +69,7 @@ std::int64_t activation_bytes(std::int64_t cols, int planes) noexcept {
   return act_token_bytes(cols, planes);
 }
 
-Support supports(const WeightRef& weight) {
+Support CpuBackend::supports(const WeightRef& weight) const {
   if (weight.layout == WeightLayout::CudaUnits) {
     return {.ok = false, .reason = "the weights are on a CUDA device"};
   }
@@ -80,7 +80,7 @@ Support supports(const WeightRef& weight) {
   return {.ok = false, .reason = "no CPU kernel multiplies this type"};
 }
 
-std::vector<KernelInfo> kernels() {
+std::vector<KernelInfo> CpuBackend::kernels() const {
   std::vector<KernelInfo> list;
   for (const CpuIsa isa : supported_isas()) {
     for (const Format& format : kFormats) {
@@ -94,7 +94,7 @@ std::vector<KernelInfo> kernels() {
   return list;
 }
 
-std::string kernel_name(const WeightRef& weight, const Tuning& tuning) {
+std::string CpuBackend::kernel_name(const WeightRef& weight, const Tuning& tuning) const {
   const Format* format = find_format(weight.type);
   if (format == nullptr) return "none";
   return mechanical_name(*format, weight.layout, active_isa(tuning));

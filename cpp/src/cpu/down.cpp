@@ -1,22 +1,22 @@
 #include <cstring>
 #include <limits>
 
+#include "cpu/cpu_backend.hpp"
 #include "cpu/epilogue.hpp"
-#include "cpu/experts.hpp"
 #include "cpu/isa.hpp"
-#include "cpu/ops/combine.hpp"
 #include "cpu/ops/convert.hpp"
 #include "cpu/product.hpp"
+#include "moesaic/context.hpp"
 
 namespace moesaic::cpu {
 namespace {
 
 constexpr std::int64_t kSmallPairs = 128;     ///< up to which a unit is some rows of all experts
-constexpr std::int64_t kLocalFloats = 16384;  ///< of a unit's pair rows, on its stack: 64 KiB
+constexpr std::int64_t kLocalFloats = 16384;  ///< 64 KiB of pair rows on a unit's stack
 
 struct Phase {
   Context& context;
-  const DownCall& call;
+  const op::Down& call;
   const IsaKernels& kernels;
   const Buckets& buckets;
   const Activations& activations;
@@ -25,12 +25,12 @@ struct Phase {
   /// rows[destination * stride + row - first_row] = W hidden for the unit.
   void products(const Unit& unit, const std::uint8_t* then, float* rows, std::int64_t stride,
                 std::int64_t first_row) const {
-    const Epilogue epilogue(call.stack->down(), unit.bucket->expert);
+    const Epilogue epilogue(call.weight, unit.bucket->expert);
     run_unit(
-        kernels, weight, activations, call.rows, buckets, unit, then,
+        kernels, weight, activations, call.map, buckets, unit, then,
         [&](int t) {
           const std::int32_t entry = buckets.entries[unit.bucket->first + unit.first_token + t];
-          return rows + call.rows.destination_of(entry) * stride - first_row;
+          return rows + call.map.destination_of(entry) * stride - first_row;
         },
         [&](std::int64_t row, int count, float* values, float* to) {
           epilogue.apply(row, count, values);
@@ -42,7 +42,7 @@ struct Phase {
   /// operations in the same order as Backend::combine.
   void combine(const float* rows, std::int64_t stride, std::int64_t first,
                std::int64_t count) const {
-    const CombineCall& combine = call.combine;
+    const op::Combine& combine = call.combine;
     const RoutingView& routing = combine.routing;
     float sum[kLocalFloats / 8];
     float before[kLocalFloats / 8];
@@ -52,11 +52,11 @@ struct Phase {
         const std::int64_t pair = token * routing.top_k + slot;
         if (routing.topk_ids[pair] < 0) continue;
         const std::int64_t row = combine.pair_row != nullptr ? combine.pair_row[pair] : pair;
-        const float w = pair_weight(routing, pair);
+        const float w = routing.topk_weights != nullptr ? routing.topk_weights[pair] : 1.0F;
         const float* values = rows + row * stride;
         for (std::int64_t i = 0; i < count; ++i) sum[i] += w * values[i];
       }
-      const std::int64_t offset = token * combine.out.stride(0) + first;
+      const std::int64_t offset = token * combine.out.stride + first;
       if (combine.accumulate) {
         to_f32(combine.out.data, combine.out.dtype, offset, count, before);
         for (std::int64_t i = 0; i < count; ++i) sum[i] = before[i] + sum[i];
@@ -68,7 +68,7 @@ struct Phase {
   /// Few pairs: a unit is some rows of every expert; its pair rows stay in the cache.
   void few_pairs() const {
     const std::int64_t panels = panels_of(weight);
-    const std::int64_t fit = std::min(kLocalFloats / call.rows.limit, kLocalFloats / 8) / kPanel;
+    const std::int64_t fit = std::min(kLocalFloats / call.map.limit, kLocalFloats / 8) / kPanel;
     const std::int64_t spread = panels / (std::int64_t{8} * context.pool().threads());
     const std::int64_t range = std::clamp<std::int64_t>(spread, 1, fit);
     const std::int64_t units = (panels + range - 1) / range;
@@ -97,32 +97,28 @@ struct Phase {
         buckets, panels, static_cast<double>(weight.expert_bytes()) / static_cast<double>(panels),
         2.0 * kPanel * static_cast<double>(weight.cols), context.pool().threads());
     context.pool().parallel_for(units, [&](std::int64_t i, int) {
-      products(find_unit(buckets, panels, i), nullptr, call.down_rows, weight.rows, 0);
+      products(find_unit(buckets, panels, i), nullptr, static_cast<float*>(call.rows), weight.rows,
+               0);
     });
   }
 };
 
 }  // namespace
 
-void down(Context& context, const DownCall& call) {
-  const WeightRef& weight = call.stack->down().ref;
-  const bool few = call.rows.limit > 0 && call.rows.limit <= kSmallPairs;
+void CpuBackend::down(Context& context, const op::Down& call) const {
+  const WeightRef& weight = call.weight.ref;
+  const bool few = call.map.limit > 0 && call.map.limit <= kSmallPairs;
   {
     const ScopedZone zone(context, Zone::Down);
     const IsaKernels& kernels = kernels_of(active_isa(context.tuning()));
     Carver carver(call.scratch, std::numeric_limits<std::size_t>::max());
-    const Buckets buckets = group_by_expert(call.rows, weight, carver);
+    const Buckets buckets = group_by_expert(call.map, weight, carver);
     if (Profiler* profiler = context.profiler(); profiler != nullptr) {
       profiler->add(Counter::WeightBytes, buckets.num * weight.expert_bytes());
     }
     if (buckets.num > 0) {
-      InputRows hidden;
-      hidden.data = call.hidden;
-      hidden.num_rows = call.hidden_rows;
-      hidden.cols = weight.cols;
-      hidden.outer_stride = weight.cols;
       const Activations activations =
-          prepare_activations(context, kernels, hidden, weight, call.rows, buckets,
+          prepare_activations(context, kernels, call.in, weight, call.map, buckets,
                               planes_of(weight.type, call.precision), carver);
       const Phase phase{context, call, kernels, buckets, activations, weight};
       if (few) {

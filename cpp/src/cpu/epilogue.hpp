@@ -4,17 +4,16 @@
 
 #include <cstdint>
 
-#include "moesaic/expert_stack.hpp"
+#include "moesaic/operands.hpp"
 
 namespace moesaic::cpu {
 
 class Epilogue {
  public:
-  Epilogue(const RoleWeights& weights, std::int32_t expert)
-      : scaled_(weights.scale != nullptr),
-        scale_(scaled_ ? (*weights.scale)[static_cast<std::size_t>(expert)] : 1.0F),
-        bias_(weights.bias != nullptr ? weights.bias->data() + expert * weights.ref.rows
-                                      : nullptr) {}
+  Epilogue(const RoleRef& weight, std::int32_t expert)
+      : scaled_(weight.scale != nullptr),
+        scale_(scaled_ ? weight.scale[expert] : 1.0F),
+        bias_(weight.bias != nullptr ? weight.bias + expert * weight.ref.rows : nullptr) {}
 
   void apply(std::int64_t row, int rows, float* values) const {
     if (scaled_) {

@@ -1,40 +1,42 @@
 #include <cstring>
 #include <limits>
 
+#include "cpu/cpu_backend.hpp"
 #include "cpu/epilogue.hpp"
-#include "cpu/experts.hpp"
 #include "cpu/isa.hpp"
 #include "cpu/product.hpp"
+#include "moesaic/context.hpp"
 
 namespace moesaic::cpu {
 
-std::size_t scratch_bytes(const ScratchQuery& query) {
+std::size_t CpuBackend::scratch_bytes(const ScratchQuery& query) const {
   const std::int64_t cols =
       std::max({query.shape.hidden_size, query.shape.intermediate_size, query.packed_cols});
   return product_bytes(query.shape.num_experts, query.num_pairs, cols);
 }
 
-void expert_gemm(Context& context, const GemmCall& call) {
-  const WeightRef& weight = call.weights->ref;
+void CpuBackend::expert_gemm(Context& context, const op::Gemm& call) const {
+  const WeightRef& weight = call.weight.ref;
   const IsaKernels& kernels = kernels_of(active_isa(context.tuning()));
   Carver carver(call.scratch, std::numeric_limits<std::size_t>::max());
-  const Buckets buckets = group_by_expert(call.rows, weight, carver);
+  const Buckets buckets = group_by_expert(call.map, weight, carver);
   if (buckets.num == 0) return;
   const Activations activations =
-      prepare_activations(context, kernels, call.in, weight, call.rows, buckets,
+      prepare_activations(context, kernels, call.in, weight, call.map, buckets,
                           planes_of(weight.type, call.precision), carver);
+  auto* const out = static_cast<float*>(call.out);
   const std::int64_t panels = panels_of(weight);
   const std::int64_t units = plan_units(
       buckets, panels, static_cast<double>(weight.expert_bytes()) / static_cast<double>(panels),
       2.0 * kPanel * static_cast<double>(weight.cols), context.pool().threads());
   context.pool().parallel_for(units, [&](std::int64_t i, int) {
     const Unit unit = find_unit(buckets, panels, i);
-    const Epilogue epilogue(*call.weights, unit.bucket->expert);
+    const Epilogue epilogue(call.weight, unit.bucket->expert);
     run_unit(
-        kernels, weight, activations, call.rows, buckets, unit, nullptr,
+        kernels, weight, activations, call.map, buckets, unit, nullptr,
         [&](int t) {
           const std::int32_t entry = buckets.entries[unit.bucket->first + unit.first_token + t];
-          return call.out + call.rows.destination_of(entry) * weight.rows;
+          return out + call.map.destination_of(entry) * weight.rows;
         },
         [&](std::int64_t row, int rows, float* values, float* to) {
           epilogue.apply(row, rows, values);

@@ -1,10 +1,11 @@
 #include <cstring>
 #include <limits>
 
+#include "cpu/cpu_backend.hpp"
 #include "cpu/epilogue.hpp"
-#include "cpu/experts.hpp"
 #include "cpu/isa.hpp"
 #include "cpu/product.hpp"
+#include "moesaic/context.hpp"
 
 namespace moesaic::cpu {
 namespace {
@@ -12,28 +13,29 @@ namespace {
 /// What the passes over gate and up share.
 struct Phase {
   Context& context;
-  const GateUpCall& call;
+  const op::GateUp& call;
   const IsaKernels& kernels;
   const Buckets& buckets;
+  float* hidden;
   std::int64_t intermediate;
 
   /// The products of rows [row, row + rows) with the row of x whose hidden row `to` lies in.
   void finish(const Epilogue& epilogue, std::int64_t row, int rows, float* values,
               const float* to) const {
     if (call.row_weight != nullptr) {
-      const float factor = call.row_weight[(to - call.hidden) / intermediate];
+      const float factor = call.row_weight[(to - hidden) / intermediate];
       for (int i = 0; i < rows; ++i) values[i] *= factor;
     }
     epilogue.apply(row, rows, values);
   }
   float* hidden_row(const Unit& unit, int t) const {
     const std::int32_t entry = buckets.entries[unit.bucket->first + unit.first_token + t];
-    return call.hidden + call.rows.destination_of(entry) * intermediate;
+    return hidden + call.map.destination_of(entry) * intermediate;
   }
   void gate(const Activations& activations, const Unit& unit, const std::uint8_t* then) const {
-    const Epilogue epilogue(call.stack->gate(), unit.bucket->expert);
+    const Epilogue epilogue(call.gate, unit.bucket->expert);
     run_unit(
-        kernels, call.stack->gate().ref, activations, call.rows, buckets, unit, then,
+        kernels, call.gate.ref, activations, call.map, buckets, unit, then,
         [&](int t) { return hidden_row(unit, t); },
         [&](std::int64_t row, int rows, float* values, float* to) {
           finish(epilogue, row, rows, values, to);
@@ -41,10 +43,10 @@ struct Phase {
         });
   }
   void up(const Activations& activations, const Unit& unit) const {
-    const Epilogue epilogue(call.stack->up(), unit.bucket->expert);
+    const Epilogue epilogue(call.up, unit.bucket->expert);
     const ActivateKernel activate = kernels.activate[static_cast<int>(call.activation.kind)];
     run_unit(
-        kernels, call.stack->up().ref, activations, call.rows, buckets, unit, nullptr,
+        kernels, call.up.ref, activations, call.map, buckets, unit, nullptr,
         [&](int t) { return hidden_row(unit, t); },
         [&](std::int64_t row, int rows, float* values, float* to) {
           finish(epilogue, row, rows, values, to);
@@ -62,15 +64,14 @@ double panel_weight_bytes(const WeightRef& weight) {
 
 }  // namespace
 
-void gate_up(Context& context, const GateUpCall& call) {
+void CpuBackend::gate_up(Context& context, const op::GateUp& call) const {
   const ScopedZone zone(context, Zone::GateUp);
-  const ExpertStack& stack = *call.stack;
-  const bool gated = stack.gated();
-  const WeightRef& gate = stack.gate().ref;
-  const WeightRef& up = stack.up().ref;
+  const WeightRef& gate = call.gate.ref;
+  const WeightRef& up = call.up.ref;
+  const bool gated = static_cast<bool>(gate);
   const IsaKernels& kernels = kernels_of(active_isa(context.tuning()));
   Carver carver(call.scratch, std::numeric_limits<std::size_t>::max());
-  const Buckets buckets = group_by_expert(call.rows, up, carver);
+  const Buckets buckets = group_by_expert(call.map, up, carver);
   if (buckets.num == 0) return;
   if (Profiler* profiler = context.profiler(); profiler != nullptr) {
     profiler->add(Counter::ExpertsTouched, buckets.num);
@@ -78,7 +79,7 @@ void gate_up(Context& context, const GateUpCall& call) {
                   buckets.num * (up.expert_bytes() + (gated ? gate.expert_bytes() : 0)));
   }
 
-  const Phase phase{context, call, kernels, buckets, up.rows};
+  const Phase phase{context, call, kernels, buckets, static_cast<float*>(call.hidden), up.rows};
   const std::int64_t panels = panels_of(up);
   const int threads = context.pool().threads();
   const int up_planes = planes_of(up.type, call.precision);
@@ -88,7 +89,7 @@ void gate_up(Context& context, const GateUpCall& call) {
     // Integer and f32 formats read different activations: one after the other.
     Carver first = carver;
     const Activations for_gate =
-        prepare_activations(context, kernels, call.x, gate, call.rows, buckets, gate_planes, first);
+        prepare_activations(context, kernels, call.in, gate, call.map, buckets, gate_planes, first);
     const std::int64_t units =
         plan_units(buckets, panels, panel_weight_bytes(gate), panel_ops(gate), threads);
     context.pool().parallel_for(units, [&](std::int64_t i, int) {
@@ -96,7 +97,7 @@ void gate_up(Context& context, const GateUpCall& call) {
     });
   }
   const Activations activations =
-      prepare_activations(context, kernels, call.x, up, call.rows, buckets, up_planes, carver);
+      prepare_activations(context, kernels, call.in, up, call.map, buckets, up_planes, carver);
   const std::int64_t units =
       plan_units(buckets, panels, panel_weight_bytes(up) + (both ? panel_weight_bytes(gate) : 0.0),
                  panel_ops(up) * (both ? 2.0 : 1.0), threads);

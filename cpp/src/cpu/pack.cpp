@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "base/pages.hpp"
-#include "cpu/experts.hpp"
+#include "cpu/cpu_backend.hpp"
 #include "cpu/kernels/panel_format.hpp"
 #include "moesaic/thread_pool.hpp"
 
@@ -177,7 +177,7 @@ void panel_row(const WeightRef& weight, std::int32_t expert, std::int64_t row, s
   }
 }
 
-void prepare(ExpertStack::Parts& parts, const LoadOptions& options) {
+void CpuBackend::prepare(ExpertStack::Parts& parts, const LoadOptions& options) const {
   if (options.layout == StackLayout::File) return;
   std::vector<RolePlan> roles;
   std::int64_t total = 0;

@@ -159,7 +159,8 @@ std::size_t product_bytes(std::int32_t num_experts, std::int64_t num_pairs, std:
 
 std::int64_t plan_units(const Buckets& buckets, std::int64_t panels, double bytes_per_panel,
                         double ops_per_panel_token, int threads) {
-  // Of one thread, roughly; only the sizes of the units depend on them.
+  // What one thread does per nanosecond, roughly: only the sizes of the units depend on these rates,
+  // never a result.
   constexpr double kBytesPerNs = 20.0;
   constexpr double kOpsPerNs = 400.0;
   constexpr double kUnitsPerThread = 8.0;

@@ -14,9 +14,15 @@ PhaseMaps align_blocks(const Call& call, const RoutingView& routing, RowSpace ro
   const std::span<const std::int32_t> offsets(s.plan.expert_offsets,
                                               on_host ? static_cast<std::size_t>(experts) + 1 : 0);
   const std::int32_t block = pick_block_size(offsets, !on_host, pairs, call.context.tuning());
-  call.backend().align(call.context, s.plan, pairs, experts, block, row_space, s.aligned);
   // On a device only the capacity is known here; blocks behind the last one have expert -1.
   std::int64_t blocks = aligned_block_capacity(pairs, experts, block);
+  call.backend().align(call.context, {.plan = s.plan,
+                                      .num_pairs = pairs,
+                                      .num_experts = experts,
+                                      .block_size = block,
+                                      .block_capacity = blocks,
+                                      .row_space = row_space,
+                                      .out = s.aligned});
   if (on_host) {
     blocks = *s.aligned.num_post_pad / block;
     if (Profiler* profiler = call.context.profiler(); profiler != nullptr) {
@@ -33,13 +39,9 @@ InputRows gather_packed(const Call& call, const InputRows& x) {
   const bool on_host = call.backend().device_type() == DeviceType::Cpu;
   const std::int64_t rows =
       on_host ? s.plan.expert_offsets[call.stack().num_experts()] : call.sizes.num_pairs;
-  call.backend().gather(call.context, x, s.plan.row_token, rows, s.rows);
-  InputRows packed;
-  packed.data = s.rows;
-  packed.num_rows = rows;
-  packed.cols = x.cols;
-  packed.outer_stride = x.cols;
-  return packed;
+  call.backend().gather(call.context,
+                        {.x = x, .index = s.plan.row_token, .rows = rows, .out = s.rows});
+  return dense_rows(s.rows, DType::F32, rows, x.cols);
 }
 
 }  // namespace
@@ -49,7 +51,9 @@ PhaseMaps plan_buckets(const Call& call, const RoutingView& routing, const PathC
   const Scratch& s = call.scratch;
   {
     const ScopedZone zone(call.context, Zone::Plan);
-    call.backend().bucket_plan(call.context, routing, call.stack().num_experts(), s.plan);
+    call.backend().bucket_plan(
+        call.context,
+        {.routing = routing, .num_experts = call.stack().num_experts(), .out = s.plan});
   }
   const PhaseMaps maps =
       choice.path == Path::Aligned

@@ -1,7 +1,8 @@
 #include <string>
 
+#include "forward/check_call.hpp"
 #include "forward/parts.hpp"
-#include "ops/check.hpp"
+#include "ops/check_tensor.hpp"
 
 namespace moesaic::forward {
 namespace {
@@ -61,21 +62,6 @@ void check_latent(const char* operation, const LatentExperts& latent, const Expe
   check_optional(operation, "latent norm", latent.norm.weight.size(), width);
 }
 
-void check_role(const char* operation, const Context& context, const ExpertStack& stack,
-                Role role) {
-  const WeightRef& ref = stack.role(role).ref;
-  if (!ref) return;
-  const bool strict = context.tuning().strict;
-  const Support support = context.backend().supports(ref);
-  require<UnsupportedError>(support.ok && (!strict || support.reason.empty()), [&] {
-    return Problem{.operation = operation,
-                   .what = std::string(name_of(role)) + " weights",
-                   .expected = strict ? "a type with its own kernel (strict)" : "a type that runs",
-                   .got = std::string(traits(ref.type).name) + ": " + std::string(support.reason),
-                   .hint = {}};
-  });
-}
-
 }  // namespace
 
 void check_layer(const char* operation, const LayerRef& layer) {
@@ -130,42 +116,16 @@ void check_router_weight(const char* operation, const LayerRef& layer) {
   });
 }
 
-void check_same_device(const char* operation, Device device, const ForwardIo& io) {
-  check_same_device(operation, device,
-                    {{"x", io.x},
-                     {"out", io.out},
-                     {"logits", io.logits},
-                     {"router_input", io.router_input},
-                     {"token_ids", io.token_ids}});
-}
-
-void check_same_device(const char* operation, Device device,
-                       std::initializer_list<std::pair<const char*, ConstTensorView>> tensors) {
-  for (const auto& [name, view] : tensors) {
-    require<DeviceError>(view.data == nullptr || view.device == device, [&] {
-      return Problem{.operation = operation,
-                     .what = std::string(name) + ".device",
-                     .expected = to_string(device),
-                     .got = to_string(view.device),
-                     .hint = {}};
-    });
-  }
-}
-
 void check_supported(const char* operation, const Context& context, const LayerRef& layer) {
   for (const ExpertStack* stack :
        {layer.stack, layer.shared != nullptr ? &layer.shared->stack : nullptr,
         layer.latent != nullptr ? &layer.latent->projections : nullptr}) {
     if (stack == nullptr) continue;
-    require<DeviceError>(stack->device() == context.backend().device(), [&] {
-      return Problem{.operation = operation,
-                     .what = "expert weights",
-                     .expected = "on " + to_string(context.backend().device()),
-                     .got = to_string(stack->device()),
-                     .hint = "load them with device="};
-    });
     for (const Role role : {Role::Gate, Role::Up, Role::Down}) {
-      check_role(operation, context, *stack, role);
+      const WeightRef& ref = stack->role(role).ref;
+      if (!ref) continue;
+      check_weights(operation, context, std::string(name_of(role)) + " weights", ref,
+                    stack->device(), "load them with device=");
     }
   }
   for (const LayerPart part : kLayerParts) {

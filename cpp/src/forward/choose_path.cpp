@@ -44,6 +44,12 @@ PrecisionChoice choose_precision(std::int64_t num_pairs, std::int32_t num_expert
   return {Precision::Fast, "more than two pairs per expert: arithmetic is the limit"};
 }
 
+Precision decide(Precision asked, std::int64_t num_pairs, std::int32_t num_experts,
+                 const Tuning& tuning) {
+  if (asked != Precision::Auto) return asked;
+  return choose_precision(num_pairs, num_experts, tuning).precision;
+}
+
 }  // namespace forward
 
 PathChoice choose_path(std::int64_t num_tokens, std::int32_t top_k, const StackShape& shape,

@@ -17,6 +17,10 @@ struct PrecisionChoice {
 PrecisionChoice choose_precision(std::int64_t num_pairs, std::int32_t num_experts,
                                  const Tuning& tuning);
 
+/// What an operation by name was asked for, or choose_precision for its rows.
+Precision decide(Precision asked, std::int64_t num_pairs, std::int32_t num_experts,
+                 const Tuning& tuning);
+
 std::string_view name_of(RowSpace row_space) noexcept;
 std::string_view name_of(Precision precision) noexcept;
 

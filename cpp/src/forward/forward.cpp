@@ -32,9 +32,8 @@ void ready_host_values(const char* operation, Context& context, const LayerRef& 
 void round_sum(const Call& call) {
   const ScopedZone zone(call.context, Zone::Combine);
   call.backend().combine(call.context, {.rows = call.scratch.sum,
-                                        .pair_row = nullptr,
                                         .routing = every_token_once(call),
-                                        .out = call.io.out,
+                                        .out = output_rows(call.io.out),
                                         .accumulate = call.io.accumulate});
 }
 
@@ -43,9 +42,8 @@ void round_sum(const Call& call) {
 void run(const char* operation, Context& context, const LayerRef& layer, const ForwardIo& io,
          Workspace& workspace, const Tuning& tuning) {
   const Backend& backend = context.backend();
-  const CallSizes sizes = check_forward(operation, backend.device_type(), layer, io);
+  const CallSizes sizes = check_forward(operation, backend.device(), layer, io);
   check_supported(operation, context, layer);
-  check_same_device(operation, backend.device(), io);
   if (sizes.num_tokens == 0) return;
   if (backend.device_type() != DeviceType::Cpu) check_device_ids(operation, context, layer, io);
   ready_host_values(operation, context, layer, io, sizes);
@@ -58,7 +56,7 @@ void run(const char* operation, Context& context, const LayerRef& layer, const F
   const Workspace::Use use(workspace);
   const Scratch s =
       carve_workspace(operation, context, layer, sizes.top_k, sizes.num_tokens, workspace);
-  const InputRows x = expert_input(operation, context, layer, io, s);
+  const InputRows x = expert_input(context, layer, io, s);
   const Call call{operation, context, layer, io, sizes, x, s};
 
   const RoutingView routing = route_tokens(call);
@@ -69,16 +67,17 @@ void run(const char* operation, Context& context, const LayerRef& layer, const F
   const PhaseMaps maps =
       choice.path == Path::Gemv ? pair_maps(pairs) : plan_buckets(call, pairs, choice, in);
   const DType working = backend.working_dtype(io.x.dtype);
-  const GateUpCall gate_up{.stack = layer.stack,
+  const op::GateUp gate_up{.gate = layer.stack->gate().view(),
+                           .up = layer.stack->up().view(),
                            .activation = layer.activation,
-                           .rows = maps.gate_up,
-                           .x = in,
+                           .map = maps.gate_up,
+                           .in = in,
                            .hidden = s.hidden,
-                           .working = working,
+                           .hidden_dtype = working,
                            .precision = choice.precision,
+                           .row_weight = row_weights(call, routing, choice.row_space),
                            .gate_up = s.gate_up,
-                           .scratch = s.backend,
-                           .row_weight = row_weights(call, routing, choice.row_space)};
+                           .scratch = s.backend};
 
   // Several terms are summed in f32 and rounded once.
   const bool direct = s.sum == nullptr || io.out.dtype == DType::F32;
@@ -87,20 +86,20 @@ void run(const char* operation, Context& context, const LayerRef& layer, const F
   const bool latent = layer.latent != nullptr;
   const TensorView routed =
       latent ? f32_rows(call, s.latent_sum, layer.stack->shape().hidden_size) : sum;
-  const DownCall down{.stack = layer.stack,
-                      .rows = maps.down,
-                      .hidden = s.hidden,
-                      .hidden_rows = sizes.num_pairs,
-                      .down_rows = s.rows,
-                      .working = working,
-                      .combine = {.rows = s.rows,
-                                  .pair_row = maps.pair_row,
-                                  .routing = pairs,
-                                  .out = routed,
-                                  .accumulate = !latent && accumulate,
-                                  .num_experts = layer.stack->num_experts()},
-                      .precision = choice.precision,
-                      .scratch = s.backend};
+  const op::Down down{
+      .weight = layer.stack->down().view(),
+      .map = maps.down,
+      .in = dense_rows(s.hidden, working, sizes.num_pairs, layer.stack->shape().intermediate_size),
+      .rows = s.rows,
+      .combine = {.rows = s.rows,
+                  .rows_dtype = working,
+                  .pair_row = maps.pair_row,
+                  .routing = pairs,
+                  .out = output_rows(routed),
+                  .accumulate = !latent && accumulate,
+                  .num_experts = layer.stack->num_experts()},
+      .precision = choice.precision,
+      .scratch = s.backend};
   if (layer.residency != nullptr) {
     layer.residency->run(context, gate_up, down);
   } else {

@@ -7,30 +7,26 @@
 namespace moesaic::forward {
 namespace {
 
-InputRows dense_rows(const float* data, std::int64_t rows, std::int64_t cols) {
-  return {.data = data, .num_rows = rows, .cols = cols, .outer_stride = cols};
-}
-
 /// `x` under the norm, in `to`; `x` itself without one.
 InputRows norm_rows(Context& context, const RmsNorm* norm, const InputRows& x, float* to) {
   if (!has_norm(norm)) return x;
-  context.backend().rms_norm(context, x, norm->weight.data(), norm->eps, to);
-  return dense_rows(to, x.num_rows, x.cols);
+  context.backend().rms_norm(context,
+                             {.x = x, .weight = norm->weight.data(), .eps = norm->eps, .out = to});
+  return dense_rows(to, DType::F32, x.num_rows, x.cols);
 }
 
 }  // namespace
 
-InputRows expert_input(const char* operation, Context& context, const LayerRef& layer,
-                       const ForwardIo& io, const Scratch& scratch) {
-  return norm_rows(context, layer.input_norm, input_rows(io.x, operation, "x"), scratch.normed);
+InputRows expert_input(Context& context, const LayerRef& layer, const ForwardIo& io,
+                       const Scratch& scratch) {
+  return norm_rows(context, layer.input_norm, input_rows(io.x), scratch.normed);
 }
 
 InputRows router_input(const Call& call) {
   const ForwardIo& io = call.io;
   const bool own_norm = has_norm(call.layer.router_norm);
-  const InputRows rows = io.router_input.data != nullptr
-                             ? input_rows(io.router_input, call.operation, "router_input")
-                             : (own_norm ? input_rows(io.x, call.operation, "x") : call.x);
+  const InputRows rows = io.router_input.data != nullptr ? input_rows(io.router_input)
+                                                         : (own_norm ? input_rows(io.x) : call.x);
   // The rows of the experts are not needed yet.
   return norm_rows(call.context, call.layer.router_norm, rows, call.scratch.rows);
 }
@@ -40,13 +36,13 @@ InputRows project_down(const Call& call) {
   const ScopedZone zone(call.context, Zone::GateUp);
   const std::int64_t tokens = call.sizes.num_tokens;
   call.backend().expert_gemm(
-      call.context, {.weights = &call.layer.latent->projections.up(),
-                     .rows = single_expert_maps(tokens).gate_up,
+      call.context, {.weight = call.layer.latent->projections.up().view(),
+                     .map = single_expert_maps(tokens).gate_up,
                      .in = call.x,
                      .out = call.scratch.latent,
                      .precision = choose_precision(tokens, 1, call.context.tuning()).precision,
                      .scratch = call.scratch.backend});
-  return dense_rows(call.scratch.latent, tokens, call.stack().shape().hidden_size);
+  return dense_rows(call.scratch.latent, DType::F32, tokens, call.stack().shape().hidden_size);
 }
 
 void project_up(const Call& call, const TensorView& sum, bool accumulate) {
@@ -54,18 +50,17 @@ void project_up(const Call& call, const TensorView& sum, bool accumulate) {
   const LatentExperts& latent = *call.layer.latent;
   const std::int64_t tokens = call.sizes.num_tokens;
   const std::int64_t width = call.stack().shape().hidden_size;
-  const InputRows rows =
-      norm_rows(call.context, &latent.norm, dense_rows(s.latent_sum, tokens, width), s.latent);
+  const InputRows rows = norm_rows(call.context, &latent.norm,
+                                   dense_rows(s.latent_sum, DType::F32, tokens, width), s.latent);
   call.backend().down(call.context,
-                      {.stack = &latent.projections,
-                       .rows = single_expert_maps(tokens).down,
-                       .hidden = static_cast<const float*>(rows.data),
-                       .hidden_rows = tokens,
-                       .down_rows = s.rows,
+                      {.weight = latent.projections.down().view(),
+                       .map = single_expert_maps(tokens).down,
+                       .in = rows,
+                       .rows = s.rows,
                        .combine = {.rows = s.rows,
                                    .pair_row = nullptr,
                                    .routing = every_token_once(call),
-                                   .out = sum,
+                                   .out = output_rows(sum),
                                    .accumulate = accumulate},
                        .precision = choose_precision(tokens, 1, call.context.tuning()).precision,
                        .scratch = s.backend});

@@ -24,16 +24,16 @@ const float* row_weights(const Call& call, const RoutingView& routing, RowSpace 
   if (!has_part(call.layer, LayerPart::InputWeights)) return nullptr;
   if (row_space == RowSpace::TokenPairs) return routing.topk_weights;
   const std::int64_t pairs = routing.num_pairs();
-  const InputRows weights{
-      .data = routing.topk_weights, .num_rows = pairs, .cols = 1, .outer_stride = 1};
-  call.backend().gather(call.context, weights, call.scratch.plan.row_pair, pairs,
-                        call.scratch.row_weights);
+  call.backend().gather(call.context, {.x = dense_rows(routing.topk_weights, DType::F32, pairs, 1),
+                                       .index = call.scratch.plan.row_pair,
+                                       .rows = pairs,
+                                       .out = call.scratch.row_weights});
   return call.scratch.row_weights;
 }
 
 RoutingView every_token_once(const Call& call) {
   const RoutingView routing = call.scratch.token_routing;
-  call.backend().shared_routing(call.context, nullptr, routing);
+  call.backend().shared_routing(call.context, {.out = routing});
   return routing;
 }
 
@@ -44,7 +44,7 @@ void add_identity(const Call& call, const RoutingView& routing, const TensorView
                                              .routing = routing,
                                              .first = call.stack().num_experts(),
                                              .count = call.layer.router->identity_experts,
-                                             .out = sum});
+                                             .out = output_rows(sum)});
 }
 
 }  // namespace moesaic::forward

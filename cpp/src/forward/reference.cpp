@@ -2,9 +2,9 @@
 #include <cstring>
 #include <vector>
 
+#include "forward/check_call.hpp"
 #include "forward/parts.hpp"
 #include "moesaic/forward.hpp"
-#include "ops/check.hpp"
 
 namespace moesaic {
 namespace {
@@ -264,8 +264,7 @@ std::vector<double> latent_sums(const LayerRef& layer, const RoutingView& routin
 }  // namespace
 
 void moe_forward_cpu(const LayerRef& layer, const ForwardIo& io) {
-  const forward::CallSizes sizes =
-      forward::check_forward("moe_forward_cpu", DeviceType::Cpu, layer, io);
+  const forward::CallSizes sizes = forward::check_forward("moe_forward_cpu", Device{}, layer, io);
   if (sizes.num_tokens == 0) return;
   const Rows x = normed(to_rows(io.x), layer.input_norm);
   Routing storage;

@@ -38,8 +38,10 @@ Logits logits_of(const Call& call) {
   }
   const ScopedZone zone(call.context, Zone::Router);
   const std::int32_t experts = call.layer.router_experts();
-  call.backend().router_logits(call.context, router_input(call), call.layer.router_weight->data(),
-                               experts, call.scratch.logits);
+  call.backend().router_logits(call.context, {.x = router_input(call),
+                                              .weight = call.layer.router_weight->data(),
+                                              .num_experts = experts,
+                                              .logits = call.scratch.logits});
   return {call.scratch.logits, experts};
 }
 
@@ -47,8 +49,12 @@ Logits logits_of(const Call& call) {
 void take_given_ids(const Call& call, const RoutingView& to) {
   if (call.layer.router->select_on != SelectOn::Given) return;
   if (call.io.token_ids.data != nullptr) {
-    call.backend().look_up_experts(call.context, call.layer.token_experts,
-                                   static_cast<const std::int32_t*>(call.io.token_ids.data), to);
+    const std::span<const std::int32_t> table = call.layer.token_experts;
+    call.backend().look_up_experts(
+        call.context, {.table = table.data(),
+                       .num_rows = static_cast<std::int64_t>(table.size()) / to.top_k,
+                       .token_ids = static_cast<const std::int32_t*>(call.io.token_ids.data),
+                       .out = to});
     return;
   }
   call.backend().copy_on_stream(call.context, to.topk_ids, call.io.routing.topk_ids,
@@ -64,8 +70,12 @@ RoutingView route_tokens(const Call& call) {
     const ScopedZone zone(call.context, Zone::Route);
     routing = call.scratch.routing;
     take_given_ids(call, routing);
-    check_finite(call, call.backend().route(call.context, logits.data, logits.stride,
-                                            *call.layer.router, routing, call.scratch.route));
+    op::Route route = route_by(*call.layer.router);
+    route.logits = logits.data;
+    route.row_stride = logits.stride;
+    route.out = routing;
+    route.scratch = call.scratch.route;
+    check_finite(call, call.backend().route(call.context, route));
   }
   if (call.io.routing_out.topk_ids != nullptr) {
     copy_routing(call, routing, call.io.routing_out);

@@ -80,7 +80,7 @@ Scratch carve(const Context& context, const LayerRef& layer, std::int32_t top_k,
   return s;
 }
 
-Scratch carve_workspace(const char* operation, const Context& context, const LayerRef& layer,
+Scratch carve_workspace(const char* operation, Context& context, const LayerRef& layer,
                         std::int32_t top_k, std::int64_t num_tokens, Workspace& workspace) {
   // Other devices reach the host's memory too.
   const Device device = context.backend().device();
@@ -103,7 +103,9 @@ Scratch carve_workspace(const char* operation, const Context& context, const Lay
   });
   // 0xFF in every byte is NaN in f32 and -1 in int32.
   if (context.tuning().poison) {
-    context.backend().fill(context, workspace.data(), 0xFF, counter.used());
+    context.backend().fill(context, {.data = workspace.data(),
+                                     .bytes = static_cast<std::int64_t>(counter.used()),
+                                     .value = 0xFF});
   }
   Carver carver(workspace.data(), workspace.size());
   return carve(context, layer, top_k, num_tokens, carver);

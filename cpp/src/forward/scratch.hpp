@@ -9,12 +9,12 @@
 
 namespace moesaic::forward {
 
-/// Every buffer of a forward. The same on all paths, so that one size serves them all.
+/// Every buffer of a forward. All paths have all of them, so that one size serves every path.
 struct Scratch {
   float* logits = nullptr;           ///< [T, E]; the shared experts' gate later
   float* route = nullptr;            ///< route_scratch_elems per thread
   RoutingView routing;               ///< [T, top_k]
-  BucketPlanView plan;               ///< of P pairs
+  BucketPlanView plan;               ///< for P pairs
   AlignedRoutingView aligned;        ///< capacity for every block size
   std::int32_t* pair_ids = nullptr;  ///< [P], with identity experts on the host
   float* row_weights = nullptr;      ///< [P], with weights on the input
@@ -35,7 +35,7 @@ Scratch carve(const Context& context, const LayerRef& layer, std::int32_t top_k,
 
 /// Carves the workspace of a call and poisons it when asked. Throws WorkspaceError when it is too
 /// small.
-Scratch carve_workspace(const char* operation, const Context& context, const LayerRef& layer,
+Scratch carve_workspace(const char* operation, Context& context, const LayerRef& layer,
                         std::int32_t top_k, std::int64_t num_tokens, Workspace& workspace);
 
 }  // namespace moesaic::forward

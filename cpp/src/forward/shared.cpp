@@ -9,8 +9,10 @@ RoutingView route_shared(const Call& call, Context& context) {
   const std::vector<float>& gate = call.layer.shared->gate;
   if (gate.empty()) return every_token_once(call);
   const RoutingView routing = call.scratch.token_routing;
-  call.backend().router_logits(context, call.x, gate.data(), 1, call.scratch.logits);
-  call.backend().shared_routing(context, call.scratch.logits, routing);
+  call.backend().router_logits(
+      context,
+      {.x = call.x, .weight = gate.data(), .num_experts = 1, .logits = call.scratch.logits});
+  call.backend().shared_routing(context, {.logits = call.scratch.logits, .out = routing});
   return routing;
 }
 
@@ -29,28 +31,28 @@ void add_shared(const Call& call, const TensorView& sum, const Tuning& tuning) {
   const RoutingView routing = route_shared(call, context);
   const PhaseMaps maps = single_expert_maps(tokens);
   const DType working = call.backend().working_dtype(call.io.x.dtype);
-  call.backend().gate_up(context, {.stack = &stack,
+  call.backend().gate_up(context, {.gate = stack.gate().view(),
+                                   .up = stack.up().view(),
                                    .activation = call.layer.shared->activation,
-                                   .rows = maps.gate_up,
-                                   .x = call.x,
+                                   .map = maps.gate_up,
+                                   .in = call.x,
                                    .hidden = s.hidden,
-                                   .working = working,
+                                   .hidden_dtype = working,
                                    .precision = precision,
                                    .gate_up = s.gate_up,
                                    .scratch = s.backend});
-  call.backend().down(context, {.stack = &stack,
-                                .rows = maps.down,
-                                .hidden = s.hidden,
-                                .hidden_rows = tokens,
-                                .down_rows = s.rows,
-                                .working = working,
-                                .combine = {.rows = s.rows,
-                                            .pair_row = nullptr,
-                                            .routing = routing,
-                                            .out = sum,
-                                            .accumulate = true},
-                                .precision = precision,
-                                .scratch = s.backend});
+  call.backend().down(context,
+                      {.weight = stack.down().view(),
+                       .map = maps.down,
+                       .in = dense_rows(s.hidden, working, tokens, stack.shape().intermediate_size),
+                       .rows = s.rows,
+                       .combine = {.rows = s.rows,
+                                   .rows_dtype = working,
+                                   .routing = routing,
+                                   .out = output_rows(sum),
+                                   .accumulate = true},
+                       .precision = precision,
+                       .scratch = s.backend});
 }
 
 }  // namespace moesaic::forward

@@ -2,9 +2,9 @@
 
 /// The steps of a forward, in order (cpp/README.md).
 
+#include "forward/check_call.hpp"
 #include "forward/row_maps.hpp"
 #include "forward/scratch.hpp"
-#include "ops/check.hpp"
 
 namespace moesaic::forward {
 
@@ -27,8 +27,8 @@ void run(const char* operation, Context& context, const LayerRef& layer, const F
          Workspace& workspace, const Tuning& tuning);
 
 /// x, under the layer's input norm where it has one.
-InputRows expert_input(const char* operation, Context& context, const LayerRef& layer,
-                       const ForwardIo& io, const Scratch& scratch);
+InputRows expert_input(Context& context, const LayerRef& layer, const ForwardIo& io,
+                       const Scratch& scratch);
 /// What the router reads: its own tensor, x under its own norm, or what the experts read.
 InputRows router_input(const Call& call);
 

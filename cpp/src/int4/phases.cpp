@@ -9,7 +9,7 @@
 #include "moesaic/context.hpp"
 #include "moesaic/marlin_stack.hpp"
 #include "ops/call_memory.hpp"
-#include "ops/check.hpp"
+#include "ops/check_tensor.hpp"
 
 namespace moesaic {
 namespace {
@@ -18,23 +18,9 @@ namespace {
 /// [*, K], rows that an int32 counts.
 void check_call(const char* operation, const Context& context, const WeightRef& weight,
                 Device weights_on, const ConstTensorView& x, const ConstTensorView& out) {
-  const Backend& backend = context.backend();
-  const DeviceType device = backend.device_type();
-  require<DeviceError>(weights_on == backend.device(), [&] {
-    return Problem{.operation = operation,
-                   .what = "weights",
-                   .expected = "on " + to_string(backend.device()),
-                   .got = to_string(weights_on),
-                   .hint = "MarlinExpertStack.to moves a stack, and what is then cut out of it"};
-  });
-  const Support support = backend.supports(weight);
-  require<UnsupportedError>(support.ok, [&] {
-    return Problem{.operation = operation,
-                   .what = "weights",
-                   .expected = "a type that runs",
-                   .got = "INT4: " + std::string(support.reason),
-                   .hint = {}};
-  });
+  const Device device = context.backend().device();
+  forward::check_weights(operation, context, "weights", weight, weights_on,
+                         "MarlinExpertStack.to moves a stack, and what is then cut out of it");
   require<ShapeError>(x.rank == 2 && x.dim(1) == weight.cols && x.dim(0) <= INT32_MAX / 2, [&] {
     return Problem{.operation = operation,
                    .what = "x.shape",
@@ -42,7 +28,7 @@ void check_call(const char* operation, const Context& context, const WeightRef& 
                    .got = describe(x),
                    .hint = {}};
   });
-  forward::check_float_tensor(operation, "x", device, x);
+  forward::check_input(operation, "x", device, x);
   require<ShapeError>(out.rank == 2 && out.dim(0) <= INT32_MAX / 2, [&] {
     return Problem{.operation = operation,
                    .what = "out.shape",
@@ -51,12 +37,6 @@ void check_call(const char* operation, const Context& context, const WeightRef& 
                    .hint = {}};
   });
   forward::check_dense(operation, "out", device, out, DType::F32, {out.dim(0), weight.rows});
-  forward::check_same_device(operation, backend.device(), {{"x", x}, {"out", out}});
-}
-
-Precision decide(Precision asked, const Context& context, std::int64_t rows, std::int32_t experts) {
-  if (asked != Precision::Auto) return asked;
-  return forward::choose_precision(rows, experts, context.tuning()).precision;
 }
 
 /// A checked product and the memory that it needs; made before the first launch.
@@ -74,8 +54,8 @@ class Product {
   forward::CallMemory& memory() { return memory_; }
 
   void run(const RowMap& map, float* out, Precision precision) const {
-    context_.backend().expert_gemm(context_, {.weights = &weights_,
-                                              .rows = map,
+    context_.backend().expert_gemm(context_, {.weight = weights_.view(),
+                                              .map = map,
                                               .in = in_,
                                               .out = out,
                                               .precision = precision,
@@ -156,8 +136,7 @@ void MarlinExpertStack::gemm_phase_batched(Context& context, const ConstTensorVi
   }
   if (source.empty()) return;
   const auto entries = static_cast<std::int64_t>(source.size());
-  Product product(kName, context, placed(), input_rows(x, kName, "x"),
-                  std::max(entries, out.dim(0)));
+  Product product(kName, context, placed(), input_rows(x), std::max(entries, out.dim(0)));
   const RowMap map =
       product.memory().place({.num_segments = static_cast<std::int32_t>(expert.size()),
                               .expert = expert.data(),
@@ -167,7 +146,7 @@ void MarlinExpertStack::gemm_phase_batched(Context& context, const ConstTensorVi
                               .limit = static_cast<std::int32_t>(out.dim(0))},
                              entries);
   product.run(map, static_cast<float*>(out.data),
-              decide(precision, context, entries, num_experts()));
+              forward::decide(precision, entries, num_experts(), context.tuning()));
 }
 
 void MarlinExpertStack::gemm_phase_vllm(Context& context, const ConstTensorView& x,
@@ -211,7 +190,7 @@ void MarlinExpertStack::gemm_phase_vllm(Context& context, const ConstTensorView&
     if (id >= 0 && id < pairs) named[static_cast<std::size_t>(id)] = 0;
   }
   const bool all = std::ranges::find(named, -1) == named.end();
-  Product product(kName, context, placed(), input_rows(x, kName, "x"),
+  Product product(kName, context, placed(), input_rows(x),
                   std::max<std::int64_t>(pairs, aligned.num_post_pad()));
   const std::int32_t* const rows = all ? nullptr : product.memory().place(named);
   const RowMap map =
@@ -224,8 +203,11 @@ void MarlinExpertStack::gemm_phase_vllm(Context& context, const ConstTensorView&
                               .limit = static_cast<std::int32_t>(pairs)},
                              aligned.num_post_pad());
   auto* y = static_cast<float*>(out.data);
-  if (!all) context.backend().zero_skipped(context, rows, 1, pairs, n_per_expert(), y);
-  product.run(map, y, decide(precision, context, pairs, num_experts()));
+  if (!all) {
+    context.backend().zero_skipped(
+        context, {.ids = rows, .num_experts = 1, .out = y, .rows = pairs, .cols = n_per_expert()});
+  }
+  product.run(map, y, forward::decide(precision, pairs, num_experts(), context.tuning()));
 }
 
 void MarlinLinear::forward(Context& context, const ConstTensorView& x, TensorView out,
@@ -244,8 +226,9 @@ void MarlinLinear::forward(Context& context, const ConstTensorView& x, TensorVie
   const RowMap map{.num_segments = 1,
                    .width = static_cast<std::int32_t>(rows),
                    .limit = static_cast<std::int32_t>(rows)};
-  Product product(kName, context, weights_, input_rows(x, kName, "x"), rows);
-  product.run(map, static_cast<float*>(out.data), decide(precision, context, rows, 1));
+  Product product(kName, context, weights_, input_rows(x), rows);
+  product.run(map, static_cast<float*>(out.data),
+              forward::decide(precision, rows, 1, context.tuning()));
 }
 
 }  // namespace moesaic

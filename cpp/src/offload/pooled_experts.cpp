@@ -65,7 +65,7 @@ void PooledExperts::read_ahead() {
                         parts_.misses[next]->likely(parts_.read_ahead));
 }
 
-void PooledExperts::run(Context& context, const GateUpCall& gate_up, const DownCall& down) {
+void PooledExperts::run(Context& context, const op::GateUp& gate_up, const op::Down& down) {
   const RoutingView& routing = down.combine.routing;
   const std::span<const std::int32_t> ids(routing.topk_ids,
                                           static_cast<std::size_t>(routing.num_pairs()));
@@ -112,9 +112,12 @@ void PooledExperts::run(Context& context, const GateUpCall& gate_up, const DownC
     context.backend().combine(context, down.combine);
     return;
   }
-  GateUpCall up_call = gate_up;
-  DownCall down_call = down;
-  up_call.stack = down_call.stack = table_->residents();
+  const ExpertStack& residents = *table_->residents();
+  op::GateUp up_call = gate_up;
+  op::Down down_call = down;
+  up_call.gate = residents.gate().view();
+  up_call.up = residents.up().view();
+  down_call.weight = residents.down().view();
   context.backend().gate_up(context, up_call);
   context.backend().down(context, down_call);
 }

@@ -42,12 +42,12 @@ class PooledExperts final : public ExpertResidency {
   PooledExperts(std::shared_ptr<MoeExpertStore> store, StoreParts& parts,
                 std::shared_ptr<SlotTable> table, OnMiss on_miss);
   ~PooledExperts() override;
-  void run(Context& context, const GateUpCall& gate_up, const DownCall& down) override;
+  void run(Context& context, const op::GateUp& gate_up, const op::Down& down) override;
 
  private:
   std::unique_ptr<Turn> take_turn();
   void give_turn(std::unique_ptr<Turn> turn);
-  void run_mixed(Turn& turn, Context& context, const GateUpCall& gate_up, const DownCall& down);
+  void run_mixed(Turn& turn, Context& context, const op::GateUp& gate_up, const op::Down& down);
   void read_ahead();
 
   const std::shared_ptr<MoeExpertStore> store_;

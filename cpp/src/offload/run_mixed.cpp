@@ -14,26 +14,20 @@ enum Phase : unsigned { kGateUp = 1, kDown = 2, kBoth = kGateUp | kDown };
 
 /// One pass over the experts that `stack` maps to memory.
 void run_pass(Context& context, const ExpertStack& stack, unsigned phases,
-              const GateUpCall& gate_up, const DownCall& down) {
+              const op::GateUp& gate_up, const op::Down& down) {
   const Backend& backend = context.backend();
   if ((phases & kGateUp) != 0) {
-    GateUpCall call = gate_up;
-    call.stack = &stack;
+    op::GateUp call = gate_up;
+    call.gate = stack.gate().view();
+    call.up = stack.up().view();
     backend.gate_up(context, call);
   }
   if ((phases & kDown) != 0) {
     const ScopedZone zone(context, Zone::Down);
-    const std::int64_t intermediate = stack.shape().intermediate_size;
-    InputRows hidden;
-    hidden.data = down.hidden;
-    hidden.dtype = down.working;
-    hidden.num_rows = down.hidden_rows;
-    hidden.cols = intermediate;
-    hidden.outer_stride = intermediate;
-    backend.expert_gemm(context, {.weights = &stack.down(),
-                                  .rows = down.rows,
-                                  .in = hidden,
-                                  .out = down.down_rows,
+    backend.expert_gemm(context, {.weight = stack.down().view(),
+                                  .map = down.map,
+                                  .in = down.in,
+                                  .out = down.rows,
                                   .precision = down.precision,
                                   .scratch = down.scratch});
   }
@@ -41,8 +35,8 @@ void run_pass(Context& context, const ExpertStack& stack, unsigned phases,
 
 }  // namespace
 
-void PooledExperts::run_mixed(Turn& turn, Context& context, const GateUpCall& gate_up,
-                              const DownCall& down) {
+void PooledExperts::run_mixed(Turn& turn, Context& context, const op::GateUp& gate_up,
+                              const op::Down& down) {
   const bool stage = on_miss_ == OnMiss::Stage;
   ExpertSource& source = *parts_.source;
   std::unique_lock<std::mutex> passage_lock(table_->passage_mutex(), std::defer_lock);
@@ -65,7 +59,7 @@ void PooledExperts::run_mixed(Turn& turn, Context& context, const GateUpCall& ga
   };
 
   // Gathered rows of x lie where the rows of down go: then all of gate and up comes first.
-  const bool shared_rows = gate_up.x.data == down.down_rows;
+  const bool shared_rows = gate_up.in.data == down.rows;
   for (const unsigned phases : {shared_rows ? kGateUp : kBoth, kDown}) {
     if (table_->residents() != nullptr && turn.cold.size() < turn.needed.size()) {
       run_pass(context, *table_->residents(), phases, gate_up, down);

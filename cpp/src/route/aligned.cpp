@@ -20,8 +20,8 @@ std::int64_t aligned_block_capacity(std::int64_t num_pairs, std::int32_t num_exp
   return (rows + block_size - 1) / block_size;
 }
 
-void align_block_size(const BucketPlanView& plan, std::int64_t num_pairs, std::int32_t num_experts,
-                      std::int32_t block_size, RowSpace row_space, AlignedRoutingView out) {
+void align_block_size(const op::Align& call) {
+  const auto& [plan, num_pairs, num_experts, block_size, block_capacity, row_space, out] = call;
   const auto padding = static_cast<std::int32_t>(num_pairs);
   std::int32_t* id = out.sorted_ids;
   std::int32_t* block = out.block_experts;
@@ -36,9 +36,8 @@ void align_block_size(const BucketPlanView& plan, std::int64_t num_pairs, std::i
     block = std::fill_n(block, blocks, e);
   }
   *out.num_post_pad = static_cast<std::int32_t>(id - out.sorted_ids);
-  std::fill(id, out.sorted_ids + aligned_capacity(num_pairs, num_experts, block_size), padding);
-  std::fill(block, out.block_experts + aligned_block_capacity(num_pairs, num_experts, block_size),
-            -1);
+  std::fill(id, out.sorted_ids + block_capacity * block_size, padding);
+  std::fill(block, out.block_experts + block_capacity, -1);
 }
 
 AlignedRouting AlignedRouting::build(const Routing& routing, std::int32_t num_experts,
@@ -63,8 +62,13 @@ AlignedRouting AlignedRouting::build(const Routing& routing, std::int32_t num_ex
   const BucketPlanView view{const_cast<std::int32_t*>(plan.expert_offsets().data()), nullptr,
                             const_cast<std::int32_t*>(plan.row_pair().data()), nullptr};
   align_block_size(
-      view, plan.num_pairs(), num_experts, block_size, row_space,
-      {aligned.sorted_ids_.data(), aligned.block_experts_.data(), &aligned.num_post_pad_});
+      {.plan = view,
+       .num_pairs = plan.num_pairs(),
+       .num_experts = num_experts,
+       .block_size = block_size,
+       .block_capacity = capacity / block_size,
+       .row_space = row_space,
+       .out = {aligned.sorted_ids_.data(), aligned.block_experts_.data(), &aligned.num_post_pad_}});
   aligned.sorted_ids_.resize(static_cast<std::size_t>(aligned.num_post_pad_));
   return aligned;
 }

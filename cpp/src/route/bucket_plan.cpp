@@ -6,8 +6,12 @@
 
 namespace moesaic {
 
-void build_bucket_plan(const std::int32_t* topk_ids, std::int64_t num_pairs, std::int32_t top_k,
-                       std::int32_t num_experts, BucketPlanView out) {
+void build_bucket_plan(const op::BucketPlan& call) {
+  const std::int32_t* const topk_ids = call.routing.topk_ids;
+  const std::int64_t num_pairs = call.routing.num_pairs();
+  const std::int32_t top_k = call.routing.top_k;
+  const std::int32_t num_experts = call.num_experts;
+  const BucketPlanView& out = call.out;
   // Counts, shifted by one, become start positions; the starts then serve as cursors and end as the
   // starts of the next expert. So the sort needs no memory of its own.
   std::int32_t* cursor = out.expert_offsets;
@@ -50,9 +54,10 @@ BucketPlan BucketPlan::build(const Routing& routing, std::int32_t num_experts) {
 
 void BucketPlan::rebuild(const Routing& routing) {
   const auto ids = routing.topk_ids();
-  // check_ids only reads; the view type is shared with the writers.
-  check_ids({const_cast<std::int32_t*>(ids.data()), nullptr, routing.num_tokens(), routing.top_k()},
-            num_experts_, "BucketPlan");
+  // Both users only read; the view type is shared with the writers.
+  const RoutingView view{const_cast<std::int32_t*>(ids.data()), nullptr, routing.num_tokens(),
+                         routing.top_k()};
+  check_ids(view, num_experts_, "BucketPlan");
   num_tokens_ = routing.num_tokens();
   top_k_ = routing.top_k();
   expert_offsets_.resize(static_cast<std::size_t>(num_experts_) + 1);
@@ -60,8 +65,9 @@ void BucketPlan::rebuild(const Routing& routing) {
   row_pair_.resize(ids.size());
   pair_row_.resize(ids.size());
   build_bucket_plan(
-      ids.data(), num_pairs(), top_k_, num_experts_,
-      {expert_offsets_.data(), row_token_.data(), row_pair_.data(), pair_row_.data()});
+      {.routing = view,
+       .num_experts = num_experts_,
+       .out = {expert_offsets_.data(), row_token_.data(), row_pair_.data(), pair_row_.data()}});
 }
 
 }  // namespace moesaic

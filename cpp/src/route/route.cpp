@@ -48,7 +48,7 @@ struct Scratch {
   std::int32_t* groups;     ///< [num_groups]
 };
 
-Scratch carve(const RouterConfig& config, float* scratch) {
+Scratch carve(const RouterRules& config, float* scratch) {
   const std::int32_t padded = round_up(config.num_experts, kBlock);
   const std::int32_t integers = padded + padded / kBlock + config.num_groups;
   auto* keys = ::new (static_cast<void*>(scratch + config.num_experts)) std::int32_t[integers];
@@ -66,10 +66,9 @@ bool has_nonfinite(const float* values, std::int32_t count) {
 
 /// Fills scores with finite logits (-inf where unusable) and marks unusable experts in keys.
 /// Returns false when no logit is usable.
-bool load_logits(const float* logits, bool nonfinite, const RouterConfig& config,
-                 const Scratch& s) {
+bool load_logits(const float* logits, bool nonfinite, const op::Route& config, const Scratch& s) {
   const std::int32_t n = config.num_experts;
-  const float* bias = config.router_bias.empty() ? nullptr : config.router_bias.data();
+  const float* bias = config.router_bias;
   std::fill_n(s.keys, n, kUsable);
   std::fill(s.keys + n, s.keys + round_up(n, kBlock), kPicked);
   std::copy_n(logits, n, s.scores);
@@ -128,15 +127,15 @@ void score(ScoreFunction function, float* values, std::int32_t count) {
 }
 
 /// Replaces the placeholder keys of usable experts by their selection keys.
-void make_keys(const float* selection, const RouterConfig& config, std::int32_t* keys) {
+void make_keys(const float* selection, const op::Route& config, std::int32_t* keys) {
   const std::int32_t n = config.num_experts;
-  if (config.selection_bias.empty()) {
+  if (config.selection_bias == nullptr) {
     for (std::int32_t e = 0; e < n; ++e) {
       keys[e] = keys[e] == kUsable ? to_key(selection[e]) : keys[e];
     }
     return;
   }
-  const float* bias = config.selection_bias.data();
+  const float* bias = config.selection_bias;
   for (std::int32_t e = 0; e < n; ++e) {
     const std::int32_t key = to_key(clamp_finite(selection[e] + bias[e]));
     keys[e] = keys[e] == kUsable ? key : keys[e];
@@ -164,7 +163,7 @@ std::int32_t group_key(const std::int32_t* keys, std::int32_t size, GroupReduce 
 }
 
 /// Keeps the best groups and masks the experts of all others.
-void limit_groups(const RouterConfig& config, const Scratch& s) {
+void limit_groups(const op::Route& config, const Scratch& s) {
   const std::int32_t size = config.num_experts / config.num_groups;
   for (std::int32_t g = 0; g < config.num_groups; ++g) {
     s.groups[g] = group_key(s.keys + g * size, size, config.group_reduce);
@@ -190,7 +189,7 @@ std::int32_t largest_of_block(const std::int32_t* keys) {
 
 /// The top_k largest keys in descending order, ties to the lower id. A pick looks at one key per
 /// block and then at one block.
-void pick_top(const RouterConfig& config, const Scratch& s, std::int32_t* ids) {
+void pick_top(const op::Route& config, const Scratch& s, std::int32_t* ids) {
   const std::int32_t blocks = round_up(config.num_experts, kBlock) / kBlock;
   for (std::int32_t b = 0; b < blocks; ++b) s.block_max[b] = largest_of_block(s.keys + b * kBlock);
   for (std::int32_t slot = 0; slot < config.top_k; ++slot) {
@@ -203,7 +202,7 @@ void pick_top(const RouterConfig& config, const Scratch& s, std::int32_t* ids) {
   }
 }
 
-void renormalize(const RouterConfig& config, const float* logits, const std::int32_t* ids,
+void renormalize(const op::Route& config, const float* logits, const std::int32_t* ids,
                  float* weights) {
   float sum = 0.0F;
   for (std::int32_t slot = 0; slot < config.top_k; ++slot) sum += weights[slot];
@@ -230,8 +229,8 @@ void renormalize(const RouterConfig& config, const float* logits, const std::int
 }
 
 /// The weights of the chosen ids; an id of -1 gets 0.
-void weigh(const float* logits, const RouterConfig& config, const Scratch& s,
-           const std::int32_t* ids, float* weights) {
+void weigh(const float* logits, const op::Route& config, const Scratch& s, const std::int32_t* ids,
+           float* weights) {
   const bool selected = config.score == ScoreFunction::SoftmaxSelected;
   const float skipped = selected ? -kInfinity : 0.0F;
   float largest = -kInfinity;
@@ -252,7 +251,7 @@ void weigh(const float* logits, const RouterConfig& config, const Scratch& s,
   }
 }
 
-void route_row(const float* logits, bool nonfinite, const RouterConfig& config, const Scratch& s,
+void route_row(const float* logits, bool nonfinite, const op::Route& config, const Scratch& s,
                std::int32_t* ids, float* weights) {
   const bool given = config.select_on == SelectOn::Given;
   if (!load_logits(logits, nonfinite, config, s)) {
@@ -288,20 +287,28 @@ void Routing::resize(std::int64_t num_tokens, std::int32_t top_k) {
   top_k_ = top_k;
 }
 
-std::int64_t route_scratch_elems(const RouterConfig& config) {
-  const std::int64_t padded = round_up(config.num_experts, kBlock);
-  return config.num_experts + padded + padded / kBlock + config.num_groups;
+std::int64_t route_scratch_elems(const RouterRules& router) {
+  const std::int64_t padded = round_up(router.num_experts, kBlock);
+  return router.num_experts + padded + padded / kBlock + router.num_groups;
 }
 
-RouteStats route_rows(const float* logits, std::int64_t row_stride, const RouterConfig& config,
-                      RoutingView out, float* scratch) {
+op::Route route_by(const RouterConfig& config) {
+  op::Route call;
+  static_cast<RouterRules&>(call) = config;
+  call.router_bias = config.router_bias.empty() ? nullptr : config.router_bias.data();
+  call.selection_bias = config.selection_bias.empty() ? nullptr : config.selection_bias.data();
+  return call;
+}
+
+RouteStats route_rows(const op::Route& call) {
   RouteStats stats;
-  const Scratch s = carve(config, scratch);
+  const Scratch s = carve(call, static_cast<float*>(call.scratch));
+  const RoutingView& out = call.out;
   for (std::int64_t t = 0; t < out.num_tokens; ++t) {
-    const float* row = logits + t * row_stride;
-    const bool nonfinite = has_nonfinite(row, config.num_experts);
+    const float* row = call.logits + t * call.row_stride;
+    const bool nonfinite = has_nonfinite(row, call.num_experts);
     stats.nonfinite_rows += nonfinite ? 1 : 0;
-    route_row(row, nonfinite, config, s, out.topk_ids + t * out.top_k,
+    route_row(row, nonfinite, call, s, out.topk_ids + t * out.top_k,
               out.topk_weights + t * out.top_k);
   }
   return stats;
@@ -335,8 +342,12 @@ RouteStats route(const ConstTensorView& logits, const RouterConfig& config, Rout
   thread_local std::vector<float> scratch;
   const auto needed = static_cast<std::size_t>(route_scratch_elems(config));
   if (scratch.size() < needed) scratch.resize(needed);
-  return route_rows(static_cast<const float*>(logits.data), logits.stride(0), config, out.view(),
-                    scratch.data());
+  op::Route call = route_by(config);
+  call.logits = static_cast<const float*>(logits.data);
+  call.row_stride = logits.stride(0);
+  call.out = out.view();
+  call.scratch = scratch.data();
+  return route_rows(call);
 }
 
 void check_ids(const RoutingView& routing, std::int32_t num_experts, std::string_view operation) {

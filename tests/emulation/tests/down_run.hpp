@@ -7,10 +7,6 @@
 
 namespace moesaic::testing {
 
-inline std::int32_t dtype_code(DType dtype) {
-  return dtype == DType::F32 ? cuda::kF32 : dtype == DType::F16 ? cuda::kF16 : cuda::kBF16;
-}
-
 // Where the hidden row and the row of a pair stand.
 struct PairRows {
   Map map;
@@ -59,14 +55,10 @@ struct Down {
   std::int64_t gap = 0;  // columns between rows of out
   bool accumulate = false;
   bool exact = true;
-  bool weightless = false;                   // all weights are 1
-  std::optional<cuda::WeightArgs> weight{};  // instead of role.args()
+  bool weightless = false;          // all weights are 1
+  std::optional<RoleRef> weight{};  // instead of role.view()
 
-  DType working() const {
-    return hidden.rows.dtype == cuda::kF32   ? DType::F32
-           : hidden.rows.dtype == cuda::kF16 ? DType::F16
-                                             : DType::BF16;
-  }
+  DType working() const { return hidden.rows.dtype; }
   // [T, H + gap]; NaN, or numbers to add to.
   Tensor start() const {
     const std::int64_t cols = role.ref.rows + gap;
@@ -74,26 +66,21 @@ struct Down {
                                random_values(routing.num_tokens() * cols, 91))
                       : Tensor(out_dtype, routing.num_tokens(), cols);
   }
-  cuda::MapArgs map_args(const PairRows& rows) const {
-    cuda::MapArgs args = rows.map.args();
-    args.source = args.destination;
-    return args;
+  RowMap map_of(const PairRows& rows) const {
+    RowMap map = rows.map.view();
+    map.source = map.destination;
+    return map;
   }
-  cuda::CombineArgs combine(const PairRows& rows, Tensor& out) const {
-    cuda::CombineArgs args{};
-    args.pair_row = rows.pair_row.empty() ? nullptr : rows.pair_row.data();
-    args.topk_ids = routing.topk_ids().data();
-    args.topk_weights = weightless ? nullptr : routing.topk_weights().data();
-    args.out = out.bytes.data();
-    args.out_stride = out.cols;
-    args.num_tokens = routing.num_tokens();
-    args.hidden_size = role.ref.rows;
-    args.rows_dtype = hidden.rows.dtype;
-    args.out_dtype = dtype_code(out_dtype);
-    args.top_k = routing.top_k();
-    args.num_experts = role.ref.num_experts;
-    args.accumulate = accumulate ? 1 : 0;
-    return args;
+  op::Combine combine(const PairRows& rows, const Tensor& pair_rows, Tensor& out) const {
+    return {.rows = pair_rows.bytes.data(),
+            .rows_dtype = working(),
+            .pair_row = rows.pair_row.empty() ? nullptr : rows.pair_row.data(),
+            .routing = {const_cast<std::int32_t*>(routing.topk_ids().data()),
+                        weightless ? nullptr : const_cast<float*>(routing.topk_weights().data()),
+                        routing.num_tokens(), routing.top_k()},
+            .out = {out.bytes.data(), out_dtype, role.ref.rows, out.cols},
+            .accumulate = accumulate,
+            .num_experts = role.ref.num_experts};
   }
 
   // launch_down; says whether it left the pair rows alone.
@@ -104,17 +91,15 @@ struct Down {
     const Tensor untouched = pair_rows;
     const Scratch scratch(rows.map, hidden.rows.num_rows, role.ref, false);
     emulation::options().seed = seed;
-    cuda::DownArgs args{};
-    args.weight = weight.value_or(role.args());
-    args.map = map_args(rows);
-    args.in = hidden.rows;
-    args.rows = pair_rows.bytes.data();
-    args.combine = combine(rows, out);
-    args.exact = exact ? 1 : 0;
-    args.batch_invariant = batch_invariant ? 1 : 0;
-    args.scratch = scratch.data();
-    args.scratch_bytes = scratch.bytes();
-    EXPECT_EQ(cuda::launch_down(args, nullptr), cuda::kOk);
+    const op::Down call{.weight = weight.value_or(role.view()),
+                        .map = map_of(rows),
+                        .in = hidden.rows,
+                        .rows = pair_rows.bytes.data(),
+                        .combine = combine(rows, pair_rows, out),
+                        .precision = exact ? Precision::Exact : Precision::Fast,
+                        .batch_invariant = batch_invariant,
+                        .scratch = scratch.data()};
+    EXPECT_EQ(cuda::launch_down(call, nullptr), cuda::kOk);
     emulation::options().seed = 0;
     if (fused != nullptr) *fused = pair_rows.bytes == untouched.bytes;
     return out;
@@ -125,20 +110,17 @@ struct Down {
     Tensor out = start();
     Tensor pair_rows(working(), pairs_of(routing), role.ref.rows);
     const Scratch scratch(rows.map, hidden.rows.num_rows, role.ref, false);
-    EXPECT_EQ(cuda::launch_gemm({.weight = weight.value_or(role.args()),
-                                 .map = map_args(rows),
+    EXPECT_EQ(cuda::launch_gemm({.weight = weight.value_or(role.view()),
+                                 .map = map_of(rows),
                                  .in = hidden.rows,
                                  .out = pair_rows.bytes.data(),
-                                 .out_dtype = hidden.rows.dtype,
-                                 .exact = exact ? 1 : 0,
-                                 .batch_invariant = 1,
-                                 .scratch = scratch.data(),
-                                 .scratch_bytes = scratch.bytes()},
+                                 .out_dtype = working(),
+                                 .precision = exact ? Precision::Exact : Precision::Fast,
+                                 .batch_invariant = true,
+                                 .scratch = scratch.data()},
                                 nullptr),
               cuda::kOk);
-    cuda::CombineArgs sum = combine(rows, out);
-    sum.rows = pair_rows.bytes.data();
-    EXPECT_EQ(cuda::launch_combine(sum, nullptr), cuda::kOk);
+    EXPECT_EQ(cuda::launch_combine(combine(rows, pair_rows, out), nullptr), cuda::kOk);
     return out;
   }
 

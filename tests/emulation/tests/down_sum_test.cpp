@@ -137,21 +137,21 @@ TEST(DownSum, SlotsAndTablesFindTheirExperts) {
   const PackedRole packed = pack_role(role);
   const Routing routing = routing_of(4, 2, 4, RoutingShape::Uniform);
   const Input hidden(8, 96, DType::F32, 27);
-  const void* reversed[4];
+  const std::byte* reversed[4];
   for (int slot = 0; slot < 4; ++slot) {
     reversed[slot] = packed.memory.get() + (3 - slot) * packed.ref.expert_stride;
   }
   const std::int32_t everywhere[] = {3, 2, 1, 0};
   Down down{packed, routing, hidden};
-  down.weight = packed.args();
-  down.weight->base = nullptr;
-  down.weight->table = reversed;
-  down.weight->slot_map = everywhere;
+  down.weight = packed.view();
+  down.weight->ref.base = nullptr;
+  down.weight->ref.table = reversed;
+  down.weight->ref.slot_map = everywhere;
   down.expect_right(role, single_pairs(routing), "slots");
 
   // What is not resident adds nothing.
   const std::int32_t without_two[] = {3, 2, -1, 0};
-  down.weight->slot_map = without_two;
+  down.weight->ref.slot_map = without_two;
   Routing others = routing;
   for (std::int32_t& id : others.topk_ids()) id = id == 2 ? -1 : id;
   const Down rest{packed, others, hidden};
@@ -242,12 +242,12 @@ TEST(DownSum, WeightsAreReadOncePerPairAndOnlyWhereFewShareAnExpert) {
 
 TEST(DownSum, NamesSayWhichWayRuns) {
   const PackedRole packed = pack_role(make_role(32, 16, 256, QuantType::Q4_K, 20, false));
-  const cuda::WeightArgs weight = packed.args();
+  const WeightRef weight = packed.view().ref;
   EXPECT_STREQ(cuda::down_name(weight, 9, false), "down_sum_q4_k_mma");
   EXPECT_STREQ(cuda::down_name(weight, 8, true), "down_sum_q4_k_mma");
   EXPECT_STREQ(cuda::down_name(weight, 9, true), "down_q4_k_mma");
-  cuda::WeightArgs unknown = weight;
-  unknown.type = static_cast<std::int32_t>(QuantType::IQ1_S);
+  WeightRef unknown = weight;
+  unknown.type = QuantType::IQ1_S;
   EXPECT_EQ(cuda::down_name(unknown, 1, false), nullptr);
 }
 

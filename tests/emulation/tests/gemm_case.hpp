@@ -61,25 +61,11 @@ struct PackedRole {
   WeightRef ref;
   RoleWeights epilogue;
 
-  cuda::WeightArgs args() const {
-    cuda::WeightArgs w{};
-    w.base = memory.get();
-    w.expert_stride = ref.expert_stride;
-    w.rows = ref.rows;
-    w.cols = ref.cols;
-    w.num_experts = ref.num_experts;
-    w.type = static_cast<std::int32_t>(ref.type);
-    w.half = static_cast<std::int32_t>(ref.half);
-    w.zeros = ref.int4.zeros ? 1 : 0;
-    w.scale_f32 = ref.int4.scale_f32 ? 1 : 0;
-    w.scale_cols = ref.int4.scale_cols;
-    w.group_size = ref.int4.group_size;
-    w.packed_cols = ref.int4.packed_cols;
-    w.gather = ref.int4.gather;
-    w.gather_stride = ref.int4.gather_stride;
-    w.scale = epilogue.scale ? epilogue.scale->data() : nullptr;
-    w.bias = epilogue.bias ? epilogue.bias->data() : nullptr;
-    return w;
+  RoleRef view() const {
+    RoleWeights role = epilogue;
+    role.ref = ref;
+    role.ref.base = memory.get();
+    return role.view();
   }
 };
 
@@ -107,12 +93,12 @@ inline PackedRole second_half(const PackedRole& first, const TestRole& role) {
 struct Input {
   std::vector<std::byte> bytes;
   Floats values;
-  cuda::RowsArgs rows;
+  InputRows rows;
 
   Input(std::int64_t count, std::int64_t cols, DType dtype, std::uint32_t seed)
       : bytes(static_cast<std::size_t>(count * cols * static_cast<std::int64_t>(size_of(dtype)))),
         values(random_values(count * cols, seed)),
-        rows{} {
+        rows(dense_rows(bytes.data(), dtype, count, cols)) {
     for (std::size_t i = 0; i < values.size(); ++i) {
       if (dtype == DType::F32) {
         std::memcpy(bytes.data() + 4 * i, &values[i], 4);
@@ -123,12 +109,6 @@ struct Input {
       std::memcpy(bytes.data() + 2 * i, &bits, 2);
       values[i] = half ? f16_to_f32(bits) : bf16_to_f32(bits);
     }
-    rows.data = bytes.data();
-    rows.dtype = dtype == DType::F32 ? cuda::kF32 : dtype == DType::F16 ? cuda::kF16 : cuda::kBF16;
-    rows.num_rows = count;
-    rows.cols = cols;
-    rows.inner_count = 1;
-    rows.outer_stride = cols;
   }
 };
 
@@ -136,15 +116,11 @@ struct Input {
 struct Map {
   std::string name;
   std::vector<std::int32_t> expert{}, offsets{}, source{}, destination{};
-  cuda::MapArgs facts{};
+  RowMap facts{};  // without the arrays
 
-  Map(const char* text, std::int32_t limit) : name(text) {
-    facts.width = 1;
-    facts.source_divisor = 1;
-    facts.limit = limit;
-  }
-  cuda::MapArgs args() const {
-    cuda::MapArgs m = facts;
+  Map(const char* text, std::int32_t limit) : name(text) { facts.limit = limit; }
+  RowMap view() const {
+    RowMap m = facts;
     const auto data = [](const std::vector<std::int32_t>& v) {
       return v.empty() ? nullptr : v.data();
     };
@@ -246,13 +222,12 @@ class Scratch {
                                          .cols = std::max(weight.cols, weight.int4.packed_cols),
                                          .out_cols = weight.rows,
                                          .num_experts = weight.num_experts,
-                                         .separate = separate ? 1 : 0})),
+                                         .separate = separate})),
         memory_(static_cast<std::byte*>(std::aligned_alloc(64, static_cast<std::size_t>(bytes_))),
                 std::free) {
     std::memset(memory_.get(), 0xFF, static_cast<std::size_t>(bytes_));
   }
-  void* data() const { return memory_.get(); }
-  std::int64_t bytes() const { return bytes_; }
+  std::byte* data() const { return memory_.get(); }
 
  private:
   std::int64_t bytes_;

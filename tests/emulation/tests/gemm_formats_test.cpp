@@ -15,7 +15,7 @@ TEST(GemmFormats, EveryFormatAgreesWithF64) {
       const Input in(5, cols, DType::F32, 21);
       const Answer want = product_f64(role, map, in);
       for (const bool exact : {true, false}) {
-        const Floats got = run_gemm(packed.args(), packed.ref, map, in, exact, 0);
+        const Floats got = run_gemm(packed.view(), packed.ref, map, in, exact, 0);
         expect_near(got, want, exact ? kExactBound : kFastBound,
                     format.name + " " + map.name + (exact ? " exact" : " fast"));
       }
@@ -87,9 +87,9 @@ TEST(GemmFormats, ARoleOfSharedUnitsRunsAlone) {
     const std::int64_t cols = format.odd_cols();
     const GateUp layer(format, format, Units::Shared, ActivationKind::SwiGlu, 3, 27, cols);
     const Input in(4, cols, DType::F32, 24);
-    expect_near(run_gemm(layer.gate.args(), layer.gate.ref, map, in, true, 0),
+    expect_near(run_gemm(layer.gate.view(), layer.gate.ref, map, in, true, 0),
                 product_f64(layer.layer.gate, map, in), kExactBound, format.name + " gate");
-    expect_near(run_gemm(layer.up.args(), layer.up.ref, map, in, true, 0),
+    expect_near(run_gemm(layer.up.view(), layer.up.ref, map, in, true, 0),
                 product_f64(layer.layer.up, map, in), kExactBound, format.name + " up");
   }
 }
@@ -107,7 +107,7 @@ TEST(GemmFormats, OffsetsOfXCostNoPrecision) {
     in.rows.data = in.values.data();
     const Map map = pairs_map(routing);
     const Answer want = product_f64(role, map, in);
-    const Floats got = run_gemm(packed.args(), packed.ref, map, in, true, 0);
+    const Floats got = run_gemm(packed.view(), packed.ref, map, in, true, 0);
     EXPECT_LT(largest_error(got, want.values, want.magnitude), kExactBound) << format.name;
   }
 }
@@ -120,23 +120,20 @@ TEST(GemmFormats, SixteenBitInputsAreExactAndOutputsRound) {
   for (const DType dtype : {DType::F16, DType::BF16}) {
     const Input in(4, 200, dtype, 28);
     const Answer want = product_f64(role, map, in);
-    const Floats exact = run_gemm(packed.args(), packed.ref, map, in, true, 0);
+    const Floats exact = run_gemm(packed.view(), packed.ref, map, in, true, 0);
     expect_near(exact, want, kRoundedBound, name_of(dtype));
-    const Floats fast = run_gemm(packed.args(), packed.ref, map, in, false, 0);
+    const Floats fast = run_gemm(packed.view(), packed.ref, map, in, false, 0);
     expect_same_bits(exact, fast, name_of(dtype));
 
     std::vector<std::uint16_t> halves(exact.size());
     const Scratch scratch(map, 4, packed.ref, false);
     const bool f16 = dtype == DType::F16;
-    ASSERT_EQ(cuda::launch_gemm({.weight = packed.args(),
-                                 .map = map.args(),
+    ASSERT_EQ(cuda::launch_gemm({.weight = packed.view(),
+                                 .map = map.view(),
                                  .in = in.rows,
                                  .out = halves.data(),
-                                 .out_dtype = f16 ? cuda::kF16 : cuda::kBF16,
-                                 .exact = 1,
-                                 .batch_invariant = 0,
-                                 .scratch = scratch.data(),
-                                 .scratch_bytes = scratch.bytes()},
+                                 .out_dtype = dtype,
+                                 .scratch = scratch.data()},
                                 nullptr),
               cuda::kOk);
     for (std::size_t i = 0; i < halves.size(); ++i) {
@@ -157,7 +154,7 @@ TEST(GemmFormats, WeightsAreReadOncePerTile) {
     for (const bool narrow : {false, true}) {
       const std::int64_t tiles = narrow ? 3 + 1 : 2;
       emulation::counters() = {};
-      run_gemm(packed.args(), packed.ref, buckets_map(routing, 3), in, false, 0, narrow);
+      run_gemm(packed.view(), packed.ref, buckets_map(routing, 3), in, false, 0, narrow);
       EXPECT_EQ(emulation::counters().weight_bytes,
                 static_cast<std::uint64_t>(tiles * row_blocks * packed.ref.row_stride))
           << format.name << (narrow ? " narrow" : " wide");

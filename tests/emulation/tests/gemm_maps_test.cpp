@@ -25,7 +25,7 @@ TEST(GemmMaps, EveryMapAndRouting) {
     if (shape.experts == 1) maps.push_back(single_map(static_cast<std::int32_t>(shape.tokens)));
     for (const Map& map : maps) {
       const Input in(shape.tokens, 256, DType::F32, 25);
-      expect_near(run_gemm(packed.args(), packed.ref, map, in, true, 0), product_f64(role, map, in),
+      expect_near(run_gemm(packed.view(), packed.ref, map, in, true, 0), product_f64(role, map, in),
                   kExactBound,
                   map.name + " of " + std::to_string(shape.tokens) + " tokens, " +
                       std::to_string(shape.experts) + " experts");
@@ -55,7 +55,7 @@ TEST(GemmMaps, DispatchListsNameRowsAndExpertsFreely) {
     const TestRole role = make_format_role(format, 3, 48, 200, 34, false);
     const PackedRole packed = pack_role(role);
     const Input in(12, 200, DType::F32, 35);
-    expect_near(run_gemm(packed.args(), packed.ref, map, in, true, 0), product_f64(role, map, in),
+    expect_near(run_gemm(packed.view(), packed.ref, map, in, true, 0), product_f64(role, map, in),
                 kExactBound, format.name);
   }
 }
@@ -66,11 +66,11 @@ TEST(GemmMaps, ATokenThatIsNotFiniteHarmsNoOther) {
   const PackedRole packed = pack_role(role);
   const Map map = single_map(4);
   Input in(4, 256, DType::F32, 39);
-  const Floats clean = run_gemm(packed.args(), packed.ref, map, in, true, 0);
+  const Floats clean = run_gemm(packed.view(), packed.ref, map, in, true, 0);
   in.values[1 * 256 + 77] = std::numeric_limits<float>::quiet_NaN();
   in.values[3 * 256 + 1] = std::numeric_limits<float>::infinity();
   in.rows.data = in.values.data();
-  const Floats got = run_gemm(packed.args(), packed.ref, map, in, true, 0);
+  const Floats got = run_gemm(packed.view(), packed.ref, map, in, true, 0);
   for (std::size_t i = 0; i < got.size(); ++i) {
     if (i / 16 % 2 == 0) {
       EXPECT_EQ(got[i], clean[i]) << i;
@@ -93,7 +93,7 @@ TEST(GemmMaps, NothingToDoTouchesNothing) {
   for (const Map& map : {pairs_map(skipped), buckets_map(skipped, 2), blocks_map(skipped, 2, 8),
                          pairs_map(garbage), single_map(0)}) {
     emulation::counters() = {};
-    for (const float v : run_gemm(packed.args(), packed.ref, map, in, true, 0)) {
+    for (const float v : run_gemm(packed.view(), packed.ref, map, in, true, 0)) {
       EXPECT_TRUE(std::isnan(v)) << map.name;
     }
     EXPECT_EQ(emulation::counters().weight_bytes, 0U) << map.name;
@@ -109,15 +109,15 @@ TEST(GemmMaps, SlotsAndTablesFindTheirExperts) {
   const Input in(5, 96, DType::F32, 27);
   Answer want = product_f64(role, map, in);
 
-  const void* reversed[4];
+  const std::byte* reversed[4];
   for (int slot = 0; slot < 4; ++slot) {
     reversed[slot] = packed.memory.get() + (3 - slot) * packed.ref.expert_stride;
   }
   const std::int32_t slots[] = {3, 2, -1, 0};  // expert 2 is not resident
-  cuda::WeightArgs weight = packed.args();
-  weight.base = nullptr;
-  weight.table = reversed;
-  weight.slot_map = slots;
+  RoleRef weight = packed.view();
+  weight.ref.base = nullptr;
+  weight.ref.table = reversed;
+  weight.ref.slot_map = slots;
   map.for_each(4, [&](std::int32_t e, std::int64_t, std::int64_t to) {
     if (e == 2) std::fill_n(want.values.begin() + to * 20, 20, std::nan(""));
   });
@@ -143,7 +143,7 @@ TEST(GemmMaps, InputRowsMayHaveAnyStride) {
   in.rows.inner_count = 2;
   in.rows.outer_stride = 101;
   in.rows.inner_stride = 0;
-  expect_near(run_gemm(packed.args(), packed.ref, inner, in, true, 0), want, kExactBound,
+  expect_near(run_gemm(packed.view(), packed.ref, inner, in, true, 0), want, kExactBound,
               "strided");
 }
 
@@ -159,7 +159,7 @@ TEST(GemmMaps, ATokensBitsDependOnItAlone) {
     std::fill(routing.topk_ids().begin(), routing.topk_ids().end(), 1);
     one.topk_ids()[0] = 1;
     const auto run = [&](const Map& map, const Input& x, std::uint64_t seed) {
-      return run_gemm(packed.args(), packed.ref, map, x, true, seed, true);
+      return run_gemm(packed.view(), packed.ref, map, x, true, seed, true);
     };
     const Floats all = run(buckets_map(routing, 2), in, 0);
     expect_same_bits(Floats(all.begin(), all.begin() + 24), run(pairs_map(one), alone, 0),
@@ -189,23 +189,17 @@ TEST(GemmMaps, DownCombinesInSlotOrder) {
     Floats pair_rows(static_cast<std::size_t>(5 * kTopK * rows), kPoison);
     Floats out(static_cast<std::size_t>(5 * rows), kPoison);
     const Scratch scratch(map, 5 * kTopK, packed.ref, false);
-    cuda::DownArgs args{};
-    args.weight = packed.args();
-    args.map = map.args();
-    args.in = in.rows;
-    args.rows = pair_rows.data();
-    args.combine.topk_ids = routing.topk_ids().data();
-    args.combine.topk_weights = routing.topk_weights().data();
-    args.combine.out = out.data();
-    args.combine.out_stride = rows;
-    args.combine.num_tokens = 5;
-    args.combine.hidden_size = rows;
-    args.combine.top_k = kTopK;
-    args.combine.num_experts = kExperts;
-    args.exact = 1;
-    args.scratch = scratch.data();
-    args.scratch_bytes = scratch.bytes();
-    ASSERT_EQ(cuda::launch_down(args, nullptr), cuda::kOk);
+    ASSERT_EQ(cuda::launch_down({.weight = packed.view(),
+                                 .map = map.view(),
+                                 .in = in.rows,
+                                 .rows = pair_rows.data(),
+                                 .combine = {.rows = pair_rows.data(),
+                                             .routing = routing.view(),
+                                             .out = {out.data(), DType::F32, rows, rows},
+                                             .num_experts = kExperts},
+                                 .scratch = scratch.data()},
+                                nullptr),
+              cuda::kOk);
     Answer want{Doubles(out.size(), 0.0), {}};
     for (std::size_t p = 0; p < 5 * kTopK; ++p) {
       if (routing.topk_ids()[p] < 0) continue;
@@ -225,21 +219,15 @@ TEST(GemmMaps, WhatCannotRunIsRefused) {
   const Map map = single_map(1);
   const Scratch scratch(map, 1, packed.ref, false);
   Floats out(16);
-  cuda::GemmArgs args{.weight = packed.args(),
-                      .map = map.args(),
-                      .in = in.rows,
-                      .out = out.data(),
-                      .out_dtype = cuda::kF32,
-                      .exact = 1,
-                      .batch_invariant = 0,
-                      .scratch = scratch.data(),
-                      .scratch_bytes = 64};
-  EXPECT_EQ(cuda::launch_gemm(args, nullptr), cuda::kBadArguments);
-  args.scratch_bytes = scratch.bytes();
-  EXPECT_EQ(cuda::launch_gemm(args, nullptr), cuda::kOk);
-  args.weight.type = static_cast<std::int32_t>(QuantType::IQ1_S);
-  EXPECT_EQ(cuda::launch_gemm(args, nullptr), cuda::kUnsupported);
-  EXPECT_EQ(cuda::gemm_name(args.weight, 1), nullptr);
+  op::Gemm call{.weight = packed.view(),
+                .map = map.view(),
+                .in = in.rows,
+                .out = out.data(),
+                .scratch = scratch.data()};
+  EXPECT_EQ(cuda::launch_gemm(call, nullptr), cuda::kOk);
+  call.weight.ref.type = QuantType::IQ1_S;
+  EXPECT_EQ(cuda::launch_gemm(call, nullptr), cuda::kUnsupported);
+  EXPECT_EQ(cuda::gemm_name(call.weight.ref), nullptr);
 }
 
 }  // namespace

@@ -50,21 +50,18 @@ inline Answer product_f64(const TestRole& role, const Map& map, const Input& in)
   return answer;
 }
 
-inline Floats run_gemm(const cuda::WeightArgs& weight, const WeightRef& ref, const Map& map,
-                       const Input& in, bool exact, std::uint64_t seed,
-                       bool batch_invariant = false) {
+inline Floats run_gemm(const RoleRef& weight, const WeightRef& ref, const Map& map, const Input& in,
+                       bool exact, std::uint64_t seed, bool batch_invariant = false) {
   Floats out(static_cast<std::size_t>(map.facts.limit * ref.rows), kPoison);
   const Scratch scratch(map, in.rows.num_rows, ref, false);
   emulation::options().seed = seed;
   EXPECT_EQ(cuda::launch_gemm({.weight = weight,
-                               .map = map.args(),
+                               .map = map.view(),
                                .in = in.rows,
                                .out = out.data(),
-                               .out_dtype = cuda::kF32,
-                               .exact = exact ? 1 : 0,
-                               .batch_invariant = batch_invariant ? 1 : 0,
-                               .scratch = scratch.data(),
-                               .scratch_bytes = scratch.bytes()},
+                               .precision = exact ? Precision::Exact : Precision::Fast,
+                               .batch_invariant = batch_invariant,
+                               .scratch = scratch.data()},
                               nullptr),
             cuda::kOk);
   return out;
@@ -121,24 +118,16 @@ struct GateUp {
     Floats hidden(static_cast<std::size_t>(map.facts.limit * up.ref.rows), kPoison);
     const Scratch scratch(map, in.rows.num_rows, up.ref, units == Units::Separate);
     emulation::options().seed = seed;
-    EXPECT_EQ(cuda::launch_gate_up(
-                  {.gate = units == Units::Ungated ? cuda::WeightArgs{} : gate.args(),
-                   .up = up.args(),
-                   .activation = {.kind = static_cast<std::int32_t>(layer.activation.kind),
-                                  .limit = layer.activation.limit,
-                                  .alpha = layer.activation.alpha,
-                                  .beta = layer.activation.beta,
-                                  .linear_beta = layer.activation.linear_beta},
-                   .map = map.args(),
-                   .in = in.rows,
-                   .row_weight = factors.empty() ? nullptr : factors.data(),
-                   .hidden = hidden.data(),
-                   .hidden_dtype = cuda::kF32,
-                   .exact = exact ? 1 : 0,
-                   .batch_invariant = 0,
-                   .scratch = scratch.data(),
-                   .scratch_bytes = scratch.bytes()},
-                  nullptr),
+    EXPECT_EQ(cuda::launch_gate_up({.gate = units == Units::Ungated ? RoleRef{} : gate.view(),
+                                    .up = up.view(),
+                                    .activation = layer.activation,
+                                    .map = map.view(),
+                                    .in = in.rows,
+                                    .hidden = hidden.data(),
+                                    .precision = exact ? Precision::Exact : Precision::Fast,
+                                    .row_weight = factors.empty() ? nullptr : factors.data(),
+                                    .scratch = scratch.data()},
+                                   nullptr),
               cuda::kOk);
     return hidden;
   }

@@ -25,10 +25,6 @@ using Ints = std::vector<std::int32_t>;
 
 constexpr DType kTypes[] = {DType::F32, DType::F16, DType::BF16};
 
-std::int32_t code_of(DType dtype) {
-  return dtype == DType::F32 ? cuda::kF32 : dtype == DType::F16 ? cuda::kF16 : cuda::kBF16;
-}
-
 Floats random_floats(std::size_t count, unsigned seed, float scale = 1.0F) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal(0.0F, scale);
@@ -94,15 +90,12 @@ TEST(GatherOnDevice, RowsOfEveryTypeAndStride) {
           Elements x(dtype, random_floats(static_cast<std::size_t>(x_rows * stride), 1), skip);
           x.set(1, kInf);
           const Ints index = {3, -1, 0, 5, 5, -7, 6, 2};  // 6 is behind the last row
-          const bool to_f32 = (cols + slack) % 2 == 0;
-          const DType out_type = to_f32 ? DType::F32 : dtype;
-          Elements out(out_type, static_cast<std::size_t>(cols) * index.size());
-          cuda::GatherArgs args{};
-          args.x = {x.data(), code_of(dtype), 0, x_rows, cols, 1, stride, 0};
+          Floats out(static_cast<std::size_t>(cols) * index.size(), kNan);
+          op::Gather args;
+          args.x = {x.data(), dtype, x_rows, cols, 1, stride, 0};
           args.index = index.data();
           args.out = out.data();
           args.rows = static_cast<std::int64_t>(index.size());
-          args.out_dtype = code_of(out_type);
           emulation::options().seed = skip;
           ASSERT_EQ(cuda::launch_gather(args, nullptr), cuda::kOk);
           for (std::size_t r = 0; r < index.size(); ++r) {
@@ -110,7 +103,7 @@ TEST(GatherOnDevice, RowsOfEveryTypeAndStride) {
               const bool real = index[r] >= 0 && index[r] < x_rows;
               const float expected =
                   real ? x.get(static_cast<std::size_t>(index[r] * stride + c)) : 0.0F;
-              ASSERT_EQ(out.get(r * static_cast<std::size_t>(cols) + static_cast<std::size_t>(c)),
+              ASSERT_EQ(out[r * static_cast<std::size_t>(cols) + static_cast<std::size_t>(c)],
                         expected)
                   << "row " << r << ", column " << c << " of " << cols;
             }
@@ -125,31 +118,26 @@ TEST(GatherOnDevice, BroadcastAndRankThree) {
   // [2, 3, 8] with an inner stride, then one row for all slots.
   Elements x(DType::BF16, random_floats(2 * 3 * 20, 2));
   for (const std::int64_t inner_stride : {20, 0}) {
-    Elements out(DType::F32, 6 * 8);
+    Floats out(6 * 8, kNan);
     const Ints index = {0, 1, 2, 3, 4, 5};
-    cuda::GatherArgs args{};
-    args.x = {x.data(), cuda::kBF16, 0, 6, 8, 3, 60, inner_stride};
+    op::Gather args;
+    args.x = {x.data(), DType::BF16, 6, 8, 3, 60, inner_stride};
     args.index = index.data();
     args.out = out.data();
     args.rows = 6;
-    args.out_dtype = cuda::kF32;
     ASSERT_EQ(cuda::launch_gather(args, nullptr), cuda::kOk);
     for (std::size_t r = 0; r < 6; ++r) {
       for (std::size_t c = 0; c < 8; ++c) {
         const std::size_t at = r / 3 * 60 + r % 3 * static_cast<std::size_t>(inner_stride) + c;
-        EXPECT_EQ(out.get(r * 8 + c), x.get(at));
+        EXPECT_EQ(out[r * 8 + c], x.get(at));
       }
     }
   }
 }
 
 TEST(GatherOnDevice, RefusesOtherTypes) {
-  cuda::GatherArgs args{};
-  args.x.dtype = cuda::kF32;
-  args.out_dtype = cuda::kBF16;
-  EXPECT_EQ(cuda::launch_gather(args, nullptr), cuda::kUnsupported);
-  args.x.dtype = 17;
-  args.out_dtype = 17;
+  op::Gather args;
+  args.x.dtype = DType::I32;
   EXPECT_EQ(cuda::launch_gather(args, nullptr), cuda::kUnsupported);
 }
 
@@ -167,9 +155,8 @@ TEST(ActivateOnDevice, EveryKindAgainstTheScalarDefinition) {
           gate_up[i] = kSpecial[i];
         }
         Floats hidden(static_cast<std::size_t>(rows * cols), kNan);
-        cuda::ActivateArgs args{};
-        args.activation = {kind, activation.limit, activation.alpha, activation.beta,
-                           activation.linear_beta};
+        op::Activate args;
+        args.activation = activation;
         args.gate = activation.gated() ? gate_up.data() : nullptr;
         args.up = gate_up.data() + cols;
         args.hidden = hidden.data();
@@ -218,7 +205,7 @@ TEST(CombineOnDevice, SlotOrderEveryTypeAndSkippedPairs) {
         Elements rows(rows_type, random_floats(pairs * hidden, 3));
         Ints ids(pairs);
         Ints pair_row(pairs);
-        const Floats weights = random_floats(pairs, 4);
+        Floats weights = random_floats(pairs, 4);
         for (std::size_t p = 0; p < pairs; ++p) {
           ids[p] = static_cast<std::int32_t>(p * 5 % 11) - 1;  // -1 and 9 are skipped
           pair_row[p] = static_cast<std::int32_t>(pairs - 1 - p);
@@ -230,20 +217,14 @@ TEST(CombineOnDevice, SlotOrderEveryTypeAndSkippedPairs) {
         }
         const Floats before = random_floats(static_cast<std::size_t>(c.tokens) * stride, 6);
         Elements out(out_type, before);
-        cuda::CombineArgs args{};
-        args.rows = rows.data();
-        args.pair_row = c.with_plan ? pair_row.data() : nullptr;
-        args.topk_ids = ids.data();
-        args.topk_weights = weights.data();
-        args.out = out.data();
-        args.out_stride = static_cast<std::int64_t>(stride);
-        args.num_tokens = c.tokens;
-        args.hidden_size = c.hidden;
-        args.rows_dtype = code_of(rows_type);
-        args.out_dtype = code_of(out_type);
-        args.top_k = c.top_k;
-        args.num_experts = kExperts;
-        args.accumulate = c.accumulate ? 1 : 0;
+        const op::Combine args{
+            .rows = rows.data(),
+            .rows_dtype = rows_type,
+            .pair_row = c.with_plan ? pair_row.data() : nullptr,
+            .routing = {ids.data(), weights.data(), c.tokens, c.top_k},
+            .out = {out.data(), out_type, c.hidden, static_cast<std::int64_t>(stride)},
+            .accumulate = c.accumulate,
+            .num_experts = kExperts};
         emulation::options().seed = pairs % 3;
         ASSERT_EQ(cuda::launch_combine(args, nullptr), cuda::kOk);
 
@@ -277,21 +258,16 @@ TEST(CombineOnDevice, WithoutWeightsAllOfThemAreOne) {
   Elements rows(DType::F32, random_floats(kTokens * kTopK * kHidden, 3));
   Ints ids(kTokens * kTopK, 0);
   ids[4] = -1;
-  const Floats ones(ids.size(), 1.0F);
+  Floats ones(ids.size(), 1.0F);
   Floats with(kTokens * kHidden, kNan), without = with;
-  cuda::CombineArgs args{};
+  op::Combine args;
   args.rows = rows.data();
-  args.topk_ids = ids.data();
-  args.out_stride = args.hidden_size = kHidden;
-  args.num_tokens = kTokens;
-  args.rows_dtype = args.out_dtype = cuda::kF32;
-  args.top_k = kTopK;
+  args.routing = {ids.data(), ones.data(), kTokens, kTopK};
+  args.out = {with.data(), DType::F32, kHidden, kHidden};
   args.num_experts = 1;
-  args.out = with.data();
-  args.topk_weights = ones.data();
   ASSERT_EQ(cuda::launch_combine(args, nullptr), cuda::kOk);
-  args.out = without.data();
-  args.topk_weights = nullptr;
+  args.out.data = without.data();
+  args.routing.topk_weights = nullptr;
   ASSERT_EQ(cuda::launch_combine(args, nullptr), cuda::kOk);
   EXPECT_EQ(without, with);
 }
@@ -309,53 +285,48 @@ TEST(RmsNormOnDevice, AgainstDoubleAndTheSameForEveryBatch) {
       for (std::int64_t c = 0; c < cols; ++c) x.set(at(2, c), 0.0F);
       x.set(at(3, cols / 2), kNan);
       Floats weight = random_floats(static_cast<std::size_t>(cols), 9);
-      const auto run = [&](const float* weights, std::int64_t first, std::int64_t rows) {
+      const auto run = [&](std::int64_t first, std::int64_t rows) {
         Floats out(static_cast<std::size_t>(rows * cols), -7.0F);
-        cuda::RmsNormArgs args{};
+        op::RmsNorm args;
         args.x = {static_cast<const char*>(x.data()) + at(first, 0) * size_of(dtype),
-                  code_of(dtype),
-                  0,
+                  dtype,
                   rows,
                   cols,
                   1,
                   stride,
                   0};
-        args.weight = weights;
+        args.weight = weight.data();
         args.out = out.data();
         args.eps = kEps;
         EXPECT_EQ(cuda::launch_rms_norm(args, nullptr), cuda::kOk);
         return out;
       };
-      for (const bool weighted : {true, false}) {
-        const float* const weights = weighted ? weight.data() : nullptr;
-        Floats out;
-        for (const std::uint64_t seed : emulation::seeds()) {
-          emulation::options().seed = seed;
-          out = run(weights, 0, kRows);
-          for (std::int64_t r = 0; r < kRows; ++r) {
-            double square = 0.0;
-            for (std::int64_t c = 0; c < cols; ++c) {
-              const auto v = static_cast<double>(x.get(at(r, c)));
-              square += v * v;
-            }
-            const double root =
-                std::sqrt(square / static_cast<double>(cols) + static_cast<double>(kEps));
-            for (std::int64_t c = 0; c < cols; ++c) {
-              const float got = out[static_cast<std::size_t>(r * cols + c)];
-              const double w =
-                  weighted ? static_cast<double>(weight[static_cast<std::size_t>(c)]) : 1.0;
-              const double want = static_cast<double>(x.get(at(r, c))) / root * w;
-              ASSERT_TRUE(std::isnan(want) ? std::isnan(got)
-                                           : std::fabs(static_cast<double>(got) - want) <=
-                                                 2e-6 * std::fabs(want))
-                  << "row " << r << ", column " << c << " of " << cols;
-            }
+      Floats out;
+      for (const std::uint64_t seed : emulation::seeds()) {
+        emulation::options().seed = seed;
+        out = run(0, kRows);
+        for (std::int64_t r = 0; r < kRows; ++r) {
+          double square = 0.0;
+          for (std::int64_t c = 0; c < cols; ++c) {
+            const auto v = static_cast<double>(x.get(at(r, c)));
+            square += v * v;
+          }
+          const double root =
+              std::sqrt(square / static_cast<double>(cols) + static_cast<double>(kEps));
+          for (std::int64_t c = 0; c < cols; ++c) {
+            const float got = out[static_cast<std::size_t>(r * cols + c)];
+            const auto w = static_cast<double>(weight[static_cast<std::size_t>(c)]);
+            const double want = static_cast<double>(x.get(at(r, c))) / root * w;
+            ASSERT_TRUE(std::isnan(want)
+                            ? std::isnan(got)
+                            : std::fabs(static_cast<double>(got) - want) <= 2e-6 * std::fabs(want))
+                << "row " << r << ", column " << c << " of " << cols;
           }
         }
-        const Floats alone = run(weights, 1, 1);
-        EXPECT_TRUE(std::equal(alone.begin(), alone.end(), out.begin() + cols));
-        EXPECT_TRUE(run(weights, 0, 0).empty());
       }
+      const Floats alone = run(1, 1);
+      EXPECT_TRUE(std::equal(alone.begin(), alone.end(), out.begin() + cols));
+      EXPECT_TRUE(run(0, 0).empty());
     }
   }
 }
@@ -373,8 +344,11 @@ TEST(LookUpOnDevice, RowsOfTheTableAndSkippedTokens) {
       if (tokens > 0) token_ids.back() = std::numeric_limits<std::int32_t>::min();
       Ints ids(static_cast<std::size_t>(tokens * top_k), 55);
       emulation::options().seed = 1;
-      ASSERT_EQ(cuda::launch_look_up_experts(
-                    {table.data(), token_ids.data(), ids.data(), tokens, kRows, top_k, 0}, nullptr),
+      ASSERT_EQ(cuda::launch_look_up_experts({.table = table.data(),
+                                              .num_rows = kRows,
+                                              .token_ids = token_ids.data(),
+                                              .out = {ids.data(), nullptr, tokens, top_k}},
+                                             nullptr),
                 cuda::kOk);
       for (std::size_t p = 0; p < ids.size(); ++p) {
         const std::size_t slots = static_cast<std::size_t>(top_k);
@@ -391,10 +365,10 @@ TEST(IdentityOnDevice, WeightsInSlotOrderAndTokensWithoutAny) {
   constexpr std::int64_t kTokens = 6;
   constexpr std::int32_t kTopK = 4, kFirst = 3, kCount = 2;
   // Identity ids are 3 and 4; 5, -1 and others are nobody's.
-  const Ints ids = {3, 0, 4,  3, /**/ 0,  1,  2, 5,  /**/ 4, 4, 4, 4,
-                    1, 3, -1, 0, /**/ -9, 99, 5, -1, /**/ 3, 1, 4, 2};
-  const Floats weights = {0.1F, 9.0F, 1e-8F, 0.7F, 1, 2, 3, 4, 0.3F,  -0.3F, 0.2F, 0.1F,
-                          8,    0.5F, 3,     2,    1, 1, 1, 1, 0.25F, 2,     0.5F, 1};
+  Ints ids = {3, 0, 4,  3, /**/ 0,  1,  2, 5,  /**/ 4, 4, 4, 4,
+              1, 3, -1, 0, /**/ -9, 99, 5, -1, /**/ 3, 1, 4, 2};
+  Floats weights = {0.1F, 9.0F, 1e-8F, 0.7F, 1, 2, 3, 4, 0.3F,  -0.3F, 0.2F, 0.1F,
+                    8,    0.5F, 3,     2,    1, 1, 1, 1, 0.25F, 2,     0.5F, 1};
   for (const DType dtype : kTypes) {
     for (const std::int64_t cols : {1, 37, 512, 1030}) {
       const std::int64_t stride = cols + (cols == 512 ? 4 : 3);
@@ -407,13 +381,10 @@ TEST(IdentityOnDevice, WeightsInSlotOrderAndTokensWithoutAny) {
       const Floats before = random_floats(count, 9);
       for (const std::uint64_t seed : emulation::seeds()) {
         Floats out = before;
-        cuda::IdentityArgs args{};
-        args.x = {x.data(), code_of(dtype), 0, kTokens, cols, 1, stride, 0};
-        args.topk_ids = ids.data();
-        args.topk_weights = weights.data();
-        args.out = out.data();
-        args.out_stride = stride;
-        args.top_k = kTopK;
+        op::AddIdentity args;
+        args.x = {x.data(), dtype, kTokens, cols, 1, stride, 0};
+        args.routing = {ids.data(), weights.data(), kTokens, kTopK};
+        args.out = {out.data(), DType::F32, cols, stride};
         args.first = kFirst;
         args.count = kCount;
         emulation::options().seed = seed;
@@ -443,8 +414,8 @@ TEST(RouterLogitsOnDevice, AgainstDoubleAndTheSameForEveryBatch) {
         Elements x(dtype, random_floats(static_cast<std::size_t>(tokens * stride), 8));
         Floats weight = random_floats(static_cast<std::size_t>(experts * cols), 9);
         Floats logits(static_cast<std::size_t>(tokens * experts), kNan);
-        cuda::RouterLogitsArgs args{};
-        args.x = {x.data(), code_of(dtype), 0, tokens, cols, 1, stride, 0};
+        op::RouterLogits args;
+        args.x = {x.data(), dtype, tokens, cols, 1, stride, 0};
         args.weight = weight.data();
         args.logits = logits.data();
         args.num_experts = experts;
@@ -484,7 +455,10 @@ TEST(ZeroSkippedOnDevice, OnlySkippedRows) {
   for (const std::int64_t cols : {1, 6, 640}) {
     const Ints ids = {0, -1, 3, 4, -9, 2};
     Floats out(static_cast<std::size_t>(cols) * ids.size(), kNan);
-    ASSERT_EQ(cuda::launch_zero_skipped({ids.data(), out.data(), 6, cols, 4}, nullptr), cuda::kOk);
+    ASSERT_EQ(cuda::launch_zero_skipped(
+                  {.ids = ids.data(), .num_experts = 4, .out = out.data(), .rows = 6, .cols = cols},
+                  nullptr),
+              cuda::kOk);
     for (std::size_t r = 0; r < ids.size(); ++r) {
       for (std::size_t c = 0; c < static_cast<std::size_t>(cols); ++c) {
         const float got = out[r * static_cast<std::size_t>(cols) + c];

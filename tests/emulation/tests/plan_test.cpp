@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "launch.h"
+#include "plan/tile.h"
 #include "runtime/emulator.hpp"
 #include "seeds.hpp"
 
@@ -61,27 +62,27 @@ Ints ids_of(std::int64_t pairs, std::int32_t experts, Spread spread, unsigned se
   return ids;
 }
 
+// The pairs of a plan, which reads their ids alone.
+RoutingView routing_of(const Ints& ids, std::int32_t top_k) {
+  return {const_cast<std::int32_t*>(ids.data()), nullptr,
+          static_cast<std::int64_t>(ids.size()) / top_k, top_k};
+}
+
 Plan plan_on_host(const Ints& ids, std::int32_t top_k, std::int32_t experts) {
   Plan plan(static_cast<std::int64_t>(ids.size()), experts);
-  build_bucket_plan(ids.data(), static_cast<std::int64_t>(ids.size()), top_k, experts, plan.view());
+  build_bucket_plan(
+      {.routing = routing_of(ids, top_k), .num_experts = experts, .out = plan.view()});
   return plan;
 }
 
 Plan plan_on_device(const Ints& ids, std::int32_t top_k, std::int32_t experts, std::uint64_t seed) {
   const auto pairs = static_cast<std::int64_t>(ids.size());
   Plan plan(pairs, experts);
-  std::vector<unsigned char> scratch(
-      static_cast<std::size_t>(cuda::plan_scratch_bytes(pairs, experts)), 0xEE);
-  cuda::BucketPlanArgs args{};
-  args.topk_ids = ids.data();
-  args.expert_offsets = plan.expert_offsets.data();
-  args.row_token = plan.row_token.data();
-  args.row_pair = plan.row_pair.data();
-  args.pair_row = plan.pair_row.data();
-  args.scratch = scratch.data();
-  args.num_pairs = pairs;
-  args.top_k = top_k;
-  args.num_experts = experts;
+  std::vector<std::byte> scratch(static_cast<std::size_t>(cuda::plan_scratch_bytes(pairs, experts)),
+                                 std::byte{0xEE});
+  op::BucketPlan args{
+      .routing = routing_of(ids, top_k), .num_experts = experts, .out = plan.view()};
+  args.out.scratch = scratch.data();
   emulation::options().seed = seed;
   EXPECT_EQ(cuda::launch_bucket_plan(args, nullptr), cuda::kOk);
   return plan;
@@ -145,6 +146,9 @@ TEST(BucketPlanOnDevice, ScratchIsBounded) {
 
 struct Aligned {
   Ints sorted_ids, block_experts, num_post_pad;
+  AlignedRoutingView view() {
+    return {sorted_ids.data(), block_experts.data(), num_post_pad.data()};
+  }
   bool operator==(const Aligned&) const = default;
 };
 
@@ -160,21 +164,16 @@ TEST(AlignOnDevice, EqualsTheHosts) {
         const std::int64_t blocks = aligned_block_capacity(pairs, c.experts, block_size);
         Aligned host{poisoned(capacity), poisoned(blocks), poisoned(1)};
         Aligned device = host;
-        align_block_size(
-            plan.view(), pairs, c.experts, block_size, space,
-            {host.sorted_ids.data(), host.block_experts.data(), host.num_post_pad.data()});
+        op::Align args{.plan = plan.view(),
+                       .num_pairs = pairs,
+                       .num_experts = c.experts,
+                       .block_size = block_size,
+                       .block_capacity = blocks,
+                       .row_space = space,
+                       .out = host.view()};
+        align_block_size(args);
 
-        cuda::AlignArgs args{};
-        args.expert_offsets = plan.expert_offsets.data();
-        args.row_pair = plan.row_pair.data();
-        args.sorted_ids = device.sorted_ids.data();
-        args.block_experts = device.block_experts.data();
-        args.num_post_pad = device.num_post_pad.data();
-        args.num_pairs = pairs;
-        args.block_capacity = blocks;
-        args.num_experts = c.experts;
-        args.block_size = block_size;
-        args.row_space = static_cast<std::int32_t>(space);
+        args.out = device.view();
         emulation::options().seed = static_cast<std::uint64_t>(block_size) % 5;
         ASSERT_EQ(cuda::launch_align(args, nullptr), cuda::kOk);
         EXPECT_EQ(device, host) << "P " << pairs << " E " << c.experts << " block " << block_size;
@@ -185,8 +184,8 @@ TEST(AlignOnDevice, EqualsTheHosts) {
 
 // --- tiles
 
-std::vector<cuda::Tile> tiles_on_device(const cuda::MapArgs& map, std::int32_t width,
-                                        std::int32_t experts, std::uint64_t seed) {
+std::vector<cuda::Tile> tiles_on_device(const RowMap& map, std::int32_t width, std::int32_t experts,
+                                        std::uint64_t seed) {
   const std::int64_t bound = cuda::tiles_bound(map, width);
   std::vector<cuda::Tile> tiles(static_cast<std::size_t>(bound),
                                 {kPoison, kPoison, kPoison, kPoison});
@@ -206,8 +205,7 @@ std::vector<cuda::Tile> tiles_on_device(const cuda::MapArgs& map, std::int32_t w
 }
 
 /// What the list should be, segment by segment, entry by entry.
-std::vector<cuda::Tile> tiles_on_host(const cuda::MapArgs& map, std::int32_t width,
-                                      std::int32_t experts) {
+std::vector<cuda::Tile> tiles_on_host(const RowMap& map, std::int32_t width, std::int32_t experts) {
   std::vector<cuda::Tile> tiles;
   for (std::int32_t s = 0; s < map.num_segments; ++s) {
     const std::int32_t expert = map.expert != nullptr ? map.expert[s] : s;
@@ -229,7 +227,7 @@ bool same(const cuda::Tile& a, const cuda::Tile& b) {
   return a.expert == b.expert && a.first == b.first && a.count == b.count && a.segment == b.segment;
 }
 
-void expect_tiles(const cuda::MapArgs& map, std::int32_t experts, const char* what) {
+void expect_tiles(const RowMap& map, std::int32_t experts, const char* what) {
   for (const std::int32_t width : {1, 16, 64}) {
     const auto expected = tiles_on_host(map, width, experts);
     for (const std::uint64_t seed : emulation::seeds()) {
@@ -246,7 +244,7 @@ TEST(TilesOnDevice, Buckets) {
   for (const Case& c : kCases) {
     const Ints ids = ids_of(c.tokens * c.top_k, c.experts, c.spread, 7);
     const Plan plan = plan_on_host(ids, c.top_k, c.experts);
-    cuda::MapArgs map{};
+    RowMap map{};
     map.offsets = plan.expert_offsets.data();
     map.source = plan.row_token.data();
     map.num_segments = c.experts;
@@ -267,7 +265,7 @@ TEST(TilesOnDevice, AlignedBlocksWithPadding) {
       const std::int64_t capacity = aligned_capacity(pairs, c.experts, block_size);
       Ints sorted(aligned.sorted_ids().begin(), aligned.sorted_ids().end());
       sorted.resize(static_cast<std::size_t>(capacity), static_cast<std::int32_t>(pairs));
-      cuda::MapArgs map{};
+      RowMap map{};
       map.expert = aligned.block_experts().data();
       map.destination = sorted.data();
       map.source = sorted.data();
@@ -282,7 +280,7 @@ TEST(TilesOnDevice, AlignedBlocksWithPadding) {
 
 TEST(TilesOnDevice, PairsAndOneSharedExpert) {
   const Ints ids = ids_of(3000, 16, Spread::FewSkipped, 13);
-  cuda::MapArgs pairs{};
+  RowMap pairs{};
   pairs.expert = ids.data();
   pairs.num_segments = 3000;
   pairs.width = 1;
@@ -290,7 +288,7 @@ TEST(TilesOnDevice, PairsAndOneSharedExpert) {
   pairs.limit = 3000;
   expect_tiles(pairs, 16, "pairs");
 
-  cuda::MapArgs shared{};
+  RowMap shared{};
   shared.num_segments = 1;
   shared.width = 77;
   shared.source_divisor = 1;

@@ -26,37 +26,16 @@ struct Result {
   std::vector<std::int32_t> nonfinite;
 };
 
-cuda::RouteArgs arguments(const RouterConfig& config) {
-  cuda::RouteArgs args{};
-  args.router_bias = config.router_bias.empty() ? nullptr : config.router_bias.data();
-  args.selection_bias = config.selection_bias.empty() ? nullptr : config.selection_bias.data();
-  args.num_experts = config.num_experts;
-  args.top_k = config.top_k;
-  args.score = static_cast<std::int32_t>(config.score);
-  args.renormalize = config.renormalize ? 1 : 0;
-  args.guard = static_cast<std::int32_t>(config.guard);
-  args.select_on = static_cast<std::int32_t>(config.select_on);
-  args.num_groups = config.num_groups;
-  args.groups_used = config.groups_used;
-  args.group_reduce = static_cast<std::int32_t>(config.group_reduce);
-  args.group_mask = static_cast<std::int32_t>(config.group_mask);
-  args.guard_eps = config.guard_eps;
-  args.scale = config.scale;
-  return args;
-}
-
 Result route_on_device(const RouterConfig& config, const std::vector<float>& logits,
                        std::int64_t row_stride, std::int64_t tokens, std::uint64_t seed) {
   const auto pairs = static_cast<std::size_t>(tokens * config.top_k);
   Result r{std::vector<std::int32_t>(pairs, kPoison), std::vector<float>(pairs, kNan),
            std::vector<std::int32_t>(static_cast<std::size_t>(tokens), kPoison)};
-  cuda::RouteArgs args = arguments(config);
+  op::Route args = route_by(config);
   args.logits = logits.data();
   args.row_stride = row_stride;
-  args.num_tokens = tokens;
-  args.topk_ids = r.ids.data();
-  args.topk_weights = r.weights.data();
-  args.nonfinite = r.nonfinite.data();
+  args.out = {r.ids.data(), r.weights.data(), tokens, config.top_k};
+  args.scratch = r.nonfinite.data();
   emulation::options().seed = seed;
   EXPECT_EQ(cuda::launch_route(args, nullptr), cuda::kOk);
   return r;
@@ -74,7 +53,12 @@ void expect_host_result(const RouterConfig& config, const std::vector<float>& lo
   config.validate();
   Routing host(tokens, config.top_k);
   std::vector<float> scratch(static_cast<std::size_t>(route_scratch_elems(config)));
-  route_rows(logits.data(), row_stride, config, host.view(), scratch.data());
+  op::Route call = route_by(config);
+  call.logits = logits.data();
+  call.row_stride = row_stride;
+  call.out = host.view();
+  call.scratch = scratch.data();
+  route_rows(call);
 
   const Result device = route_on_device(config, logits, row_stride, tokens, 0);
   for (std::size_t p = 0; p < device.ids.size(); ++p) {
@@ -239,13 +223,14 @@ TEST(RouteOnDevice, GivenIdsAreWeighed) {
                     std::vector<float>(host.topk_ids().size(), kNan),
                     {}};
       std::vector<float> scratch(static_cast<std::size_t>(route_scratch_elems(config)));
-      route_rows(logits.data(), experts, config, host.view(), scratch.data());
-      cuda::RouteArgs args = arguments(config);
+      op::Route args = route_by(config);
       args.logits = logits.data();
       args.row_stride = experts;
-      args.num_tokens = 18;
-      args.topk_ids = device.ids.data();
-      args.topk_weights = device.weights.data();
+      args.out = host.view();
+      args.scratch = scratch.data();
+      route_rows(args);
+      args.out = {device.ids.data(), device.weights.data(), 18, config.top_k};
+      args.scratch = nullptr;
       emulation::options().seed = 1;
       ASSERT_EQ(cuda::launch_route(args, nullptr), cuda::kOk);
       for (std::size_t p = 0; p < device.ids.size(); ++p) {
@@ -280,8 +265,8 @@ TEST(RouteOnDevice, NoTokensAndLimits) {
   config.num_experts = 8;
   config.top_k = 2;
   EXPECT_TRUE(route_on_device(config, {}, 8, 0, 0).ids.empty());
-  cuda::RouteArgs args = arguments(config);
-  args.num_tokens = 1;
+  op::Route args = route_by(config);
+  args.out.num_tokens = 1;
   args.num_experts = cuda::kMaxExperts + 1;
   EXPECT_EQ(cuda::launch_route(args, nullptr), cuda::kUnsupported);
   args.num_experts = 4096;
@@ -295,8 +280,9 @@ TEST(SharedRouting, SigmoidOrOne) {
   for (const bool gated : {true, false}) {
     std::vector<std::int32_t> ids(300, kPoison);
     std::vector<float> weights(300, kNan);
-    EXPECT_EQ(cuda::launch_shared_routing(
-                  {gated ? logits.data() : nullptr, ids.data(), weights.data(), 300}, nullptr),
+    EXPECT_EQ(cuda::launch_shared_routing({.logits = gated ? logits.data() : nullptr,
+                                           .out = {ids.data(), weights.data(), 300, 1}},
+                                          nullptr),
               cuda::kOk);
     for (std::size_t t = 0; t < 300; ++t) {
       EXPECT_EQ(ids[t], 0);

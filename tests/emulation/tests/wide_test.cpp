@@ -28,7 +28,7 @@ Map uneven_buckets() {
 }
 
 Floats run(const PackedRole& role, const Map& map, const Input& in, std::uint64_t seed = 0) {
-  return run_gemm(role.args(), role.ref, map, in, true, seed);
+  return run_gemm(role.view(), role.ref, map, in, true, seed);
 }
 
 TEST(Wide, EveryFormatAndTypeOfX) {
@@ -110,9 +110,9 @@ TEST(Wide, MissingExpertsAreLeftAlone) {
   const TestRole role = make_role(kExperts, 16, 64, QuantType::Q4_0, 19, false);
   const PackedRole packed = pack_role(role);
   const Input in(40, 64, DType::BF16, 21);
-  cuda::WeightArgs weight = packed.args();
+  RoleRef weight = packed.view();
   const std::int32_t slots[] = {-1, 0, 2};
-  weight.slot_map = slots;
+  weight.ref.slot_map = slots;
   const Floats got = run_gemm(weight, packed.ref, map, in, true, 0);
   Doubles want = product_f64(role, map, in).values;
   map.for_each(kExperts, [&](std::int32_t e, std::int64_t, std::int64_t to) {
@@ -126,7 +126,7 @@ TEST(Wide, EachWeightByteOncePerTile) {
   for (const QuantType type : {QuantType::Q4_K, QuantType::Q5_K, QuantType::Q2_K, QuantType::F16}) {
     const TestRole role = make_role(kExperts, 200, 256, type, 23, false);
     const PackedRole packed = pack_role(role);
-    const cuda::PackedWeight w = cuda::packed_weight(packed.args());
+    const cuda::PackedWeight w = cuda::packed_weight(packed.view().ref);
     const Input in(40, 256, DType::BF16, 25);
     emulation::counters() = {};
     run(packed, map, in);

@@ -1,9 +1,9 @@
-#include "cpu/ops/activate.hpp"
-
 #include <algorithm>
 
+#include "cpu/cpu_backend.hpp"
 #include "cpu/ops/ranges.hpp"
 #include "cpu/ops/vec.hpp"
+#include "moesaic/context.hpp"
 
 namespace moesaic::cpu {
 namespace {
@@ -93,17 +93,17 @@ Row row_of(ActivationKind kind) {
 
 }  // namespace
 
-void activate(ThreadPool& pool, const Activation& activation, const float* gate, const float* up,
-              std::int64_t row_stride, std::int64_t rows, std::int64_t intermediate,
-              float* hidden) {
+void CpuBackend::activate(Context& context, const op::Activate& call) const {
   constexpr std::int64_t kOperations = 24;  // per element, mostly the exponential
-  const Row row = row_of(activation.kind);
-  const bool gated = activation.gated();
-  parallel_ranges(pool, rows, intermediate * kOperations,
+  const Row row = row_of(call.activation.kind);
+  const bool gated = call.activation.gated();
+  const std::int64_t width = call.intermediate;
+  parallel_ranges(context.pool(), call.rows, width * kOperations,
                   [&](std::int64_t begin, std::int64_t end, int) {
                     for (std::int64_t r = begin; r < end; ++r) {
-                      row(activation, gated ? gate + r * row_stride : nullptr, up + r * row_stride,
-                          intermediate, hidden + r * intermediate);
+                      const std::int64_t at = r * call.row_stride;
+                      row(call.activation, gated ? call.gate + at : nullptr, call.up + at, width,
+                          call.hidden + r * width);
                     }
                   });
 }

@@ -1,16 +1,16 @@
-#include "cpu/ops/add_identity.hpp"
-
 #include <algorithm>
 
+#include "cpu/cpu_backend.hpp"
 #include "cpu/ops/convert.hpp"
 #include "cpu/ops/ranges.hpp"
+#include "moesaic/context.hpp"
 
 namespace moesaic::cpu {
 namespace {
 
 constexpr std::int64_t kColumns = 1024;
 
-float identity_weight(const IdentityCall& call, std::int64_t token) {
+float identity_weight(const op::AddIdentity& call, std::int64_t token) {
   const RoutingView& routing = call.routing;
   float weight = 0.0F;
   for (std::int64_t pair = token * routing.top_k; pair < (token + 1) * routing.top_k; ++pair) {
@@ -20,10 +20,10 @@ float identity_weight(const IdentityCall& call, std::int64_t token) {
   return weight;
 }
 
-void add_token(const IdentityCall& call, std::int64_t token) {
+void add_token(const op::AddIdentity& call, std::int64_t token) {
   const float weight = identity_weight(call, token);
   if (weight == 0.0F) return;
-  float* const out = static_cast<float*>(call.out.data) + token * call.out.stride(0);
+  float* const out = static_cast<float*>(call.out.data) + token * call.out.stride;
   for (std::int64_t first = 0; first < call.x.cols; first += kColumns) {
     const std::int64_t count = std::min(kColumns, call.x.cols - first);
     alignas(64) float x[kColumns];
@@ -34,9 +34,8 @@ void add_token(const IdentityCall& call, std::int64_t token) {
 
 }  // namespace
 
-void add_identity(ThreadPool& pool, const IdentityCall& call) {
-  check_float(call.x.dtype, "add_identity", "x");
-  parallel_ranges(pool, call.routing.num_tokens, 2 * call.x.cols,
+void CpuBackend::add_identity(Context& context, const op::AddIdentity& call) const {
+  parallel_ranges(context.pool(), call.routing.num_tokens, 2 * call.x.cols,
                   [&](std::int64_t begin, std::int64_t end, int) {
                     for (std::int64_t t = begin; t < end; ++t) add_token(call, t);
                   });

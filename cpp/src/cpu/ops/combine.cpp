@@ -1,9 +1,9 @@
-#include "cpu/ops/combine.hpp"
-
 #include <algorithm>
 
+#include "cpu/cpu_backend.hpp"
 #include "cpu/ops/convert.hpp"
 #include "cpu/ops/ranges.hpp"
+#include "moesaic/context.hpp"
 
 namespace moesaic::cpu {
 namespace {
@@ -17,10 +17,11 @@ void add_scaled(const float* __restrict row, float weight, std::int64_t count,
 }
 
 /// Columns [first, first + count) of one token.
-void combine_block(const CombineCall& call, std::int64_t token, std::int64_t first,
+void combine_block(const op::Combine& call, std::int64_t token, std::int64_t first,
                    std::int64_t count) {
-  const std::int64_t hidden = call.out.dim(1);
+  const std::int64_t hidden = call.out.cols;
   const RoutingView& routing = call.routing;
+  const auto* const rows = static_cast<const float*>(call.rows);
   alignas(64) float sum[kColumns];
   std::fill_n(sum, count, 0.0F);
   for (std::int32_t slot = 0; slot < routing.top_k; ++slot) {
@@ -28,9 +29,10 @@ void combine_block(const CombineCall& call, std::int64_t token, std::int64_t fir
     if (routing.topk_ids[pair] < 0) continue;
     const std::int64_t row = call.pair_row != nullptr ? call.pair_row[pair] : pair;
     if (row < 0) continue;  // the plan skips it
-    add_scaled(call.rows + row * hidden + first, pair_weight(routing, pair), count, sum);
+    const float weight = routing.topk_weights != nullptr ? routing.topk_weights[pair] : 1.0F;
+    add_scaled(rows + row * hidden + first, weight, count, sum);
   }
-  const std::int64_t offset = token * call.out.stride(0) + first;
+  const std::int64_t offset = token * call.out.stride + first;
   if (call.accumulate) {
     alignas(64) float before[kColumns];
     to_f32(call.out.data, call.out.dtype, offset, count, before);
@@ -41,12 +43,11 @@ void combine_block(const CombineCall& call, std::int64_t token, std::int64_t fir
 
 }  // namespace
 
-void combine(ThreadPool& pool, const CombineCall& call) {
-  check_float(call.out.dtype, "combine", "out");
-  const std::int64_t hidden = call.out.dim(1);
+void CpuBackend::combine(Context& context, const op::Combine& call) const {
+  const std::int64_t hidden = call.out.cols;
   const std::int64_t blocks = (hidden + kColumns - 1) / kColumns;
   const std::int64_t work = std::min(hidden, kColumns) * (call.routing.top_k + 1);
-  parallel_ranges(pool, call.routing.num_tokens * blocks, work,
+  parallel_ranges(context.pool(), call.routing.num_tokens * blocks, work,
                   [&](std::int64_t begin, std::int64_t end, int) {
                     for (std::int64_t i = begin; i < end; ++i) {
                       const std::int64_t first = i % blocks * kColumns;

@@ -3,8 +3,6 @@
 #include <bit>
 #include <cstring>
 
-#include "moesaic/error.hpp"
-
 namespace moesaic::cpu {
 namespace {
 
@@ -62,12 +60,6 @@ void convert(const From* __restrict from, std::int64_t count, To* __restrict to)
 }
 
 }  // namespace
-
-void check_float(DType dtype, const char* operation, const char* what) {
-  require<DTypeError>(dtype == DType::F32 || dtype == DType::F16 || dtype == DType::BF16, [&] {
-    return Problem{operation, what, "f32, f16 or bf16", name_of(dtype), ""};
-  });
-}
 
 void to_f32(const void* data, DType dtype, std::int64_t offset, std::int64_t count, float* out) {
   const auto* const words = static_cast<const std::uint16_t*>(data) + offset;

@@ -4,13 +4,9 @@
 
 #include <cstdint>
 
-#include "moesaic/backend.hpp"
-#include "moesaic/types.hpp"
+#include "moesaic/operands.hpp"
 
 namespace moesaic::cpu {
-
-/// Errors: DTypeError unless f32, f16 or bf16.
-void check_float(DType dtype, const char* operation, const char* what);
 
 /// `count` elements of `dtype` (f32, f16 or bf16) from element `offset` of `data`.
 void to_f32(const void* data, DType dtype, std::int64_t offset, std::int64_t count, float* out);

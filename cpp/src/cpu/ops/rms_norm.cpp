@@ -1,9 +1,9 @@
-#include "cpu/ops/rms_norm.hpp"
-
 #include <cmath>
 
+#include "cpu/cpu_backend.hpp"
 #include "cpu/ops/convert.hpp"
 #include "cpu/ops/ranges.hpp"
+#include "moesaic/context.hpp"
 
 namespace moesaic::cpu {
 namespace {
@@ -25,17 +25,17 @@ float mean_square(const float* row, std::int64_t count) {
 
 }  // namespace
 
-void rms_norm(ThreadPool& pool, const InputRows& x, const float* weight, float eps, float* out) {
-  check_float(x.dtype, "rms_norm", "x");
+void CpuBackend::rms_norm(Context& context, const op::RmsNorm& call) const {
+  const InputRows& x = call.x;
   constexpr std::int64_t kOperations = 4;
-  parallel_ranges(pool, x.num_rows, x.cols * kOperations,
+  parallel_ranges(context.pool(), x.num_rows, x.cols * kOperations,
                   [&](std::int64_t begin, std::int64_t end, int) {
                     for (std::int64_t r = begin; r < end; ++r) {
-                      float* const row = out + r * x.cols;
+                      float* const row = call.out + r * x.cols;
                       row_to_f32(x, r, 0, x.cols, row);
-                      const float factor = 1.0F / std::sqrt(mean_square(row, x.cols) + eps);
+                      const float factor = 1.0F / std::sqrt(mean_square(row, x.cols) + call.eps);
                       for (std::int64_t i = 0; i < x.cols; ++i)
-                        row[i] = row[i] * factor * weight[i];
+                        row[i] = row[i] * factor * call.weight[i];
                     }
                   });
 }

@@ -1,10 +1,10 @@
-#include "cpu/ops/router_logits.hpp"
-
 #include <algorithm>
 
+#include "cpu/cpu_backend.hpp"
 #include "cpu/ops/convert.hpp"
 #include "cpu/ops/ranges.hpp"
 #include "cpu/ops/vec.hpp"
+#include "moesaic/context.hpp"
 
 namespace moesaic::cpu {
 namespace {
@@ -95,13 +95,13 @@ void tile(const InputRows& x, std::int64_t token, const float* weight, std::int3
 
 }  // namespace
 
-void router_logits(ThreadPool& pool, const InputRows& x, const float* weight,
-                   std::int32_t num_experts, float* logits) {
-  check_float(x.dtype, "router_logits", "x");
+void CpuBackend::router_logits(Context& context, const op::RouterLogits& call) const {
+  const InputRows& x = call.x;
+  const std::int32_t num_experts = call.num_experts;
   const std::int64_t expert_tiles = (num_experts + kExperts - 1) / kExperts;
   const std::int64_t token_tiles = (x.num_rows + kTokenTile - 1) / kTokenTile;
   const std::int64_t tokens = std::min(x.num_rows, kTokenTile);
-  parallel_ranges(pool, expert_tiles * token_tiles, tokens * kExperts * x.cols,
+  parallel_ranges(context.pool(), expert_tiles * token_tiles, tokens * kExperts * x.cols,
                   [&](std::int64_t begin, std::int64_t end, int) {
                     for (std::int64_t i = begin; i < end; ++i) {
                       const auto first = static_cast<std::int32_t>(i % expert_tiles * kExperts);
@@ -109,9 +109,10 @@ void router_logits(ThreadPool& pool, const InputRows& x, const float* weight,
                       std::int64_t t = i / expert_tiles * kTokenTile;
                       const std::int64_t stop = std::min(x.num_rows, t + kTokenTile);
                       for (; t + kTokens <= stop; t += kTokens) {
-                        tile<kTokens>(x, t, weight, first, last, num_experts, logits);
+                        tile<kTokens>(x, t, call.weight, first, last, num_experts, call.logits);
                       }
-                      for (; t < stop; ++t) tile<1>(x, t, weight, first, last, num_experts, logits);
+                      for (; t < stop; ++t)
+                        tile<1>(x, t, call.weight, first, last, num_experts, call.logits);
                     }
                   });
 }

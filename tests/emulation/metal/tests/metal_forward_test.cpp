@@ -360,7 +360,8 @@ TEST_F(MetalFailure, MemoryOfTheHost) {
   std::vector<std::int32_t> ids(4);
   Floats weights(4);
   const auto logits = poisoned<float>(4);
-  EXPECT_THROW(backend().shared_routing(context, logits.data(), {ids.data(), weights.data(), 4, 1}),
+  EXPECT_THROW(backend().shared_routing(
+                   context, {.logits = logits.data(), .out = {ids.data(), weights.data(), 4, 1}}),
                DeviceError);
   expect_recovery();
 }

@@ -36,9 +36,12 @@ class MetalOps : public MetalTest {
                                    : std::make_unique<DeviceArray<std::int32_t>>(backend(), given);
     const auto weights = poisoned<float>(pairs);
     const auto scratch = poisoned<float>(backend().route_scratch(config, tokens, 1));
-    const RouteStats got =
-        backend().route(context, in.data(), config.num_experts, config,
-                        {ids->data(), weights.data(), tokens, config.top_k}, scratch.data());
+    op::Route call = route_by(config);
+    call.logits = in.data();
+    call.row_stride = config.num_experts;
+    call.out = {ids->data(), weights.data(), tokens, config.top_k};
+    call.scratch = scratch.data();
+    const RouteStats got = backend().route(context, call);
     EXPECT_EQ(got.nonfinite_rows, want.nonfinite_rows) << what;
     EXPECT_TRUE(std::ranges::equal(ids->host(), host.topk_ids())) << what;
     const Floats w = weights.host();
@@ -184,7 +187,9 @@ TEST_F(MetalOps, PlansAreTheHostsBitForBit) {
         const auto token = poisoned<std::int32_t>(pairs), pair = poisoned<std::int32_t>(pairs),
                    row = poisoned<std::int32_t>(pairs);
         const BucketPlanView plan{offsets.data(), token.data(), pair.data(), row.data()};
-        backend().bucket_plan(context, {ids.data(), nullptr, tokens, top_k}, experts, plan);
+        backend().bucket_plan(
+            context,
+            {.routing = {ids.data(), nullptr, tokens, top_k}, .num_experts = experts, .out = plan});
         EXPECT_TRUE(std::ranges::equal(offsets.host(), want.expert_offsets()));
         EXPECT_TRUE(std::ranges::equal(token.host(), want.row_token()));
         EXPECT_TRUE(std::ranges::equal(pair.host(), want.row_pair()));
@@ -197,8 +202,13 @@ TEST_F(MetalOps, PlansAreTheHostsBitForBit) {
             const auto blocks =
                 poisoned<std::int32_t>(aligned_block_capacity(pairs, experts, block));
             const auto padded = poisoned<std::int32_t>(1);
-            backend().align(context, plan, pairs, experts, block, space,
-                            {sorted.data(), blocks.data(), padded.data()});
+            backend().align(context, {.plan = plan,
+                                      .num_pairs = pairs,
+                                      .num_experts = experts,
+                                      .block_size = block,
+                                      .block_capacity = static_cast<std::int64_t>(blocks.size()),
+                                      .row_space = space,
+                                      .out = {sorted.data(), blocks.data(), padded.data()}});
             EXPECT_EQ(padded.host()[0], aligned.num_post_pad());
             std::vector<std::int32_t> all(aligned.sorted_ids().begin(), aligned.sorted_ids().end());
             all.resize(sorted.size(), static_cast<std::int32_t>(pairs));
@@ -217,8 +227,9 @@ TEST_F(MetalOps, PlanSkipsIdsOutOfRange) {
   const auto offsets = poisoned<std::int32_t>(4);
   const auto token = poisoned<std::int32_t>(6), pair = poisoned<std::int32_t>(6),
              row = poisoned<std::int32_t>(6);
-  backend().bucket_plan(context, {ids.data(), nullptr, 3, 2}, 3,
-                        {offsets.data(), token.data(), pair.data(), row.data()});
+  backend().bucket_plan(context, {.routing = {ids.data(), nullptr, 3, 2},
+                                  .num_experts = 3,
+                                  .out = {offsets.data(), token.data(), pair.data(), row.data()}});
   using Ints = std::vector<std::int32_t>;
   EXPECT_EQ(offsets.host(), (Ints{0, 1, 1, 3}));
   EXPECT_EQ(pair.host(), (Ints{3, 0, 5, -1, -1, -1}));
@@ -242,7 +253,7 @@ TEST_F(MetalOps, GatherTakesStridedRowsOfEveryType) {
                      .outer_stride = 40,
                      .inner_stride = 3};
       const auto out = poisoned<float>(5 * 33);
-      backend().gather(context, rows, index.data(), 5, out.data());
+      backend().gather(context, {.x = rows, .index = index.data(), .rows = 5, .out = out.data()});
       const Floats got = out.host();
       for (std::size_t r = 0; r < 5; ++r) {
         for (std::size_t c = 0; c < 33; ++c) {
@@ -268,7 +279,13 @@ TEST_F(MetalOps, EveryActivationIsTheScalarDefinition) {
   for (int kind = 0; kind <= static_cast<int>(ActivationKind::SiTu); ++kind) {
     Activation a{static_cast<ActivationKind>(kind), 2.0F, 1.7F, 1.5F, kind % 2 == 0 ? 0.0F : 2.0F};
     const auto hidden = poisoned<float>(3 * 35);
-    backend().activate(context, a, gate_up.data(), gate_up.data() + 35, 70, 3, 35, hidden.data());
+    backend().activate(context, {.activation = a,
+                                 .gate = gate_up.data(),
+                                 .up = gate_up.data() + 35,
+                                 .row_stride = 70,
+                                 .rows = 3,
+                                 .intermediate = 35,
+                                 .hidden = hidden.data()});
     const Floats got = hidden.host();
     for (std::size_t i = 0; i < got.size(); ++i) {
       const std::size_t at = i / 35 * 70 + i % 35;
@@ -300,15 +317,14 @@ TEST_F(MetalOps, CombineSumsInSlotOrder) {
         const Floats before = random_values(tokens * (hidden + 5), 6);
         Tensor expected(dtype, tokens, hidden + 5, before);
         const auto out = array(expected.bytes);
-        CombineCall call;
+        op::Combine call;
         call.rows = in.data();
         call.pair_row = packed ? where.data() : nullptr;
         call.routing = {ids.data(), w.data(), tokens, 2};
-        call.out = TensorView(out.data(), dtype, {tokens, hidden}, device());
-        call.out.strides[0] = hidden + 5;
+        call.out = {.data = out.data(), .dtype = dtype, .cols = hidden, .stride = hidden + 5};
         call.accumulate = accumulate;
         // Id 9 counts as -1; where a plan was made, its row says so.
-        call.num_experts = packed ? 0 : 9;
+        if (!packed) call.num_experts = 9;
         backend().combine(context, call);
         for (std::int64_t t = 0; t < tokens; ++t) {
           for (std::int64_t h = 0; h < hidden; ++h) {
@@ -336,7 +352,8 @@ TEST_F(MetalOps, CopiesAndFillsOfOddSizes) {
   for (const std::size_t bytes : {1U, 4U, 64U, 1025U, 4096U}) {
     const auto memory = poisoned<std::byte>(static_cast<std::int64_t>(bytes));
     const auto other = poisoned<std::byte>(static_cast<std::int64_t>(bytes));
-    backend().fill(context, memory.data(), 0x5A, bytes);
+    backend().fill(
+        context, {.data = memory.data(), .bytes = static_cast<std::int64_t>(bytes), .value = 0x5A});
     backend().copy_on_stream(context, other.data(), memory.data(), bytes);
     EXPECT_EQ(other.host(), std::vector<std::byte>(bytes, std::byte{0x5A})) << bytes;
     const std::vector<std::byte> host(bytes, std::byte{0x11});
@@ -357,9 +374,10 @@ TEST_F(MetalOps, RouterLogitsOfEveryType) {
       Tensor x(dtype, tokens, cols, values);
       const auto memory = array(x.bytes);
       const auto logits = poisoned<float>(tokens * experts);
-      backend().router_logits(
-          context, input_rows(ConstTensorView(memory.data(), dtype, {tokens, cols}), "test", "x"),
-          weight.data(), experts, logits.data());
+      backend().router_logits(context, {.x = dense_rows(memory.data(), dtype, tokens, cols),
+                                        .weight = weight.data(),
+                                        .num_experts = experts,
+                                        .logits = logits.data()});
       Doubles want;
       for (std::int64_t t = 0; t < tokens; ++t) {
         for (std::int32_t e = 0; e < experts; ++e) {

@@ -1,10 +1,9 @@
 #pragma once
 
-/// Every check of a forward, once, before anything is written.
+/// The rules of a forward: what its parts and tensors must be to each other. All of them run before
+/// anything is written; later code trusts them.
 
 #include <cstdint>
-#include <initializer_list>
-#include <utility>
 
 #include "moesaic/forward.hpp"
 
@@ -20,16 +19,11 @@ struct CallSizes {
 
 /// Throws ShapeError, DTypeError, DeviceError, ConfigError or UnsupportedError naming `operation`.
 /// No allocation unless it throws.
-CallSizes check_forward(const char* operation, DeviceType device, const LayerRef& layer,
+CallSizes check_forward(const char* operation, Device device, const LayerRef& layer,
                         const ForwardIo& io);
 
 /// Asks the backend about every role and part; with `strict` its slower ways are errors too.
 void check_supported(const char* operation, const Context& context, const LayerRef& layer);
-
-/// The tensors of a call lie on the backend's own device (the other checks ask for its kind alone).
-void check_same_device(const char* operation, Device device, const ForwardIo& io);
-void check_same_device(const char* operation, Device device,
-                       std::initializer_list<std::pair<const char*, ConstTensorView>> tensors);
 
 /// The layer alone (check_layer.cpp): its stacks, norms and projections fit together.
 void check_layer(const char* operation, const LayerRef& layer);
@@ -44,16 +38,5 @@ void check_token_ids(const char* operation, const LayerRef& layer, const Forward
 /// Throws CaptureError where they cannot be read now.
 void check_device_ids(const char* operation, Context& context, const LayerRef& layer,
                       const ForwardIo& io);
-
-/// Throws unless `view` lies on `device` and has an element type the forward reads and writes.
-void check_float_tensor(const char* operation, const char* name, DeviceType device,
-                        const ConstTensorView& view);
-/// Throws unless `view` is dense [dims...] of `dtype` on `device`, with data unless it is empty.
-void check_dense(const char* operation, const char* name, DeviceType device,
-                 const ConstTensorView& view, DType dtype,
-                 std::initializer_list<std::int64_t> dims);
-/// Throws unless `out` is [rows, cols] f32, f16 or bf16 with contiguous rows that do not overlap.
-void check_out(const char* operation, DeviceType device, const ConstTensorView& out,
-               std::int64_t rows, std::int64_t cols);
 
 }  // namespace moesaic::forward

@@ -1,98 +1,17 @@
-#include "ops/check.hpp"
+#include "forward/check_call.hpp"
 
 #include <algorithm>
 #include <limits>
 #include <string>
 #include <vector>
 
+#include "ops/check_tensor.hpp"
+
 namespace moesaic::forward {
 namespace {
 
 /// Room for the padding of an aligned routing inside int32.
 constexpr std::int64_t kMaxPairs = std::numeric_limits<std::int32_t>::max() / 2;
-
-std::string shape_text(std::initializer_list<std::int64_t> dims) {
-  std::string text = "[";
-  for (const std::int64_t d : dims) text += (text.size() > 1 ? ", " : "") + std::to_string(d);
-  return text + "]";
-}
-
-bool has_shape(const ConstTensorView& view, std::initializer_list<std::int64_t> dims) {
-  if (view.rank != static_cast<int>(dims.size())) return false;
-  int i = 0;
-  for (const std::int64_t d : dims) {
-    if (view.dim(i++) != d) return false;
-  }
-  return true;
-}
-
-void check_shape(const char* operation, const char* name, const ConstTensorView& view,
-                 std::initializer_list<std::int64_t> dims) {
-  require<ShapeError>(has_shape(view, dims), [&] {
-    return Problem{.operation = operation,
-                   .what = std::string(name) + ".shape",
-                   .expected = shape_text(dims),
-                   .got = describe(view),
-                   .hint = {}};
-  });
-  require<ShapeError>(view.data != nullptr || view.empty(), [&] {
-    return Problem{.operation = operation,
-                   .what = std::string(name) + ".data",
-                   .expected = "memory for " + describe(view),
-                   .got = "null",
-                   .hint = {}};
-  });
-}
-
-void check_device(const char* operation, const char* name, DeviceType device,
-                  const ConstTensorView& view) {
-  require<DeviceError>(view.device.type == device, [&] {
-    return Problem{.operation = operation,
-                   .what = std::string(name) + ".device",
-                   .expected = to_string({device, 0}),
-                   .got = to_string(view.device),
-                   .hint = {}};
-  });
-}
-
-void check_contiguous_rows(const char* operation, const char* name, const ConstTensorView& view) {
-  const int last = view.rank - 1;
-  require<ShapeError>(view.empty() || view.dim(last) == 1 || view.stride(last) == 1, [&] {
-    return Problem{.operation = operation,
-                   .what = std::string(name) + ".strides",
-                   .expected = "a contiguous last dimension",
-                   .got = "stride " + std::to_string(view.stride(last)),
-                   .hint = "make a contiguous copy"};
-  });
-}
-
-/// First and one-past-last byte that a view touches.
-struct Extent {
-  const std::byte* begin;
-  const std::byte* end;
-};
-Extent extent_of(const ConstTensorView& view) {
-  const auto size = static_cast<std::int64_t>(size_of(view.dtype));
-  std::int64_t low = 0, high = 0;
-  for (int i = 0; i < view.rank; ++i) {
-    const std::int64_t reach = (view.dim(i) - 1) * view.stride(i);
-    (reach < 0 ? low : high) += reach;
-  }
-  const auto* data = static_cast<const std::byte*>(view.data);
-  return {data + low * size, data + (high + 1) * size};
-}
-
-void check_no_overlap(const char* operation, const ConstTensorView& x, const ConstTensorView& out) {
-  if (x.empty() || out.empty()) return;
-  const Extent a = extent_of(x), b = extent_of(out);
-  require<ShapeError>(a.end <= b.begin || b.end <= a.begin, [&] {
-    return Problem{.operation = operation,
-                   .what = "out",
-                   .expected = "memory apart from x",
-                   .got = "overlapping memory",
-                   .hint = "the forward cannot run in place"};
-  });
-}
 
 /// A routing in the caller's memory, given or to be filled.
 void check_routing_view(const char* operation, const char* name, const RoutingView& routing,
@@ -133,7 +52,7 @@ void check_stands_alone(const char* operation, const ForwardIo& io) {
 }
 
 /// Logits from outside.
-void check_logits(const char* operation, DeviceType device, const LayerRef& layer,
+void check_logits(const char* operation, Device device, const LayerRef& layer,
                   const ForwardIo& io) {
   check_shape(operation, "logits", io.logits, {io.x.dim(0), layer.router_experts()});
   require<DTypeError>(io.logits.dtype == DType::F32, [&] {
@@ -143,12 +62,11 @@ void check_logits(const char* operation, DeviceType device, const LayerRef& laye
                    .got = name_of(io.logits.dtype),
                    .hint = {}};
   });
-  check_device(operation, "logits", device, io.logits);
-  check_contiguous_rows(operation, "logits", io.logits);
+  check_input(operation, "logits", device, io.logits);
 }
 
 /// What the router reads to make logits of its own.
-void check_router_input(const char* operation, DeviceType device, const LayerRef& layer,
+void check_router_input(const char* operation, Device device, const LayerRef& layer,
                         const ForwardIo& io) {
   check_router_weight(operation, layer);
   const bool given = io.router_input.data != nullptr;
@@ -161,12 +79,11 @@ void check_router_input(const char* operation, DeviceType device, const LayerRef
   });
   if (!given) return;
   check_shape(operation, "router_input", io.router_input, {io.x.dim(0), layer.hidden_size()});
-  check_float_tensor(operation, "router_input", device, io.router_input);
-  check_contiguous_rows(operation, "router_input", io.router_input);
+  check_input(operation, "router_input", device, io.router_input);
 }
 
 /// Ids that come with the call, for a router that only weighs them.
-void check_given_ids(const char* operation, DeviceType device, const LayerRef& layer,
+void check_given_ids(const char* operation, Device device, const LayerRef& layer,
                      const ForwardIo& io) {
   const bool ids = io.routing.topk_ids != nullptr;
   const bool tokens = io.token_ids.data != nullptr;
@@ -191,11 +108,11 @@ void check_given_ids(const char* operation, DeviceType device, const LayerRef& l
                    .hint = "give topk_ids"};
   });
   check_dense(operation, "token_ids", device, io.token_ids, DType::I32, {io.x.dim(0)});
-  if (device == DeviceType::Cpu) check_token_ids(operation, layer, io);
+  if (device.type == DeviceType::Cpu) check_token_ids(operation, layer, io);
 }
 
 /// How the tokens find their experts, unless a ready routing says it.
-void check_router(const char* operation, DeviceType device, const LayerRef& layer,
+void check_router(const char* operation, Device device, const LayerRef& layer,
                   const ForwardIo& io) {
   check_router_config(operation, layer);
   check_given_ids(operation, device, layer, io);
@@ -246,61 +163,7 @@ void check_device_ids(const char* operation, Context& context, const LayerRef& l
   check_token_ids(operation, layer, on_host);
 }
 
-void check_float_tensor(const char* operation, const char* name, DeviceType device,
-                        const ConstTensorView& view) {
-  require<DTypeError>(
-      view.dtype == DType::F32 || view.dtype == DType::F16 || view.dtype == DType::BF16, [&] {
-        return Problem{.operation = operation,
-                       .what = std::string(name) + ".dtype",
-                       .expected = "f32, f16 or bf16",
-                       .got = name_of(view.dtype),
-                       .hint = {}};
-      });
-  check_device(operation, name, device, view);
-}
-
-void check_dense(const char* operation, const char* name, DeviceType device,
-                 const ConstTensorView& view, DType dtype,
-                 std::initializer_list<std::int64_t> dims) {
-  check_shape(operation, name, view, dims);
-  require<DTypeError>(view.dtype == dtype, [&] {
-    return Problem{.operation = operation,
-                   .what = std::string(name) + ".dtype",
-                   .expected = name_of(dtype),
-                   .got = name_of(view.dtype),
-                   .hint = {}};
-  });
-  check_device(operation, name, device, view);
-  std::int64_t step = 1;
-  bool dense = true;
-  for (int i = view.rank - 1; i >= 0; --i) {
-    dense = dense && (view.dim(i) <= 1 || view.stride(i) == step);
-    step *= view.dim(i);
-  }
-  require<ShapeError>(dense || view.empty(), [&] {
-    return Problem{.operation = operation,
-                   .what = std::string(name) + ".strides",
-                   .expected = "a dense row-major tensor",
-                   .got = "strided",
-                   .hint = "make a contiguous copy"};
-  });
-}
-
-void check_out(const char* operation, DeviceType device, const ConstTensorView& out,
-               std::int64_t rows, std::int64_t cols) {
-  check_shape(operation, "out", out, {rows, cols});
-  check_float_tensor(operation, "out", device, out);
-  check_contiguous_rows(operation, "out", out);
-  require<ShapeError>(out.empty() || rows == 1 || out.stride(0) >= cols, [&] {
-    return Problem{.operation = operation,
-                   .what = "out.strides",
-                   .expected = "rows that do not overlap",
-                   .got = "row stride " + std::to_string(out.stride(0)),
-                   .hint = {}};
-  });
-}
-
-CallSizes check_forward(const char* operation, DeviceType device, const LayerRef& layer,
+CallSizes check_forward(const char* operation, Device device, const LayerRef& layer,
                         const ForwardIo& io) {
   check_layer(operation, layer);
   const std::int64_t hidden = layer.hidden_size();
@@ -313,11 +176,9 @@ CallSizes check_forward(const char* operation, DeviceType device, const LayerRef
   });
   CallSizes sizes;
   sizes.num_tokens = io.x.dim(0);
-  check_shape(operation, "x", io.x, {sizes.num_tokens, hidden});
-  check_float_tensor(operation, "x", device, io.x);
-  check_contiguous_rows(operation, "x", io.x);
+  check_input(operation, "x", device, io.x);
   check_out(operation, device, io.out, sizes.num_tokens, hidden);
-  check_no_overlap(operation, io.x, io.out);
+  check_apart(operation, "x", io.x, io.out);
 
   sizes.ready_routing = io.routing.topk_ids != nullptr && io.routing.topk_weights != nullptr;
   if (io.routing.topk_ids != nullptr) {
@@ -340,7 +201,7 @@ CallSizes check_forward(const char* operation, DeviceType device, const LayerRef
   });
   sizes.num_pairs = sizes.num_tokens * sizes.top_k;
   // Ids in device memory are the business of the backend's plan.
-  if (io.routing.topk_ids != nullptr && device == DeviceType::Cpu) {
+  if (io.routing.topk_ids != nullptr && device.type == DeviceType::Cpu) {
     check_ids(io.routing, layer.router_experts(), operation);
   }
   if (io.routing_out.topk_ids != nullptr && sizes.num_tokens > 0) {
