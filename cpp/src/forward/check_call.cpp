@@ -63,6 +63,7 @@ void check_logits(const char* operation, Device device, const LayerRef& layer,
                    .hint = {}};
   });
   check_input(operation, "logits", device, io.logits);
+  check_apart(operation, "logits", io.logits, io.out);
 }
 
 /// What the router reads to make logits of its own.
@@ -80,6 +81,7 @@ void check_router_input(const char* operation, Device device, const LayerRef& la
   if (!given) return;
   check_shape(operation, "router_input", io.router_input, {io.x.dim(0), layer.hidden_size()});
   check_input(operation, "router_input", device, io.router_input);
+  check_apart(operation, "router_input", io.router_input, io.out);
 }
 
 /// Ids that come with the call, for a router that only weighs them.

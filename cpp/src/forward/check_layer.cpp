@@ -1,68 +1,12 @@
 #include <string>
+#include <utility>
 
 #include "forward/check_call.hpp"
 #include "forward/parts.hpp"
 #include "ops/check_tensor.hpp"
+#include "weights/check_parts.hpp"
 
 namespace moesaic::forward {
-namespace {
-
-void check_stack(const char* operation, const char* name, const ExpertStack& stack,
-                 const Activation& activation) {
-  require<ShapeError>(stack.gated() == activation.gated(), [&] {
-    return Problem{.operation = operation,
-                   .what = name,
-                   .expected = std::string(activation.gated() ? "a" : "no") +
-                               " gate tensor for activation " + name_of(activation.kind),
-                   .got = stack.gated() ? "one" : "none",
-                   .hint = {}};
-  });
-}
-
-/// `count` values that may be left out.
-void check_optional(const char* operation, const char* name, std::size_t got, std::int64_t count) {
-  require<ShapeError>(got == 0 || static_cast<std::int64_t>(got) == count, [&] {
-    return Problem{.operation = operation,
-                   .what = name,
-                   .expected = "no elements or " + std::to_string(count),
-                   .got = std::to_string(got),
-                   .hint = {}};
-  });
-}
-
-void check_shared(const char* operation, const SharedExperts& shared, std::int64_t hidden) {
-  const StackShape& shape = shared.stack.shape();
-  require<ShapeError>(shape.num_experts == 1 && shape.hidden_size == hidden, [&] {
-    return Problem{
-        .operation = operation,
-        .what = "shared experts",
-        .expected = "one expert of hidden size " + std::to_string(hidden),
-        .got = std::to_string(shape.num_experts) + " of " + std::to_string(shape.hidden_size),
-        .hint = {}};
-  });
-  check_optional(operation, "shared gate", shared.gate.size(), hidden);
-  check_stack(operation, "shared experts", shared.stack, shared.activation);
-}
-
-void check_latent(const char* operation, const LatentExperts& latent, const ExpertStack& stack) {
-  const StackShape& shape = latent.projections.shape();
-  const std::int64_t width = stack.shape().hidden_size;
-  require<ShapeError>(
-      shape.num_experts == 1 && shape.intermediate_size == width && !latent.projections.gated(),
-      [&] {
-        return Problem{.operation = operation,
-                       .what = "latent projections",
-                       .expected = "one ungated expert of intermediate size " +
-                                   std::to_string(width) + ", the experts' hidden size",
-                       .got = std::to_string(shape.num_experts) +
-                              (latent.projections.gated() ? " gated" : " ungated") + " of " +
-                              std::to_string(shape.intermediate_size),
-                       .hint = {}};
-      });
-  check_optional(operation, "latent norm", latent.norm.weight.size(), width);
-}
-
-}  // namespace
 
 void check_layer(const char* operation, const LayerRef& layer) {
   require<ShapeError>(layer.stack != nullptr, [&] {
@@ -73,14 +17,14 @@ void check_layer(const char* operation, const LayerRef& layer) {
                    .hint = {}};
   });
   const std::int64_t hidden = layer.hidden_size();
-  check_stack(operation, "stack", *layer.stack, layer.activation);
-  if (layer.latent != nullptr) check_latent(operation, *layer.latent, *layer.stack);
-  if (layer.shared != nullptr) check_shared(operation, *layer.shared, hidden);
-  if (layer.input_norm != nullptr) {
-    check_optional(operation, "input norm", layer.input_norm->weight.size(), hidden);
+  stack::check_gate(operation, "stack", *layer.stack, layer.activation);
+  if (layer.latent != nullptr) {
+    stack::check_latent(operation, *layer.latent, layer.stack->shape());
   }
-  if (layer.router_norm != nullptr) {
-    check_optional(operation, "router norm", layer.router_norm->weight.size(), hidden);
+  if (layer.shared != nullptr) stack::check_shared(operation, *layer.shared, hidden);
+  for (const auto& [name, norm] :
+       {std::pair{"input norm", layer.input_norm}, std::pair{"router norm", layer.router_norm}}) {
+    if (norm != nullptr) stack::check_norm(operation, name, *norm, hidden);
   }
 }
 

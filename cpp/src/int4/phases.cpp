@@ -37,6 +37,7 @@ void check_call(const char* operation, const Context& context, const WeightRef& 
                    .hint = {}};
   });
   forward::check_dense(operation, "out", device, out, DType::F32, {out.dim(0), weight.rows});
+  forward::check_apart(operation, "x", x, out);
 }
 
 /// A checked product and the memory that it needs; made before the first launch.

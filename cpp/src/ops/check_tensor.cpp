@@ -131,8 +131,8 @@ void check_apart(const char* operation, const char* name, const ConstTensorView&
   require<ShapeError>(!overlap(in, out), [&] {
     return Problem{.operation = operation,
                    .what = "out",
-                   .expected = std::string("memory apart from ") + name,
-                   .got = "overlapping memory",
+                   .expected = "memory of its own",
+                   .got = std::string("memory shared with ") + name,
                    .hint = "operations do not run in place"};
   });
 }

@@ -59,6 +59,8 @@ GemvCall check_gemv(const char* operation, Context& context, const StackShape& s
   call.map = {
       .num_segments = pairs, .expert = static_cast<const std::int32_t*>(ids.data), .limit = pairs};
   forward::check_input(operation, "x", device, x);
+  forward::check_apart(operation, "x", x, out);
+  forward::check_apart(operation, "ids", ids, out);
   const bool per_slot = batched ? x.rank == 3 && x.dim(0) == tokens && x.dim(1) == top_k
                                 : x.rank == 2 && x.dim(0) == top_k;
   const bool per_token = batched && x.rank == 2 && x.dim(0) == tokens;
@@ -178,6 +180,7 @@ void expert_gemm(Context& context, const ExpertStack& stack, Role role, const Co
   }
   forward::check_input(kName, "x", device, x);
   forward::check_dense(kName, "out", device, out, DType::F32, {pairs, weights.ref.rows});
+  forward::check_apart(kName, "x", x, out);
   if (pairs == 0) return;
   const Backend& backend = context.backend();
   forward::CallMemory memory(kName, context);

@@ -24,11 +24,12 @@ void check_plan(const char* operation, const BucketPlan& plan, const RoutingView
 }
 
 /// Sums checked rows, dense on the device, as the routing and the way from pair to row say.
-void combine_rows(const char* operation, Context& context, const ConstTensorView& rows,
-                  const std::int32_t* pair_row, const RoutingView& routing, const TensorView& out,
-                  bool accumulate) {
+void combine_rows(const char* operation, const char* name, Context& context,
+                  const ConstTensorView& rows, const std::int32_t* pair_row,
+                  const RoutingView& routing, const TensorView& out, bool accumulate) {
   const Backend& backend = context.backend();
   forward::check_out(operation, backend.device(), out, routing.num_tokens, out.dim(1));
+  forward::check_apart(operation, name, rows, out);
   if (out.empty()) return;
   backend.combine(context, {.rows = rows.data,
                             .pair_row = pair_row,
@@ -49,6 +50,7 @@ void gather_rows(Context& context, const ConstTensorView& x, const BucketPlan& p
   forward::check_input(kName, "x", device, x);
   const std::int64_t cols = x.dim(1);
   forward::check_dense(kName, "out", device, out, DType::F32, {plan.num_pairs(), cols});
+  forward::check_apart(kName, "x", x, out);
   if (out.empty()) return;
   const Backend& backend = context.backend();
   const std::int64_t used = plan.num_rows();
@@ -75,6 +77,7 @@ void silu_mul(Context& context, const ConstTensorView& gate_up, TensorView out) 
   const std::int64_t rows = gate_up.dim(0), intermediate = gate_up.dim(1) / 2;
   forward::check_dense(kName, "gate_up", device, gate_up, DType::F32, {rows, 2 * intermediate});
   forward::check_dense(kName, "out", device, out, DType::F32, {rows, intermediate});
+  forward::check_apart(kName, "gate_up", gate_up, out);
   if (out.empty()) return;
   const auto* gate = static_cast<const float*>(gate_up.data);
   context.backend().activate(context, {.activation = {},
@@ -96,7 +99,7 @@ void combine(Context& context, const ConstTensorView& rows, const BucketPlan& pl
                        {plan.num_pairs(), out.dim(1)});
   forward::CallMemory memory(kName, context);
   const std::int32_t* const pair_row = memory.place(plan.pair_row());
-  combine_rows(kName, context, rows, pair_row, routing, out, accumulate);
+  combine_rows(kName, "rows", context, rows, pair_row, routing, out, accumulate);
 }
 
 void combine(Context& context, const ConstTensorView& rows, const BucketPlan& plan,
@@ -118,7 +121,7 @@ void weighted_sum(Context& context, const ConstTensorView& pairs, const RoutingV
     forward::check_dense(kName, "pairs", device, pairs, DType::F32,
                          {routing.num_pairs(), out.dim(1)});
   }
-  combine_rows(kName, context, pairs, nullptr, routing, out, accumulate);
+  combine_rows(kName, "pairs", context, pairs, nullptr, routing, out, accumulate);
   context.backend().submit(context);
 }
 

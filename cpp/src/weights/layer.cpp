@@ -6,10 +6,13 @@
 
 #include "moesaic/backend.hpp"
 #include "moesaic/gguf.hpp"
+#include "weights/check_parts.hpp"
 #include "weights/load.hpp"
 
 namespace moesaic {
 namespace {
+
+constexpr const char* kName = "MoeLayer";
 
 template <class T>
 void check_equal(const char* what, T expected, T got) {
@@ -18,17 +21,6 @@ void check_equal(const char* what, T expected, T got) {
                    .what = what,
                    .expected = std::to_string(expected),
                    .got = std::to_string(got),
-                   .hint = {}};
-  });
-}
-
-void check_gate(const ExpertStack& stack, const Activation& activation, const char* what) {
-  require<ShapeError>(stack.gated() == activation.gated(), [&] {
-    return Problem{.operation = "MoeLayer",
-                   .what = what,
-                   .expected = std::string(activation.gated() ? "a" : "no") +
-                               " gate tensor for activation " + name_of(activation.kind),
-                   .got = stack.gated() ? "one" : "none",
                    .hint = {}};
   });
 }
@@ -46,30 +38,6 @@ void check_present(const char* what, bool expected, bool got) {
                    .got = got ? "some" : "none",
                    .hint = {}};
   });
-}
-
-void check_norm(const char* what, bool expected, const RmsNorm& norm, std::int64_t size) {
-  check_present(what, expected, static_cast<bool>(norm));
-  if (norm) check_count(what, size, norm.weight.size());
-}
-
-void check_shared(const MoeConfig& config, const SharedExperts& shared) {
-  check_equal("shared.num_experts", 1, shared.stack.num_experts());
-  check_equal("shared.hidden_size", config.hidden_size, shared.stack.shape().hidden_size);
-  check_equal("shared.intermediate_size", config.shared_intermediate_size,
-              shared.stack.shape().intermediate_size);
-  const bool sigmoid = config.shared == SharedKind::SigmoidGated;
-  check_count("shared.gate elements", sigmoid ? config.hidden_size : 0, shared.gate.size());
-  check_gate(shared.stack, config.shared_activation, "shared");
-}
-
-void check_latent(const MoeConfig& config, const LatentExperts& latent) {
-  const StackShape& shape = latent.projections.shape();
-  check_equal("latent.num_experts", 1, shape.num_experts);
-  check_equal("latent.hidden_size", config.hidden_size, shape.hidden_size);
-  check_equal("latent.intermediate_size", config.latent_size, shape.intermediate_size);
-  check_present("latent gate projection", false, latent.projections.gated());
-  check_norm("latent norm", config.latent_norm, latent.norm, config.latent_size);
 }
 
 void check_table(const MoeConfig& config, const std::vector<std::int32_t>& table) {
@@ -132,20 +100,31 @@ MoeLayer::MoeLayer(MoeConfig config, Parts parts)
   check_equal("router.num_experts without identity experts", config_.num_experts,
               config_.router.weighted_experts());
   check_equal("router.top_k", config_.top_k, config_.router.top_k);
-  check_gate(*parts_.stack, config_.activation, "stack");
+  stack::check_gate(kName, "stack", *parts_.stack, config_.activation);
   if (!parts_.router_weight.empty()) {
     check_count("router_weight elements", config_.router.num_experts * hidden,
                 parts_.router_weight.size());
   }
   check_present("shared experts", config_.shared != SharedKind::None, parts_.shared.has_value());
   if (parts_.shared) {
-    check_shared(config_, *parts_.shared);
     parts_.shared->activation = config_.shared_activation;
+    stack::check_shared(kName, *parts_.shared, hidden);
+    check_equal("shared.intermediate_size", config_.shared_intermediate_size,
+                parts_.shared->stack.shape().intermediate_size);
+    check_present("shared gate", config_.shared == SharedKind::SigmoidGated,
+                  !parts_.shared->gate.empty());
   }
   check_present("latent experts", config_.latent_size > 0, parts_.latent.has_value());
-  if (parts_.latent) check_latent(config_, *parts_.latent);
-  check_norm("input norm", config_.input_norm, parts_.input_norm, hidden);
-  check_norm("router norm", config_.router_input == RouterInput::Norm, parts_.router_norm, hidden);
+  if (parts_.latent) {
+    check_equal("latent.hidden_size", hidden, parts_.latent->projections.shape().hidden_size);
+    stack::check_latent(kName, *parts_.latent, shape);
+    check_present("latent norm", config_.latent_norm, static_cast<bool>(parts_.latent->norm));
+  }
+  check_present("input norm", config_.input_norm, static_cast<bool>(parts_.input_norm));
+  stack::check_norm(kName, "input norm", parts_.input_norm, hidden);
+  check_present("router norm", config_.router_input == RouterInput::Norm,
+                static_cast<bool>(parts_.router_norm));
+  stack::check_norm(kName, "router norm", parts_.router_norm, hidden);
   check_table(config_, parts_.token_experts);
   if (parts_.stack->device().type != DeviceType::Cpu) {
     const Backend& backend = backend_for(parts_.stack->device());
