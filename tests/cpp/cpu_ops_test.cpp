@@ -14,6 +14,7 @@
 #include "cpu/cpu_backend.hpp"
 #include "cpu/ops/convert.hpp"
 #include "cpu/ops/ranges.hpp"
+#include "moesaic/config.hpp"
 #include "moesaic/context.hpp"
 #include "moesaic/error.hpp"
 

@@ -13,6 +13,7 @@
 
 #include "dot_f64.hpp"
 #include "moesaic/backend.hpp"
+#include "moesaic/config.hpp"
 #include "moesaic/context.hpp"
 #include "moesaic/error.hpp"
 

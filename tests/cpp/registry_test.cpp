@@ -10,6 +10,7 @@
 
 #include "backend/builtin.hpp"
 #include "cpu/isa.hpp"
+#include "moesaic/config.hpp"
 #include "moesaic/context.hpp"
 #include "moesaic/error.hpp"
 

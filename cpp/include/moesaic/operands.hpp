@@ -171,7 +171,7 @@ struct WeightRef {
 
 /// One role as an operation reads it: y = (W x) * scale[e] + bias[e].
 struct RoleRef {
-  WeightRef ref;
+  WeightRef ref{};
   const float* scale = nullptr;  ///< null or [E]
   const float* bias = nullptr;   ///< null or [E, rows]
 };

@@ -19,7 +19,7 @@ namespace moesaic::op {
 
 /// logits [T, E] = x [T, H] * weight [E, H]^T, f32.
 struct RouterLogits {
-  InputRows x;
+  InputRows x{};
   const float* weight = nullptr;  ///< host
   std::int32_t num_experts = 0;
   float* logits = nullptr;
@@ -32,7 +32,7 @@ struct Route : RouterRules {
   const float* selection_bias = nullptr;  ///< host, [E] or null
   const float* logits = nullptr;          ///< [T, E], rows row_stride elements apart
   std::int64_t row_stride = 0;
-  RoutingView out;
+  RoutingView out{};
   /// Backend::route_scratch elements of 4 bytes. A device leaves in the first T of them, as int32,
   /// 1 for each row that held NaN or an infinity, else 0; its kernels take null as "do not say".
   void* scratch = nullptr;
@@ -44,38 +44,38 @@ struct LookUpExperts {
   const std::int32_t* table = nullptr;  ///< host, [num_rows, top_k]
   std::int64_t num_rows = 0;
   const std::int32_t* token_ids = nullptr;  ///< [T]
-  RoutingView out;                          ///< only topk_ids is written
+  RoutingView out{};                        ///< only topk_ids is written
 };
 
 /// The routing [T, 1] of a shared expert: ids 0, weights sigmoid(logits[t]), or 1 without logits.
 struct SharedRouting {
   const float* logits = nullptr;  ///< [T] or null
-  RoutingView out;
+  RoutingView out{};
 };
 
 /// Stable sort of the pairs by expert (build_bucket_plan). A device takes ids outside [0, E) as -1;
 /// on the host they have been checked. Behind expert_offsets[E], row_token and row_pair are -1.
 struct BucketPlan {
-  RoutingView routing;  ///< topk_ids alone is read
+  RoutingView routing{};  ///< topk_ids alone is read
   std::int32_t num_experts = 0;
-  BucketPlanView out;  ///< with scratch, 64-byte aligned
+  BucketPlanView out{};  ///< with scratch, 64-byte aligned
 };
 
 /// Pads each expert's rows to whole blocks (align_block_size).
 struct Align {
-  BucketPlanView plan;  ///< expert_offsets and row_pair are read
+  BucketPlanView plan{};  ///< expert_offsets and row_pair are read
   std::int64_t num_pairs = 0;
   std::int32_t num_experts = 0;
   std::int32_t block_size = 0;
   /// aligned_block_capacity; sorted_ids holds block_size times as many. Both are written to the end.
   std::int64_t block_capacity = 0;
   RowSpace row_space = RowSpace::TokenPairs;
-  AlignedRoutingView out;
+  AlignedRoutingView out{};
 };
 
 /// out [rows, cols of x] f32: out[r] = x[index[r]], zeros for a negative index.
 struct Gather {
-  InputRows x;
+  InputRows x{};
   const std::int32_t* index = nullptr;  ///< [rows]
   std::int64_t rows = 0;
   float* out = nullptr;
@@ -84,9 +84,9 @@ struct Gather {
 /// out[destination] = W[expert] * in[source] for each entry of the map; [limit, rows of W]. Rows
 /// that the map does not name are left alone.
 struct Gemm {
-  RoleRef weight;
-  RowMap map;
-  InputRows in;
+  RoleRef weight{};
+  RowMap map{};
+  InputRows in{};
   void* out = nullptr;
   DType out_dtype = DType::F32;            ///< F32, or Backend::working_dtype
   Precision precision = Precision::Exact;  ///< Exact or Fast, already decided
@@ -97,7 +97,7 @@ struct Gemm {
 
 /// hidden [rows, I] f32 = activation(gate row, up row), from rows `row_stride` elements apart.
 struct Activate {
-  Activation activation;
+  Activation activation{};
   const float* gate = nullptr;  ///< not read by ungated kinds
   const float* up = nullptr;
   std::int64_t row_stride = 0;
@@ -108,11 +108,11 @@ struct Activate {
 
 /// hidden[destination] = activation(gate row, up row) of in[source]; [limit, I].
 struct GateUp {
-  RoleRef gate;  ///< without weights for ungated kinds
-  RoleRef up;
-  Activation activation;
-  RowMap map;
-  InputRows in;
+  RoleRef gate{};  ///< without weights for ungated kinds
+  RoleRef up{};
+  Activation activation{};
+  RowMap map{};
+  InputRows in{};
   void* hidden = nullptr;
   DType hidden_dtype = DType::F32;  ///< F32, or Backend::working_dtype
   Precision precision = Precision::Exact;
@@ -132,8 +132,8 @@ struct Combine {
   const void* rows = nullptr;              ///< [P, H]
   DType rows_dtype = DType::F32;           ///< F32, or Backend::working_dtype
   const std::int32_t* pair_row = nullptr;  ///< [P], or null: row = pair
-  RoutingView routing;                     ///< without weights all of them are 1
-  OutputRows out;                          ///< [T, H]
+  RoutingView routing{};                   ///< without weights all of them are 1
+  OutputRows out{};                        ///< [T, H]
   bool accumulate = false;                 ///< add to out instead of assigning
   std::int32_t num_experts = INT32_MAX;    ///< a device takes ids from here on as -1
 };
@@ -142,11 +142,11 @@ struct Combine {
 /// do both at once and leave `rows` alone. The map holds the pairs of `combine`, each under the
 /// expert of its id.
 struct Down {
-  RoleRef weight;
-  RowMap map;
-  InputRows in;          ///< hidden rows [*, I], dense
+  RoleRef weight{};
+  RowMap map{};
+  InputRows in{};        ///< hidden rows [*, I], dense
   void* rows = nullptr;  ///< [P, H] of combine.rows_dtype
-  Combine combine;
+  Combine combine{};
   Precision precision = Precision::Exact;
   bool batch_invariant = false;  ///< as in Gemm
   std::byte* scratch = nullptr;  ///< as in Gemm
@@ -163,7 +163,7 @@ struct ZeroSkipped {
 
 /// out [rows, cols] f32 = x / sqrt(mean(x^2) + eps) * weight.
 struct RmsNorm {
-  InputRows x;
+  InputRows x{};
   const float* weight = nullptr;  ///< host, [cols]
   float eps = 0.0F;
   float* out = nullptr;
@@ -172,11 +172,11 @@ struct RmsNorm {
 /// out[t] += x[t] * the sum, in slot order, of the token's weights with ids in [first, first +
 /// count): the identity experts of a routing. Tokens whose sum is 0 are left alone.
 struct AddIdentity {
-  InputRows x;  ///< [T, H]
-  RoutingView routing;
+  InputRows x{};  ///< [T, H]
+  RoutingView routing{};
   std::int32_t first = 0;
   std::int32_t count = 0;
-  OutputRows out;  ///< [T, H] f32
+  OutputRows out{};  ///< [T, H] f32
 };
 
 /// Sets every byte of a range.
