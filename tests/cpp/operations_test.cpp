@@ -254,6 +254,15 @@ TEST_F(Operations, Errors) {
   EXPECT_THROW(expert_gemm(context, stack, Role::Up, in, BucketPlan::build(routing, 6),
                            {out.data(), DType::F32, {pairs, kShape.intermediate}}),
                ShapeError);
+  ConstTensorView columns = in;
+  columns.strides = {1, kShape.tokens, 0, 0};
+  EXPECT_THROW(expert_gemv(context, stack, Role::Up, columns, ids(), y), ShapeError);
+  const ConstTensorView head(out.data(), DType::F32, {4});
+  EXPECT_FALSE(overlap(head, {out.data() + 4, DType::F32, {4}}));
+  EXPECT_TRUE(overlap(head, {out.data() + 3, DType::F32, {4}}));
+  EXPECT_THROW(expert_gemv(context, stack, Role::Up,
+                           {out.data(), DType::F32, {kShape.tokens, kShape.hidden}}, ids(), y),
+               ShapeError);
   routing.topk_ids()[3] = kShape.experts;
   EXPECT_THROW(expert_gemv(context, stack, Role::Up, in, ids(), y), ShapeError);
   EXPECT_TRUE(std::all_of(out.begin(), out.end(), [](float v) { return std::isnan(v); }));
