@@ -176,7 +176,7 @@ TEST(GemmMaps, ATokensBitsDependOnItAlone) {
 
 TEST(GemmMaps, DownCombinesInSlotOrder) {
   constexpr std::int32_t kExperts = 4, kTopK = 3;
-  const Routing routing = routing_of(kExperts, 5, kTopK, RoutingShape::Skipped);
+  Routing routing = routing_of(kExperts, 5, kTopK, RoutingShape::Skipped);
   for (const char* name : {"q6_k", "int4_g128"}) {
     const Format format = format_named(name);
     const std::int64_t cols = 256, rows = 40;
