@@ -253,7 +253,9 @@ py::object phase_batched(const MarlinExpertStack& stack, const py::object& x,
                    if (fresh && !to.empty()) {
                      forward::require_no_capture(kOperation, context, "dispatches");
                      const auto bytes = static_cast<std::size_t>(to.num_elements()) * sizeof(float);
-                     context.backend().fill(context, to.data, 0, bytes);
+                     context.backend().fill(
+                         context,
+                         {.data = to.data, .bytes = static_cast<std::int64_t>(bytes), .value = 0});
                    }
                    stack.gemm_phase_batched(context, from, list, to);
                  });

@@ -170,7 +170,7 @@ TEST(CudaFormats, EveryBitOfAUnitHasOneUse) {
 TEST(CudaFormats, PackedSizeStaysNearTheFile) {
   const auto bits = [](QuantType type, std::int64_t cols) {
     const PackedLayout layout = packed_layout({.type = static_cast<std::int32_t>(type),
-                                               .half = kAlone,
+                                               .half = UnitHalf::Alone,
                                                .rows = 64,
                                                .cols = cols,
                                                .scale_cols = 128,

@@ -206,7 +206,9 @@ TEST(CudaGraph, ReplaysFollowNewInputs) {
     gpu_backend().copy(in.bytes.data(), next.bytes.data(), next.bytes.size());
     moe_forward(context, layer, io, workspace);
     const Floats eager = out.values();
-    gpu_backend().fill(context, out.bytes.data(), 0xFF, out.bytes.size());
+    gpu_backend().fill(context, {.data = out.bytes.data(),
+                                 .bytes = static_cast<std::int64_t>(out.bytes.size()),
+                                 .value = 0xFF});
     for (const auto& launch : graph) launch();
     EXPECT_EQ(out.values(), eager) << seed;
   }
@@ -438,7 +440,7 @@ TEST(CudaDevice, TheCallersCurrentDeviceIsKept) {
   gpu.current_device = 3;
   void* const memory = gpu_backend().allocate(64);
   Context context = gpu_context();
-  gpu_backend().fill(context, memory, 1, 64);
+  gpu_backend().fill(context, {.data = memory, .bytes = 64, .value = 1});
   gpu_backend().deallocate(memory, 64);
   EXPECT_EQ(gpu.current_device, 3);
   gpu.current_device = 0;
@@ -448,7 +450,8 @@ TEST(CudaDevice, HostAddressesAreRefusedByTheEmulatedGpu) {
   EmulatedGpu& gpu = EmulatedGpu::get();
   Context context = gpu_context();
   float host = 0.0F;
-  EXPECT_THROW(gpu_backend().fill(context, &host, 0, sizeof(host)), DeviceError);
+  EXPECT_THROW(gpu_backend().fill(context, {.data = &host, .bytes = sizeof(host), .value = 0}),
+               DeviceError);
   EXPECT_EQ(std::exchange(gpu.refused, ""), "a host address in a launch");
 }
 

@@ -147,7 +147,9 @@ TEST_P(CudaParts, AreCapturedWithoutACallBeforeAndReplay) {
     gpu_backend().copy(batch.token_ids.data(), tokens.data(), tokens.size() * sizeof tokens[0]);
     moe_forward(context, layer, io, workspace);
     const Floats eager = y.values();
-    gpu_backend().fill(context, y.bytes.data(), 0xFF, y.bytes.size());
+    gpu_backend().fill(context, {.data = y.bytes.data(),
+                                 .bytes = static_cast<std::int64_t>(y.bytes.size()),
+                                 .value = 0xFF});
     for (const auto& launch : graph) launch();
     EXPECT_EQ(y.values(), eager) << seed;
   }

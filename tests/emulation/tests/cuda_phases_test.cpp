@@ -337,7 +337,9 @@ TEST_F(CudaPhases, CapturesAreRefusedBeforeAnyLaunch) {
     EXPECT_TRUE(gpu.end_capture().empty());
     EXPECT_EQ(gpu.counts, before);
     context.set_stream(nullptr);
-    gpu_backend().fill(context, out->bytes.data(), 0xFF, out->bytes.size());
+    gpu_backend().fill(context, {.data = out->bytes.data(),
+                                 .bytes = static_cast<std::int64_t>(out->bytes.size()),
+                                 .value = 0xFF});
     call(context);  // still usable
     const Floats again = out->values();
     EXPECT_EQ(std::memcmp(again.data(), want.data(), want.size() * sizeof(float)), 0);
@@ -364,8 +366,12 @@ TEST_F(CudaPhases, WhatNeedsNoHostCanBeCaptured) {
   EXPECT_EQ(graph.size(), 2U);
   EXPECT_EQ(gpu.counts.allocations, before.allocations);
   EXPECT_EQ(gpu.counts.waits, before.waits);
-  gpu_backend().fill(context, calls.narrow.bytes.data(), 0xFF, calls.narrow.bytes.size());
-  gpu_backend().fill(context, calls.tokens.bytes.data(), 0xFF, calls.tokens.bytes.size());
+  gpu_backend().fill(context, {.data = calls.narrow.bytes.data(),
+                               .bytes = static_cast<std::int64_t>(calls.narrow.bytes.size()),
+                               .value = 0xFF});
+  gpu_backend().fill(context, {.data = calls.tokens.bytes.data(),
+                               .bytes = static_cast<std::int64_t>(calls.tokens.bytes.size()),
+                               .value = 0xFF});
   for (const auto& launch : graph) launch();
   EXPECT_EQ(calls.narrow.values(), narrow);
   EXPECT_EQ(calls.tokens.values(), tokens);
