@@ -5,7 +5,7 @@
 /// Nibbles: vector v holds columns 4v .. 4v + 3 low, 16 + 4v .. high.
 
 #include "cpu/kernels/decode.hpp"
-#include "cpu/kernels/words.hpp"
+#include "cpu/kernels/lane_words.hpp"
 
 namespace moesaic::cpu {
 namespace {
@@ -191,12 +191,12 @@ struct nvfp4 {
     const std::uint8_t* codes = r.p + r.steps * kNibbleStep;
     for_lanes([&](int row) __attribute__((always_inline)) {
       for (int sub = 0; sub < 2 * r.steps; ++sub) {
-        const Words four = load_words(codes + sub / 4 * kVector + 4 * row);
-        Words code = four >> (8 * (sub % 4)) & 255U;
-        code &= ~__builtin_bit_cast(Words, code == 0x7f);
-        const Words exponent = code >> 3 & 15U;
-        const Words normal = __builtin_bit_cast(Words, exponent != 0) & 1U;
-        const Words value = ((code & 7U) | normal << 3) << (exponent - normal);
+        const LaneWords four = load_words(codes + sub / 4 * kVector + 4 * row);
+        LaneWords code = four >> (8 * (sub % 4)) & 255U;
+        code &= ~__builtin_bit_cast(LaneWords, code == 0x7f);
+        const LaneWords exponent = code >> 3 & 15U;
+        const LaneWords normal = __builtin_bit_cast(LaneWords, exponent != 0) & 1U;
+        const LaneWords value = ((code & 7U) | normal << 3) << (exponent - normal);
         store_f(scale[sub] + row, mul(to_float(value), set_f(0x1p-10F)));
       }
     });

@@ -6,7 +6,7 @@
 /// cache. That costs more than the products of a few tokens, so it always fills a tile.
 
 #include "cpu/kernels/decode_block32.hpp"
-#include "cpu/kernels/words.hpp"
+#include "cpu/kernels/lane_words.hpp"
 #include "quant/iq_grids.hpp"
 
 namespace moesaic::cpu {
@@ -28,7 +28,7 @@ struct GridDecoder {
     const auto* points = reinterpret_cast<const std::uint8_t*>(&D::kGrid);
     alignas(64) std::uint32_t rows[8][kPoints][kLanes];
     for (int step = 0; step < 8; ++step) {
-      Words codes[kPoints];
+      LaneWords codes[kPoints];
       D::codes(r, step, lane, codes);
       std::memcpy(rows[step], codes, sizeof codes);
     }
@@ -50,7 +50,7 @@ struct GridDecoder {
 
 /// Negates the columns of a step whose bit in `signs` is set, then adds 2^kOffset.
 template <int kOffset>
-MOESAIC_ALWAYS_INLINE void apply_signs(Words signs, V* w) {
+MOESAIC_ALWAYS_INLINE void apply_signs(LaneWords signs, V* w) {
   unroll<8>([&](auto k4) __attribute__((always_inline)) {
     const V v = negate_where<decltype(k4)::value>(w[k4.value], to_vector(signs));
     w[k4.value] = from_bytes(to_bytes(v) + static_cast<std::uint8_t>(1 << kOffset));
@@ -59,20 +59,20 @@ MOESAIC_ALWAYS_INLINE void apply_signs(Words signs, V* w) {
 
 /// 7 signs in each byte; the eighth makes the number of minus signs even. Only bits 0 .. 3 of a
 /// byte's parity are its own after the first step, which is enough.
-MOESAIC_ALWAYS_INLINE Words even_signs(Words seven) {
-  Words parity = seven ^ seven >> 4;
+MOESAIC_ALWAYS_INLINE LaneWords even_signs(LaneWords seven) {
+  LaneWords parity = seven ^ seven >> 4;
   parity ^= parity >> 2;
   parity ^= parity >> 1;
   return seven | (parity & 0x01010101U) << 7;
 }
 /// The signs of a word with four times 7 bits.
-MOESAIC_ALWAYS_INLINE Words packed_signs(Words w) {
+MOESAIC_ALWAYS_INLINE LaneWords packed_signs(LaneWords w) {
   return even_signs((w & 0x7fU) | (w << 1 & 0x7f00U) | (w << 2 & 0x7f0000U) |
                     (w << 3 & 0x7f000000U));
 }
 
 /// d * factor * (0.5 + code)
-MOESAIC_ALWAYS_INLINE F half_step(const std::uint8_t* d, float factor, Words code) {
+MOESAIC_ALWAYS_INLINE F half_step(const std::uint8_t* d, float factor, LaneWords code) {
   return mul(mul(load_f16(d), set_f(factor)), add(set_f(0.5F), to_float(code)));
 }
 
@@ -81,7 +81,7 @@ MOESAIC_ALWAYS_INLINE void word_scales(const std::uint8_t* words, int stride, co
                                        float factor, Scales scale) {
   for_lanes([&](int row) __attribute__((always_inline)) {
     for (int g = 0; g < 8; ++g) {
-      const Words word = load_words(words + g * stride * kVector + 4 * row);
+      const LaneWords word = load_words(words + g * stride * kVector + 4 * row);
       store_f(scale[g] + row, half_step(d + 2 * row, factor, word >> 28));
     }
   });
@@ -92,7 +92,7 @@ MOESAIC_ALWAYS_INLINE void nibble_scales(const std::uint8_t* codes, const std::u
                                          Scales scale) {
   for_lanes([&](int row) __attribute__((always_inline)) {
     for (int sub = 0; sub < 16; ++sub) {
-      const Words word = load_words(codes + sub / 8 * kVector + 4 * row);
+      const LaneWords word = load_words(codes + sub / 8 * kVector + 4 * row);
       store_f(scale[sub] + row, half_step(d + 2 * row, 0.25F, word >> (4 * (sub % 8)) & 15U));
     }
   });
@@ -107,12 +107,12 @@ struct iq2_xxs : GridDecoder<iq2_xxs> {
   static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
     word_scales(r.fields() + kVector, 2, r.last_field(16 * kVector), 0.25F, scale);
   }
-  static MOESAIC_ALWAYS_INLINE void codes(const Record& r, int step, int lane, Words* c) {
-    const Words four = load_words(r.fields() + 2 * step * kVector + lane);
+  static MOESAIC_ALWAYS_INLINE void codes(const Record& r, int step, int lane, LaneWords* c) {
+    const LaneWords four = load_words(r.fields() + 2 * step * kVector + lane);
     for (int l = 0; l < 4; ++l) c[l] = four >> (8 * l) & 255U;
   }
   static MOESAIC_ALWAYS_INLINE void finish(const Record& r, int step, int lane, V* w) {
-    const Words word = load_words(r.fields() + (2 * step + 1) * kVector + lane);
+    const LaneWords word = load_words(r.fields() + (2 * step + 1) * kVector + lane);
     apply_signs<kOffset>(packed_signs(word), w);
   }
 };
@@ -126,14 +126,14 @@ struct iq2_xs : GridDecoder<iq2_xs> {
   static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
     nibble_scales(r.fields() + 16 * kVector, r.last_field(18 * kVector), scale);
   }
-  static MOESAIC_ALWAYS_INLINE void codes(const Record& r, int step, int lane, Words* c) {
+  static MOESAIC_ALWAYS_INLINE void codes(const Record& r, int step, int lane, LaneWords* c) {
     const std::uint8_t* p = r.fields() + 2 * step * kVector + lane;
     for (int l = 0; l < 4; ++l) c[l] = load_words(p + l / 2 * kVector) >> (16 * (l % 2)) & 511U;
   }
   static MOESAIC_ALWAYS_INLINE void finish(const Record& r, int step, int lane, V* w) {
     const std::uint8_t* p = r.fields() + 2 * step * kVector + lane;
-    const Words first = load_words(p);
-    const Words second = load_words(p + kVector);
+    const LaneWords first = load_words(p);
+    const LaneWords second = load_words(p + kVector);
     apply_signs<kOffset>(even_signs((first >> 9 & 0x7fU) | (first >> 17 & 0x7f00U) |
                                     (second << 7 & 0x7f0000U) | (second >> 1 & 0x7f000000U)),
                          w);
@@ -149,10 +149,10 @@ struct iq2_s : GridDecoder<iq2_s> {
   static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
     nibble_scales(r.fields() + 18 * kVector, r.last_field(20 * kVector), scale);
   }
-  static MOESAIC_ALWAYS_INLINE void codes(const Record& r, int step, int lane, Words* c) {
+  static MOESAIC_ALWAYS_INLINE void codes(const Record& r, int step, int lane, LaneWords* c) {
     const std::uint8_t* p = r.fields() + lane;
-    const Words low = load_words(p + step * kVector);
-    const Words high = load_words(p + (16 + step / 4) * kVector) >> (8 * (step % 4));
+    const LaneWords low = load_words(p + step * kVector);
+    const LaneWords high = load_words(p + (16 + step / 4) * kVector) >> (8 * (step % 4));
     for (int l = 0; l < 4; ++l) c[l] = (low >> (8 * l) & 255U) | (high >> (2 * l) & 3U) << 8;
   }
   static MOESAIC_ALWAYS_INLINE void finish(const Record& r, int step, int lane, V* w) {
@@ -169,12 +169,12 @@ struct iq3_xxs : GridDecoder<iq3_xxs> {
   static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
     word_scales(r.fields() + 16 * kVector, 1, r.last_field(24 * kVector), 0.5F, scale);
   }
-  static MOESAIC_ALWAYS_INLINE void codes(const Record& r, int step, int lane, Words* c) {
+  static MOESAIC_ALWAYS_INLINE void codes(const Record& r, int step, int lane, LaneWords* c) {
     const std::uint8_t* p = r.fields() + 2 * step * kVector + lane;
     for (int n = 0; n < 8; ++n) c[n] = load_words(p + n / 4 * kVector) >> (8 * (n % 4)) & 255U;
   }
   static MOESAIC_ALWAYS_INLINE void finish(const Record& r, int step, int lane, V* w) {
-    const Words word = load_words(r.fields() + (16 + step) * kVector + lane);
+    const LaneWords word = load_words(r.fields() + (16 + step) * kVector + lane);
     apply_signs<kOffset>(packed_signs(word), w);
   }
 };
@@ -187,18 +187,18 @@ struct iq3_s : GridDecoder<iq3_s> {
   static constexpr int kOffset = 4;
   static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
     for_lanes([&](int row) __attribute__((always_inline)) {
-      const Words codes = load_words(r.fields() + 26 * kVector + 4 * row);
+      const LaneWords codes = load_words(r.fields() + 26 * kVector + 4 * row);
       const F d = load_f16(r.last_field(27 * kVector) + 2 * row);
       for (int g = 0; g < 8; ++g) {
         store_f(scale[g] + row, mul(d, to_float(1U + 2U * (codes >> (4 * g) & 15U))));
       }
     });
   }
-  static MOESAIC_ALWAYS_INLINE void codes(const Record& r, int step, int lane, Words* c) {
+  static MOESAIC_ALWAYS_INLINE void codes(const Record& r, int step, int lane, LaneWords* c) {
     const std::uint8_t* p = r.fields() + lane;
-    const Words ninth = load_words(p + (16 + step / 4) * kVector) >> (8 * (step % 4));
+    const LaneWords ninth = load_words(p + (16 + step / 4) * kVector) >> (8 * (step % 4));
     for (int n = 0; n < 8; ++n) {
-      const Words low = load_words(p + (2 * step + n / 4) * kVector) >> (8 * (n % 4)) & 255U;
+      const LaneWords low = load_words(p + (2 * step + n / 4) * kVector) >> (8 * (n % 4)) & 255U;
       c[n] = low | (ninth >> n & 1U) << 8;
     }
   }
@@ -208,11 +208,11 @@ struct iq3_s : GridDecoder<iq3_s> {
 };
 
 /// From levels -1, 0, 1 to 8 * (level + shift) + 16, where the shift of a row is +- 1/8.
-MOESAIC_ALWAYS_INLINE void shift_run(Words down, V* w) {
-  const Words shift = 9 * 0x01010101U - down * 0x02020202U;  // bytes of 9 or 7
+MOESAIC_ALWAYS_INLINE void shift_run(LaneWords down, V* w) {
+  const LaneWords shift = 9 * 0x01010101U - down * 0x02020202U;  // bytes of 9 or 7
   for (int i = 0; i < 2; ++i) {
-    const Words level = __builtin_bit_cast(Words, w[i]);
-    const Words biased = ((level & 0x03030303U) + 0x01010101U) & 0x03030303U;  // 0, 1, 2
+    const LaneWords level = __builtin_bit_cast(LaneWords, w[i]);
+    const LaneWords biased = ((level & 0x03030303U) + 0x01010101U) & 0x03030303U;  // 0, 1, 2
     w[i] = to_vector((biased << 3) + shift);
   }
 }
@@ -227,23 +227,23 @@ struct iq1_s : GridDecoder<iq1_s> {
     for_lanes([&](int row) __attribute__((always_inline)) {
       const F d = mul(load_f16(r.last_field(12 * kVector) + 2 * row), set_f(0.125F));
       for (int g = 0; g < 8; ++g) {
-        const Words high = load_words(r.fields() + (8 + g / 2) * kVector + 4 * row);
-        const Words code = high >> (16 * (g % 2) + 12) & 7U;
+        const LaneWords high = load_words(r.fields() + (8 + g / 2) * kVector + 4 * row);
+        const LaneWords code = high >> (16 * (g % 2) + 12) & 7U;
         store_f(scale[g] + row, mul(d, to_float(2U * code + 1U)));
       }
     });
   }
-  static MOESAIC_ALWAYS_INLINE Words high_bits(const Record& r, int step, int lane) {
+  static MOESAIC_ALWAYS_INLINE LaneWords high_bits(const Record& r, int step, int lane) {
     const std::uint8_t* p = r.fields() + lane;
     return load_words(p + (8 + step / 2) * kVector) >> (16 * (step % 2));
   }
-  static MOESAIC_ALWAYS_INLINE void codes(const Record& r, int step, int lane, Words* c) {
-    const Words low = load_words(r.fields() + step * kVector + lane);
-    const Words high = high_bits(r, step, lane);
+  static MOESAIC_ALWAYS_INLINE void codes(const Record& r, int step, int lane, LaneWords* c) {
+    const LaneWords low = load_words(r.fields() + step * kVector + lane);
+    const LaneWords high = high_bits(r, step, lane);
     for (int l = 0; l < 4; ++l) c[l] = (low >> (8 * l) & 255U) | (high >> (3 * l) & 7U) << 8;
   }
   static MOESAIC_ALWAYS_INLINE void finish(const Record& r, int step, int lane, V* w) {
-    const Words down = high_bits(r, step, lane) >> 15 & 1U;
+    const LaneWords down = high_bits(r, step, lane) >> 15 & 1U;
     for (int l = 0; l < 4; ++l) shift_run(down, w + 2 * l);
   }
 };
@@ -257,28 +257,28 @@ struct iq1_m : GridDecoder<iq1_m> {
   static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
     for_lanes([&](int row) __attribute__((always_inline)) {
       const std::uint8_t* p = r.p + 12 * kVector + 4 * row;
-      const Words word[2] = {load_words(p), load_words(p + kVector)};
-      const Words d_bits = (word[0] >> 12 & 15U) | (word[0] >> 28) << 4 |
-                           (word[1] >> 12 & 15U) << 8 | (word[1] >> 28) << 12;
+      const LaneWords word[2] = {load_words(p), load_words(p + kVector)};
+      const LaneWords d_bits = (word[0] >> 12 & 15U) | (word[0] >> 28) << 4 |
+                               (word[1] >> 12 & 15U) << 8 | (word[1] >> 28) << 12;
       alignas(64) std::uint16_t d_rows[kLanes];
       for (int i = 0; i < kLanes; ++i) d_rows[i] = static_cast<std::uint16_t>(d_bits[i]);
       const F d = mul(load_f16(reinterpret_cast<const std::uint8_t*>(d_rows)), set_f(0.125F));
       for (int sub = 0; sub < 16; ++sub) {
-        const Words code = word[sub / 8] >> (16 * (sub / 4 % 2) + 3 * (sub % 4)) & 7U;
+        const LaneWords code = word[sub / 8] >> (16 * (sub / 4 % 2) + 3 * (sub % 4)) & 7U;
         store_f(scale[sub] + row, mul(d, to_float(2U * code + 1U)));
       }
     });
   }
-  static MOESAIC_ALWAYS_INLINE Words nibbles_of(const Record& r, int step, int lane) {
+  static MOESAIC_ALWAYS_INLINE LaneWords nibbles_of(const Record& r, int step, int lane) {
     return load_words(r.p + (8 + step / 2) * kVector + lane) >> (16 * (step % 2));
   }
-  static MOESAIC_ALWAYS_INLINE void codes(const Record& r, int step, int lane, Words* c) {
-    const Words low = load_words(r.p + step * kVector + lane);
-    const Words high = nibbles_of(r, step, lane);
+  static MOESAIC_ALWAYS_INLINE void codes(const Record& r, int step, int lane, LaneWords* c) {
+    const LaneWords low = load_words(r.p + step * kVector + lane);
+    const LaneWords high = nibbles_of(r, step, lane);
     for (int l = 0; l < 4; ++l) c[l] = (low >> (8 * l) & 255U) | (high >> (4 * l) & 7U) << 8;
   }
   static MOESAIC_ALWAYS_INLINE void finish(const Record& r, int step, int lane, V* w) {
-    const Words high = nibbles_of(r, step, lane);
+    const LaneWords high = nibbles_of(r, step, lane);
     for (int l = 0; l < 4; ++l) shift_run(high >> (4 * l + 3) & 1U, w + 2 * l);
   }
 };

@@ -78,11 +78,11 @@ struct q3_k {
     for_lanes([&](int row) __attribute__((always_inline)) {
       const F d = load_f16(r.last_field(kMain) + 2 * row);
       const std::uint8_t* words = s + 4 * row;
-      const Words low[2] = {load_words(words), load_words(words + kVector)};
-      const Words high = load_words(words + 2 * kVector);
+      const LaneWords low[2] = {load_words(words), load_words(words + kVector)};
+      const LaneWords high = load_words(words + 2 * kVector);
       for (int j = 0; j < 16; ++j) {
-        const Words code = (low[j / 4 % 2] >> (8 * (j % 4) + 4 * (j / 8)) & 15U) |
-                           (high >> (8 * (j % 4) + 2 * (j / 4)) & 3U) << 4;
+        const LaneWords code = (low[j / 4 % 2] >> (8 * (j % 4) + 4 * (j / 8)) & 15U) |
+                               (high >> (8 * (j % 4) + 2 * (j / 4)) & 3U) << 4;
         store_f(scale[j] + row, mul(d, sub(to_float(code), set_f(32.0F))));
       }
     });
@@ -174,11 +174,11 @@ struct iq4_xs {
   static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
     const std::uint8_t* low = r.p + 32 * kVector;
     for_lanes([&](int row) __attribute__((always_inline)) {
-      const Words codes = load_words(low + 4 * row);
-      const Words upper = load_halves(low + kVector + 2 * row);
+      const LaneWords codes = load_words(low + 4 * row);
+      const LaneWords upper = load_halves(low + kVector + 2 * row);
       const F d = load_f16(low + kVector + 32 + 2 * row);
       for (int j = 0; j < 8; ++j) {
-        const Words code = (codes >> (4 * j) & 15U) | (upper >> (2 * j) & 3U) << 4;
+        const LaneWords code = (codes >> (4 * j) & 15U) | (upper >> (2 * j) & 3U) << 4;
         store_f(scale[j] + row, mul(d, sub(to_float(code), set_f(32.0F))));
       }
     });

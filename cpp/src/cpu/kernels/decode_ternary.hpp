@@ -3,7 +3,7 @@
 /// Weights of one, one and a half, or two bits around one f16 scale per block.
 
 #include "cpu/kernels/decode_block32.hpp"
-#include "cpu/kernels/words.hpp"
+#include "cpu/kernels/lane_words.hpp"
 
 namespace moesaic::cpu {
 namespace {
@@ -19,11 +19,11 @@ struct SmallDecoder {
 /// Digit n of five ternary digits in a byte, where the byte is ceil(256 / 243 * their number): the
 /// upper part of 3 * (byte * 3^n mod 256).
 template <int n>
-MOESAIC_ALWAYS_INLINE V ternary_digit(Bytes v) {
+MOESAIC_ALWAYS_INLINE V ternary_digit(LaneBytes v) {
   for (int i = 0; i < n; ++i) v = v + v + v;
   // A comparison is all ones, that is -1.
-  return from_bytes(Bytes{} - __builtin_bit_cast(Bytes, v >= 86) -
-                    __builtin_bit_cast(Bytes, v >= 171));
+  return from_bytes(LaneBytes{} - __builtin_bit_cast(LaneBytes, v >= 86) -
+                    __builtin_bit_cast(LaneBytes, v >= 171));
 }
 
 /// 32 bytes of 5 digits (digit n: 32 columns), 16 bytes of 5 (16 columns), 4 bytes of 4 (4
@@ -97,8 +97,8 @@ struct q2_0 : SmallDecoder {
   template <int S>
   static MOESAIC_ALWAYS_INLINE void weights(const Record& r, int base, int lane, V* w) {
     for (int k4 = 0; k4 < 8; ++k4) {
-      const Words words = load_words(r.p + (2 * base + k4 / 4) * kVector + lane);
-      const Words four = words >> (8 * (k4 % 4)) & 255U;
+      const LaneWords words = load_words(r.p + (2 * base + k4 / 4) * kVector + lane);
+      const LaneWords four = words >> (8 * (k4 % 4)) & 255U;
       w[k4] = to_vector((four | four << 6 | four << 12 | four << 18) & 0x03030303U);
     }
   }
