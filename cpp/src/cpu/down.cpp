@@ -23,11 +23,11 @@ struct Phase {
   const WeightRef& weight;
 
   /// rows[destination * stride + row - first_row] = W hidden for the unit.
-  void products(const Unit& unit, const std::uint8_t* then, float* rows, std::int64_t stride,
-                std::int64_t first_row) const {
+  void products(const Unit& unit, const std::uint8_t* next_weights, float* rows,
+                std::int64_t stride, std::int64_t first_row) const {
     const Epilogue epilogue(call.stack->down(), unit.bucket->expert);
     run_unit(
-        kernels, weight, activations, call.rows, buckets, unit, then,
+        kernels, weight, activations, call.rows, buckets, unit, next_weights,
         [&](int t) {
           const std::int32_t entry = buckets.entries[unit.bucket->first + unit.first_token + t];
           return rows + call.rows.destination_of(entry) * stride - first_row;
@@ -78,13 +78,13 @@ struct Phase {
       const std::int64_t count = std::min(range * kPanel, weight.rows - first);
       for (std::int32_t b = 0; b < buckets.num; ++b) {
         const Bucket& bucket = buckets.list[b];
-        const std::uint8_t* then = b + 1 < buckets.num
-                                       ? panel_bytes(weight, buckets.list[b + 1].expert, i * range)
-                                       : nullptr;
+        const std::uint8_t* next_weights =
+            b + 1 < buckets.num ? panel_bytes(weight, buckets.list[b + 1].expert, i * range)
+                                : nullptr;
         for (std::int32_t t = 0; t < bucket.count; t += bucket.block) {
           products({&bucket, t, std::min(bucket.block, bucket.count - t), i * range,
                     std::min(panels, (i + 1) * range)},
-                   then, rows, count, first);
+                   next_weights, rows, count, first);
         }
       }
       combine(rows, count, first, count);

@@ -30,10 +30,11 @@ struct Phase {
     const std::int32_t entry = buckets.entries[unit.bucket->first + unit.first_token + t];
     return call.hidden + call.rows.destination_of(entry) * intermediate;
   }
-  void gate(const Activations& activations, const Unit& unit, const std::uint8_t* then) const {
+  void gate(const Activations& activations, const Unit& unit,
+            const std::uint8_t* next_weights) const {
     const Epilogue epilogue(call.stack->gate(), unit.bucket->expert);
     run_unit(
-        kernels, call.stack->gate().ref, activations, call.rows, buckets, unit, then,
+        kernels, call.stack->gate().ref, activations, call.rows, buckets, unit, next_weights,
         [&](int t) { return hidden_row(unit, t); },
         [&](std::int64_t row, int rows, float* values, float* to) {
           finish(epilogue, row, rows, values, to);

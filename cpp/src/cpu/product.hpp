@@ -102,12 +102,12 @@ inline void copy_products(float* to, const float* from, int rows) {
 
 /// Runs one role over one unit. target(t) is where the products of token t belong, so that row r
 /// goes to target(t)[r]; sink(row, rows, values, to) puts the f32 products of rows [row, row +
-/// rows) there. `then` is what the thread reads afterwards (null if unknown): its loads start while
+/// rows) there. `next_weights` is what the thread reads afterwards (null if unknown): its loads start while
 /// the last panel is worked on, as do those of the lines that the sink will write.
 template <class Target, class Sink>
 void run_unit(const IsaKernels& kernels, const WeightRef& weight, const Activations& activations,
-              const RowMap& map, const Buckets& buckets, const Unit& unit, const std::uint8_t* then,
-              const Target& target, const Sink& sink) {
+              const RowMap& map, const Buckets& buckets, const Unit& unit,
+              const std::uint8_t* next_weights, const Target& target, const Sink& sink) {
   alignas(64) float values[kMaxTaskTokens * kPanel];
   float* to[kMaxTaskTokens];
   for (int t = 0; t < unit.tokens; ++t) to[t] = target(t);
@@ -122,7 +122,7 @@ void run_unit(const IsaKernels& kernels, const WeightRef& weight, const Activati
     const bool last = panel + 1 == unit.last_panel;
     const std::uint8_t* next = panel_bytes(weight, unit.bucket->expert, panel + 1);
     task.rows = rows;
-    task.then = last ? then : next;
+    task.next_weights = last ? next_weights : next;
     for (int t = 0; t < unit.tokens; ++t) __builtin_prefetch(to[t] + row, 1);
     kernel(task);
     task.weights = next;

@@ -201,7 +201,7 @@ MOESAIC_ALWAYS_INLINE void look_ahead(const PanelTask& task, std::int64_t bytes,
                                       Record& record) {
   const std::int64_t records = (task.cols + kRecordCols - 1) / kRecordCols;
   const std::int64_t ahead = index + kPrefetchRecords;
-  const std::uint8_t* base = ahead < records ? task.weights : task.then;
+  const std::uint8_t* base = ahead < records ? task.weights : task.next_weights;
   if (base == nullptr) return;
   record.ahead = {base + (ahead < records ? ahead : ahead - records) * bytes,
                   static_cast<int>(bytes / 8)};

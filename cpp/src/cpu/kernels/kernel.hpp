@@ -17,8 +17,8 @@ enum class Source : std::uint8_t { F32, F16, BF16 };
 /// A panel of 16 rows times some tokens. Tokens come in groups of `group` (the last one
 /// smaller), the activations of a group interleaved (activations.hpp), groups one after another.
 struct PanelTask {
-  const std::uint8_t* weights = nullptr;  ///< panel, or first row in the row layout
-  const std::uint8_t* then = nullptr;     ///< what this thread reads next, or null if unknown
+  const std::uint8_t* weights = nullptr;       ///< panel, or first row in the row layout
+  const std::uint8_t* next_weights = nullptr;  ///< what this thread reads after it, null if unknown
   bool rows_layout = false;
   std::int64_t row_stride = 0;  ///< row layout: bytes between rows
   int rows = 0;                 ///< row layout: rows of the panel that exist
