@@ -157,12 +157,12 @@ std::size_t product_bytes(std::int32_t num_experts, std::int64_t num_pairs, std:
   return counter.used();
 }
 
-std::int64_t plan_units(const Buckets& buckets, std::int64_t panels, double bytes_per_panel,
-                        double ops_per_panel_token, int threads) {
-  // Of one thread, roughly; only the sizes of the units depend on them.
+std::int64_t plan_jobs(const Buckets& buckets, std::int64_t panels, double bytes_per_panel,
+                       double ops_per_panel_token, int threads) {
+  // Of one thread, roughly; only the sizes of the jobs depend on them.
   constexpr double kBytesPerNs = 20.0;
   constexpr double kOpsPerNs = 400.0;
-  constexpr double kUnitsPerThread = 8.0;
+  constexpr double kJobsPerThread = 8.0;
   constexpr double kMinNs = 20e3;
   constexpr double kMaxNs = 500e3;
   const auto panel_ns = [&](std::int64_t tokens) {
@@ -174,8 +174,8 @@ std::int64_t plan_units(const Buckets& buckets, std::int64_t panels, double byte
     total += static_cast<double>(panels) * panel_ns(buckets.list[b].count);
   }
   const double target =
-      threads == 1 ? kMaxNs : std::clamp(total / (threads * kUnitsPerThread), kMinNs, kMaxNs);
-  std::int64_t units = 0;
+      threads == 1 ? kMaxNs : std::clamp(total / (threads * kJobsPerThread), kMinNs, kMaxNs);
+  std::int64_t jobs = 0;
   for (std::int32_t b = 0; b < buckets.num; ++b) {
     Bucket& bucket = buckets.list[b];
     const std::int64_t tokens = std::min(bucket.block, bucket.count);
@@ -184,19 +184,19 @@ std::int64_t plan_units(const Buckets& buckets, std::int64_t panels, double byte
     const std::int64_t ranges = (panels + most - 1) / most;
     bucket.range = static_cast<std::int32_t>((panels + ranges - 1) / ranges);
     bucket.num_ranges = static_cast<std::int32_t>((panels + bucket.range - 1) / bucket.range);
-    bucket.first_unit = units;
-    units += std::int64_t{bucket.num_ranges} * ((bucket.count + bucket.block - 1) / bucket.block);
+    bucket.first_job = jobs;
+    jobs += std::int64_t{bucket.num_ranges} * ((bucket.count + bucket.block - 1) / bucket.block);
   }
-  return units;
+  return jobs;
 }
 
-Unit find_unit(const Buckets& buckets, std::int64_t panels, std::int64_t unit) {
+Job find_job(const Buckets& buckets, std::int64_t panels, std::int64_t job) {
   const Bucket* b = std::upper_bound(
-      buckets.list, buckets.list + buckets.num, unit,
-      [](std::int64_t index, const Bucket& bucket) { return index < bucket.first_unit; });
+      buckets.list, buckets.list + buckets.num, job,
+      [](std::int64_t index, const Bucket& bucket) { return index < bucket.first_job; });
   const Bucket& bucket = b[-1];
-  const std::int64_t local = unit - bucket.first_unit;
-  Unit out;
+  const std::int64_t local = job - bucket.first_job;
+  Job out;
   out.bucket = &bucket;
   out.first_token = static_cast<std::int32_t>(local / bucket.num_ranges) * bucket.block;
   out.tokens = std::min(bucket.block, bucket.count - out.first_token);
@@ -205,9 +205,9 @@ Unit find_unit(const Buckets& buckets, std::int64_t panels, std::int64_t unit) {
   return out;
 }
 
-PanelTask unit_task(const WeightRef& weight, const Activations& activations, const RowMap& map,
-                    const Buckets& buckets, const Unit& unit) {
-  const Bucket& bucket = *unit.bucket;
+PanelTask job_task(const WeightRef& weight, const Activations& activations, const RowMap& map,
+                   const Buckets& buckets, const Job& job) {
+  const Bucket& bucket = *job.bucket;
   PanelTask task;
   task.rows_layout = weight.layout == WeightLayout::Rows;
   task.row_stride = weight.row_stride;
@@ -216,14 +216,14 @@ PanelTask unit_task(const WeightRef& weight, const Activations& activations, con
   task.scale_f32 = weight.int4.scale_f32;
   task.zeros = weight.int4.zeros;
   task.planes = activations.planes;
-  task.tokens = unit.tokens;
-  task.group = std::min(bucket.group, unit.tokens);
+  task.tokens = job.tokens;
+  task.group = std::min(bucket.group, job.tokens);
   if (activations.rows != nullptr && bucket.count == 1) {
     const std::int32_t row = map.source_of(buckets.entries[bucket.first]);
     task.activations = activations.rows + row * activations.token_bytes;
   } else {
     task.activations =
-        activations.packed + (bucket.first + unit.first_token) * activations.token_bytes;
+        activations.packed + (bucket.first + job.first_token) * activations.token_bytes;
   }
   return task;
 }

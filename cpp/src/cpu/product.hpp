@@ -1,7 +1,7 @@
 #pragma once
 
 /// One grouped product: the entries of a row map sorted by expert, their activations as the kernels
-/// read them, and the units of work. All three operations (gate_up, down, expert_gemm) are made of
+/// read them, and the jobs. All three operations (gate_up, down, expert_gemm) are made of
 /// it.
 
 #include <algorithm>
@@ -20,10 +20,10 @@ struct Bucket {
   std::int32_t first = 0;  ///< position of its first entry in Buckets::entries
   std::int32_t count = 0;
   std::int32_t group = 1;  ///< tokens per group of activations
-  std::int32_t block = 1;  ///< tokens per unit, a multiple of group
-  std::int32_t range = 1;  ///< panels per unit
+  std::int32_t block = 1;  ///< tokens per job, a multiple of group
+  std::int32_t range = 1;  ///< panels per job
   std::int32_t num_ranges = 1;
-  std::int64_t first_unit = 0;
+  std::int64_t first_job = 0;
 };
 
 struct Buckets {
@@ -62,22 +62,22 @@ inline bool same_columns(const WeightRef& a, const WeightRef& b) {
 /// Scratch of one product with up to these sizes; what the functions above take from a Carver.
 std::size_t product_bytes(std::int32_t num_experts, std::int64_t num_pairs, std::int64_t cols);
 
-/// Cuts the buckets into units of some tokens x some panels: enough for the threads to share
-/// evenly, none so small that taking it costs more than a few percent. Returns the number of units.
-std::int64_t plan_units(const Buckets& buckets, std::int64_t panels, double bytes_per_panel,
-                        double ops_per_panel_token, int threads);
+/// Cuts the buckets into jobs of some tokens x some panels: enough for the threads to share
+/// evenly, none so small that taking it costs more than a few percent. Returns the number of jobs.
+std::int64_t plan_jobs(const Buckets& buckets, std::int64_t panels, double bytes_per_panel,
+                       double ops_per_panel_token, int threads);
 
-struct Unit {
+struct Job {
   const Bucket* bucket;
   std::int32_t first_token;  ///< in the bucket
   std::int32_t tokens;
   std::int64_t first_panel, last_panel;
 };
-Unit find_unit(const Buckets& buckets, std::int64_t panels, std::int64_t unit);
+Job find_job(const Buckets& buckets, std::int64_t panels, std::int64_t job);
 
-/// What run_unit prepares for the kernel.
-PanelTask unit_task(const WeightRef& weight, const Activations& activations, const RowMap& map,
-                    const Buckets& buckets, const Unit& unit);
+/// What run_job prepares for the kernel.
+PanelTask job_task(const WeightRef& weight, const Activations& activations, const RowMap& map,
+                   const Buckets& buckets, const Job& job);
 
 inline constexpr std::int64_t kPanel = 16;  ///< rows
 inline std::int64_t panels_of(const WeightRef& weight) {
@@ -100,33 +100,33 @@ inline void copy_products(float* to, const float* from, int rows) {
   }
 }
 
-/// Runs one role over one unit. target(t) is where the products of token t belong, so that row r
+/// Runs one role over one job. target(t) is where the products of token t belong, so that row r
 /// goes to target(t)[r]; sink(row, rows, values, to) puts the f32 products of rows [row, row +
 /// rows) there. `next_weights` is what the thread reads afterwards (null if unknown): its loads start while
 /// the last panel is worked on, as do those of the lines that the sink will write.
 template <class Target, class Sink>
-void run_unit(const IsaKernels& kernels, const WeightRef& weight, const Activations& activations,
-              const RowMap& map, const Buckets& buckets, const Unit& unit,
-              const std::uint8_t* next_weights, const Target& target, const Sink& sink) {
+void run_job(const IsaKernels& kernels, const WeightRef& weight, const Activations& activations,
+             const RowMap& map, const Buckets& buckets, const Job& job,
+             const std::uint8_t* next_weights, const Target& target, const Sink& sink) {
   alignas(64) float values[kMaxTaskTokens * kPanel];
   float* to[kMaxTaskTokens];
-  for (int t = 0; t < unit.tokens; ++t) to[t] = target(t);
-  PanelTask task = unit_task(weight, activations, map, buckets, unit);
+  for (int t = 0; t < job.tokens; ++t) to[t] = target(t);
+  PanelTask task = job_task(weight, activations, map, buckets, job);
   task.out = values;
   const PanelKernel kernel = kernels.gemm[static_cast<int>(weight.type)];
   // One stream of weights per thread: interleaved ones cost half the bandwidth.
-  task.weights = panel_bytes(weight, unit.bucket->expert, unit.first_panel);
-  for (std::int64_t panel = unit.first_panel; panel < unit.last_panel; ++panel) {
+  task.weights = panel_bytes(weight, job.bucket->expert, job.first_panel);
+  for (std::int64_t panel = job.first_panel; panel < job.last_panel; ++panel) {
     const std::int64_t row = panel * kPanel;
     const int rows = static_cast<int>(std::min(kPanel, weight.rows - row));
-    const bool last = panel + 1 == unit.last_panel;
-    const std::uint8_t* next = panel_bytes(weight, unit.bucket->expert, panel + 1);
+    const bool last = panel + 1 == job.last_panel;
+    const std::uint8_t* next = panel_bytes(weight, job.bucket->expert, panel + 1);
     task.rows = rows;
     task.next_weights = last ? next_weights : next;
-    for (int t = 0; t < unit.tokens; ++t) __builtin_prefetch(to[t] + row, 1);
+    for (int t = 0; t < job.tokens; ++t) __builtin_prefetch(to[t] + row, 1);
     kernel(task);
     task.weights = next;
-    for (int t = 0; t < unit.tokens; ++t) sink(row, rows, values + t * kPanel, to[t] + row);
+    for (int t = 0; t < job.tokens; ++t) sink(row, rows, values + t * kPanel, to[t] + row);
   }
 }
 
