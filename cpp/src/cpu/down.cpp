@@ -81,8 +81,8 @@ struct Phase {
         const std::uint8_t* next_weights =
             b + 1 < buckets.num ? panel_bytes(weight, buckets.list[b + 1].expert, i * range)
                                 : nullptr;
-        for (std::int32_t t = 0; t < bucket.count; t += bucket.block) {
-          products({&bucket, t, std::min(bucket.block, bucket.count - t), i * range,
+        for (std::int32_t t = 0; t < bucket.count; t += bucket.job_tokens) {
+          products({&bucket, t, std::min(bucket.job_tokens, bucket.count - t), i * range,
                     std::min(panels, (i + 1) * range)},
                    next_weights, rows, count, first);
         }

@@ -101,7 +101,7 @@ Activations prepare_activations(Context& context, const IsaKernels& kernels, con
     Bucket& bucket = buckets.list[b];
     const std::int32_t groups = (bucket.count + max_group - 1) / max_group;
     bucket.group = (bucket.count + groups - 1) / groups;
-    bucket.block = kMaxTaskTokens / bucket.group * bucket.group;
+    bucket.job_tokens = kMaxTaskTokens / bucket.group * bucket.group;
   }
   Activations out;
   out.planes = planes;
@@ -178,14 +178,16 @@ std::int64_t plan_jobs(const Buckets& buckets, std::int64_t panels, double bytes
   std::int64_t jobs = 0;
   for (std::int32_t b = 0; b < buckets.num; ++b) {
     Bucket& bucket = buckets.list[b];
-    const std::int64_t tokens = std::min(bucket.block, bucket.count);
+    const std::int64_t tokens = std::min(bucket.job_tokens, bucket.count);
     const double ideal = target / panel_ns(tokens);
     const std::int64_t most = std::max<std::int64_t>(1, static_cast<std::int64_t>(ideal));
     const std::int64_t ranges = (panels + most - 1) / most;
-    bucket.range = static_cast<std::int32_t>((panels + ranges - 1) / ranges);
-    bucket.num_ranges = static_cast<std::int32_t>((panels + bucket.range - 1) / bucket.range);
+    bucket.job_panels = static_cast<std::int32_t>((panels + ranges - 1) / ranges);
+    bucket.panel_jobs =
+        static_cast<std::int32_t>((panels + bucket.job_panels - 1) / bucket.job_panels);
     bucket.first_job = jobs;
-    jobs += std::int64_t{bucket.num_ranges} * ((bucket.count + bucket.block - 1) / bucket.block);
+    jobs += std::int64_t{bucket.panel_jobs} *
+            ((bucket.count + bucket.job_tokens - 1) / bucket.job_tokens);
   }
   return jobs;
 }
@@ -198,10 +200,10 @@ Job find_job(const Buckets& buckets, std::int64_t panels, std::int64_t job) {
   const std::int64_t local = job - bucket.first_job;
   Job out;
   out.bucket = &bucket;
-  out.first_token = static_cast<std::int32_t>(local / bucket.num_ranges) * bucket.block;
-  out.tokens = std::min(bucket.block, bucket.count - out.first_token);
-  out.first_panel = local % bucket.num_ranges * bucket.range;
-  out.last_panel = std::min(panels, out.first_panel + bucket.range);
+  out.first_token = static_cast<std::int32_t>(local / bucket.panel_jobs) * bucket.job_tokens;
+  out.tokens = std::min(bucket.job_tokens, bucket.count - out.first_token);
+  out.first_panel = local % bucket.panel_jobs * bucket.job_panels;
+  out.last_panel = std::min(panels, out.first_panel + bucket.job_panels);
   return out;
 }
 
