@@ -111,7 +111,7 @@ void down(Context& context, const DownCall& call) {
     const ScopedZone zone(context, Zone::Down);
     const IsaKernels& kernels = kernels_of(active_isa(context.tuning()));
     Carver carver(call.scratch, std::numeric_limits<std::size_t>::max());
-    const Buckets buckets = group_by_expert(call.rows, weight, carver);
+    const Buckets buckets = make_buckets(call.rows, weight, carver);
     if (Profiler* profiler = context.profiler(); profiler != nullptr) {
       profiler->add(Counter::WeightBytes, buckets.num * weight.expert_bytes());
     }

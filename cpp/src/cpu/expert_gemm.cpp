@@ -18,7 +18,7 @@ void expert_gemm(Context& context, const GemmCall& call) {
   const WeightRef& weight = call.weights->ref;
   const IsaKernels& kernels = kernels_of(active_isa(context.tuning()));
   Carver carver(call.scratch, std::numeric_limits<std::size_t>::max());
-  const Buckets buckets = group_by_expert(call.rows, weight, carver);
+  const Buckets buckets = make_buckets(call.rows, weight, carver);
   if (buckets.num == 0) return;
   const Activations activations =
       prepare_activations(context, kernels, call.in, weight, call.rows, buckets,

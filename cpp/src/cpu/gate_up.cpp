@@ -71,7 +71,7 @@ void gate_up(Context& context, const GateUpCall& call) {
   const WeightRef& up = stack.up().ref;
   const IsaKernels& kernels = kernels_of(active_isa(context.tuning()));
   Carver carver(call.scratch, std::numeric_limits<std::size_t>::max());
-  const Buckets buckets = group_by_expert(call.rows, up, carver);
+  const Buckets buckets = make_buckets(call.rows, up, carver);
   if (buckets.num == 0) return;
   if (Profiler* profiler = context.profiler(); profiler != nullptr) {
     profiler->add(Counter::ExpertsTouched, buckets.num);

@@ -37,15 +37,15 @@ const Bucket& bucket_at(const Buckets& buckets, std::int64_t at) {
   return b[-1];
 }
 
-/// Where entry `t` of a bucket lies among its groups.
-struct GroupSlot {
-  std::uint8_t* group;
+/// Where entry `t` of a bucket lies among its bundles.
+struct BundlePosition {
+  std::uint8_t* bundle;
   int tokens, t;
 };
-GroupSlot group_slot(const Activations& a, const Bucket& bucket, std::int32_t t) {
-  const std::int32_t first = t / bucket.group * bucket.group;
+BundlePosition bundle_position(const Activations& a, const Bucket& bucket, std::int32_t t) {
+  const std::int32_t first = t / bucket.bundle * bucket.bundle;
   return {a.packed + (bucket.first + first) * a.token_bytes,
-          std::min(bucket.group, bucket.count - first), t - first};
+          std::min(bucket.bundle, bucket.count - first), t - first};
 }
 
 /// Rounded up so that f32 rows of any length fit.
@@ -53,7 +53,7 @@ std::int64_t worst_token_bytes(std::int64_t cols) { return (cols + 31) / 32 * 32
 
 }  // namespace
 
-Buckets group_by_expert(const RowMap& map, const WeightRef& weight, Carver& carver) {
+Buckets make_buckets(const RowMap& map, const WeightRef& weight, Carver& carver) {
   Buckets out;
   auto* cursor = carver.take<std::int32_t>(weight.num_experts, "expert entries");
   std::fill_n(cursor, weight.num_experts, 0);
@@ -96,12 +96,12 @@ Buckets group_by_expert(const RowMap& map, const WeightRef& weight, Carver& carv
 Activations prepare_activations(Context& context, const IsaKernels& kernels, const InputRows& in,
                                 const WeightRef& weight, const RowMap& map, const Buckets& buckets,
                                 int planes, Carver& carver) {
-  const int max_group = kernels.group_tokens[planes];
+  const int max_bundle = kernels.bundle_tokens[planes];
   for (std::int32_t b = 0; b < buckets.num; ++b) {
     Bucket& bucket = buckets.list[b];
-    const std::int32_t groups = (bucket.count + max_group - 1) / max_group;
-    bucket.group = (bucket.count + groups - 1) / groups;
-    bucket.job_tokens = kMaxTaskTokens / bucket.group * bucket.group;
+    const std::int32_t bundles = (bucket.count + max_bundle - 1) / max_bundle;
+    bucket.bundle = (bucket.count + bundles - 1) / bundles;
+    bucket.job_tokens = kMaxTaskTokens / bucket.bundle * bucket.bundle;
   }
   Activations out;
   out.planes = planes;
@@ -124,25 +124,25 @@ Activations prepare_activations(Context& context, const IsaKernels& kernels, con
     if (buckets.num > 0 && buckets.list[0].count == 1) return out;
   }
   out.packed = carver.take<std::uint8_t>(buckets.num_entries * out.token_bytes, "activations");
-  parallel_ranges(context.pool(), buckets.num_entries, share ? work / 4 : work,
-                  [&](std::int64_t begin, std::int64_t end, int) {
-                    const Bucket* bucket = &bucket_at(buckets, begin);
-                    for (std::int64_t at = begin; at < end; ++at) {
-                      while (at >= bucket->first + bucket->count) ++bucket;
-                      if (share && bucket->count == 1) return;
-                      const GroupSlot slot =
-                          group_slot(out, *bucket, static_cast<std::int32_t>(at - bucket->first));
-                      const std::int32_t row = map.source_of(buckets.entries[at]);
-                      if (share) {
-                        kernels.place(out.rows + row * out.token_bytes, cols, planes, slot.group,
-                                      slot.tokens, slot.t);
-                      } else {
-                        kernels.quantize(row_pointer(in, row), source, cols, planes,
-                                         int4.gather_of(bucket->expert), slot.group, slot.tokens,
-                                         slot.t);
-                      }
-                    }
-                  });
+  parallel_ranges(
+      context.pool(), buckets.num_entries, share ? work / 4 : work,
+      [&](std::int64_t begin, std::int64_t end, int) {
+        const Bucket* bucket = &bucket_at(buckets, begin);
+        for (std::int64_t at = begin; at < end; ++at) {
+          while (at >= bucket->first + bucket->count) ++bucket;
+          if (share && bucket->count == 1) return;
+          const BundlePosition to =
+              bundle_position(out, *bucket, static_cast<std::int32_t>(at - bucket->first));
+          const std::int32_t row = map.source_of(buckets.entries[at]);
+          if (share) {
+            kernels.place(out.rows + row * out.token_bytes, cols, planes, to.bundle, to.tokens,
+                          to.t);
+          } else {
+            kernels.quantize(row_pointer(in, row), source, cols, planes,
+                             int4.gather_of(bucket->expert), to.bundle, to.tokens, to.t);
+          }
+        }
+      });
   return out;
 }
 
@@ -219,7 +219,7 @@ PanelTask job_task(const WeightRef& weight, const Activations& activations, cons
   task.zeros = weight.int4.zeros;
   task.planes = activations.planes;
   task.tokens = job.tokens;
-  task.group = std::min(bucket.group, job.tokens);
+  task.bundle = std::min(bucket.bundle, job.tokens);
   if (activations.rows != nullptr && bucket.count == 1) {
     const std::int32_t row = map.source_of(buckets.entries[bucket.first]);
     task.activations = activations.rows + row * activations.token_bytes;

@@ -19,10 +19,10 @@ struct Bucket {
   std::int32_t expert = 0;
   std::int32_t first = 0;  ///< position of its first entry in Buckets::entries
   std::int32_t count = 0;
-  std::int32_t group = 1;       ///< tokens per group of activations
-  std::int32_t job_tokens = 1;  ///< tokens per job, a multiple of group
+  std::int32_t bundle = 1;      ///< tokens per bundle of activations
+  std::int32_t job_tokens = 1;  ///< tokens per job, a multiple of bundle
   std::int32_t job_panels = 1;  ///< panels per job
-  std::int32_t panel_jobs = 1;  ///< jobs that share the tokens of one
+  std::int32_t panel_jobs = 1;  ///< jobs that together cover all panels for the same tokens
   std::int64_t first_job = 0;
 };
 
@@ -33,17 +33,17 @@ struct Buckets {
   std::int32_t num_entries = 0;
 };
 
-/// Groups the map's entries by expert, so that a weight is read once however the pairs came.
-Buckets group_by_expert(const RowMap& map, const WeightRef& weight, Carver& carver);
+/// Sorts the map's entries by expert, so that a weight is read once however the pairs came.
+Buckets make_buckets(const RowMap& map, const WeightRef& weight, Carver& carver);
 
 /// Quantised rows of all entries.
 struct Activations {
   int planes = 0;
   std::int64_t token_bytes = 0;
-  std::uint8_t* packed = nullptr;  ///< bucket b at b.first * token_bytes, group after group
-  std::uint8_t* rows = nullptr;    ///< one group of one token per source row, or null
+  std::uint8_t* packed = nullptr;  ///< bucket b at b.first * token_bytes, bundle after bundle
+  std::uint8_t* rows = nullptr;    ///< one bundle of one token per source row, or null
 };
-/// Sets Bucket::group and Bucket::job_tokens. Source rows that several entries share are quantised once,
+/// Sets Bucket::bundle and Bucket::job_tokens. Source rows that several entries share are quantised once,
 /// unless the experts of `weight` want their columns in different orders.
 Activations prepare_activations(Context& context, const IsaKernels& kernels, const InputRows& in,
                                 const WeightRef& weight, const RowMap& map, const Buckets& buckets,

@@ -1,6 +1,6 @@
 #pragma once
 
-/// The activations of a group of T tokens, as the kernels read them (one broadcast after another).
+/// The activations of a bundle of T tokens, as the kernels read them (one broadcast after another).
 ///
 /// For each record of up to 256 columns (n blocks of 32):
 ///   int8  q       [8n][T][planes][4]   4 columns of a token; plane 0 is the high one when there
@@ -20,12 +20,12 @@ constexpr int kActBlock = 32;  // columns that share a scale
 /// Bytes of one block of one token.
 [[maybe_unused]] constexpr std::int64_t act_block_bytes(int planes) { return 32 * planes + 28; }
 
-/// Bytes of one token of a group.
+/// Bytes of one token of a bundle.
 [[maybe_unused]] constexpr std::int64_t act_token_bytes(std::int64_t cols, int planes) {
   return planes == 0 ? cols * 4 : cols / kActBlock * act_block_bytes(planes);
 }
 
-/// Pointers into one record of a group.
+/// Pointers into one record of a bundle.
 struct ActRecord {
   const std::int32_t* q;
   const float* scale;
@@ -35,9 +35,9 @@ struct ActRecord {
   const float* sum16;
 };
 
-[[maybe_unused]] inline ActRecord act_record(const std::uint8_t* group, int tokens, int planes,
+[[maybe_unused]] inline ActRecord act_record(const std::uint8_t* bundle, int tokens, int planes,
                                              std::int64_t record, int blocks) {
-  const std::uint8_t* base = group + record * 8 * act_block_bytes(planes) * tokens;
+  const std::uint8_t* base = bundle + record * 8 * act_block_bytes(planes) * tokens;
   const std::int64_t step = std::int64_t{blocks} * tokens;
   ActRecord a;
   a.q = reinterpret_cast<const std::int32_t*>(base);

@@ -66,7 +66,7 @@ MOESAIC_NOINLINE void multiply_columns(const std::uint8_t* w, std::int64_t cols,
 using ColumnsFn = void (*)(const std::uint8_t*, std::int64_t, const float*, float*);
 template <class D, int T = 1>
 constexpr ColumnsFn columns_fn(int tokens) {
-  if constexpr (T > kMaxGroup[0]) {
+  if constexpr (T > kMaxBundle[0]) {
     return nullptr;
   } else {
     return tokens == T ? &multiply_columns<D, T> : columns_fn<D, T + 1>(tokens);
@@ -77,13 +77,13 @@ template <class D>
 void gemm_float(const PanelTask& task) {
   constexpr const PanelFormat& format = *find_panel_format(D::kType);
   alignas(64) std::uint8_t gathered[record_bytes(format)];
-  alignas(64) float sums[kChains * kMaxGroup[0] * kRows];
+  alignas(64) float sums[kChains * kMaxBundle[0] * kRows];
   // The columns of a panel follow each other, so panels need no cutting into records.
   const std::int64_t piece = task.rows_layout ? kRecordCols : task.cols;
   const float* x = reinterpret_cast<const float*>(task.activations);
-  for (int first = 0; first < task.tokens; first += task.group) {
+  for (int first = 0; first < task.tokens; first += task.bundle) {
     const int left = task.tokens - first;
-    const int tokens = left < task.group ? left : task.group;
+    const int tokens = left < task.bundle ? left : task.bundle;
     const ColumnsFn multiply = columns_fn<D>(tokens);
     std::memset(sums, 0, sizeof(float) * static_cast<std::size_t>(kChains * tokens * kRows));
     for (std::int64_t begin = 0; begin < task.cols; begin += piece) {

@@ -163,7 +163,7 @@ using FusedFn = void (*)(const Record&, const ActRecord&, float*);
 
 template <class S, int P, int T = 1>
 constexpr TileFn tile_fn(int tokens) {
-  if constexpr (T > kMaxGroup[P]) {
+  if constexpr (T > kMaxBundle[P]) {
     return nullptr;
   } else {
     return tokens == T ? &multiply_tile<S, T, P> : tile_fn<S, P, T + 1>(tokens);
@@ -213,7 +213,7 @@ MOESAIC_ALWAYS_INLINE void multiply_records(const PanelTask& task, const RecordA
   Tile tile;
   const int planes = task.planes;
   const std::int64_t records = (task.cols + kRecordCols - 1) / kRecordCols;
-  const std::int64_t group_bytes = act_token_bytes(task.cols, planes) * task.group;
+  const std::int64_t bundle_bytes = act_token_bytes(task.cols, planes) * task.bundle;
   const FusedFn fused = planes == 2 ? fused_fn<D, 2>(task.tokens) : fused_fn<D, 1>(task.tokens);
   std::memset(task.out, 0, sizeof(float) * kRows * static_cast<std::size_t>(task.tokens));
 
@@ -226,15 +226,15 @@ MOESAIC_ALWAYS_INLINE void multiply_records(const PanelTask& task, const RecordA
       continue;
     }
     fill_tile<D>(record, tile);
-    const int groups = (task.tokens + task.group - 1) / task.group;
-    Ahead ahead{record.ahead.from, (record.ahead.bytes + groups - 1) / groups};
-    const std::uint8_t* group = task.activations;
-    for (int first = 0; first < task.tokens; first += task.group, group += group_bytes) {
+    const int bundles = (task.tokens + task.bundle - 1) / task.bundle;
+    Ahead ahead{record.ahead.from, (record.ahead.bytes + bundles - 1) / bundles};
+    const std::uint8_t* bundle = task.activations;
+    for (int first = 0; first < task.tokens; first += task.bundle, bundle += bundle_bytes) {
       const int left_tokens = task.tokens - first;
-      const int tokens = left_tokens < task.group ? left_tokens : task.group;
+      const int tokens = left_tokens < task.bundle ? left_tokens : task.bundle;
       const TileFn multiply =
           planes == 2 ? tile_fn<ShapeOf<D>, 2>(tokens) : tile_fn<ShapeOf<D>, 1>(tokens);
-      multiply(tile, steps, ahead, act_record(group, tokens, planes, index, steps),
+      multiply(tile, steps, ahead, act_record(bundle, tokens, planes, index, steps),
                task.out + first * kRows);
       ahead.from += 8 * ahead.bytes;
     }

@@ -1,6 +1,6 @@
 #pragma once
 
-/// From rows of x to the groups that the kernels read (activations.hpp). Integers are rounded to
+/// From rows of x to the bundles that the kernels read (activations.hpp). Integers are rounded to
 /// nearest, ties to even, in the same way on every instruction set.
 
 #include "cpu/kernels/activations.hpp"
@@ -111,7 +111,7 @@ inline void put_block(const ActRecord& a, int s, int tokens, int t, int planes,
 
 /// IsaKernels::quantize
 inline void quantize(const void* row, Source source, std::int64_t cols, int planes,
-                     const std::int32_t* gather, std::uint8_t* group, int tokens, int t) {
+                     const std::int32_t* gather, std::uint8_t* bundle, int tokens, int t) {
   const auto read = [&](std::int64_t first, int count, float* values) {
     if (gather != nullptr) {
       read_gathered(row, source, gather + first, count, values);
@@ -121,7 +121,7 @@ inline void quantize(const void* row, Source source, std::int64_t cols, int plan
   };
   float x[kActBlock];
   if (planes == 0) {
-    float* out = reinterpret_cast<float*>(group) + t;
+    float* out = reinterpret_cast<float*>(bundle) + t;
     for (std::int64_t first = 0; first < cols; first += kActBlock) {
       const int count = static_cast<int>(cols - first < kActBlock ? cols - first : kActBlock);
       read(first, count, x);
@@ -134,7 +134,7 @@ inline void quantize(const void* row, Source source, std::int64_t cols, int plan
   std::int32_t q[kActBlock];
   for (std::int64_t step = 0; step < steps; step += 8) {
     const int count = static_cast<int>(steps - step < 8 ? steps - step : 8);
-    const ActRecord a = act_record(group, tokens, planes, step / 8, count);
+    const ActRecord a = act_record(bundle, tokens, planes, step / 8, count);
     for (int s = 0; s < count; ++s) {
       read((step + s) * kActBlock, kActBlock, x);
       const float scale = quantize_block(x, limit, q);
@@ -161,11 +161,11 @@ inline void spread_pairs(const void* from, const void* to, int count, int stride
 }
 
 /// IsaKernels::place
-inline void place(const std::uint8_t* row, std::int64_t cols, int planes, std::uint8_t* group,
+inline void place(const std::uint8_t* row, std::int64_t cols, int planes, std::uint8_t* bundle,
                   int tokens, int t) {
   if (planes == 0) {
     const auto* x = reinterpret_cast<const float*>(row);
-    float* out = reinterpret_cast<float*>(group) + t;
+    float* out = reinterpret_cast<float*>(bundle) + t;
     for (std::int64_t k = 0; k < cols; ++k) out[k * tokens] = x[k];
     return;
   }
@@ -173,7 +173,7 @@ inline void place(const std::uint8_t* row, std::int64_t cols, int planes, std::u
   for (std::int64_t step = 0; step < steps; step += 8) {
     const int count = static_cast<int>(steps - step < 8 ? steps - step : 8);
     const ActRecord from = act_record(row, 1, planes, step / 8, count);
-    const ActRecord to = act_record(group, tokens, planes, step / 8, count);
+    const ActRecord to = act_record(bundle, tokens, planes, step / 8, count);
     if (planes == 1) {
       spread_words(from.q, to.q + t, 8 * count, tokens);
     } else {

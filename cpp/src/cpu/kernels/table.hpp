@@ -29,7 +29,7 @@ constexpr PanelKernel gemm_of() {
 
 constexpr IsaKernels make_kernels() {
   IsaKernels k;
-  for (int p = 0; p < 3; ++p) k.group_tokens[p] = kMaxGroup[p];
+  for (int p = 0; p < 3; ++p) k.bundle_tokens[p] = kMaxBundle[p];
 #define MOESAIC_KERNEL(TYPE, NAME) k.gemm[static_cast<int>(QuantType::TYPE)] = gemm_of<NAME>();
 #include "cpu/kernels/kernels.inc"
 #undef MOESAIC_KERNEL

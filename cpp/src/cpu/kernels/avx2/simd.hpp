@@ -16,7 +16,7 @@ namespace {
 
 constexpr int kLanes = 8;
 constexpr bool kSignedDot = false;
-constexpr int kMaxGroup[3] = {4, 4, 2};
+constexpr int kMaxBundle[3] = {4, 4, 2};
 constexpr int kMaxFused = 2;
 
 using V = __m256i;

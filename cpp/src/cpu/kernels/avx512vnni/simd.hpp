@@ -23,8 +23,8 @@ namespace moesaic::cpu {
 namespace {
 
 constexpr int kLanes = 16;
-constexpr bool kSignedDot = false;       // the dot product takes unsigned weights
-constexpr int kMaxGroup[3] = {4, 8, 4};  // tokens in registers: f32, Fast, Exact
+constexpr bool kSignedDot = false;        // the dot product takes unsigned weights
+constexpr int kMaxBundle[3] = {4, 8, 4};  // tokens in registers: f32, Fast, Exact
 constexpr int kMaxFused = 8;  // tokens x planes up to which decoding happens in registers
 
 using V = __m512i;  // 16 rows x 4 small integers

@@ -15,7 +15,7 @@ namespace {
 
 constexpr int kLanes = 4;
 constexpr bool kSignedDot = true;
-constexpr int kMaxGroup[3] = {4, 8, 4};
+constexpr int kMaxBundle[3] = {4, 8, 4};
 constexpr int kMaxFused = 4;
 
 using V = uint8x16_t;

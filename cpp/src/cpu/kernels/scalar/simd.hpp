@@ -15,7 +15,7 @@ namespace {
 
 constexpr int kLanes = 16;
 constexpr bool kSignedDot = false;
-constexpr int kMaxGroup[3] = {1, 1, 1};
+constexpr int kMaxBundle[3] = {1, 1, 1};
 constexpr int kMaxFused = 0;
 
 struct V {
