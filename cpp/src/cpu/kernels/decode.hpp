@@ -51,7 +51,7 @@ struct Record {
 };
 
 /// A decoded record: the loop's other input besides activations.
-struct alignas(64) Tile {
+struct alignas(64) DecodedRecord {
   std::uint8_t q[8 * kStep];  // [k4][16 rows][4]
   float scale[16][kRows];     // by sub-block
   float add[16][kRows];

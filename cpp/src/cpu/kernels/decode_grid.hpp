@@ -3,7 +3,7 @@
 /// IQ1, IQ2 and IQ3: codes name points of a grid (8 or 4 columns), whose values are then negated or
 /// shifted. A step is 4 runs of 8 columns. Codes, signs and scales of 16 rows are unpacked as
 /// vectors of words; only the points themselves are loaded row by row, from a table in the first
-/// cache. That costs more than the products of a few tokens, so it always fills a tile.
+/// cache. That costs more than the products of a few tokens, so a record is always decoded whole.
 
 #include "cpu/kernels/decode_block32.hpp"
 #include "cpu/kernels/lane_words.hpp"

@@ -7,7 +7,7 @@
 ///   f   = scale0 * dot0 [+ add0 * sum0] [+ scale1 * dot1 + add1 * sum1]     row vectors of the
 ///   weights acc = f * activation scale + acc
 /// in this order, whatever T, so an element does not depend on the tokens beside it.
-/// Few tokens decode in registers (`fused`), more share a decoded record (`Tile`).
+/// Few tokens decode in registers (`fused`), more share a decoded record (`DecodedRecord`).
 
 #include "cpu/kernels/activations.hpp"
 #include "cpu/kernels/decode.hpp"
@@ -18,7 +18,7 @@
 namespace moesaic::cpu {
 namespace {
 
-/// The facts of a decoder that the loop over a tile depends on; formats that agree share the code.
+/// The facts of a decoder that the loop over a decoded depends on; formats that agree share the code.
 template <int kSub_, bool kAdd_, int kOffset_, bool kWide_>
 struct Shape {
   static constexpr int kSub = kSub_;
@@ -94,20 +94,20 @@ MOESAIC_ALWAYS_INLINE void fetch(const Ahead& ahead, int step) {
   for (int line = 0; line < ahead.bytes; line += 64) prefetch(from + line);
 }
 
-/// out[T][16] += tile * activations
+/// out[T][16] += decoded * activations
 template <class S, int T, int P>
-MOESAIC_NOINLINE void multiply_tile(const Tile& tile, int steps, const Ahead& ahead,
-                                    const ActRecord& a, float* out) {
+MOESAIC_NOINLINE void multiply_decoded(const DecodedRecord& decoded, int steps, const Ahead& ahead,
+                                       const ActRecord& a, float* out) {
   constexpr int kParts = 32 / S::kSub;
   for_lanes([&](int row) __attribute__((always_inline)) {
     F acc[T];
     load_sums(out, row, acc);
     for (int step = 0; step < steps; ++step) {
-      const std::uint8_t* q = tile.q + step * kStep + row * 4;
+      const std::uint8_t* q = decoded.q + step * kStep + row * 4;
       if (row == 0) fetch(ahead, step);
       multiply_step<S, T, P>(
           [&](int k) __attribute__((always_inline)) { return load(q + k * kVector); },
-          tile.scale[kParts * step] + row, tile.add[kParts * step] + row, a, step, acc);
+          decoded.scale[kParts * step] + row, decoded.add[kParts * step] + row, a, step, acc);
     }
     store_sums(out, row, acc);
   });
@@ -115,17 +115,17 @@ MOESAIC_NOINLINE void multiply_tile(const Tile& tile, int steps, const Ahead& ah
 
 /// Unpacks a whole record.
 template <class D>
-MOESAIC_NOINLINE void fill_tile(const Record& record, Tile& tile) {
-  D::scales(record, tile.scale, tile.add);
+MOESAIC_NOINLINE void decode_record(const Record& record, DecodedRecord& decoded) {
+  D::scales(record, decoded.scale, decoded.add);
   for_lanes([&](int row) __attribute__((always_inline)) {
     if constexpr (!D::kFused) {
-      D::decode(record, row * 4, tile.q + row * 4);
+      D::decode(record, row * 4, decoded.q + row * 4);
     } else {
       for (int base = 0; base < record.steps; base += D::kPeriod) {
         unroll<D::kPeriod>([&](auto s) __attribute__((always_inline)) {
           V w[8];
           D::template weights<decltype(s)::value>(record, base, row * 4, w);
-          std::uint8_t* q = tile.q + (base + decltype(s)::value) * kStep + row * 4;
+          std::uint8_t* q = decoded.q + (base + decltype(s)::value) * kStep + row * 4;
           for (int k = 0; k < 8; ++k) store(q + k * kVector, w[k]);
         });
       }
@@ -158,15 +158,15 @@ MOESAIC_NOINLINE void multiply_fused(const Record& record, const ActRecord& a, f
   });
 }
 
-using TileFn = void (*)(const Tile&, int, const Ahead&, const ActRecord&, float*);
+using DecodedFn = void (*)(const DecodedRecord&, int, const Ahead&, const ActRecord&, float*);
 using FusedFn = void (*)(const Record&, const ActRecord&, float*);
 
 template <class S, int P, int T = 1>
-constexpr TileFn tile_fn(int tokens) {
+constexpr DecodedFn decoded_fn(int tokens) {
   if constexpr (T > kMaxBundle[P]) {
     return nullptr;
   } else {
-    return tokens == T ? &multiply_tile<S, T, P> : tile_fn<S, P, T + 1>(tokens);
+    return tokens == T ? &multiply_decoded<S, T, P> : decoded_fn<S, P, T + 1>(tokens);
   }
 }
 template <class D, int P, int T = 1>
@@ -210,7 +210,7 @@ MOESAIC_ALWAYS_INLINE void look_ahead(const PanelTask& task, std::int64_t bytes,
 /// All tokens of a task, from the records that record_at(index, steps) finds.
 template <class D, class RecordAt>
 MOESAIC_ALWAYS_INLINE void multiply_records(const PanelTask& task, const RecordAt& record_at) {
-  Tile tile;
+  DecodedRecord decoded;
   const int planes = task.planes;
   const std::int64_t records = (task.cols + kRecordCols - 1) / kRecordCols;
   const std::int64_t bundle_bytes = act_token_bytes(task.cols, planes) * task.bundle;
@@ -225,16 +225,16 @@ MOESAIC_ALWAYS_INLINE void multiply_records(const PanelTask& task, const RecordA
       fused(record, act_record(task.activations, task.tokens, planes, index, steps), task.out);
       continue;
     }
-    fill_tile<D>(record, tile);
+    decode_record<D>(record, decoded);
     const int bundles = (task.tokens + task.bundle - 1) / task.bundle;
     Ahead ahead{record.ahead.from, (record.ahead.bytes + bundles - 1) / bundles};
     const std::uint8_t* bundle = task.activations;
     for (int first = 0; first < task.tokens; first += task.bundle, bundle += bundle_bytes) {
       const int left_tokens = task.tokens - first;
       const int tokens = left_tokens < task.bundle ? left_tokens : task.bundle;
-      const TileFn multiply =
-          planes == 2 ? tile_fn<ShapeOf<D>, 2>(tokens) : tile_fn<ShapeOf<D>, 1>(tokens);
-      multiply(tile, steps, ahead, act_record(bundle, tokens, planes, index, steps),
+      const DecodedFn multiply =
+          planes == 2 ? decoded_fn<ShapeOf<D>, 2>(tokens) : decoded_fn<ShapeOf<D>, 1>(tokens);
+      multiply(decoded, steps, ahead, act_record(bundle, tokens, planes, index, steps),
                task.out + first * kRows);
       ahead.from += 8 * ahead.bytes;
     }
