@@ -92,9 +92,9 @@ void gemm_float(const PanelTask& task) {
                x + begin * tokens, sums);
     }
     float* out = task.out + first * kRows;
-    const int plane = tokens * kRows;
-    for (int i = 0; i < plane; ++i) {
-      out[i] = (sums[i] + sums[plane + i]) + (sums[2 * plane + i] + sums[3 * plane + i]);
+    const int chain = tokens * kRows;
+    for (int i = 0; i < chain; ++i) {
+      out[i] = (sums[i] + sums[chain + i]) + (sums[2 * chain + i] + sums[3 * chain + i]);
     }
     x += task.cols * tokens;
   }
