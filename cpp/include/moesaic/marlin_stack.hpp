@@ -165,10 +165,12 @@ class MarlinExpertStack {
  private:
   MarlinExpertStack() = default;
   /// What the kernels of the stack's device read.
-  const RoleWeights& placed() const { return backend_ != nullptr ? placed_ : weights_; }
+  const RoleWeights& kernel_weights() const {
+    return backend_ != nullptr ? device_weights_ : weights_;
+  }
   RoleWeights weights_;
-  const Backend* backend_ = nullptr;  ///< of placed_; null: the products read weights_
-  RoleWeights placed_;
+  const Backend* backend_ = nullptr;  ///< of device_weights_; null: the products read weights_
+  RoleWeights device_weights_;
   std::shared_ptr<const std::vector<std::int32_t>> g_idx_;  ///< null, [K] or [E, K]
 };
 

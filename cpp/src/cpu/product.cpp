@@ -135,8 +135,8 @@ Activations prepare_activations(Context& context, const IsaKernels& kernels, con
               bundle_position(out, *bucket, static_cast<std::int32_t>(at - bucket->first));
           const std::int32_t row = map.source_of(buckets.entries[at]);
           if (share) {
-            kernels.place(out.rows + row * out.token_bytes, cols, planes, to.bundle, to.tokens,
-                          to.t);
+            kernels.copy_token(out.rows + row * out.token_bytes, cols, planes, to.bundle, to.tokens,
+                               to.t);
           } else {
             kernels.quantize(row_pointer(in, row), source, cols, planes,
                              int4.gather_of(bucket->expert), to.bundle, to.tokens, to.t);

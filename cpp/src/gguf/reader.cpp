@@ -96,12 +96,12 @@ GgufType read_type(Cursor& cursor, const std::string& field) {
 }
 
 /// Where an array's elements lie, until the bytes they point into are final.
-struct ArrayPlace {
+struct ArrayRange {
   std::size_t entry;
   std::uint64_t begin, size;
 };
 
-GgufArray read_array(Cursor& cursor, const std::string& key, ArrayPlace& place) {
+GgufArray read_array(Cursor& cursor, const std::string& key, ArrayRange& range) {
   GgufArray array;
   const std::uint64_t type_at = cursor.position();
   array.element = read_type(cursor, key + ": array element type");
@@ -118,14 +118,14 @@ GgufArray read_array(Cursor& cursor, const std::string& key, ArrayPlace& place) 
     fail(cursor.path(), count_at, count_field, "at most " + std::to_string(kMaxArrayElements),
          std::to_string(array.count));
   }
-  place.begin = cursor.position();
+  range.begin = cursor.position();
   if (array.element == GgufType::String) {
     const std::string field = key + ": array string";
     for (std::uint64_t i = 0; i < array.count; ++i) cursor.read_string(field);
   } else {
     cursor.take(array.count * element_bytes, key);  // no overflow: both factors are bounded above
   }
-  place.size = cursor.position() - place.begin;
+  range.size = cursor.position() - range.begin;
   return array;
 }
 
@@ -178,7 +178,7 @@ GgufScalar read_scalar(Cursor& cursor, GgufType type, const std::string& key) {
 }
 
 void read_entries(Cursor& cursor, std::uint64_t count, FileIndex& index,
-                  std::vector<ArrayPlace>& arrays, std::uint32_t& alignment) {
+                  std::vector<ArrayRange>& arrays, std::uint32_t& alignment) {
   std::unordered_set<std::string> seen;
   for (std::uint64_t i = 0; i < count; ++i) {
     const std::uint64_t start = cursor.position();
@@ -191,9 +191,9 @@ void read_entries(Cursor& cursor, std::uint64_t count, FileIndex& index,
     const std::uint64_t type_at = cursor.position();
     entry.type = read_type(cursor, key + ": value type");
     if (entry.type == GgufType::Array) {
-      ArrayPlace place{index.entries.size(), 0, 0};
-      entry.value = read_array(cursor, key, place);
-      arrays.push_back(place);
+      ArrayRange range{index.entries.size(), 0, 0};
+      entry.value = read_array(cursor, key, range);
+      arrays.push_back(range);
     } else {
       entry.value = read_scalar(cursor, entry.type, key);
     }
@@ -293,8 +293,8 @@ bool align_up(std::uint64_t value, std::uint64_t alignment, std::uint64_t& out) 
 }
 
 /// Checks the tensors' ranges and makes their offsets absolute.
-void place_tensors(const InputFile& file, std::uint64_t infos_end, std::uint64_t alignment,
-                   std::vector<TensorInfo>& infos) {
+void locate_tensors(const InputFile& file, std::uint64_t infos_end, std::uint64_t alignment,
+                    std::vector<TensorInfo>& infos) {
   std::uint64_t data_at = 0;
   if (!align_up(infos_end, alignment, data_at)) {
     fail(file.path(), infos_end, "data section", "a start below 2^64", "more");
@@ -336,7 +336,7 @@ FileIndex read_index(const InputFile& file) {
   const std::uint64_t tensor_count = read_count(cursor, "tensor count", kMinTensorInfoBytes);
   const std::uint64_t entry_count = read_count(cursor, "metadata count", kMinEntryBytes);
 
-  std::vector<ArrayPlace> arrays;
+  std::vector<ArrayRange> arrays;
   std::uint32_t alignment = kDefaultAlignment;
   read_entries(cursor, entry_count, index, arrays, alignment);
   const std::uint64_t entries_end = cursor.position();
@@ -351,14 +351,14 @@ FileIndex read_index(const InputFile& file) {
            "the name a second time");
     }
   }
-  place_tensors(file, cursor.position(), alignment, infos);
+  locate_tensors(file, cursor.position(), alignment, infos);
   index.tensors.reserve(infos.size());
   for (TensorInfo& info : infos) index.tensors.push_back(std::move(info.tensor));
 
   if (!arrays.empty()) index.metadata = cursor.release(entries_end);
-  for (const ArrayPlace& place : arrays) {
-    std::get<GgufArray>(index.entries[place.entry].value).bytes = {
-        index.metadata.get() + place.begin, static_cast<std::size_t>(place.size)};
+  for (const ArrayRange& range : arrays) {
+    std::get<GgufArray>(index.entries[range.entry].value).bytes = {
+        index.metadata.get() + range.begin, static_cast<std::size_t>(range.size)};
   }
   return index;
 }

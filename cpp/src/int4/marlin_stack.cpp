@@ -7,7 +7,7 @@
 #include "int4/checkpoint.hpp"
 #include "int4/columns.hpp"
 #include "int4/panels.hpp"
-#include "int4/place.hpp"
+#include "int4/to_device.hpp"
 #include "moesaic/thread_pool.hpp"
 
 namespace moesaic {
@@ -321,7 +321,7 @@ MarlinLinear MarlinExpertStack::make_expert_linear(std::int32_t expert, std::int
   if (backend_ == nullptr) return MarlinLinear(std::move(one), Device{});
   LoadOptions options;
   options.backend = backend_;
-  return MarlinLinear(int4::place(one, options), device());
+  return MarlinLinear(int4::to_device(one, options), device());
 }
 
 }  // namespace moesaic

@@ -141,7 +141,7 @@ void MarlinExpertStack::gemm_phase_batched(Context& context, const ConstTensorVi
                                            std::span<const MarlinDispatch> dispatches,
                                            TensorView out, Precision precision) const {
   constexpr const char* kName = "gemm_phase_batched";
-  check_call(kName, context, placed().ref, device(), x, out);
+  check_call(kName, context, kernel_weights().ref, device(), x, out);
   check_dispatches(dispatches, num_experts(), x.dim(0), out.dim(0));
   // One segment per dispatch; its entries name an input and an output row.
   std::vector<std::int32_t> expert, offsets{0}, source, destination;
@@ -156,7 +156,7 @@ void MarlinExpertStack::gemm_phase_batched(Context& context, const ConstTensorVi
   }
   if (source.empty()) return;
   const auto entries = static_cast<std::int64_t>(source.size());
-  Product product(kName, context, placed(), input_rows(x, kName, "x"),
+  Product product(kName, context, kernel_weights(), input_rows(x, kName, "x"),
                   std::max(entries, out.dim(0)));
   const RowMap map =
       product.memory().place({.num_segments = static_cast<std::int32_t>(expert.size()),
@@ -174,7 +174,7 @@ void MarlinExpertStack::gemm_phase_vllm(Context& context, const ConstTensorView&
                                         const AlignedRouting& aligned, std::int32_t top_k,
                                         TensorView out, Precision precision) const {
   constexpr const char* kName = "gemm_phase_vllm";
-  check_call(kName, context, placed().ref, device(), x, out);
+  check_call(kName, context, kernel_weights().ref, device(), x, out);
   const std::int64_t pairs = aligned.num_pairs();
   require<ShapeError>(top_k >= 1 && x.dim(0) * top_k == pairs, [&] {
     return Problem{.operation = kName,
@@ -211,7 +211,7 @@ void MarlinExpertStack::gemm_phase_vllm(Context& context, const ConstTensorView&
     if (id >= 0 && id < pairs) named[static_cast<std::size_t>(id)] = 0;
   }
   const bool all = std::ranges::find(named, -1) == named.end();
-  Product product(kName, context, placed(), input_rows(x, kName, "x"),
+  Product product(kName, context, kernel_weights(), input_rows(x, kName, "x"),
                   std::max<std::int64_t>(pairs, aligned.num_post_pad()));
   const std::int32_t* const rows = all ? nullptr : product.memory().place(named);
   const RowMap map =

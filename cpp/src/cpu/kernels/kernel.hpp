@@ -52,8 +52,8 @@ struct IsaKernels {
   void (*quantize)(const void* row, Source source, std::int64_t cols, int planes,
                    const std::int32_t* gather, std::uint8_t* bundle, int tokens, int t) = nullptr;
   /// Copies a bundle of one token into token t of a bundle of `tokens`.
-  void (*place)(const std::uint8_t* row, std::int64_t cols, int planes, std::uint8_t* bundle,
-                int tokens, int t) = nullptr;
+  void (*copy_token)(const std::uint8_t* row, std::int64_t cols, int planes, std::uint8_t* bundle,
+                     int tokens, int t) = nullptr;
   ActivateKernel activate[kNumActivations] = {};  ///< by ActivationKind
 };
 

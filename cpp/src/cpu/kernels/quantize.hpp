@@ -160,9 +160,9 @@ inline void spread_pairs(const void* from, const void* to, int count, int stride
   }
 }
 
-/// IsaKernels::place
-inline void place(const std::uint8_t* row, std::int64_t cols, int planes, std::uint8_t* bundle,
-                  int tokens, int t) {
+/// IsaKernels::copy_token
+inline void copy_token(const std::uint8_t* row, std::int64_t cols, int planes, std::uint8_t* bundle,
+                       int tokens, int t) {
   if (planes == 0) {
     const auto* x = reinterpret_cast<const float*>(row);
     float* out = reinterpret_cast<float*>(bundle) + t;

@@ -35,7 +35,7 @@ constexpr IsaKernels make_kernels() {
 #undef MOESAIC_KERNEL
   k.gemm[static_cast<int>(QuantType::INT4)] = &gemm_int4;
   k.quantize = &quantize;
-  k.place = &place;
+  k.copy_token = &copy_token;
   add_activations(k.activate, std::make_integer_sequence<int, kNumActivations>());
   return k;
 }

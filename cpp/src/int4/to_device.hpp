@@ -8,6 +8,6 @@ namespace moesaic::int4 {
 
 /// The panels [E, N, K] in the layout and memory of `options.backend`, with their bias. Errors:
 /// UnsupportedError, OutOfMemoryError, OperationCancelled.
-RoleWeights place(const RoleWeights& panels, const LoadOptions& options);
+RoleWeights to_device(const RoleWeights& panels, const LoadOptions& options);
 
 }  // namespace moesaic::int4
