@@ -38,7 +38,7 @@ template <class Visit>
 void for_each_scale(const BlockBits& bits, int slot, std::int64_t cols, const Visit& visit) {
   const ScaleLayout& scale = find_format(static_cast<std::int32_t>(bits.type))->scale;
   // Value i of `count` of a row among those of all rows: lane groups, values, halves of a unit.
-  const auto place = [slot](int count, std::int64_t i) {
+  const auto value_index = [slot](int count, std::int64_t i) {
     return (slot % 8 * count + i) * 2 + slot / 8;
   };
   const std::int64_t blocks = cols / bits.elems;
@@ -48,7 +48,7 @@ void for_each_scale(const BlockBits& bits, int slot, std::int64_t cols, const Vi
     visit(i / values * bits.bytes, bits.values[static_cast<std::size_t>(i % values)],
           unit / scale.span_units * scale.span_bytes() +
               scale.unit_at(static_cast<int>(unit % scale.span_units)) +
-              place(scale.unit_values, i % scale.unit_values) * scale.value_bytes,
+              value_index(scale.unit_values, i % scale.unit_values) * scale.value_bytes,
           scale.value_bytes);
   }
   for (std::int64_t i = 0; i < blocks * scale.span_halves; ++i) {
@@ -56,7 +56,7 @@ void for_each_scale(const BlockBits& bits, int slot, std::int64_t cols, const Vi
     const auto at = static_cast<std::uint8_t>(bits.halves_at + 2 * half);
     const auto next = static_cast<std::uint8_t>(at + 1);
     visit(block * bits.bytes, Pieces{{{at, 0, 8, 0}, {next, 0, 8, 8}}},
-          block * scale.span_bytes() + place(scale.span_halves, half) * 2, 2);
+          block * scale.span_bytes() + value_index(scale.span_halves, half) * 2, 2);
   }
 }
 

@@ -63,7 +63,7 @@ std::vector<Bits> bits_of(QuantType type, const Position& p) {
 }  // namespace
 
 UnitMap::UnitMap(QuantType type, int words) {
-  std::vector<std::vector<CodePlace>> by_word(at(words));
+  std::vector<std::vector<CodeBits>> by_word(at(words));
   for (int code = 0; code < kUnitCodes; ++code) {
     for (const Bits& b : bits_of(type, position_of(code / kUnitCols, code % kUnitCols))) {
       by_word[at(b.word)].push_back(
@@ -71,11 +71,11 @@ UnitMap::UnitMap(QuantType type, int words) {
            static_cast<std::uint8_t>(b.from), b.count == 32 ? ~0U : (1U << b.count) - 1U});
     }
   }
-  for (const auto& places : by_word) {
-    first_.push_back(static_cast<std::int32_t>(places_.size()));
-    places_.insert(places_.end(), places.begin(), places.end());
+  for (const auto& bits : by_word) {
+    first_.push_back(static_cast<std::int32_t>(code_bits_.size()));
+    code_bits_.insert(code_bits_.end(), bits.begin(), bits.end());
   }
-  first_.push_back(static_cast<std::int32_t>(places_.size()));
+  first_.push_back(static_cast<std::int32_t>(code_bits_.size()));
 }
 
 const UnitMap& UnitMap::of(QuantType type) {
@@ -94,7 +94,7 @@ const UnitMap& UnitMap::of(QuantType type) {
 void UnitMap::write(const Codes& codes, std::uint8_t* unit) const {
   for (int w = 0; w < words(); ++w, unit += 4) {
     std::uint32_t word = 0;
-    for (const CodePlace* p = begin(w); p != end(w); ++p) {
+    for (const CodeBits* p = begin(w); p != end(w); ++p) {
       word |= (codes[p->code] >> p->from & p->mask) << p->bit;
     }
     std::memcpy(unit, &word, 4);
@@ -106,7 +106,7 @@ void UnitMap::read(const std::uint8_t* unit, Codes& codes) const {
   for (int w = 0; w < words(); ++w, unit += 4) {
     std::uint32_t word;
     std::memcpy(&word, unit, 4);
-    for (const CodePlace* p = begin(w); p != end(w); ++p) {
+    for (const CodeBits* p = begin(w); p != end(w); ++p) {
       codes[p->code] |= (word >> p->bit & p->mask) << p->from;
     }
   }

@@ -16,7 +16,7 @@ inline constexpr int kUnitCodes = kUnitRows * kUnitCols;
 using Codes = std::uint32_t[kUnitCodes];
 
 /// Bits [from, from + count) of code `code` lie in a word from bit `bit` on.
-struct CodePlace {
+struct CodeBits {
   std::uint16_t code;
   std::uint8_t bit;
   std::uint8_t from;
@@ -30,8 +30,8 @@ class UnitMap {
 
   int words() const { return static_cast<int>(first_.size()) - 1; }
   /// Places of word `word`, and the end of them.
-  const CodePlace* begin(int word) const { return places_.data() + first_[at(word)]; }
-  const CodePlace* end(int word) const { return places_.data() + first_[at(word) + 1]; }
+  const CodeBits* begin(int word) const { return code_bits_.data() + first_[at(word)]; }
+  const CodeBits* end(int word) const { return code_bits_.data() + first_[at(word) + 1]; }
 
   /// `unit` is unit_bytes of any alignment.
   void write(const Codes& codes, std::uint8_t* unit) const;
@@ -42,7 +42,7 @@ class UnitMap {
   explicit UnitMap(QuantType type, int words);
   static std::size_t at(int i) { return static_cast<std::size_t>(i); }
 
-  std::vector<CodePlace> places_;  ///< word after word
+  std::vector<CodeBits> code_bits_;  ///< word after word
   std::vector<std::int32_t> first_;
 };
 
