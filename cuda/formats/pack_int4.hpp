@@ -23,8 +23,8 @@ class Int4Rows {
   /// Codes of one row in unit `unit`; [64], those behind the last column are left alone.
   void codes(const WeightRef& panels, std::int32_t expert, std::int64_t row, std::int64_t unit,
              std::uint32_t* to) const;
-  /// Scales and zero points of one row, which is row `slot` of its units.
-  void scales(const WeightRef& panels, std::int32_t expert, std::int64_t row, int slot,
+  /// Scales and zero points of one row, which is row `unit_row` of its units.
+  void scales(const WeightRef& panels, std::int32_t expert, std::int64_t row, int unit_row,
               std::uint8_t* block) const;
 
  private:
@@ -33,6 +33,7 @@ class Int4Rows {
 
 /// The weight with this code in packed column `col`, by the row block's scales.
 float read_int4_value(const Int4Format& format, const PackedLayout& layout,
-                      const std::uint8_t* scales, int slot, std::int64_t col, std::uint32_t code);
+                      const std::uint8_t* scales, int unit_row, std::int64_t col,
+                      std::uint32_t code);
 
 }  // namespace moesaic::cuda
