@@ -54,12 +54,12 @@ ColumnOrder order_columns(std::int64_t k, std::int64_t group_size, std::int64_t 
     }
     order.packed_cols = std::max(order.packed_cols, cols);
   }
-  order.units = (order.packed_cols + order.scale_cols - 1) / order.scale_cols;
+  order.scale_groups = (order.packed_cols + order.scale_cols - 1) / order.scale_cols;
   order.column.assign(orders * static_cast<std::size_t>(order.packed_cols), -1);
-  order.group.assign(orders * static_cast<std::size_t>(order.units), -1);
+  order.group.assign(orders * static_cast<std::size_t>(order.scale_groups), -1);
   for (std::size_t o = 0; o < orders; ++o) {
     std::int32_t* column = order.column.data() + o * static_cast<std::size_t>(order.packed_cols);
-    std::int32_t* group = order.group.data() + o * static_cast<std::size_t>(order.units);
+    std::int32_t* group = order.group.data() + o * static_cast<std::size_t>(order.scale_groups);
     std::int64_t at = 0;
     for (std::size_t g = 0; g < all[o].size(); ++g) {
       const auto& b = all[o][g];

@@ -13,10 +13,10 @@ namespace moesaic::int4 {
 struct ColumnOrder {
   std::int64_t packed_cols = 0;      ///< the same for all experts, a multiple of 32
   std::int32_t scale_cols = 32;      ///< 32, 64, 128 or 256
-  std::int64_t units = 0;            ///< packed_cols / scale_cols, rounded up
+  std::int64_t scale_groups = 0;     ///< packed_cols / scale_cols, rounded up
   bool identity = true;              ///< packed column = column
   std::vector<std::int32_t> column;  ///< [orders, packed_cols]: column of x, -1 = padding
-  std::vector<std::int32_t> group;   ///< [orders, units], -1 behind the last group
+  std::vector<std::int32_t> group;   ///< [orders, scale_groups], -1 behind the last group
 };
 
 /// The order for each row of `g_idx` ([orders, K], groups in range); an empty g_idx means k /

@@ -5,9 +5,9 @@
 /// A panel is a sequence of records of 256 packed columns (the last may be shorter, by steps of
 /// 32). A record of n steps holds
 ///   nibbles  [n][4][16 rows][4 bytes]   vector v of a step: columns 4v .. 4v + 3 low, 16 + 4v ..
-///   high scales   [units][16 rows] f16 or f32 zeros    [units][16 rows] u8, unless every zero
+///   high scales   [scale_groups][16 rows] f16 or f32 zeros    [scale_groups][16 rows] u8, unless every zero
 ///   point is 8
-/// rounded up to whole cache lines. A unit is scale_cols columns of one group: 32, 64, 128 or 256.
+/// rounded up to whole cache lines. A scale_group is scale_cols columns of one group: 32, 64, 128 or 256.
 ///
 /// Everything here has internal linkage: each instruction set compiles its own copy.
 
@@ -28,20 +28,21 @@ constexpr int kInt4RecordCols = 256;
 constexpr int kInt4StepCols = 32;
 constexpr int kInt4StepBytes = kInt4Rows * kInt4StepCols / 2;
 
-[[maybe_unused]] constexpr int int4_units(const Int4Layout& layout, int steps) {
+[[maybe_unused]] constexpr int int4_scale_groups(const Int4Layout& layout, int steps) {
   return (steps * kInt4StepCols + layout.scale_cols - 1) / layout.scale_cols;
 }
 
 [[maybe_unused]] constexpr int int4_scales_at(int steps) { return steps * kInt4StepBytes; }
 
 [[maybe_unused]] constexpr int int4_zeros_at(const Int4Layout& layout, int steps) {
-  return int4_scales_at(steps) + int4_units(layout, steps) * kInt4Rows * (layout.scale_f32 ? 4 : 2);
+  return int4_scales_at(steps) +
+         int4_scale_groups(layout, steps) * kInt4Rows * (layout.scale_f32 ? 4 : 2);
 }
 
 /// Bytes of a record of `steps` steps.
 [[maybe_unused]] constexpr int int4_record_bytes(const Int4Layout& layout, int steps) {
-  const int end =
-      int4_zeros_at(layout, steps) + (layout.zeros ? int4_units(layout, steps) * kInt4Rows : 0);
+  const int end = int4_zeros_at(layout, steps) +
+                  (layout.zeros ? int4_scale_groups(layout, steps) * kInt4Rows : 0);
   return (end + 63) / 64 * 64;
 }
 

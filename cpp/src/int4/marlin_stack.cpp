@@ -146,7 +146,7 @@ void MarlinExpertStack::Builder::add(std::int32_t expert, std::int64_t first_col
   const std::int32_t* column =
       s.order.column.data() + order * static_cast<std::size_t>(s.order.packed_cols);
   const std::int32_t* group =
-      s.order.group.data() + order * static_cast<std::size_t>(s.order.units);
+      s.order.group.data() + order * static_cast<std::size_t>(s.order.scale_groups);
   std::byte* to = s.memory->panels.get() + expert * ref.expert_stride;
   const std::int64_t first = first_col / kPanelRows;
   const std::int64_t count = panels_of(first_col + reader.n()) - first;

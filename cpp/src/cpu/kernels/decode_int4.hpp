@@ -25,15 +25,15 @@ struct int4 : Block32 {
   static constexpr int kOffset = kZeros ? kNoOffset : 3;  // code - 8
   static constexpr bool kWide = false;
 
-  /// `record` is an Int4Record. Each stored scale serves all steps of its unit.
+  /// `record` is an Int4Record. Each stored scale serves all steps of its scale group.
   static MOESAIC_ALWAYS_INLINE void scales(const Record& record, Scales scale, Scales add) {
     const Int4Layout& layout = static_cast<const Int4Record&>(record).layout;
     const std::uint8_t* s = record.p + int4_scales_at(record.steps);
     const std::uint8_t* z = record.p + int4_zeros_at(layout, record.steps);
-    const int steps_per_unit = layout.scale_cols / kInt4StepCols;
-    for (int first = 0; first < record.steps; first += steps_per_unit) {
+    const int steps_per_scale = layout.scale_cols / kInt4StepCols;
+    for (int first = 0; first < record.steps; first += steps_per_scale) {
       const int last =
-          first + steps_per_unit < record.steps ? first + steps_per_unit : record.steps;
+          first + steps_per_scale < record.steps ? first + steps_per_scale : record.steps;
       for_lanes([&](int row) __attribute__((always_inline)) {
         const F v = layout.scale_f32 ? load_f32(s + 4 * row) : load_f16(s + 2 * row);
         for (int step = first; step < last; ++step) store_f(scale[step] + row, v);
