@@ -2,16 +2,16 @@
 //
 //   kUnitBytes              codes of a unit
 //   kPlanes                 bf16 fragments whose sum is the code (f16: 2, f32: 3)
-//   kGroups                 groups of columns with a scale of their own in a unit: 1, 2, 4, or 0
-//                           where codes are the weights; group j covers k16 steps
-//                           [4 j / kGroups, 4 (j + 1) / kGroups)
-//   kOffset                 whether promotions have an offset, which wants sums of x by group
+//   kScaleGroups            scale groups of a unit (columns that share a scale): 1, 2, 4, or 0
+//                           where codes are the weights; scale group j covers the k16 steps
+//                           [4 j / kScaleGroups, 4 (j + 1) / kScaleGroups)
+//   kOffset                 whether promotions have an offset, which wants sums of x by scale group
 //   Codes                   what a lane holds of a unit
 //   load(unit, lane)        the same, read once from memory; load_shared: from shared memory
 //   fragment<s, p>(codes, a)  plane p of the A fragment of k16 step s
 //   Scales                  of a unit and rows g, g + 8, as they are stored
 //   load_scales(weight, scales of the row block, unit, g)
-//   promotion(scales, group)  what they mean
+//   promotion(scales, j)    the Promotion of scale group j
 #pragma once
 
 #include "formats/codes.cuh"

@@ -93,19 +93,19 @@ constexpr int64_t blocks_of(int64_t value, int64_t size) { return (value + size 
 
 /// An INT4 record: scales of each group [16 rows] f16 or f32, then zero points of each [16 rows]
 /// u8.
-constexpr int int4_groups_of_span(int scale_cols) { return scale_cols < kUnitCols ? 2 : 1; }
-constexpr int int4_zeros_at(int groups, bool scale_f32) {
-  return groups * kUnitRows * (scale_f32 ? 4 : 2);
+constexpr int int4_scale_groups(int scale_cols) { return scale_cols < kUnitCols ? 2 : 1; }
+constexpr int int4_zeros_at(int scale_groups, bool scale_f32) {
+  return scale_groups * kUnitRows * (scale_f32 ? 4 : 2);
 }
 
 constexpr PackedLayout packed_layout(const PackedFacts& facts) {
   PackedLayout layout{};
   if (facts.type == kInt4Type) {
-    const int groups = int4_groups_of_span(facts.scale_cols);
+    const int scale_groups = int4_scale_groups(facts.scale_cols);
     layout.unit_bytes = kInt4UnitBytes;
     layout.span_units = facts.scale_cols < kUnitCols ? 1 : facts.scale_cols / kUnitCols;
     layout.span_bytes =
-        int4_zeros_at(groups, facts.scale_f32) + (facts.zeros ? groups * kUnitRows : 0);
+        int4_zeros_at(scale_groups, facts.scale_f32) + (facts.zeros ? scale_groups * kUnitRows : 0);
   } else {
     const FormatRow& row = *find_format(facts.type);
     layout.unit_bytes = row.unit_bytes;

@@ -14,12 +14,12 @@ struct ScalePosition {
 };
 ScalePosition scale_position(const Int4Format& format, const PackedLayout& layout, int unit_row,
                              std::int64_t col) {
-  const int groups = int4_groups_of_span(format.scale_cols);
+  const int scale_groups = int4_scale_groups(format.scale_cols);
   const std::int64_t record = col / (kUnitCols * layout.span_units) * layout.span_bytes;
-  const std::int64_t group = groups == 2 ? col % kUnitCols / 32 : 0;
-  const std::int64_t value = group * kUnitRows + unit_row % 8 * 2 + unit_row / 8;
+  const std::int64_t scale_group = scale_groups == 2 ? col % kUnitCols / 32 : 0;
+  const std::int64_t value = scale_group * kUnitRows + unit_row % 8 * 2 + unit_row / 8;
   return {record + value * (format.scale_f32 ? 4 : 2),
-          record + int4_zeros_at(groups, format.scale_f32) + value};
+          record + int4_zeros_at(scale_groups, format.scale_f32) + value};
 }
 
 }  // namespace

@@ -6,7 +6,7 @@
 
 namespace moesaic::cuda {
 
-// weight = scale * code + offset, of a group of columns and rows g and g + 8.
+// weight = scale * code + offset, for a scale group of columns and rows g and g + 8.
 struct Promotion {
   float scale[2];
   float offset[2];
