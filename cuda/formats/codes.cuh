@@ -4,7 +4,7 @@
 // Code (s, r, h), r = 0 .. 3, h = 0 .. 1, is half h of register r of the fragment:
 //   row g + 8 (r & 1), column 16 s + 2 t + h + 8 (r >> 1).
 //
-//   plane of b = 4, 2, 1 bits   b words per lane, lane after lane. With c = 4 s + r the bits are in
+//   field of b = 4, 2, 1 bits   b words per lane, lane after lane. With c = 4 s + r the bits are in
 //                               word c b / 16, from bit c b % 16 + 16 h on. b = 4 is "P4".
 //   signed bytes                byte (r & 1) + 2 h + 4 (r >> 1) of the eight bytes of step s
 //   nibbles for such bytes      the same nibble of the word of step s: four nibbles in a row are a
@@ -49,18 +49,18 @@ MOESAIC_DEV void load_pieces(const uint8_t* unit, int lane, uint32_t* words) {
   }
 }
 
-// A plane of kBits per code.
+// A field of kBits per code.
 template <class From, int kBits>
-MOESAIC_DEV void load_plane(const uint8_t* plane, int lane, uint32_t* words) {
+MOESAIC_DEV void load_bit_field(const uint8_t* field, int lane, uint32_t* words) {
   if constexpr (kBits == 4) {
-    load_pieces<From, 1>(plane, lane, words);
+    load_pieces<From, 1>(field, lane, words);
   } else if constexpr (kBits == 2) {
-    const uint2 pair = From::template load<uint2>(plane + 8 * lane);
+    const uint2 pair = From::template load<uint2>(field + 8 * lane);
     words[0] = pair.x;
     words[1] = pair.y;
   } else {
     static_assert(kBits == 1);
-    words[0] = From::template load<uint32_t>(plane + 4 * lane);
+    words[0] = From::template load<uint32_t>(field + 4 * lane);
   }
 }
 
@@ -75,10 +75,10 @@ MOESAIC_DEV uint32_t moved(uint32_t word) {
                       : word << (kFrom < kTo ? kTo - kFrom : 0);
 }
 
-// Unsigned codes of kLow + kHigh bits: a plane of the low ones, then one of the high ones. The bits
+// Unsigned codes of kLow + kHigh bits: a field of the low ones, then one of the high ones. The bits
 // are or-ed into the top of the mantissa of bf16 2^(kLow + kHigh): the fragment holds kBias + code.
 template <int kLow, int kHigh>
-struct PlaneCodes {
+struct BitFieldCodes {
   static constexpr int kUnitBytes = 128 * (kLow + kHigh);
   static constexpr int kPlanes = 1;
   static constexpr int kBias = 1 << (kLow + kHigh);
@@ -89,8 +89,9 @@ struct PlaneCodes {
   template <class From>
   static MOESAIC_DEV Codes load_from(const uint8_t* unit, int lane) {
     Codes codes;
-    load_plane<From, kLow>(unit, lane, codes.words);
-    if constexpr (kHigh > 0) load_plane<From, kHigh>(unit + 128 * kLow, lane, codes.words + kLow);
+    load_bit_field<From, kLow>(unit, lane, codes.words);
+    if constexpr (kHigh > 0)
+      load_bit_field<From, kHigh>(unit + 128 * kLow, lane, codes.words + kLow);
     return codes;
   }
 

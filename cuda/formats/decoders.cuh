@@ -32,11 +32,11 @@ struct Decoder : C, S {
 
 namespace decoders {
 
-using Two = PlaneCodes<2, 0>;
-using Three = PlaneCodes<2, 1>;
-using Four = PlaneCodes<4, 0>;
-using Five = PlaneCodes<4, 1>;
-using Six = PlaneCodes<4, 2>;
+using Two = BitFieldCodes<2, 0>;
+using Three = BitFieldCodes<2, 1>;
+using Four = BitFieldCodes<4, 0>;
+using Five = BitFieldCodes<4, 1>;
+using Six = BitFieldCodes<4, 2>;
 
 using q4_0 = Decoder<Four, Scale32<Four::kBias + 8>>;
 using q4_1 = Decoder<Four, ScaleMin32<Four::kBias>>;

@@ -19,8 +19,8 @@ struct Bits {
   int word, bit, count, from;
 };
 
-/// In a plane of `bits` per code that starts at word `first`.
-Bits in_plane(const Position& p, int first, int bits, int from) {
+/// In a field of `bits` per code that starts at word `first`.
+Bits in_bit_field(const Position& p, int first, int bits, int from) {
   const int at = (4 * p.s + p.r) * bits;
   return {first + p.lane * bits + at / 16, at % 16 + 16 * p.h, bits, from};
 }
@@ -34,15 +34,15 @@ constexpr int byte_of(const Position& p) { return (p.r & 1) + 2 * p.h + 4 * (p.r
 std::vector<Bits> bits_of(QuantType type, const Position& p) {
   switch (type) {
     case QuantType::Q2_K:
-      return {in_plane(p, 0, 2, 0)};
+      return {in_bit_field(p, 0, 2, 0)};
     case QuantType::Q3_K:
-      return {in_plane(p, 0, 2, 0), in_plane(p, 64, 1, 2)};
+      return {in_bit_field(p, 0, 2, 0), in_bit_field(p, 64, 1, 2)};
     case QuantType::Q5_0:
     case QuantType::Q5_1:
     case QuantType::Q5_K:
-      return {in_plane(p, 0, 4, 0), in_plane(p, 128, 1, 4)};
+      return {in_bit_field(p, 0, 4, 0), in_bit_field(p, 128, 1, 4)};
     case QuantType::Q6_K:
-      return {in_plane(p, 0, 4, 0), in_plane(p, 128, 2, 4)};
+      return {in_bit_field(p, 0, 4, 0), in_bit_field(p, 128, 2, 4)};
     case QuantType::Q8_0:
       return {{piece_word(p, 2 * p.s + byte_of(p) / 4), byte_of(p) % 4 * 8, 8, 0}};
     case QuantType::IQ4_NL:
@@ -56,7 +56,7 @@ std::vector<Bits> bits_of(QuantType type, const Position& p) {
     case QuantType::F32:
       return {{piece_word(p, 8 * p.s + 2 * p.r + p.h), 0, 32, 0}};
     default:  // Q4_0, Q4_1, Q4_K, INT4
-      return {in_plane(p, 0, 4, 0)};
+      return {in_bit_field(p, 0, 4, 0)};
   }
 }
 
