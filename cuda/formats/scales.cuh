@@ -1,5 +1,5 @@
 // Scales of a unit to promotions: weight = scale * code + offset, for rows g and g + 8 of each scale
-// group of columns. Records are laid out by ScaleLayout; factors are combined in f32 exactly as
+// group of columns. Scale records are laid out by ScaleLayout; factors are combined in f32 exactly as
 // ggml does, kBias is what the fragments hold in excess of the file's code.
 #pragma once
 
@@ -10,7 +10,7 @@ namespace moesaic::cuda {
 
 // The values of rows g and g + 8 in a record of layout kLayout.
 template <ScaleLayout kLayout>
-struct Record {
+struct ScaleRecord {
   static constexpr int kLaneBytes = 2 * kLayout.unit_values * kLayout.value_bytes;
   static constexpr int kSpanUnits = kLayout.span_units;
   static constexpr int kSpanHalves = kLayout.span_halves;
@@ -20,9 +20,9 @@ struct Record {
   uint32_t unit[kLaneBytes / 4];
   uint32_t span[kSpanHalves > 0 ? kSpanHalves : 1];
 
-  static MOESAIC_DEV Record load(const uint8_t* row_block, int index, int g) {
+  static MOESAIC_DEV ScaleRecord load(const uint8_t* row_block, int index, int g) {
     const uint8_t* const record = row_block + int64_t{index / kSpanUnits} * kSpanBytes;
-    Record r;
+    ScaleRecord r;
     read(record + kFirstUnitAt + (index % kSpanUnits * 8 + g) * kLaneBytes, r.unit);
     if constexpr (kSpanHalves > 0) read(record + g * 4 * kSpanHalves, r.span);
     return r;
@@ -52,7 +52,7 @@ struct Record {
 // Scales that are one record, as it is stored.
 template <ScaleLayout kLayout>
 struct RecordScale {
-  using Scales = Record<kLayout>;
+  using Scales = ScaleRecord<kLayout>;
   static MOESAIC_DEV Scales load_scales(const PackedWeight&, const uint8_t* row_block, int unit,
                                         int g) {
     return Scales::load(row_block, unit, g);
