@@ -32,7 +32,7 @@ enum class ExecMode : std::uint8_t {
   Refresh,  ///< forced
 };
 
-/// What makes an expert worth its place.
+/// What makes an expert worth its slot.
 enum class Ranking : std::uint8_t {
   Hits,     ///< score = decay * score + hits, once per observed forward
   Recency,  ///< the last forward that used it

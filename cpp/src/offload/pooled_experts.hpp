@@ -26,7 +26,7 @@ class MissHistory {
   std::vector<float> heat_;
 };
 
-struct Turn;
+struct ForwardState;
 
 /// What the layers of a store share.
 struct StoreParts {
@@ -45,17 +45,18 @@ class PooledExperts final : public ExpertResidency {
   void run(Context& context, const GateUpCall& gate_up, const DownCall& down) override;
 
  private:
-  std::unique_ptr<Turn> take_turn();
-  void give_turn(std::unique_ptr<Turn> turn);
-  void run_mixed(Turn& turn, Context& context, const GateUpCall& gate_up, const DownCall& down);
+  std::unique_ptr<ForwardState> take_state();
+  void give_state(std::unique_ptr<ForwardState> state);
+  void run_mixed(ForwardState& state, Context& context, const GateUpCall& gate_up,
+                 const DownCall& down);
   void read_ahead();
 
   const std::shared_ptr<MoeExpertStore> store_;
   StoreParts& parts_;
   const std::shared_ptr<SlotTable> table_;
   const OnMiss on_miss_;
-  std::mutex turns_mutex_;
-  std::vector<std::unique_ptr<Turn>> turns_;  ///< as many as forwards ran at once
+  std::mutex states_mutex_;
+  std::vector<std::unique_ptr<ForwardState>> states_;  ///< as many as forwards ran at once
 };
 
 }  // namespace moesaic::offload

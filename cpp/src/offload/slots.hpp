@@ -1,6 +1,6 @@
 #pragma once
 
-/// Places for experts in the memory that kernels read fastest. A device implements this interface
+/// Slots for experts in the memory that kernels read fastest. A device implements this interface
 /// with its own memory, a copy stream and pinned staging; the CPU with panels in huge pages.
 
 #include <array>

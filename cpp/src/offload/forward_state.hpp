@@ -10,20 +10,20 @@
 
 namespace moesaic::offload {
 
-struct Turn {
+struct ForwardState {
   std::vector<std::int32_t> needed;  ///< distinct experts, in order of appearance
   std::vector<std::int64_t> pairs;   ///< [E]
   std::vector<std::int32_t> cold;    ///< needed without a slot
   PoolStats stats;                   ///< of this forward
 
-  std::vector<std::int32_t> wave_map;  ///< [E]: -1, or the expert's place in the wave's memory
+  std::vector<std::int32_t> wave_map;  ///< [E]: -1, or the expert's slot in the wave's memory
   std::array<std::vector<const std::byte*>, 3> pointers;  ///< [E]: where a cold expert lies
   ExpertStack slow;                                       ///< cold experts through `pointers`
   std::unique_ptr<ExpertStack> passage;                   ///< cold experts in passage slots
 
-  Turn(const ExpertStack& source, SlotTable& table, bool stage);
-  Turn(const Turn&) = delete;
-  Turn& operator=(const Turn&) = delete;
+  ForwardState(const ExpertStack& source, SlotTable& table, bool stage);
+  ForwardState(const ForwardState&) = delete;
+  ForwardState& operator=(const ForwardState&) = delete;
 
   void collect(const RoutingView& routing);
   /// Who is resident before anything is staged. Under table.hold().
