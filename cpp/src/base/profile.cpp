@@ -29,8 +29,8 @@ std::string microseconds(std::int64_t nanoseconds) {
   const std::int64_t value = std::max<std::int64_t>(nanoseconds, 0);
   std::string text = std::to_string(value / 1000);
   text += '.';
-  for (std::int64_t unit = 100; unit > 0; unit /= 10) {
-    text += static_cast<char>('0' + value / unit % 10);
+  for (std::int64_t power = 100; power > 0; power /= 10) {
+    text += static_cast<char>('0' + value / power % 10);
   }
   return text;
 }

@@ -136,8 +136,8 @@ void encode_q6_k(const float* values, std::byte* blocks, std::int64_t elems) {
     for (int j = 0; j < 16; ++j) b[192 + j] = static_cast<std::uint8_t>(block.scale[j]);
     for (int i = 0; i < kBlock; ++i) {
       const int code = block.codes[i] + 32;
-      const int group = i % 128 / 32;
-      merge(b[64 * (i / 128) + 32 * (group % 2) + i % 32], code & 15, 4 * (group / 2));
+      const int quarter = i % 128 / 32;
+      merge(b[64 * (i / 128) + 32 * (quarter % 2) + i % 32], code & 15, 4 * (quarter / 2));
       merge_pairs(b + 128, i, code >> 4);
     }
   });
