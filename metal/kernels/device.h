@@ -23,9 +23,9 @@ using namespace moesaic::metal_args;
 
 /// The last parameters of every kernel; threadgroups are one-dimensional.
 #ifndef THREAD_POSITION
-#define THREAD_POSITION                                                                            \
-  uint3 group [[threadgroup_position_in_grid]], uint simdgroup [[simdgroup_index_in_threadgroup]], \
-      uint lane [[thread_index_in_simdgroup]]
+#define THREAD_POSITION                            \
+  uint3 position [[threadgroup_position_in_grid]], \
+      uint simdgroup [[simdgroup_index_in_threadgroup]], uint lane [[thread_index_in_simdgroup]]
 #endif
 
 FUNCTION_CONSTANT(int, input_type, kConstantInput);

@@ -68,21 +68,21 @@ inline void expert_gemm(thread const ExpertGemmArgs& args, device const uchar* w
                         device const int* slot_map, device const float* scale,
                         device const float* bias, thread const RowMap& map, device const uchar* x,
                         device float* out, device const GemmTile* tiles, threadgroup float* memory,
-                        uint3 group, uint simdgroup, uint lane) {
+                        uint3 position, uint simdgroup, uint lane) {
   int segment, first;
   if (args.tiles_per_segment > 0) {
-    segment = int(group.x) / args.tiles_per_segment;
-    first = segment_begin(map, segment) + int(group.x) % args.tiles_per_segment * kGemmCols;
+    segment = int(position.x) / args.tiles_per_segment;
+    first = segment_begin(map, segment) + int(position.x) % args.tiles_per_segment * kGemmCols;
   } else {
-    segment = tiles[group.x].segment;
-    first = tiles[group.x].first;
+    segment = tiles[position.x].segment;
+    first = tiles[position.x].first;
   }
   const int end = min(first + kGemmCols, segment_end(map, segment));
   const int expert = segment_expert(map, segment);
   const int slot = expert_slot(args.weight, slot_map, expert);
   if (slot < 0 || first >= end) return;
   device const uchar* at = weights + expert_offset(args.weight, slot);
-  const int first_row = int(group.y) * kGemmRows;
+  const int first_row = int(position.y) * kGemmRows;
   const int thread_index = int(simdgroup) * kSimdWidth + int(lane);
   threadgroup T* weight_tile = (threadgroup T*)memory;
   threadgroup T* input_tile = weight_tile + kWeightTile;
@@ -147,7 +147,7 @@ inline void expert_gemm(thread const ExpertGemmArgs& args, device const uchar* w
     const ExpertGemmArgs own = args;                                                            \
     const RowMap map = {own.map, map_expert, map_offsets, map_source, map_destination};         \
     expert_gemm<Decoder, T, Matrix>(own, weights, slot_map, scale, bias, map, x, out, tiles,    \
-                                    memory, group, simdgroup, lane);                            \
+                                    memory, position, simdgroup, lane);                         \
   }
 #define EXPERT_GEMM(suffix, Decoder)                                           \
   EXPERT_GEMM_KERNEL(expert_gemm_##suffix, Decoder, float, simdgroup_float8x8) \

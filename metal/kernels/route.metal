@@ -134,9 +134,9 @@ kernel void route(constant RouteArgs& route_args [[buffer(0)]],
   const int n = args.num_experts;
   const int k = args.top_k;
   router::Row row = {
-      args, logits + long(group.x) * args.row_stride, router_bias, selection_bias, 0.0f, 0.0f};
-  device int* ids = topk_ids + long(group.x) * k;
-  device float* weights = topk_weights + long(group.x) * k;
+      args, logits + long(position.x) * args.row_stride, router_bias, selection_bias, 0.0f, 0.0f};
+  device int* ids = topk_ids + long(position.x) * k;
+  device float* weights = topk_weights + long(position.x) * k;
 
   // What the row holds.
   int unusable = 0, usable = 0, strange = 0;
@@ -150,7 +150,7 @@ kernel void route(constant RouteArgs& route_args [[buffer(0)]],
   unusable = simd_max(usable) == 0 ? 1 : 0;
   strange = simd_max(strange);
   row.largest = simd_max(largest);
-  if (lane == 0 && (args.flags & kReportNonfinite) != 0) nonfinite[group.x] = strange;
+  if (lane == 0 && (args.flags & kReportNonfinite) != 0) nonfinite[position.x] = strange;
 
   const bool given = args.select_on == 2;
   if (unusable != 0) {
