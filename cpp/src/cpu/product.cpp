@@ -8,7 +8,7 @@
 namespace moesaic::cpu {
 namespace {
 
-/// Segments that name no resident expert take no part.
+/// Segments of an expert below 0, or of one that is not resident, take no part.
 bool skipped(const WeightRef& weight, std::int32_t expert) {
   return expert < 0 || (weight.slot_map != nullptr && weight.slot_map[expert] < 0);
 }
@@ -29,7 +29,7 @@ const void* row_pointer(const InputRows& in, std::int64_t row) {
   return static_cast<const std::byte*>(in.data) + in.element_offset(row) * bytes;
 }
 
-/// The bucket that holds position `at` of the entries.
+/// The bucket that holds position `at` of Buckets::entries.
 const Bucket& bucket_at(const Buckets& buckets, std::int64_t at) {
   const Bucket* b = std::upper_bound(
       buckets.list, buckets.list + buckets.num, at,
@@ -37,7 +37,7 @@ const Bucket& bucket_at(const Buckets& buckets, std::int64_t at) {
   return b[-1];
 }
 
-/// Where entry `t` of a bucket lies among its bundles.
+/// Where entry `t` of a bucket lies: its bundle, the tokens of that bundle, and which of them it is.
 struct BundlePosition {
   std::uint8_t* bundle;
   int tokens, t;
@@ -48,7 +48,7 @@ BundlePosition bundle_position(const Activations& a, const Bucket& bucket, std::
           std::min(bucket.bundle, bucket.count - first), t - first};
 }
 
-/// Rounded up so that f32 rows of any length fit.
+/// The most bytes that one token's activations take, in any of the formats.
 std::int64_t worst_token_bytes(std::int64_t cols) { return (cols + 31) / 32 * 32 * 4; }
 
 }  // namespace
@@ -120,7 +120,7 @@ Activations prepare_activations(Context& context, const IsaKernels& kernels, con
                                          out.rows + row * out.token_bytes, 1, 0);
                       }
                     });
-    // Buckets of one entry read the row where it is; they come last.
+    // A bucket of one entry reads the quantised row where it is. Such buckets come last.
     if (buckets.num > 0 && buckets.list[0].count == 1) return out;
   }
   out.packed = carver.take<std::uint8_t>(buckets.num_entries * out.token_bytes, "activations");
@@ -151,7 +151,7 @@ std::size_t product_bytes(std::int32_t num_experts, std::int64_t num_pairs, std:
   counter.take<std::int32_t>(num_experts, "expert entries");
   counter.take<Bucket>(std::min<std::int64_t>(num_experts, num_pairs), "buckets");
   counter.take<std::int32_t>(num_pairs, "entries");
-  // Shared rows are at most half as many as the entries.
+  // Rows are quantised once for several entries only when they are at most half as many.
   counter.take<std::uint8_t>(num_pairs / 2 * worst_token_bytes(cols), "activation rows");
   counter.take<std::uint8_t>(num_pairs * worst_token_bytes(cols), "activations");
   return counter.used();
@@ -159,7 +159,8 @@ std::size_t product_bytes(std::int32_t num_experts, std::int64_t num_pairs, std:
 
 std::int64_t plan_jobs(const Buckets& buckets, std::int64_t panels, double bytes_per_panel,
                        double ops_per_panel_token, int threads) {
-  // Of one thread, roughly; only the sizes of the jobs depend on them.
+  // Roughly what one thread reads from memory and computes per nanosecond. They need not be exact:
+  // only the sizes of the jobs depend on them, never a result.
   constexpr double kBytesPerNs = 20.0;
   constexpr double kOpsPerNs = 400.0;
   constexpr double kJobsPerThread = 8.0;

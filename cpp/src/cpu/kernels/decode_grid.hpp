@@ -1,9 +1,18 @@
 #pragma once
 
-/// IQ1, IQ2 and IQ3: codes name points of a grid (8 or 4 columns), whose values are then negated or
-/// shifted. A step is 4 runs of 8 columns. Codes, signs and scales of 16 rows are unpacked as
-/// vectors of words; only the points themselves are loaded row by row, from a table in the first
-/// cache. That costs more than the products of a few tokens, so a record is always decoded whole.
+/// Decoders of IQ1, IQ2 and IQ3. A code names a point of a grid, that is the values of 8 (or, for
+/// IQ3, 4) neighbouring columns of a row; the values are then negated by sign bits (IQ2, IQ3) or
+/// shifted by +- 1/8 (IQ1).
+///
+///   a step of a row    [ run 0 ][ run 1 ][ run 2 ][ run 3 ]   4 runs of 8 columns
+///                          |  code -> grid[code] = 8 bytes    (IQ3: two codes of 4 bytes)
+///                          v
+///   a vector of w      rows x 4 columns: points of kLanes rows, transposed
+///
+/// Codes, signs and scales of 16 rows are unpacked as vectors of words. Only the points themselves
+/// are loaded row by row, from a table that stays in the first cache: some 130 ns per record, 215 for
+/// IQ3, where Q4_K unpacks in 25 (AVX-512 on Zen 5; kernels/README.md). That is more than the
+/// products of a few tokens cost, so a record is always decoded whole and shared.
 
 #include "cpu/kernels/decode_block32.hpp"
 #include "cpu/kernels/lane_words.hpp"
@@ -12,17 +21,18 @@
 namespace moesaic::cpu {
 namespace {
 
-/// What the grid formats share. A decoder D has
-///   kGrid                          its points, of 8 or 4 columns
-///   codes(record, step, lane, c)   the numbers of a step's 4 or 8 points of each row
-///   finish(record, step, lane, w)  applies signs or shifts to the step's 8 vectors
+/// What the grid formats share. The decoder D of a format adds
+///   kGrid                          the points, of 8 or 4 columns
+///   codes(record, step, lane, c)   gives the codes of a step, 4 or 8 for each row
+///   finish(record, step, lane, w)  applies signs or shifts to the 8 vectors of a step
 template <class D>
 struct GridDecoder {
   static constexpr bool kAdd = false;
   static constexpr bool kWide = false;
   static constexpr bool kFused = false;
-  /// The numbers go through memory, all of a record before the first is used: taking lanes out of a
-  /// register, or waiting for their store, costs more than the loads that they are for.
+  /// Loading a point needs its code in an ordinary register. Codes get there through memory, all of
+  /// a record before the first is used: taking lanes out of a vector register one by one, or reading
+  /// a store back at once, costs more than loading the points.
   static MOESAIC_ALWAYS_INLINE void decode(const Record& r, int lane, std::uint8_t* q) {
     constexpr int kPoints = 32 / static_cast<int>(sizeof D::kGrid[0]);
     const auto* points = reinterpret_cast<const std::uint8_t*>(&D::kGrid);
@@ -32,7 +42,7 @@ struct GridDecoder {
       D::codes(r, step, lane, codes);
       std::memcpy(rows[step], codes, sizeof codes);
     }
-    asm("" : "+m"(rows));
+    asm("" : "+m"(rows));  // keeps the compiler from turning the stores back into lane extractions
     for (int step = 0; step < 8; ++step, q += kStep) {
       V w[8];
       unroll<kPoints>([&](auto n) __attribute__((always_inline)) {
@@ -57,15 +67,16 @@ MOESAIC_ALWAYS_INLINE void apply_signs(LaneWords signs, V* w) {
   });
 }
 
-/// 7 signs in each byte; the eighth makes the number of minus signs even. Only bits 0 .. 3 of a
-/// byte's parity are its own after the first step, which is enough.
+/// Completes 7 signs in each byte: the eighth makes the number of minus signs even. The first shift
+/// lets bits of the next byte into the upper half of a byte; only bit 0 of the parity is used, which
+/// they do not reach.
 MOESAIC_ALWAYS_INLINE LaneWords even_signs(LaneWords seven) {
   LaneWords parity = seven ^ seven >> 4;
   parity ^= parity >> 2;
   parity ^= parity >> 1;
   return seven | (parity & 0x01010101U) << 7;
 }
-/// The signs of a word with four times 7 bits.
+/// The signs of a word that holds four times 7 of them from bit 0 on.
 MOESAIC_ALWAYS_INLINE LaneWords packed_signs(LaneWords w) {
   return even_signs((w & 0x7fU) | (w << 1 & 0x7f00U) | (w << 2 & 0x7f0000U) |
                     (w << 3 & 0x7f000000U));
@@ -76,7 +87,7 @@ MOESAIC_ALWAYS_INLINE F half_step(const std::uint8_t* d, float factor, LaneWords
   return mul(mul(load_f16(d), set_f(factor)), add(set_f(0.5F), to_float(code)));
 }
 
-/// The upper 4 bits of every `stride`-th word, as scales of 32 columns.
+/// Writes scales of 32 columns from the upper 4 bits of every `stride`-th word.
 MOESAIC_ALWAYS_INLINE void word_scales(const std::uint8_t* words, int stride, const std::uint8_t* d,
                                        float factor, Scales scale) {
   for_lanes([&](int row) __attribute__((always_inline)) {
@@ -87,7 +98,7 @@ MOESAIC_ALWAYS_INLINE void word_scales(const std::uint8_t* words, int stride, co
   });
 }
 
-/// The nibbles of 8 bytes per row, as scales of 16 columns.
+/// Writes scales of 16 columns from the 16 nibbles of 8 bytes per row.
 MOESAIC_ALWAYS_INLINE void nibble_scales(const std::uint8_t* codes, const std::uint8_t* d,
                                          Scales scale) {
   for_lanes([&](int row) __attribute__((always_inline)) {
@@ -98,7 +109,8 @@ MOESAIC_ALWAYS_INLINE void nibble_scales(const std::uint8_t* codes, const std::u
   });
 }
 
-/// Per 32 columns: 4 codes, then a word of four times 7 signs and a scale.
+/// IQ2_XXS keeps per 32 columns 4 codes of 8 bits, then a word of four times 7 signs and a 4-bit
+/// scale.
 struct iq2_xxs : GridDecoder<iq2_xxs> {
   static constexpr const auto& kGrid = quant::kGridIq2xxs;
   static constexpr QuantType kType = QuantType::IQ2_XXS;
@@ -117,7 +129,7 @@ struct iq2_xxs : GridDecoder<iq2_xxs> {
   }
 };
 
-/// Per 8 columns 16 bits: 9 of code, 7 signs.
+/// IQ2_XS keeps per 8 columns 16 bits: 9 of code, then 7 signs.
 struct iq2_xs : GridDecoder<iq2_xs> {
   static constexpr const auto& kGrid = quant::kGridIq2xs;
   static constexpr QuantType kType = QuantType::IQ2_XS;
@@ -140,7 +152,7 @@ struct iq2_xs : GridDecoder<iq2_xs> {
   }
 };
 
-/// Codes of 8 bits and 2 more elsewhere; all 8 signs.
+/// IQ2_S keeps codes of 8 bits with 2 more bits in a field of their own, and all 8 signs.
 struct iq2_s : GridDecoder<iq2_s> {
   static constexpr const auto& kGrid = quant::kGridIq2s;
   static constexpr QuantType kType = QuantType::IQ2_S;
@@ -160,7 +172,8 @@ struct iq2_s : GridDecoder<iq2_s> {
   }
 };
 
-/// Per 32 columns 8 codes of 4 columns; words of four times 7 signs and a scale.
+/// IQ3_XXS keeps per 32 columns 8 codes, each of 4 columns, and in another field a word of four
+/// times 7 signs and a 4-bit scale.
 struct iq3_xxs : GridDecoder<iq3_xxs> {
   static constexpr const auto& kGrid = quant::kGridIq3xxs;
   static constexpr QuantType kType = QuantType::IQ3_XXS;
@@ -179,7 +192,7 @@ struct iq3_xxs : GridDecoder<iq3_xxs> {
   }
 };
 
-/// Codes of 8 bits and a ninth elsewhere; all 8 signs.
+/// IQ3_S keeps codes of 8 bits with a ninth bit in a field of its own, and all 8 signs.
 struct iq3_s : GridDecoder<iq3_s> {
   static constexpr const auto& kGrid = quant::kGridIq3s;
   static constexpr QuantType kType = QuantType::IQ3_S;
@@ -207,7 +220,8 @@ struct iq3_s : GridDecoder<iq3_s> {
   }
 };
 
-/// From levels -1, 0, 1 to 8 * (level + shift) + 16, where the shift of a row is +- 1/8.
+/// Turns the levels -1, 0, 1 of 8 columns into 8 * (level + shift) + 16, which are small unsigned
+/// integers. The shift of a row is -1/8 where `down` is 1 and +1/8 where it is 0.
 MOESAIC_ALWAYS_INLINE void shift_run(LaneWords down, V* w) {
   const LaneWords shift = 9 * 0x01010101U - down * 0x02020202U;  // bytes of 9 or 7
   for (int i = 0; i < 2; ++i) {
@@ -217,7 +231,8 @@ MOESAIC_ALWAYS_INLINE void shift_run(LaneWords down, V* w) {
   }
 }
 
-/// Codes of 8 bits; per 32 columns 16 bits: 4 times 3 more of code, scale, shift.
+/// IQ1_S keeps codes of 8 bits and per 32 columns 16 bits: four times 3 more bits of code, then a
+/// 3-bit scale and the sign of the shift.
 struct iq1_s : GridDecoder<iq1_s> {
   static constexpr const auto& kGrid = quant::kGridIq1;
   static constexpr QuantType kType = QuantType::IQ1_S;
@@ -248,7 +263,8 @@ struct iq1_s : GridDecoder<iq1_s> {
   }
 };
 
-/// Codes of 8 bits; nibbles of 3 more and the shift; d in the upper nibbles of the scales.
+/// IQ1_M keeps codes of 8 bits, a nibble per code with 3 more bits and the sign of the shift, and the
+/// block's f16 d spread over the upper nibbles of its four 16-bit words of scales.
 struct iq1_m : GridDecoder<iq1_m> {
   static constexpr const auto& kGrid = quant::kGridIq1;
   static constexpr QuantType kType = QuantType::IQ1_M;

@@ -1,13 +1,15 @@
 #pragma once
 
-/// Formats with superblocks of 256 columns: a record is one superblock of each row.
+/// Decoders of the formats with blocks of 256 columns (ggml's superblocks), the K types and IQ4_XS: a
+/// record is one block of each of the 16 rows. A block is cut into sub-blocks of 16 or 32 columns,
+/// the scale groups, whose small integer scales one or two f16 of the block multiply.
 
 #include "cpu/kernels/decode_block32.hpp"
 
 namespace moesaic::cpu {
 namespace {
 
-/// out[j] = f16 factor * byte j of each row, `sign` applied.
+/// out[j] = sign * f16 factor * byte j of each row.
 MOESAIC_ALWAYS_INLINE void scaled_u8(const std::uint8_t* factor, float sign,
                                      const std::uint8_t* codes, int count, Scales out) {
   for_lanes([&](int row) {
@@ -23,7 +25,8 @@ MOESAIC_ALWAYS_INLINE void scaled_i8(const std::uint8_t* factor, const std::uint
   });
 }
 
-/// Q4_K and Q5_K: 8 scales and 8 minima of 6 bits in 12 bytes, then f16 d and dmin.
+/// Unpacks the 8 scales and 8 minima of 6 bits that Q4_K and Q5_K keep in 12 bytes, and multiplies
+/// them by the f16 d and dmin that follow.
 MOESAIC_ALWAYS_INLINE void six_bit_scales(const std::uint8_t* s, Scales scale, Scales add) {
   alignas(64) std::uint8_t scales[8 * kRows];
   alignas(64) std::uint8_t minima[8 * kRows];

@@ -1,7 +1,14 @@
 #pragma once
 
-/// The loop of F32, F16 and BF16 weights: panels are [cols][16 rows], products are f32.
-/// Column k adds to partial sum k % 4; out = (s0 + s1) + (s2 + s3). Any number of columns.
+/// The loop of F32, F16 and BF16 weights: out[T][16] = one panel [cols][16 rows] * x [cols][T], in
+/// f32.
+///
+///   column k   [ 16 rows ] times x[k][t], broadcast   ->  chain k % 4 of token t
+///   out[t]     = (chain 0 + chain 1) + (chain 2 + chain 3)
+///
+/// Four chains of sums hide the latency of a multiply-add, and their fixed order makes an element
+/// independent of the tokens beside it. Preconditions: any number of columns; bundles of up to
+/// kMaxBundle[0] tokens.
 
 #include "cpu/kernels/gemm_int.hpp"
 
@@ -27,7 +34,7 @@ struct bf16 {
 
 constexpr int kChains = 4;
 
-/// sums[4][T][16] += the products of `cols` columns.
+/// sums[kChains][T][16] += the products of `cols` columns.
 template <class D, int T>
 MOESAIC_NOINLINE void multiply_columns(const std::uint8_t* w, std::int64_t cols, const float* x,
                                        float* sums) {
@@ -78,7 +85,8 @@ void gemm_float(const PanelTask& task) {
   constexpr const PanelFormat& format = *find_panel_format(D::kType);
   alignas(64) std::uint8_t gathered[record_bytes(format)];
   alignas(64) float sums[kChains * kMaxBundle[0] * kRows];
-  // The columns of a panel follow each other, so panels need no cutting into records.
+  // The columns of a panel follow each other without records, so a whole panel is one piece; the row
+  // layout is gathered record by record.
   const std::int64_t piece = task.rows_layout ? kRecordCols : task.cols;
   const float* x = reinterpret_cast<const float*>(task.activations);
   for (int first = 0; first < task.tokens; first += task.bundle) {

@@ -1,7 +1,8 @@
 #pragma once
 
-/// Vectors of plain C++ operators, for unpacking that the named operations of simd.hpp do not
-/// cover: one 32-bit word, or 4 bytes, of each row. Include after simd.hpp.
+/// Vectors with C++ operators (a GCC and clang extension) that hold one 32-bit machine word, or 4
+/// bytes, of each of kLanes rows: for unpacking that the named operations of simd.hpp do not cover.
+/// Include after simd.hpp.
 
 #include <cstdint>
 #include <cstring>
@@ -17,7 +18,7 @@ MOESAIC_ALWAYS_INLINE LaneWords load_words(const std::uint8_t* p) {
   std::memcpy(&w, p, sizeof w);
   return w;
 }
-/// 16 bits of each row, the rows side by side.
+/// Loads 16 bits of each row, which lie side by side, into words.
 MOESAIC_ALWAYS_INLINE LaneWords load_halves(const std::uint8_t* p) {
   std::uint16_t __attribute__((vector_size(2 * kLanes))) h;
   std::memcpy(&h, p, sizeof h);
@@ -26,7 +27,7 @@ MOESAIC_ALWAYS_INLINE LaneWords load_halves(const std::uint8_t* p) {
 MOESAIC_ALWAYS_INLINE V to_vector(LaneWords w) { return __builtin_bit_cast(V, w); }
 MOESAIC_ALWAYS_INLINE LaneBytes to_bytes(const V& v) { return __builtin_bit_cast(LaneBytes, v); }
 MOESAIC_ALWAYS_INLINE V from_bytes(LaneBytes b) { return __builtin_bit_cast(V, b); }
-/// Of words below 2^31.
+/// Words must be below 2^31, because the conversion takes them as signed.
 MOESAIC_ALWAYS_INLINE F to_float(LaneWords w) { return to_float(__builtin_bit_cast(I, w)); }
 
 }  // namespace

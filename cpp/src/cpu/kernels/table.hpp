@@ -1,6 +1,7 @@
 #pragma once
 
-/// Fills an IsaKernels with everything compiled in this file. Include after simd.hpp.
+/// make_kernels() fills an IsaKernels with everything that the including file compiles, that is one
+/// instruction set. Include after simd.hpp.
 
 #include "cpu/kernels/activate.hpp"
 #include "cpu/kernels/decode_block32.hpp"
