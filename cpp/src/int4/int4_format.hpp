@@ -16,7 +16,7 @@
 namespace moesaic::int4 {
 namespace {
 
-/// What the bytes of a record depend on besides its steps.
+/// What the bytes of a record depend on besides its number of steps; as in Int4Format.
 struct Int4Layout {
   int scale_cols = 32;
   bool scale_f32 = false;
@@ -28,12 +28,15 @@ constexpr int kInt4RecordCols = 256;
 constexpr int kInt4StepCols = 32;
 constexpr int kInt4StepBytes = kInt4Rows * kInt4StepCols / 2;
 
+/// Scale groups of a record of `steps` steps; the last one may be cut short.
 [[maybe_unused]] constexpr int int4_scale_groups(const Int4Layout& layout, int steps) {
   return (steps * kInt4StepCols + layout.scale_cols - 1) / layout.scale_cols;
 }
 
+/// Where the scales start in a record, in bytes.
 [[maybe_unused]] constexpr int int4_scales_at(int steps) { return steps * kInt4StepBytes; }
 
+/// Where the zero points start in a record, in bytes.
 [[maybe_unused]] constexpr int int4_zeros_at(const Int4Layout& layout, int steps) {
   return int4_scales_at(steps) +
          int4_scale_groups(layout, steps) * kInt4Rows * (layout.scale_f32 ? 4 : 2);
@@ -60,8 +63,8 @@ constexpr int kInt4StepBytes = kInt4Rows * kInt4StepCols / 2;
          (rest > 0 ? int4_record_bytes(layout, rest) : 0);
 }
 
-/// Byte of column `col` of row `row` in its record; columns 16 .. 31 of a step are the high
-/// nibbles.
+/// The byte of a record that holds column `col` of row `row`; columns 16 .. 31 of a step are in its
+/// high nibble (int4_shift).
 [[maybe_unused]] constexpr int int4_byte(int col, int row) {
   return col / kInt4StepCols * kInt4StepBytes + col % 16 / 4 * 64 + row * 4 + col % 4;
 }

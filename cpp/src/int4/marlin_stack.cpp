@@ -14,7 +14,7 @@ namespace moesaic {
 namespace {
 
 constexpr std::int64_t kPanelRows = 16;
-constexpr std::int64_t kTileCols = 64;  // of a Marlin kernel
+constexpr std::int64_t kTileCols = 64;  // what the tiles of Marlin kernels can be cut at
 
 std::int64_t panels_of(std::int64_t rows) { return (rows + kPanelRows - 1) / kPanelRows; }
 
@@ -26,13 +26,14 @@ Problem problem(std::string what, std::string expected, std::string got, std::st
           .hint = std::move(hint)};
 }
 
-/// The memory of a stack.
+/// The memory that a stack's WeightRef points into.
 struct Memory {
   std::shared_ptr<std::byte> panels;
   std::vector<std::int32_t> gather;
 };
 
-/// Rows of g_idx, one or one per expert; empty for k / group_size.
+/// The rows of g_idx one behind the other: one for all experts or one each; empty when the groups are
+/// k / group_size.
 std::vector<std::int32_t> read_orders(const MarlinExpertStack::Spec& spec, std::int64_t groups) {
   std::vector<std::int32_t> all;
   const ConstTensorView& g_idx = spec.g_idx;
@@ -80,7 +81,7 @@ MarlinExpertStack::Builder::Builder(const Spec& spec) : state_(std::make_unique<
   s.per_expert_order = static_cast<std::int64_t>(g_idx.size()) > spec.k;
   const std::int64_t group_size = spec.group_size < 0 ? spec.k : spec.group_size;
   s.order = int4::order_columns(spec.k, group_size, groups, g_idx);
-  s.spec.g_idx = {};  // the caller's memory
+  s.spec.g_idx = {};  // it viewed memory of the caller, which may be gone later
   s.filled.assign(static_cast<std::size_t>(spec.num_experts), 0);
 
   WeightRef& ref = s.stack.weights_.ref;
@@ -239,7 +240,7 @@ RoleWeights MarlinExpertStack::copy_columns(std::int64_t first_col, std::int64_t
   const WeightRef& from = weights_.ref;
   struct Copy {
     std::shared_ptr<std::byte> panels;
-    std::shared_ptr<const void> original;  // holds the gather index
+    std::shared_ptr<const void> original;  // keeps the gather index alive
   };
   const auto memory = std::make_shared<Copy>();
   RoleWeights part = weights_;

@@ -12,11 +12,12 @@ namespace {
 std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
 std::int64_t round_up(std::int64_t value, std::int64_t to) { return (value + to - 1) / to * to; }
 
-/// Byte and shift of the code (row, k) of a unit.
+/// Where a code lies: a byte, and the shift of its nibble in it.
 struct Nibble {
   std::int64_t byte;
   int shift;
 };
+/// Where a unit holds the code of its row and k.
 Nibble unit_nibble(std::int64_t row, std::int64_t k) {
   const std::int64_t lane = row % 8 * 4 + k % 8 / 2;
   const std::int64_t word = lane * 4 + k / 16;
@@ -24,10 +25,10 @@ Nibble unit_nibble(std::int64_t row, std::int64_t k) {
   return {word * 4 + nibble / 2, nibble % 2 * 4};
 }
 
-/// Index of a row among the 16 scales of a group.
+/// Index of a row's scale among the 16 scales of a group.
 std::int64_t scale_index(std::int64_t row) { return row % 8 * 2 + row / 8; }
 
-/// Byte positions of one matrix.
+/// Where the codes, scales and zero points of one matrix lie, in bytes from its start.
 class Positions {
  public:
   explicit Positions(const P4Matrix& m)
@@ -42,7 +43,7 @@ class Positions {
     return m_.packed_cols / kP4Cols * kP4UnitBytes +
            chunks * chunk_groups_ * kP4Rows * (scale_bytes_ + (m_.asymmetric ? 1 : 0));
   }
-  /// Packed row of output column n.
+  /// The packed row of output column n.
   std::int64_t row(std::int64_t n) const {
     if (!m_.interleaved) return n;
     const std::int64_t half = m_.n / 2, j = n % half;

@@ -12,8 +12,8 @@ Int4Layout layout_of(const Int4Format& format) {
   return {format.scale_cols, format.scale_f32, format.zeros};
 }
 
-/// The rows of a reader that lie in one panel: lanes [lane, lane + count), columns [first, ...) of
-/// it.
+/// The columns of a reader that lie in one panel: [first, first + count), in lanes (rows of the panel)
+/// [lane, lane + count).
 struct Lanes {
   int lane, count;
   std::int64_t first;
@@ -22,7 +22,7 @@ struct Lanes {
 void write_codes(const LinearReader& reader, const std::int32_t* column, int steps, const Lanes& at,
                  std::byte* record) {
   for (int vector = 0; vector < steps * 4; ++vector) {
-    // Word r: four columns of row r in the low nibbles, four more in the high ones.
+    // Word r holds four columns of row r in the low nibbles of its bytes and four in the high ones.
     std::uint32_t words[kInt4Rows] = {};
     for (int i = 0; i < 8; ++i) {
       const std::int32_t k = column[vector / 4 * 32 + vector % 4 * 4 + i / 4 * 16 + i % 4];
@@ -87,7 +87,7 @@ void copy_row(const Int4Format& format, const std::byte* from, std::int64_t from
   const std::int64_t from_lane = from_row % kInt4Rows, to_lane = to_row % kInt4Rows;
   from += from_row / kInt4Rows * panel_bytes(format);
   to += to_row / kInt4Rows * panel_bytes(format);
-  // `count` runs of 16 pieces from `at` on, one piece per row.
+  // Copies this row's piece of `count` runs from byte `at` on; a run has one piece for each of 16 rows.
   const auto copy = [&](std::int64_t at, int count, std::int64_t bytes) {
     for (int i = 0; i < count; ++i, at += kInt4Rows * bytes) {
       std::memcpy(to + at + to_lane * bytes, from + at + from_lane * bytes,

@@ -9,7 +9,7 @@ namespace moesaic {
 namespace int4 {
 
 RoleWeights to_device(const RoleWeights& panels, const LoadOptions& options) {
-  // A stack of one role: backends know no smaller piece.
+  // Backends prepare whole stacks, so the panels become the down role of one.
   ExpertStack::Parts parts;
   parts.shape = {panels.ref.num_experts, panels.ref.rows, panels.ref.cols};
   parts.down = panels;

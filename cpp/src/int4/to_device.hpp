@@ -1,12 +1,12 @@
 #pragma once
 
-/// Panels on a device.
+/// INT4 panels brought to a device.
 
 #include "moesaic/expert_stack.hpp"
 
 namespace moesaic::int4 {
 
-/// The panels [E, N, K] in the layout and memory of `options.backend`, with their bias. Errors:
+/// Copies the panels [E, N, K] and their bias to the memory of `options.backend`, in its layout. Errors:
 /// UnsupportedError, OutOfMemoryError, OperationCancelled.
 RoleWeights to_device(const RoleWeights& panels, const LoadOptions& options);
 
