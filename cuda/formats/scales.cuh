@@ -1,6 +1,6 @@
-// Scales of a unit to promotions: weight = scale * code + offset, for rows g and g + 8 of each scale
-// group of columns. Scale records are laid out by ScaleLayout; factors are combined in f32 exactly as
-// ggml does, kBias is what the fragments hold in excess of the file's code.
+// Scales of a unit to promotions: weight = scale * code + offset, for rows g and g + 8 of each
+// scale group of columns. Scale records are laid out by ScaleLayout; factors are combined in f32
+// exactly as ggml does, kBias is what the fragments hold in excess of the file's code.
 #pragma once
 
 #include "device.cuh"
@@ -173,8 +173,8 @@ struct ByteScale : RecordScale<kLayout> {
   }
 };
 
-// scale * (code - zero) with a scale, and a zero point or 8, per scale group of 32 columns (kUnitScaleGroups
-// 2) or of a unit or more (1).
+// scale * (code - zero) with a scale, and a zero point or 8, per scale group of 32 columns
+// (kUnitScaleGroups 2) or of a unit or more (1).
 template <int kUnitScaleGroups, int kBias>
 struct Int4Scale {
   static constexpr int kScaleGroups = kUnitScaleGroups;

@@ -1,6 +1,7 @@
 #pragma once
 
-/// Caller-owned scratch. One carve function lays out named pieces; run over a null base it only counts.
+/// Caller-owned scratch. One carve function lays out named pieces; run over a null base it only
+/// counts.
 
 #include <atomic>
 #include <cstddef>
@@ -37,13 +38,13 @@ class Carver {
   std::size_t used_ = 0;
 };
 
-/// Owned or borrowed bytes for one forward at a time. Using one workspace from two threads at once
-/// throws WorkspaceError.
+/// Owned or borrowed bytes that one forward at a time works in. Using one workspace from two
+/// threads at once throws WorkspaceError.
 class Workspace {
  public:
   explicit Workspace(std::size_t bytes);
   Workspace(std::size_t bytes, const Backend& backend);  ///< in the backend's memory
-  /// Borrowed, on `device`; must be 64-byte aligned.
+  /// Borrows memory on `device`, which must be 64-byte aligned and outlive the workspace.
   Workspace(void* memory, std::size_t bytes, Device device = {});
   ~Workspace();
   Workspace(const Workspace&) = delete;

@@ -1,6 +1,7 @@
 #pragma once
 
-/// What follows a product: y = (W x) * scale[e] + bias[e], in place on the f32 rows that a kernel gave.
+/// What follows a product: y = (W x) * scale[e] + bias[e], in place on the f32 rows that a kernel
+/// gave.
 
 #include <cstdint>
 

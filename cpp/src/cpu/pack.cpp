@@ -22,7 +22,8 @@ const std::uint8_t* bytes_of(const std::byte* p) {
   return reinterpret_cast<const std::uint8_t*>(p);
 }
 
-/// Writes rows [first, first + 16) of an expert as one panel; rows behind the expert's last are zero.
+/// Writes rows [first, first + 16) of an expert as one panel; rows behind the expert's last are
+/// zero.
 void pack_panel(const PanelFormat& format, const WeightRef& from, const std::byte* expert,
                 std::int64_t first, const std::uint8_t* zero_row, std::uint8_t* panel) {
   const std::uint8_t* rows[kRows];
@@ -95,8 +96,8 @@ void pack_role(RoleWeights& weights, const LoadOptions& options, Meter& meter) {
       allocate_pages(static_cast<std::size_t>(from.num_experts * to.expert_stride));
   to.base = memory.get();
 
-  // A chunk is some panels of one expert, about 256 KiB: small enough to report progress often and to
-  // keep all threads busy.
+  // A chunk is some panels of one expert, about 256 KiB: small enough to report progress often and
+  // to keep all threads busy.
   const std::int64_t per_chunk =
       std::clamp<std::int64_t>((std::int64_t{256} << 10) / std::max<std::int64_t>(1, to.row_stride),
                                1, std::max<std::int64_t>(1, panels));

@@ -12,8 +12,8 @@ namespace moesaic::cpu {
 
 inline constexpr int kPanelRows = 16;
 
-/// The inverse of the repack for one row: writes the row's quant blocks exactly as the file had them.
-/// Errors: UnsupportedError for weights that are not in panels.
+/// The inverse of the repack for one row: writes the row's quant blocks exactly as the file had
+/// them. Errors: UnsupportedError for weights that are not in panels.
 void panel_row(const WeightRef& weight, std::int32_t expert, std::int64_t row, std::byte* blocks);
 
 /// Fills `panels` with how the weights of `rows` would lie in panels, one expert behind the other,

@@ -37,7 +37,8 @@ const Bucket& bucket_at(const Buckets& buckets, std::int64_t at) {
   return b[-1];
 }
 
-/// Where entry `t` of a bucket lies: its bundle, the tokens of that bundle, and which of them it is.
+/// Where entry `t` of a bucket lies: its bundle, the tokens of that bundle, and which of them it
+/// is.
 struct BundlePosition {
   std::uint8_t* bundle;
   int tokens, t;

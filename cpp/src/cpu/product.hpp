@@ -24,9 +24,9 @@ struct Bucket {
   std::int32_t expert = 0;
   std::int32_t first = 0;  ///< position of its first entry in Buckets::entries
   std::int32_t count = 0;
-  std::int32_t bundle = 1;      ///< tokens per bundle of activations
-  std::int32_t job_tokens = 1;  ///< tokens per job, a multiple of bundle
-  std::int32_t job_panels = 1;  ///< panels per job
+  std::int32_t bundle = 1;      ///< tokens of a bundle of activations
+  std::int32_t job_tokens = 1;  ///< tokens of a job, a multiple of `bundle`
+  std::int32_t job_panels = 1;  ///< panels of a job
   std::int32_t panel_jobs = 1;  ///< jobs that together cover all panels for the same tokens
   std::int64_t first_job = 0;
 };
@@ -49,8 +49,8 @@ struct Activations {
   std::uint8_t* packed = nullptr;  ///< bucket b at b.first * token_bytes, bundle after bundle
   std::uint8_t* rows = nullptr;    ///< a bundle of one token for each source row, or null
 };
-/// Sets Bucket::bundle and Bucket::job_tokens. Source rows that several entries share are quantised once,
-/// unless the experts of `weight` want their columns in different orders.
+/// Sets Bucket::bundle and Bucket::job_tokens. Source rows that several entries share are quantised
+/// once, unless the experts of `weight` want their columns in different orders.
 Activations prepare_activations(Context& context, const IsaKernels& kernels, const InputRows& in,
                                 const WeightRef& weight, const RowMap& map, const Buckets& buckets,
                                 int planes, Carver& carver);
@@ -69,8 +69,8 @@ inline bool same_columns(const WeightRef& a, const WeightRef& b) {
 std::size_t product_bytes(std::int32_t num_experts, std::int64_t num_pairs, std::int64_t cols);
 
 /// Cuts the buckets into jobs of some tokens x some panels: enough of them for the threads to share
-/// the work evenly, none so small that taking it costs more than a few percent. Sets the buckets' job
-/// fields and returns the number of jobs. `bytes_per_panel` are read once per job,
+/// the work evenly, none so small that taking it costs more than a few percent. Sets the buckets'
+/// job fields and returns the number of jobs. `bytes_per_panel` are read once per job,
 /// `ops_per_panel_token` done for each of its tokens.
 std::int64_t plan_jobs(const Buckets& buckets, std::int64_t panels, double bytes_per_panel,
                        double ops_per_panel_token, int threads);
@@ -113,10 +113,10 @@ inline void copy_products(float* to, const float* from, int rows) {
 }
 
 /// Runs one role over one job. target(t) is where the products of token t belong: row r goes to
-/// target(t)[r]. sink(row, rows, values, to) puts the f32 products of rows [row, row + rows) there, to
-/// = target(t) + row. `next_weights` is what the thread reads after this job (null if unknown); its
-/// loads start while the last panel is worked on. The lines that the sink will write are fetched
-/// before the kernel runs.
+/// target(t)[r]. sink(row, rows, values, to) puts the f32 products of rows [row, row + rows) there,
+/// to = target(t) + row. `next_weights` is what the thread reads after this job (null if unknown);
+/// its loads start while the last panel is worked on. The lines that the sink will write are
+/// fetched before the kernel runs.
 template <class Target, class Sink>
 void run_job(const IsaKernels& kernels, const WeightRef& weight, const Activations& activations,
              const RowMap& map, const Buckets& buckets, const Job& job,

@@ -13,18 +13,18 @@ using GroupColumns = std::vector<std::vector<std::int32_t>>;
 
 GroupColumns columns_by_group(std::int64_t k, std::int64_t group_size, std::int64_t groups,
                               std::span<const std::int32_t> g_idx) {
-  GroupColumns groups_of(static_cast<std::size_t>(groups));
+  GroupColumns by_group(static_cast<std::size_t>(groups));
   for (std::int64_t i = 0; i < k; ++i) {
     const std::int64_t g = g_idx.empty() ? i / group_size : g_idx[static_cast<std::size_t>(i)];
-    groups_of[static_cast<std::size_t>(g)].push_back(static_cast<std::int32_t>(i));
+    by_group[static_cast<std::size_t>(g)].push_back(static_cast<std::int32_t>(i));
   }
-  return groups_of;
+  return by_group;
 }
 
 /// Whether every group but the last one with columns ends at a multiple of `cols`.
-bool fits(const GroupColumns& groups_of, std::int64_t cols) {
+bool fits(const GroupColumns& by_group, std::int64_t cols) {
   std::int64_t left = 0;
-  for (const auto& b : groups_of) {
+  for (const auto& b : by_group) {
     if (b.empty()) continue;
     if (left % cols != 0) return false;
     left = static_cast<std::int64_t>(b.size());
@@ -47,9 +47,9 @@ ColumnOrder order_columns(std::int64_t k, std::int64_t group_size, std::int64_t 
     all[o] = columns_by_group(k, group_size, groups, row);
     while (order.scale_cols > 32 && !fits(all[o], order.scale_cols)) order.scale_cols /= 2;
   }
-  for (const GroupColumns& groups_of : all) {
+  for (const GroupColumns& by_group : all) {
     std::int64_t cols = 0;
-    for (const auto& b : groups_of) {
+    for (const auto& b : by_group) {
       cols += (static_cast<std::int64_t>(b.size()) + kStep - 1) / kStep * kStep;
     }
     order.packed_cols = std::max(order.packed_cols, cols);

@@ -2,12 +2,15 @@
 
 /// How INT4 group weights lie in a panel of 16 rows.
 ///
-/// A panel is a sequence of records of 256 packed columns (the last may be shorter, by steps of
-/// 32). A record of n steps holds
-///   nibbles  [n][4][16 rows][4 bytes]   vector v of a step: columns 4v .. 4v + 3 low, 16 + 4v ..
-///   high scales   [scale_groups][16 rows] f16 or f32 zeros    [scale_groups][16 rows] u8, unless every zero
-///   point is 8
-/// rounded up to whole cache lines. A scale_group is scale_cols columns of one group: 32, 64, 128 or 256.
+/// A panel is a sequence of records of 256 packed columns; the last one may have fewer steps of 32
+/// columns. A record of n steps holds, one behind the other and rounded up to whole cache lines,
+///
+///   nibbles  [n][4][16 rows][4 bytes]      vector v of a step: columns 4v .. 4v + 3 in the low
+///                                          nibbles, 16 + 4v .. 16 + 4v + 3 in the high ones
+///   scales   [scale groups][16 rows]       f16 or f32
+///   zeros    [scale groups][16 rows]       u8; left out when every zero point is 8
+///
+/// A scale group is scale_cols columns (32, 64, 128 or 256) of one group of the checkpoint.
 ///
 /// Everything here has internal linkage: each instruction set compiles its own copy.
 

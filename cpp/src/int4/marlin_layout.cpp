@@ -19,8 +19,8 @@ std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
       .operation = "marlin layout", .what = what, .expected = expected, .got = got, .hint = {}});
 }
 
-/// Calls fn(i, k, n) for every code: code (k, n) is value i of the packed words, counted nibble after
-/// nibble.
+/// Calls fn(i, k, n) for every code: code (k, n) is value i of the packed words, counted nibble
+/// after nibble.
 template <class Fn>
 void for_codes(std::int64_t k, std::int64_t n, Fn&& fn) {
   const auto& perm = marlin_weight_perm();

@@ -1,8 +1,8 @@
 #pragma once
 
 /// The Marlin layout, which the kernels of IST-DASLab and of vLLM both take: tiles of 16 k x 64 n,
-/// permuted so that a lane's tensor-core fragment is one 16-byte load. Host code only; every function
-/// has its inverse.
+/// permuted so that a lane's tensor-core fragment is one 16-byte load. Host code only; every
+/// function has its inverse.
 
 #include <array>
 #include <cstdint>
@@ -18,8 +18,8 @@ inline constexpr std::int64_t kMarlinTileN = 64;
 /// The permutation within 1024 codes (16 k x 64 n, as four tiles of 16 x 16): packed[i] =
 /// tiles[perm[i]].
 const std::array<std::int32_t, 1024>& marlin_weight_perm();
-/// The permutation of scales, packed[i] = plain[perm[i]]: within 64 columns when the layer has several
-/// groups (`grouped`), within 32 when it has one.
+/// The permutation of scales, packed[i] = plain[perm[i]]: within 64 columns when the layer has
+/// several groups (`grouped`), within 32 when it has one.
 std::vector<std::int32_t> marlin_scale_perm(bool grouped);
 
 /// One expert for a Marlin kernel. With act-order, rows of the codes are sorted by group and the

@@ -32,8 +32,8 @@ struct Memory {
   std::vector<std::int32_t> gather;
 };
 
-/// The rows of g_idx one behind the other: one for all experts or one each; empty when the groups are
-/// k / group_size.
+/// The rows of g_idx one behind the other: one for all experts or one each; empty when the groups
+/// are k / group_size.
 std::vector<std::int32_t> read_orders(const MarlinExpertStack::Spec& spec, std::int64_t groups) {
   std::vector<std::int32_t> all;
   const ConstTensorView& g_idx = spec.g_idx;

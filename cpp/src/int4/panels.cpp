@@ -12,8 +12,8 @@ Int4Layout layout_of(const Int4Format& format) {
   return {format.scale_cols, format.scale_f32, format.zeros};
 }
 
-/// The columns of a reader that lie in one panel: [first, first + count), in lanes (rows of the panel)
-/// [lane, lane + count).
+/// The columns of a reader that lie in one panel: [first, first + count), in lanes (rows of the
+/// panel) [lane, lane + count).
 struct Lanes {
   int lane, count;
   std::int64_t first;
@@ -87,7 +87,8 @@ void copy_row(const Int4Format& format, const std::byte* from, std::int64_t from
   const std::int64_t from_lane = from_row % kInt4Rows, to_lane = to_row % kInt4Rows;
   from += from_row / kInt4Rows * panel_bytes(format);
   to += to_row / kInt4Rows * panel_bytes(format);
-  // Copies this row's piece of `count` runs from byte `at` on; a run has one piece for each of 16 rows.
+  // Copies this row's piece of `count` runs from byte `at` on; a run has one piece for each of 16
+  // rows.
   const auto copy = [&](std::int64_t at, int count, std::int64_t bytes) {
     for (int i = 0; i < count; ++i, at += kInt4Rows * bytes) {
       std::memcpy(to + at + to_lane * bytes, from + at + from_lane * bytes,

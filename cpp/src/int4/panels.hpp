@@ -13,8 +13,8 @@ namespace moesaic::int4 {
 std::int64_t panel_bytes(const Int4Format& format);
 
 /// The columns of `reader` are rows [first_row, first_row + reader.n()) of an expert, whose panels
-/// start at `expert`; writes those of them that lie in panel number `panel`. `column` and `group` are
-/// the expert's part of a ColumnOrder.
+/// start at `expert`; writes those of them that lie in panel number `panel`. `column` and `group`
+/// are the expert's part of a ColumnOrder.
 void write_panel(const LinearReader& reader, const Int4Format& format, const std::int32_t* column,
                  const std::int32_t* group, std::int64_t first_row, std::int64_t panel,
                  std::byte* expert);

@@ -33,7 +33,8 @@ constexpr float kIq1Shift = 0.125f;
 
 }  // namespace
 
-// f16 d@0, per sub-block 8 bytes@2: u8 index[4], u32 with four times 7 signs and a 4-bit scale on top
+// f16 d@0, per sub-block 8 bytes@2: u8 index[4], u32 with four times 7 signs and a 4-bit scale on
+// top
 void decode_iq2_xxs(const std::byte* blocks, float* out, std::int64_t elems) {
   for_each_block<256, 66>(blocks, out, elems, [](const std::uint8_t* b, float* y) {
     const float d = load_f16(b);
@@ -108,8 +109,8 @@ void decode_iq3_s(const std::byte* blocks, float* out, std::int64_t elems) {
   });
 }
 
-// f16 d@0, u8 index[32]@2, per sub-block a u16@34: four times 3 high index bits, 3 bits scale, 1 bit
-// sign of the shift
+// f16 d@0, u8 index[32]@2, per sub-block a u16@34: four times 3 high index bits, 3 bits scale, 1
+// bit sign of the shift
 void decode_iq1_s(const std::byte* blocks, float* out, std::int64_t elems) {
   for_each_block<256, 50>(blocks, out, elems, [](const std::uint8_t* b, float* y) {
     const float d = load_f16(b);

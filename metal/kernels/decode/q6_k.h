@@ -3,8 +3,8 @@
 #include "block.h"
 
 /// Q6_K: 256 weights in 210 bytes: low nibbles @0, high pairs of bits @128, 16 signed scales @192,
-/// f16 d @208. A half of 128 weights, in 4 quarters of 32, takes 64 low bytes (quarters 0 and 1 in the
-/// low nibbles, 2 and 3 in the high) and 32 high bytes (pair g of bits is quarter g).
+/// f16 d @208. A half of 128 weights, in 4 quarters of 32, takes 64 low bytes (quarters 0 and 1 in
+/// the low nibbles, 2 and 3 in the high) and 32 high bytes (pair g of bits is quarter g).
 struct DecodeQ6K {
   enum { kGap = 64, kBlockBytes = 210, kBlockPieces = 8 };
 

@@ -11,8 +11,8 @@
 namespace moesaic::cpu {
 namespace {
 
-/// e^x = scale * (1 + rest), with |rest| < 0.42. x is clamped to where the result is a normal number;
-/// NaN stays.
+/// e^x = scale * (1 + rest), with |rest| < 0.42. x is clamped to where the result is a normal
+/// number; NaN stays.
 struct Exponential {
   F scale, rest;
 };

@@ -17,8 +17,8 @@
 ///   decode(record, lane, q)              writes all 8 steps of a full record, one vector per 64
 ///                                        bytes of q
 ///
-/// A vector covers kLanes of the 16 rows; `lane` is the byte where its rows begin in the 64 bytes of
-/// 16 rows x 4 columns. Include this file after simd.hpp.
+/// A vector covers kLanes of the 16 rows; `lane` is the byte where its rows begin in the 64 bytes
+/// of 16 rows x 4 columns. Include this file after simd.hpp.
 
 #include <cstdint>
 #include <cstring>
@@ -29,8 +29,8 @@ namespace moesaic::cpu {
 namespace {
 
 constexpr int kNoOffset = -1;
-/// kOffset of weights that fill 8 bits: a signed dot product takes them as they are, an unsigned one
-/// takes them + 128.
+/// kOffset of weights that fill 8 bits: a signed dot product takes them as they are, an unsigned
+/// one takes them + 128.
 constexpr int kByteOffset = kSignedDot ? kNoOffset : 7;
 constexpr int kVector = 64;         // bytes: 16 rows x 4 columns
 constexpr int kStep = 8 * kVector;  // 32 columns, one byte each

@@ -3,8 +3,8 @@
 /// Decoders of the formats with blocks of 32 columns, which have one scale (f16, or a power of two)
 /// and sometimes a minimum; and of NVFP4, whose blocks of 64 have a scale per 16.
 ///
-/// A step of nibbles is 4 vectors of 64 bytes. Vector v holds, for each row, columns 4v .. 4v + 3 in
-/// the low nibbles and columns 16 + 4v .. 16 + 4v + 3 in the high ones.
+/// A step of nibbles is 4 vectors of 64 bytes. Vector v holds, for each row, columns 4v .. 4v + 3
+/// in the low nibbles and columns 16 + 4v .. 16 + 4v + 3 in the high ones.
 
 #include "cpu/kernels/decode.hpp"
 #include "cpu/kernels/lane_words.hpp"

@@ -10,8 +10,8 @@
 ///   a vector of w      rows x 4 columns: points of kLanes rows, transposed
 ///
 /// Codes, signs and scales of 16 rows are unpacked as vectors of words. Only the points themselves
-/// are loaded row by row, from a table that stays in the first cache: some 130 ns per record, 215 for
-/// IQ3, where Q4_K unpacks in 25 (AVX-512 on Zen 5; kernels/README.md). That is more than the
+/// are loaded row by row, from a table that stays in the first cache: some 130 ns per record, 215
+/// for IQ3, where Q4_K unpacks in 25 (AVX-512 on Zen 5; kernels/README.md). That is more than the
 /// products of a few tokens cost, so a record is always decoded whole and shared.
 
 #include "cpu/kernels/decode_block32.hpp"
@@ -31,8 +31,8 @@ struct GridDecoder {
   static constexpr bool kWide = false;
   static constexpr bool kFused = false;
   /// Loading a point needs its code in an ordinary register. Codes get there through memory, all of
-  /// a record before the first is used: taking lanes out of a vector register one by one, or reading
-  /// a store back at once, costs more than loading the points.
+  /// a record before the first is used: taking lanes out of a vector register one by one, or
+  /// reading a store back at once, costs more than loading the points.
   static MOESAIC_ALWAYS_INLINE void decode(const Record& r, int lane, std::uint8_t* q) {
     constexpr int kPoints = 32 / static_cast<int>(sizeof D::kGrid[0]);
     const auto* points = reinterpret_cast<const std::uint8_t*>(&D::kGrid);
@@ -68,8 +68,8 @@ MOESAIC_ALWAYS_INLINE void apply_signs(LaneWords signs, V* w) {
 }
 
 /// Completes 7 signs in each byte: the eighth makes the number of minus signs even. The first shift
-/// lets bits of the next byte into the upper half of a byte; only bit 0 of the parity is used, which
-/// they do not reach.
+/// lets bits of the next byte into the upper half of a byte; only bit 0 of the parity is used,
+/// which they do not reach.
 MOESAIC_ALWAYS_INLINE LaneWords even_signs(LaneWords seven) {
   LaneWords parity = seven ^ seven >> 4;
   parity ^= parity >> 2;
@@ -263,8 +263,8 @@ struct iq1_s : GridDecoder<iq1_s> {
   }
 };
 
-/// IQ1_M keeps codes of 8 bits, a nibble per code with 3 more bits and the sign of the shift, and the
-/// block's f16 d spread over the upper nibbles of its four 16-bit words of scales.
+/// IQ1_M keeps codes of 8 bits, a nibble per code with 3 more bits and the sign of the shift, and
+/// the block's f16 d spread over the upper nibbles of its four 16-bit words of scales.
 struct iq1_m : GridDecoder<iq1_m> {
   static constexpr const auto& kGrid = quant::kGridIq1;
   static constexpr QuantType kType = QuantType::IQ1_M;

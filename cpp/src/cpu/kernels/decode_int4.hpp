@@ -1,7 +1,8 @@
 #pragma once
 
-/// The decoder of INT4 groups (int4/int4_format.hpp): nibbles as in Q4_0, a scale per scale group of
-/// up to 256 columns and, where the stack has any, zero points: value = scale * code - scale * zero.
+/// The decoder of INT4 groups (int4/int4_format.hpp): nibbles as in Q4_0, a scale per scale group
+/// of up to 256 columns and, where the stack has any, zero points: value = scale * code - scale *
+/// zero.
 
 #include "cpu/kernels/decode_block32.hpp"
 #include "cpu/kernels/gemm_int.hpp"

@@ -1,8 +1,8 @@
 #pragma once
 
-/// Decoders of the formats with blocks of 256 columns (ggml's superblocks), the K types and IQ4_XS: a
-/// record is one block of each of the 16 rows. A block is cut into sub-blocks of 16 or 32 columns,
-/// the scale groups, whose small integer scales one or two f16 of the block multiply.
+/// Decoders of the formats with blocks of 256 columns (ggml's superblocks), the K types and IQ4_XS:
+/// a record is one block of each of the 16 rows. A block is cut into sub-blocks of 16 or 32
+/// columns, the scale groups, whose small integer scales one or two f16 of the block multiply.
 
 #include "cpu/kernels/decode_block32.hpp"
 

@@ -16,8 +16,8 @@ struct SmallDecoder {
   static constexpr bool kFused = true;
 };
 
-/// Digit n of a byte that holds five ternary digits. The byte is ceil(256 / 243 * the number that the
-/// digits spell), so digit n is the integer part of 3 * (byte * 3^n mod 256) / 256.
+/// Digit n of a byte that holds five ternary digits. The byte is ceil(256 / 243 * the number that
+/// the digits spell), so digit n is the integer part of 3 * (byte * 3^n mod 256) / 256.
 template <int n>
 MOESAIC_ALWAYS_INLINE V ternary_digit(LaneBytes v) {
   for (int i = 0; i < n; ++i) v = v + v + v;
@@ -26,8 +26,9 @@ MOESAIC_ALWAYS_INLINE V ternary_digit(LaneBytes v) {
                     __builtin_bit_cast(LaneBytes, v >= 171));
 }
 
-/// TQ1_0 keeps 256 columns in 52 bytes: 32 bytes whose digits n = 0 .. 4 are 32 columns each, then 16
-/// bytes whose five digits are 16 columns each, then 4 bytes whose four digits are 4 columns each.
+/// TQ1_0 keeps 256 columns in 52 bytes: 32 bytes whose digits n = 0 .. 4 are 32 columns each, then
+/// 16 bytes whose five digits are 16 columns each, then 4 bytes whose four digits are 4 columns
+/// each.
 struct tq1_0 : SmallDecoder {
   static constexpr QuantType kType = QuantType::TQ1_0;
   static constexpr int kPeriod = 8;

@@ -85,8 +85,8 @@ void gemm_float(const PanelTask& task) {
   constexpr const PanelFormat& format = *find_panel_format(D::kType);
   alignas(64) std::uint8_t gathered[record_bytes(format)];
   alignas(64) float sums[kChains * kMaxBundle[0] * kRows];
-  // The columns of a panel follow each other without records, so a whole panel is one piece; the row
-  // layout is gathered record by record.
+  // The columns of a panel follow each other without records, so a whole panel is one piece; the
+  // row layout is gathered record by record.
   const std::int64_t piece = task.rows_layout ? kRecordCols : task.cols;
   const float* x = reinterpret_cast<const float*>(task.activations);
   for (int first = 0; first < task.tokens; first += task.bundle) {

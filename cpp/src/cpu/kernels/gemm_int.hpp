@@ -8,14 +8,15 @@
 ///   row 15  [ k = 0 .. 7 in each step      | .. ]            broadcast to all 16 rows
 ///           \____________ record _____________/
 ///
-/// For each step and token the integer dot products of the step's one or two scale groups are exact;
-/// the two planes join as 256 * high + low. Then follow, in f32 and for the 16 rows at once,
+/// For each step and token the integer dot products of the step's one or two scale groups are
+/// exact; the two planes join as 256 * high + low. Then follow, in f32 and for the 16 rows at once,
 ///
 ///   f   = scale0 * dot0 [+ add0 * sum0] [+ scale1 * dot1 + add1 * sum1]
 ///   acc = f * activation scale + acc
 ///
 /// in this order whatever T is, so an element does not depend on the tokens beside it. Few tokens
-/// decode in registers (multiply_fused, up to kMaxFused tokens x planes); more share a DecodedRecord.
+/// decode in registers (multiply_fused, up to kMaxFused tokens x planes); more share a
+/// DecodedRecord.
 ///
 /// Preconditions: a multiple of 32 columns, at most kMaxTaskTokens tokens in bundles of up to
 /// kMaxBundle[P], activations of the same bundle size.
@@ -33,8 +34,8 @@
 namespace moesaic::cpu {
 namespace {
 
-/// The facts of a decoder that the loop over a decoded record depends on. Formats that agree in them
-/// share the code.
+/// The facts of a decoder that the loop over a decoded record depends on. Formats that agree in
+/// them share the code.
 template <int kSub_, bool kAdd_, int kOffset_, bool kWide_>
 struct Shape {
   static constexpr int kSub = kSub_;
@@ -45,8 +46,8 @@ struct Shape {
 template <class D>
 using ShapeOf = Shape<D::kSub, D::kAdd, D::kOffset, D::kWide>;
 
-/// acc[t] += the products of one step. `weight(k)` gives the k-th of its 8 vectors; scale and add_row
-/// point at the first of the step's scale groups.
+/// acc[t] += the products of one step. `weight(k)` gives the k-th of its 8 vectors; scale and
+/// add_row point at the first of the step's scale groups.
 template <class S, int T, int P, class Weight>
 MOESAIC_ALWAYS_INLINE void multiply_step(const Weight& weight, const float* scale,
                                          const float* add_row, const ActRecord& a, int step,
@@ -195,8 +196,8 @@ constexpr FusedFn fused_fn(int tokens) {
   }
 }
 
-/// Where record `index` of the panel lies. In the row layout its blocks are gathered into `gathered`
-/// first, in the order of a panel, so the same code multiplies both.
+/// Where record `index` of the panel lies. In the row layout its blocks are gathered into
+/// `gathered` first, in the order of a panel, so the same code multiplies both.
 MOESAIC_ALWAYS_INLINE const std::uint8_t* find_record(const PanelTask& task,
                                                       const PanelFormat& format, std::int64_t index,
                                                       std::uint8_t* gathered) {

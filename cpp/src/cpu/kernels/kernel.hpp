@@ -16,9 +16,9 @@ inline constexpr int kNumFormats = 256;    ///< more than the largest value of Q
 /// Element type of the rows that IsaKernels::quantize reads.
 enum class Source : std::uint8_t { F32, F16, BF16 };
 
-/// One call of a kernel: a panel of 16 rows times some tokens. Tokens come in bundles of `bundle` (the
-/// last one may be smaller). The activations of a bundle are interleaved (activations.hpp), and the
-/// bundles follow each other.
+/// One call of a kernel: a panel of 16 rows times some tokens. Tokens come in bundles of `bundle`
+/// (the last one may be smaller). The activations of a bundle are interleaved (activations.hpp),
+/// and the bundles follow each other.
 struct PanelTask {
   const std::uint8_t* weights = nullptr;       ///< the panel, or its first row in the row layout
   const std::uint8_t* next_weights = nullptr;  ///< what this thread reads after it, null if unknown
@@ -38,8 +38,8 @@ struct PanelTask {
 
 using PanelKernel = void (*)(const PanelTask& task);
 
-/// hidden[i] = activation(hidden[i], up[i]) for i < n. `hidden` comes in with the products of the gate,
-/// which ungated kinds do not read.
+/// hidden[i] = activation(hidden[i], up[i]) for i < n. `hidden` comes in with the products of the
+/// gate, which ungated kinds do not read.
 using ActivateKernel = void (*)(const Activation& activation, float* hidden, const float* up,
                                 int n);
 inline constexpr int kNumActivations = static_cast<int>(ActivationKind::SiTu) + 1;

@@ -10,8 +10,8 @@
 ///   block      chunk 0 | chunk 1 | ..                  the field's bytes, `chunk` at a time
 ///   chunk      row 0, row 1, .. row 15                 4 bytes each: a vector of 64 bytes
 ///
-/// Records whose size is an odd number of half cache lines are marked `alternate`: the last field (32
-/// bytes) comes first in their odd records, so that the other fields always start on a line.
+/// Records whose size is an odd number of half cache lines are marked `alternate`: the last field
+/// (32 bytes) comes first in their odd records, so that the other fields always start on a line.
 ///
 /// Everything here has internal linkage: each instruction set compiles its own copy.
 

@@ -2,8 +2,8 @@
 
 /// From rows of x to the bundles that the kernels read (activations.hpp).
 ///
-/// For each step of 32 columns the largest magnitude becomes `limit` (127 with one plane, 32639 with
-/// two), and values are rounded to the nearest integer, ties to even, in the same way on every
+/// For each step of 32 columns the largest magnitude becomes `limit` (127 with one plane, 32639
+/// with two), and values are rounded to the nearest integer, ties to even, in the same way on every
 /// instruction set. A step with a NaN or an infinity gets the scale NaN, so that this token, and no
 /// other, becomes NaN.
 

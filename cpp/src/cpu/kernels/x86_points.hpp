@@ -1,7 +1,7 @@
 #pragma once
 
-/// Loads points of a grid, entries of 8 or 4 bytes of a table, into 128 bits: what pick8 and pick4 of
-/// AVX2 and AVX-512 are made of. Included by their simd.hpp.
+/// Loads points of a grid, entries of 8 or 4 bytes of a table, into 128 bits: what pick8 and pick4
+/// of AVX2 and AVX-512 are made of. Included by their simd.hpp.
 
 #include <immintrin.h>
 

@@ -1,7 +1,7 @@
 #pragma once
 
-/// The vector operations of AVX2: 8 lanes, so a panel is done in two halves. avxvnni/simd.hpp includes
-/// this file with MOESAIC_AVX_VNNI defined, which replaces the dot product.
+/// The vector operations of AVX2: 8 lanes, so a panel is done in two halves. avxvnni/simd.hpp
+/// includes this file with MOESAIC_AVX_VNNI defined, which replaces the dot product.
 
 #include <immintrin.h>
 
@@ -82,9 +82,9 @@ MOESAIC_ALWAYS_INLINE V pick4(const std::uint8_t* points, const std::uint32_t* r
   return _mm256_set_m128i(four_points(points, rows + 4), four_points(points, rows));
 }
 
-/// acc + the dot product of each row's 4 weights and the 4 activations at `a`, which all rows share.
-/// Without VNNI two products are first added in 16 bits. Weights up to 127 cannot saturate such a pair
-/// (127 * 128 * 2 < 32768); wide ones are multiplied one of each pair at a time.
+/// acc + the dot product of each row's 4 weights and the 4 activations at `a`, which all rows
+/// share. Without VNNI two products are first added in 16 bits. Weights up to 127 cannot saturate
+/// such a pair (127 * 128 * 2 < 32768); wide ones are multiplied one of each pair at a time.
 template <bool kWide>
 MOESAIC_ALWAYS_INLINE I dot(I acc, V weights, const std::int32_t* a) {
   const V act = _mm256_set1_epi32(*a);

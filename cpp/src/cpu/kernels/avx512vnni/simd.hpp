@@ -93,7 +93,8 @@ MOESAIC_ALWAYS_INLINE V pick4(const std::uint8_t* points, const std::uint32_t* r
   return _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
 }
 
-/// acc + the dot product of each row's 4 weights and the 4 activations at `a`, which all rows share.
+/// acc + the dot product of each row's 4 weights and the 4 activations at `a`, which all rows
+/// share.
 template <bool kWide>
 MOESAIC_ALWAYS_INLINE I dot(I acc, V weights, const std::int32_t* a) {
   return _mm512_dpbusd_epi32(acc, weights, _mm512_set1_epi32(*a));

@@ -1,7 +1,7 @@
 #pragma once
 
-/// The vector operations of NEON with dotprod: 4 lanes, so a panel is done in four quarters. The dot
-/// product is signed, so weights of 8 bits stay signed and need no offset.
+/// The vector operations of NEON with dotprod: 4 lanes, so a panel is done in four quarters. The
+/// dot product is signed, so weights of 8 bits stay signed and need no offset.
 
 #include <arm_neon.h>
 
@@ -82,7 +82,8 @@ MOESAIC_ALWAYS_INLINE V pick4(const std::uint8_t* points, const std::uint32_t* r
   return vreinterpretq_u8_u32(v);
 }
 
-/// acc + the dot product of each row's 4 weights and the 4 activations at `a`, which all rows share.
+/// acc + the dot product of each row's 4 weights and the 4 activations at `a`, which all rows
+/// share.
 template <bool kWide>
 MOESAIC_ALWAYS_INLINE I dot(I acc, V weights, const std::int32_t* a) {
   return vdotq_s32(acc, vreinterpretq_s8_u8(weights), vreinterpretq_s8_s32(vld1q_dup_s32(a)));

@@ -87,7 +87,8 @@ inline V pick4(const std::uint8_t* points, const std::uint32_t* rows) {
   return bytes([&](int i) { return points[4 * rows[i / 4] + i % 4]; });
 }
 
-/// acc + the dot product of each row's 4 weights and the 4 activations at `a`, which all rows share.
+/// acc + the dot product of each row's 4 weights and the 4 activations at `a`, which all rows
+/// share.
 template <bool kWide>
 inline I dot(const I& acc, const V& weights, const std::int32_t* a) {
   std::int8_t act[4];
