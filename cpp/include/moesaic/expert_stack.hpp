@@ -45,8 +45,8 @@ const char* name_of(WeightLayout layout) noexcept;
 
 /// Which rows of the 16-row units of the CUDA layout are a role's.
 enum class UnitHalf : std::uint8_t {
-  Alone,  ///< 16 rows of this role
-  First,  ///< rows 0 .. 7 are this role's (gate), 8 .. 15 the other's (up), in memory that both share
+  Alone,   ///< 16 rows of this role
+  First,   ///< rows 0 .. 7 are of this role (gate), 8 .. 15 of the other (up); both share memory
   Second,  ///< this role is that other one
 };
 

@@ -17,7 +17,8 @@ constexpr std::array<std::string_view, static_cast<std::size_t>(Counter::Count)>
     "calls", "tokens", "pairs", "padded_rows", "experts_touched", "weight_bytes", "nonfinite_rows"};
 static_assert(!kZoneNames.back().empty() && !kCounterNames.back().empty());
 
-/// Small numbers in order of first use, because trace viewers read thread ids as doubles.
+/// A small number for the calling thread, in order of first use, because trace viewers read thread
+/// ids as doubles.
 std::uint64_t thread_number() {
   static std::atomic<std::uint64_t> next{0};
   thread_local const std::uint64_t number = next++;

@@ -34,12 +34,12 @@ ExpertStack ForwardState::over_pointers(const ExpertStack& source) const {
 void ForwardState::collect(const RoutingView& routing) {
   stats = {};
   std::ranges::fill(pairs, 0);
-  std::ranges::fill(wave_map, -1);  // an error may have left some
+  std::ranges::fill(wave_map, -1);  // a forward that failed may have left entries
   needed.clear();
   cold.clear();
   for (std::int64_t p = 0; p < routing.num_pairs(); ++p) {
     const std::int32_t e = routing.topk_ids[p];
-    // Ids behind the stack's experts are identity experts, which need no weights.
+    // Ids behind the stack's experts are those of identity experts, which need no weights.
     if (e < 0 || e >= static_cast<std::int32_t>(pairs.size())) continue;
     if (pairs[static_cast<std::size_t>(e)]++ == 0) needed.push_back(e);
   }

@@ -1,7 +1,7 @@
 #pragma once
 
-/// Scratch of one forward on a pool, kept for the next. Its stacks read its maps, so it never
-/// moves.
+/// What one forward on a pool works with, kept for the next one so that a forward allocates
+/// nothing. Its stacks point into its maps, so it must not move in memory.
 
 #include <memory>
 #include <vector>
@@ -12,9 +12,9 @@ namespace moesaic::offload {
 
 struct ForwardState {
   std::vector<std::int32_t> needed;  ///< distinct experts, in order of appearance
-  std::vector<std::int64_t> pairs;   ///< [E]
-  std::vector<std::int32_t> cold;    ///< needed without a slot
-  PoolStats stats;                   ///< of this forward
+  std::vector<std::int64_t> pairs;   ///< [E], pairs of each expert
+  std::vector<std::int32_t> cold;    ///< needed experts without a slot
+  PoolStats stats;                   ///< what this forward will count
 
   std::vector<std::int32_t> wave_map;  ///< [E]: -1, or the expert's slot in the wave's memory
   std::array<std::vector<const std::byte*>, 3> pointers;  ///< [E]: where a cold expert lies
@@ -25,14 +25,17 @@ struct ForwardState {
   ForwardState(const ForwardState&) = delete;
   ForwardState& operator=(const ForwardState&) = delete;
 
+  /// Finds the experts that a routing needs; resets everything else.
   void collect(const RoutingView& routing);
-  /// Who is resident before anything is staged. Under table.hold().
+  /// Counts which needed experts are resident, before anything is staged. Needs table.hold().
   void count_hits(const SlotTable& table);
-  /// Under table.hold().
+  /// Finds the needed experts without a slot. Needs table.hold().
   void find_cold(const SlotTable& table);
-  /// Makes a wave of cold experts readable: copied into `slots`, or where the batch has them.
+  /// Makes a wave of cold experts readable: copies them into `slots`, or, without slots, points at
+  /// them where the batch has them.
   void bring(std::span<const std::int32_t> wave, ExpertBatch& batch, ExpertSlots* slots,
              Context& context);
+  /// Takes a wave off wave_map again.
   void clear(std::span<const std::int32_t> wave);
 
  private:

@@ -34,7 +34,7 @@ PooledExperts::PooledExperts(std::shared_ptr<MoeExpertStore> store, StoreParts& 
                              std::shared_ptr<SlotTable> table, OnMiss on_miss)
     : store_(std::move(store)), parts_(parts), table_(std::move(table)), on_miss_(on_miss) {
   states_.reserve(16);
-  give_state(take_state());  // the first forward finds one
+  give_state(take_state());  // makes one now, so that the first forward need not
 }
 
 PooledExperts::~PooledExperts() = default;
@@ -57,7 +57,7 @@ void PooledExperts::give_state(std::unique_ptr<ForwardState> state) {
   states_.push_back(std::move(state));
 }
 
-/// The layer after this one runs next; its usual misses can be on their way meanwhile.
+/// Asks the source for the experts that the next layer usually misses: it runs after this one.
 void PooledExperts::read_ahead() {
   if (parts_.read_ahead == 0) return;
   const std::size_t next = static_cast<std::size_t>(table_->layer() + 1) % parts_.layers.size();
@@ -108,7 +108,7 @@ void PooledExperts::run(Context& context, const GateUpCall& gate_up, const DownC
     return;
   }
   read_ahead();
-  if (state.needed.empty()) {  // every pair is skipped: only the sum is to be written
+  if (state.needed.empty()) {  // every pair is skipped, so only the sum remains to be written
     context.backend().combine(context, down.combine);
     return;
   }

@@ -1,6 +1,7 @@
 #pragma once
 
-/// The experts of one layer in a forward: residents from their slots, the others as OnMiss says.
+/// Runs the experts of one layer in a forward: residents from their slots, the others as OnMiss
+/// says.
 
 #include <memory>
 #include <mutex>
@@ -21,7 +22,7 @@ class MissHistory {
   std::vector<std::int32_t> likely(std::int32_t count) const;
 
  private:
-  static constexpr float kKeep = 0.8F;  ///< of an expert's heat, per forward
+  static constexpr float kKeep = 0.8F;  ///< share of its heat that an expert keeps per forward
   mutable std::mutex mutex_;
   std::vector<float> heat_;
 };
@@ -38,7 +39,7 @@ struct StoreParts {
 
 class PooledExperts final : public ExpertResidency {
  public:
-  /// `store` keeps the parts alive.
+  /// `parts` belong to `store`, which is kept alive.
   PooledExperts(std::shared_ptr<MoeExpertStore> store, StoreParts& parts,
                 std::shared_ptr<SlotTable> table, OnMiss on_miss);
   ~PooledExperts() override;
@@ -56,7 +57,8 @@ class PooledExperts final : public ExpertResidency {
   const std::shared_ptr<SlotTable> table_;
   const OnMiss on_miss_;
   std::mutex states_mutex_;
-  std::vector<std::unique_ptr<ForwardState>> states_;  ///< as many as forwards ran at once
+  std::vector<std::unique_ptr<ForwardState>>
+      states_;  ///< not in use; as many as forwards ran at once
 };
 
 }  // namespace moesaic::offload

@@ -12,7 +12,7 @@ namespace {
 
 enum Phase : unsigned { kGateUp = 1, kDown = 2, kBoth = kGateUp | kDown };
 
-/// One pass over the experts that `stack` maps to memory.
+/// Runs one pass over the experts that `stack` maps to memory; the others are skipped.
 void run_pass(Context& context, const ExpertStack& stack, unsigned phases,
               const GateUpCall& gate_up, const DownCall& down) {
   const Backend& backend = context.backend();
@@ -64,7 +64,8 @@ void PooledExperts::run_mixed(ForwardState& state, Context& context, const GateU
     state.clear(wave);
   };
 
-  // Gathered rows of x lie where the rows of down go: then all of gate and up comes first.
+  // When the rows of x were gathered into the memory that down will write, no pass may run down
+  // before every pass has run gate and up.
   const bool shared_rows = gate_up.x.data == down.down_rows;
   for (const unsigned phases : {shared_rows ? kGateUp : kBoth, kDown}) {
     if (table_->residents() != nullptr && state.cold.size() < state.needed.size()) {

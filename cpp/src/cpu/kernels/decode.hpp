@@ -8,8 +8,8 @@
 ///   kOffset   log2 of what is subtracted from the stored unsigned integers, or kNoOffset
 ///   kWide     whether stored integers exceed 127
 ///   kFused    whether unpacking is so cheap that few tokens do it in registers
-///   scales(record, scale, add)           writes the f32 scales (and constants) of all scale groups,
-///                                        16 rows each
+///   scales(record, scale, add)           writes the f32 scales (and constants) of all scale
+///                                        groups, for 16 rows each
 /// If kFused:
 ///   kPeriod   after how many steps the unpacking repeats
 ///   weights<S>(record, base, lane, w)    gives the 8 vectors of step base + S

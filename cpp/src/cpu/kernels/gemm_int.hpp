@@ -2,7 +2,7 @@
 
 /// The loop of the integer formats: out[T][16] = one panel * the activations of T tokens.
 ///
-///              step 0       step 1    ..  step 7             P planes of T tokens (activations.hpp)
+///              step 0       step 1    ..  step 7            P planes of T tokens (activations.hpp)
 ///   row  0  [ 32 columns | 32 columns | .. ]
 ///    ..       vector k = 16 rows x 4 columns,      times     4 activations of one token and plane,
 ///   row 15  [ k = 0 .. 7 in each step      | .. ]            broadcast to all 16 rows
