@@ -18,12 +18,13 @@ constexpr std::uint64_t kMaxKeyBytes = 65535;
 constexpr std::uint64_t kMaxTensorNameBytes = 63;
 constexpr std::uint64_t kMaxArrayElements = std::uint64_t{1} << 30;
 constexpr std::uint64_t kMaxInt64 = std::numeric_limits<std::int64_t>::max();
-// The least bytes a key-value pair (length, 1 byte of key, type, 1 byte of value) and a tensor info
-// (length, 1 byte of name, number of dimensions, type, offset) take: bounds for their counts.
+// A key-value pair takes at least its length, 1 byte of key, its type and 1 byte of value; a tensor
+// info its length, 1 byte of name, the number of dimensions, its type and offset. So the bytes left
+// in a file bound how many of them it can have.
 constexpr std::uint64_t kMinEntryBytes = 8 + 1 + 4 + 1;
 constexpr std::uint64_t kMinTensorInfoBytes = 8 + 1 + 4 + 4 + 8;
 
-/// UTF-8 without control characters and not empty.
+/// Whether `text` is UTF-8 without control characters and not empty.
 bool is_name(std::string_view text) {
   std::size_t i = 0;
   while (i < text.size()) {
@@ -95,7 +96,7 @@ GgufType read_type(Cursor& cursor, const std::string& field) {
   return static_cast<GgufType>(id);
 }
 
-/// Where an array's elements lie, until the bytes they point into are final.
+/// Where an array's elements lie in the file; they become pointers when its bytes stop moving.
 struct ArrayRange {
   std::size_t entry;
   std::uint64_t begin, size;
@@ -123,7 +124,7 @@ GgufArray read_array(Cursor& cursor, const std::string& key, ArrayRange& range) 
     const std::string field = key + ": array string";
     for (std::uint64_t i = 0; i < array.count; ++i) cursor.read_string(field);
   } else {
-    cursor.take(array.count * element_bytes, key);  // no overflow: both factors are bounded above
+    cursor.take(array.count * element_bytes, key);  // both factors are bounded, so no overflow
   }
   range.size = cursor.position() - range.begin;
   return array;
@@ -211,7 +212,7 @@ void read_entries(Cursor& cursor, std::uint64_t count, FileIndex& index,
   }
 }
 
-/// A tensor info as stored: the offset counts from the data section.
+/// A tensor info as stored: its offset counts from the start of the data section.
 struct TensorInfo {
   GgufTensor tensor;
   std::uint64_t info_at = 0;
@@ -284,7 +285,7 @@ TensorInfo read_tensor_info(Cursor& cursor, std::uint64_t number) {
   return info;
 }
 
-/// `value` rounded up to a multiple of `alignment`, a power of two; false on overflow.
+/// Rounds `value` up to a multiple of `alignment`, a power of two; false on overflow.
 bool align_up(std::uint64_t value, std::uint64_t alignment, std::uint64_t& out) {
   std::uint64_t sum = 0;
   if (!checked_add(value, alignment - 1, sum)) return false;

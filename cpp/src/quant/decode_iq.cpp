@@ -9,17 +9,18 @@ namespace {
 
 // All types hold 256 weights as 8 sub-blocks (`g`) of 32, each 4 runs (`l`) of 8 weights.
 
-/// y = scale * level, negated where the bit of `signs` is set.
+/// y[k] = scale * level k of the point, negated where bit k of `signs` is set.
 template <std::size_t K>
 inline void decode_point(const std::array<std::int8_t, K>& point, float scale, std::uint32_t signs,
                          float* y) {
   for (std::size_t k = 0; k < K; ++k) {
     const auto bits = std::bit_cast<std::uint32_t>(scale * static_cast<float>(point[k]));
-    y[k] = std::bit_cast<float>(bits ^ (signs >> k & 1u) << 31);  // signs are random: no branch
+    y[k] = std::bit_cast<float>(
+        bits ^ (signs >> k & 1u) << 31);  // signs are random, so a branch would be mispredicted
   }
 }
 
-/// y = scale * (level + shift)
+/// y[k] = scale * (level k of the point + shift)
 inline void decode_shifted(const std::array<std::int8_t, 8>& point, float scale, float shift,
                            float* y) {
   for (std::size_t k = 0; k < 8; ++k) y[k] = scale * (static_cast<float>(point[k]) + shift);

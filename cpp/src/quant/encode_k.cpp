@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kBlock = 256;
 
-/// Sub-blocks of kSub weights, codes 0..kMaxCode, scales and minima 0..kMaxScale.
+/// A block of sub-blocks of kSub weights with codes 0..kMaxCode, scales and minima 0..kMaxScale.
 template <int kSub, int kMaxCode, int kMaxScale>
 struct AffineBlock {
   static constexpr int kSubs = kBlock / kSub;
@@ -42,7 +42,8 @@ struct AffineBlock {
   }
 };
 
-/// 16 sub-blocks of 16 weights, codes -kHalf..kHalf-1, scales -kHalfScale..kHalfScale-1.
+/// A block of 16 sub-blocks of 16 weights with codes -kHalf..kHalf-1, scales
+/// -kHalfScale..kHalfScale-1.
 template <int kHalf, int kHalfScale>
 struct SymmetricBlock {
   std::int8_t scale[16];
