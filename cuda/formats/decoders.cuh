@@ -1,16 +1,21 @@
-// A decoder is codes times scales, under the lower-case name of the format. Loops know no formats:
+// A decoder is a kind of codes and a kind of scales, under the lower-case name of the format. The
+// loops of gemm/ know no formats, only these members:
 //
-//   kUnitBytes              codes of a unit
-//   kPlanes                 bf16 fragments whose sum is the code (f16: 2, f32: 3)
+//   kUnitBytes              bytes of the codes of a unit
+//   kPlanes                 bf16 fragments whose sum is the code (f16: 2, f32: 3, else 1)
 //   kScaleGroups            scale groups of a unit (columns that share a scale): 1, 2, 4, or 0
 //                           where codes are the weights; scale group j covers the k16 steps
 //                           [4 j / kScaleGroups, 4 (j + 1) / kScaleGroups)
-//   kOffset                 whether promotions have an offset, which wants sums of x by scale group
+//   kOffset                 whether promotions have an offset, which wants sums of x by scale
+//                           group
 //   Codes                   what a lane holds of a unit
-//   load(unit, lane)        the same, read once from memory; load_shared: from shared memory
-//   fragment<s, p>(codes, a)  plane p of the A fragment of k16 step s
-//   Scales                  of a unit and rows g, g + 8, as they are stored
-//   load_scales(weight, scales of the row block, unit, g)
+//   load(unit, lane)        reads Codes from memory, where they are not kept in L1 afterwards;
+//                           load_shared reads them from shared memory
+//   fragment<s, p>(codes, a)
+//                           plane p of the A fragment of k16 step s
+//   Scales                  the scales of a unit for rows g and g + 8, as they are stored
+//   load_scales(weight, row_block_scales, unit, g)
+//                           reads Scales
 //   promotion(scales, j)    the Promotion of scale group j
 #pragma once
 

@@ -21,7 +21,7 @@ const std::uint8_t* bytes_of(const std::byte* p) {
   return reinterpret_cast<const std::uint8_t*>(p);
 }
 
-/// Row block and row of a unit (0 .. 15) where a role's row lies.
+/// Where a row of a role lies: its row block, and which of the 16 rows of a unit it is.
 struct PackedRow {
   std::int64_t block;
   int unit_row;
@@ -37,7 +37,8 @@ PackedRow packed_row(UnitHalf half, std::int64_t row) {
 template <class Visit>
 void for_each_scale(const BlockBits& bits, int unit_row, std::int64_t cols, const Visit& visit) {
   const ScaleLayout& scale = find_format(static_cast<std::int32_t>(bits.type))->scale;
-  // Value i of `count` of a row among those of all rows: lane groups, values, halves of a unit.
+  // Where value i of the `count` values of this row lies among those of all 16 rows: ordered by g,
+  // then by i, then row g before row g + 8.
   const auto value_index = [unit_row](int count, std::int64_t i) {
     return (unit_row % 8 * count + i) * 2 + unit_row / 8;
   };
@@ -60,7 +61,7 @@ void for_each_scale(const BlockBits& bits, int unit_row, std::int64_t cols, cons
   }
 }
 
-/// What fills a row block.
+/// Codes and scales of rows as a file has them: one of the two sources that pack_rows takes.
 class FileRows {
  public:
   explicit FileRows(const WeightRef& role) : bits_(*find_block_bits(role.type)), cols_(role.cols) {}
@@ -86,7 +87,7 @@ class FileRows {
   std::int64_t cols_;
 };
 
-/// Rows is FileRows or Int4Rows.
+/// Packs one expert from `rows`, which is FileRows or Int4Rows.
 template <class Rows>
 void pack_rows(const Rows& rows, const WeightRef& source, const WeightRef* other,
                const PackedLayout& layout, std::int32_t expert, std::uint8_t* out) {

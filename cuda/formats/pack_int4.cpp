@@ -8,7 +8,8 @@
 namespace moesaic::cuda {
 namespace {
 
-/// Where the scale and the zero point of a column lie in the scales of a row block.
+/// Where the scale and the zero point of a column lie, in bytes from the start of a row block's
+/// scales.
 struct ScalePosition {
   std::int64_t scale, zero;
 };

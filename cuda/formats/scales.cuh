@@ -8,7 +8,7 @@
 
 namespace moesaic::cuda {
 
-// The values of rows g and g + 8 in a record of layout kLayout.
+// The values of rows g and g + 8 in a scale record of layout kLayout.
 template <ScaleLayout kLayout>
 struct ScaleRecord {
   static constexpr int kLaneBytes = 2 * kLayout.unit_values * kLayout.value_bytes;
@@ -49,7 +49,7 @@ struct ScaleRecord {
   }
 };
 
-// Scales that are one record, as it is stored.
+// The base of scales that are loaded as their scale record is stored.
 template <ScaleLayout kLayout>
 struct RecordScale {
   using Scales = ScaleRecord<kLayout>;
@@ -59,6 +59,7 @@ struct RecordScale {
   }
 };
 
+// Codes that are the weights.
 struct NoScale {
   static constexpr int kScaleGroups = 0;
   static constexpr bool kOffset = false;
@@ -92,7 +93,7 @@ struct ScaleMin32 : RecordScale<kScaleMin32> {
   }
 };
 
-// d * scale * code - dmin * min, both bytes per 32 columns.
+// d * scale * code - dmin * min, a byte each per 32 columns.
 template <int kBias>
 struct SuperScaleMin32 : RecordScale<kSuperScaleMin32> {
   static constexpr int kScaleGroups = 2;
@@ -108,7 +109,7 @@ struct SuperScaleMin32 : RecordScale<kSuperScaleMin32> {
   }
 };
 
-// The same with 4 bits each in one byte per 16 columns.
+// d * scale * code - dmin * min, 4 bits each in one byte per 16 columns.
 template <int kBias>
 struct SuperScaleMin16 : RecordScale<kSuperScaleMin16> {
   static constexpr int kScaleGroups = 4;
@@ -125,8 +126,8 @@ struct SuperScaleMin16 : RecordScale<kSuperScaleMin16> {
   }
 };
 
-// d * scale * (code - kZero) with a signed byte per 32 or 16 columns; stored with kExcess added
-// where the file has bits instead of bytes. kShift = kBias + kZero.
+// d * scale * (code - kZero), where scale is a signed byte per 32 or 16 columns, stored with
+// kExcess added in formats whose file has fewer bits for it. kShift = kBias + kZero.
 template <ScaleLayout kLayout, bool kSigned, int kExcess, int kShift>
 struct SuperScale : RecordScale<kLayout> {
   using typename RecordScale<kLayout>::Scales;
@@ -146,7 +147,7 @@ struct SuperScale : RecordScale<kLayout> {
   }
 };
 
-// 2^(e - 128), half an E8M0 scale; the two smallest are subnormal.
+// 2^(e - 128), which is half an E8M0 scale; the two smallest are subnormal.
 struct HalfE8m0 {
   static MOESAIC_DEV float decode(uint32_t e) {
     return __uint_as_float(e < 2 ? 0x00200000U << e : (e - 1) << 23);
@@ -162,7 +163,7 @@ struct HalfUe4m3 {
   }
 };
 
-// One byte per 32 or 16 columns is the scale.
+// The scale is one byte per 32 or 16 columns, decoded by Byte.
 template <ScaleLayout kLayout, class Byte>
 struct ByteScale : RecordScale<kLayout> {
   using typename RecordScale<kLayout>::Scales;

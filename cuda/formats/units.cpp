@@ -6,7 +6,7 @@
 namespace moesaic::cuda {
 namespace {
 
-/// A weight as its lane sees it: step s, register r, half h of an A fragment.
+/// A weight as its lane sees it: k16 step s, register r, half h of an A fragment.
 struct Position {
   int lane, s, r, h;
 };
@@ -14,21 +14,21 @@ constexpr Position position_of(int row, int col) {
   return {row % 8 * 4 + col % 8 / 2, col / 16, row / 8 + 2 * (col % 16 / 8), col % 2};
 }
 
-/// `count` bits of a code, from its bit `from` on.
+/// Where `count` bits of a code lie, from its bit `from` on.
 struct Bits {
   int word, bit, count, from;
 };
 
-/// In a field of `bits` per code that starts at word `first`.
+/// A code's bits in a field of `bits` per code that starts at word `first`.
 Bits in_bit_field(const Position& p, int first, int bits, int from) {
   const int at = (4 * p.s + p.r) * bits;
   return {first + p.lane * bits + at / 16, at % 16 + 16 * p.h, bits, from};
 }
-/// Word `index` of the words of a lane, which are stored in pieces of four.
+/// Word `index` of a lane's words, which are stored in pieces of four.
 constexpr int piece_word(const Position& p, int index) {
   return index / 4 * 128 + p.lane * 4 + index % 4;
 }
-/// Place of a byte, or of a nibble that stands for one, among the eight of its step.
+/// Which of the eight bytes of its step a code is; so for nibbles that stand for bytes.
 constexpr int byte_of(const Position& p) { return (p.r & 1) + 2 * p.h + 4 * (p.r >> 1); }
 
 std::vector<Bits> bits_of(QuantType type, const Position& p) {
