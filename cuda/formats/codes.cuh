@@ -1,9 +1,9 @@
 // From the codes of a unit (16 rows x 64 columns) to A fragments of mma.m16n8k16 in bf16.
 //
 //          k16 step 0   step 1   step 2   step 3
-//   row  0 [ 16 cols  |        |        |        ]   Lane l of a warp (g = l / 4, t = l % 4) holds 32
-//    ..    [          |        |        |        ]   codes of the unit, eight for each k16 step s:
-//   row 15 [          |        |        |        ]   those of rows g and g + 8.
+//   row  0 [ 16 cols  |        |        |        ]   lane l of a warp (g = l / 4, t = l % 4) holds
+//    ..    [          |        |        |        ]   32 codes of the unit, of rows g and g + 8:
+//   row 15 [          |        |        |        ]   eight for each k16 step s
 //
 // Code (s, r, h), r = 0 .. 3, h = 0 .. 1, is half h of register r of the fragment:
 //   row g + 8 (r & 1), column 16 s + 2 t + h + 8 (r >> 1).

@@ -174,8 +174,8 @@ struct ByteScale : RecordScale<kLayout> {
   }
 };
 
-// scale * (code - zero) with a scale, and a zero point or 8, per scale group of 32 columns
-// (kUnitScaleGroups 2) or of a unit or more (1).
+// scale * (code - zero), where each scale group has a scale and a zero point (8 when none are
+// stored). kUnitScaleGroups is 2 for scale groups of 32 columns, 1 for those of a unit or more.
 template <int kUnitScaleGroups, int kBias>
 struct Int4Scale {
   static constexpr int kScaleGroups = kUnitScaleGroups;

@@ -1,8 +1,8 @@
 /// expert_gate_up_<format>: out[destination] = activation(gate row, up row) of W_gate * x[source]
 /// and W_up * x[source], for few entries per expert; f32 activations and sums.
 ///
-///   threadgroups, simdgroups and entries as in expert_gemv.metal; a simdgroup computes the same
-///   two rows of both roles, so the hidden row is written once and the halves never are
+///   threadgroups, simdgroups and entries are those of expert_gemv.metal; a simdgroup computes two
+///   rows of gate and the same two of up, so that only the hidden row is written, never its halves
 ///
 /// Preconditions: ExpertGateUpArgs in arguments.h; gated activations; rows, cols and format of both
 /// roles agree. Not measured on hardware.
@@ -10,7 +10,7 @@
 #include "activation.h"
 #include "expert_dot.h"
 
-/// A role's own arrays.
+/// The arrays of one role.
 struct RoleArrays {
   device const uchar* weights;
   device const int* slot_map;

@@ -1,12 +1,12 @@
 // bucket_plan, align_blocks, gemm_tiles: pairs sorted by expert, the same padded to blocks, and the
 // column tiles of the grouped GEMM with their indirect grid.
 //
-//   one threadgroup per expert (segment), and one more for what lies behind the last
-//   start(e)    the threadgroup counts everything before e itself, so no threadgroup waits for
+//   one threadgroup per expert (or segment), and one more for what lies behind the last
+//
+//   start(e)    each threadgroup counts by itself everything before its e, so that none waits for
 //               another and one dispatch is enough
-//   entries     written in order by a prefix sum over the threadgroup: the sort is stable and,
-//   without
-//               atomics, the result is the host's, bit for bit
+//   entries     are written in order by a prefix sum over the threadgroup: the sort is stable, and
+//               without atomics the result is the host's bit for bit
 //
 // Cost: every threadgroup reads all ids (plan) or all counts (align, tiles) once or twice.
 // Preconditions: fewer than 2^31 pairs. Not measured on hardware.
@@ -18,7 +18,7 @@ namespace plan {
 
 constant int kSimdgroups = kPlanThreads / kSimdWidth;
 
-/// Sum over the threadgroup; `parts` is free again when it returns.
+/// The sum of `value` over the threadgroup; `parts` may be used again when it returns.
 inline int sum_over_threadgroup(int value, threadgroup int* parts, uint simdgroup, uint lane) {
   const int part = simd_sum(value);
   if (lane == 0) parts[simdgroup] = part;
@@ -29,6 +29,7 @@ inline int sum_over_threadgroup(int value, threadgroup int* parts, uint simdgrou
   return sum;
 }
 
+/// How many threads are marked.
 struct Rank {
   int before;  // marked threads before this one
   int total;   // marked threads of the threadgroup

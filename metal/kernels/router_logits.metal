@@ -1,7 +1,7 @@
 // router_logits: logits [T, E] = x [T, H] * weight [E, H]^T in f32.
 //
-//   one simdgroup per expert and token, 4 experts per threadgroup; lane l sums columns l, l + 32,
-//   ...
+//   one simdgroup per expert and token, 4 experts per threadgroup;
+//   lane l sums columns l, l + 32, ...
 //
 // The order of the sum depends on H alone. Not measured on hardware.
 

@@ -1,9 +1,9 @@
-// The small steps around the products, one row of f32 each: gather_rows, activate_rows,
-// combine_rows, shared_routing, zero_skipped, and fill_words, copy_words.
+// The small steps around the products, on rows of f32: gather_rows, activate_rows, combine_rows,
+// shared_routing, zero_skipped; and fill_words and copy_words, on 32-bit machine words.
 //
 //   gather, activate, zero   one threadgroup per row, threads over its columns
-//   combine                  one thread per element of the output, slots in order: the sum does not
-//                            depend on the batch
+//   combine                  one thread per element of the output, which adds slots in order, so
+//                            that the sum does not depend on the batch
 //
 // Offsets are 64-bit; rows may start at any element. Not measured on hardware.
 
