@@ -74,7 +74,7 @@ constexpr const FormatRow* find_format(int32_t type) {
 struct PackedFacts {
   int32_t type;
   int32_t half;    ///< kAlone, kFirstHalf, kSecondHalf
-  int64_t rows;    ///< of one role
+  int64_t rows;    ///< rows of one role
   int64_t cols;    ///< INT4: packed_cols
   int scale_cols;  ///< this and the next two for INT4 only: 32, 64, 128 or 256
   bool scale_f32;

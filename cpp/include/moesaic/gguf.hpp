@@ -82,7 +82,7 @@ class GgufFile {
   const std::filesystem::path& path() const;
   std::span<const std::filesystem::path> shard_paths() const;
   std::uint32_t version() const;
-  std::uint64_t file_bytes() const;  ///< of all shards
+  std::uint64_t file_bytes() const;  ///< bytes of all shards
   bool mapped() const;               ///< Options::mmap of open()
 
   std::span<const GgufEntry> metadata() const;

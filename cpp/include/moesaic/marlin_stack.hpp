@@ -171,7 +171,7 @@ class MarlinExpertStack {
     return backend_ != nullptr ? device_weights_ : weights_;
   }
   RoleWeights weights_;
-  const Backend* backend_ = nullptr;  ///< of device_weights_; null: the products read weights_
+  const Backend* backend_ = nullptr;  ///< where device_weights_ lie; null: the CPU reads weights_
   RoleWeights device_weights_;
   std::shared_ptr<const std::vector<std::int32_t>> g_idx_;  ///< null, [K] or [E, K]
 };

@@ -62,7 +62,7 @@ struct LayerMoeWeights {
   std::int32_t layer_index = 0;              ///< block number in the model
   std::shared_ptr<const ExpertStack> stack;  ///< as stored
   RoleView gate, up, down;                   ///< gate and up: k = H, n = I; down: k = I, n = H
-  std::int64_t expert_bytes = 0;             ///< of one expert, all roles, as stored
+  std::int64_t expert_bytes = 0;             ///< bytes of one expert, all roles, as stored
 };
 
 struct StoreOptions {
