@@ -98,8 +98,8 @@ struct ThreadPool::Impl {
   std::atomic<std::int64_t> first{0};   ///< chunk that ticket `round` stands for
   std::atomic<std::uint32_t> round{0};  ///< chunks of this round
 
-  alignas(kCacheLine) std::atomic<std::uint32_t> pending{
-      0};  ///< chunks not done, and kCallerSleeps
+  /// Chunks of the round that are not done, and in its top bit kCallerSleeps.
+  alignas(kCacheLine) std::atomic<std::uint32_t> pending{0};
 
   alignas(kCacheLine) std::atomic<bool> busy{false};
   std::atomic<bool> stop{false};

@@ -57,8 +57,8 @@ class PooledExperts final : public ExpertResidency {
   const std::shared_ptr<SlotTable> table_;
   const OnMiss on_miss_;
   std::mutex states_mutex_;
-  std::vector<std::unique_ptr<ForwardState>>
-      states_;  ///< not in use; as many as forwards ran at once
+  /// Those not in use now; together as many as forwards ever ran at once.
+  std::vector<std::unique_ptr<ForwardState>> states_;
 };
 
 }  // namespace moesaic::offload
