@@ -53,8 +53,7 @@ enum class UnitHalf : std::uint8_t {
 /// How an INT4 role lies in its panels (cpp/src/int4/README.md); unset for other types. Columns are
 /// stored group after group, in the order of `gather`, each group padded to whole steps of 32.
 struct Int4Format {
-  std::int64_t group_size =
-      0;  ///< as in the checkpoint; the number of columns when there is one group
+  std::int64_t group_size = 0;  ///< as in the checkpoint; all columns when there is one group
   std::int64_t groups = 0;
   std::int64_t packed_cols = 0;  ///< columns in memory, a multiple of 32
   std::int32_t scale_cols = 0;   ///< columns of a scale group: 32, 64, 128 or 256
