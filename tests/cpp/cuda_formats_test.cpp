@@ -158,7 +158,7 @@ TEST(CudaFormats, EveryBitOfAUnitHasOneUse) {
     ASSERT_EQ(map.words(), row.unit_bytes / 4) << row.name;
     for (int w = 0; w < map.words(); ++w) {
       std::uint32_t used = 0;
-      for (const CodePlace* p = map.begin(w); p != map.end(w); ++p) {
+      for (const CodeBits* p = map.begin(w); p != map.end(w); ++p) {
         EXPECT_EQ(used & p->mask << p->bit, 0U) << row.name;
         used |= p->mask << p->bit;
       }

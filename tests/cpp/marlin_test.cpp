@@ -252,7 +252,7 @@ TEST(Marlin, ColumnOrderKeepsGroupsApart) {
         if (col < 0) continue;
         EXPECT_FALSE(seen[static_cast<std::size_t>(col)]);
         seen[static_cast<std::size_t>(col)] = true;
-        EXPECT_EQ(order.group[o * static_cast<std::size_t>(order.units) +
+        EXPECT_EQ(order.group[o * static_cast<std::size_t>(order.scale_groups) +
                               static_cast<std::size_t>(j / order.scale_cols)],
                   c.matrices[o].group_of(col))
             << describe_recipe(r);

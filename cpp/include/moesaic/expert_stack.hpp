@@ -1,6 +1,7 @@
 #pragma once
 
-/// The expert weights of one layer: three roles, each a view of bytes that stay compressed.
+/// The expert weights of one layer: up to three roles (gate, up, down), each a view of bytes that
+/// stay compressed.
 
 #include <cstddef>
 #include <cstdint>
@@ -42,26 +43,25 @@ enum class WeightLayout : std::uint8_t {
 /// "rows", "panels", "cuda_units".
 const char* name_of(WeightLayout layout) noexcept;
 
-/// Where the rows of a role stand in the 16-row units of the CUDA layout.
+/// Which rows of the 16-row units of the CUDA layout are a role's.
 enum class UnitHalf : std::uint8_t {
   Alone,   ///< 16 rows of this role
-  First,   ///< 8 rows of this role (gate), then 8 of the other (up), in memory that both share
-  Second,  ///< the other
+  First,   ///< rows 0 .. 7 are of this role (gate), 8 .. 15 of the other (up); both share memory
+  Second,  ///< this role is that other one
 };
 
-/// How an INT4 role lies in its panels (cpp/src/int4/README.md); unset for other types.
-/// Columns are stored group after group, in the order of `gather`, each group padded to whole steps
-/// of 32.
+/// How an INT4 role lies in its panels (cpp/src/int4/README.md); unset for other types. Columns are
+/// stored group after group, in the order of `gather`, each group padded to whole steps of 32.
 struct Int4Format {
-  std::int64_t group_size = 0;  ///< of the checkpoint; the number of columns when per channel
+  std::int64_t group_size = 0;  ///< as in the checkpoint; all columns when there is one group
   std::int64_t groups = 0;
   std::int64_t packed_cols = 0;  ///< columns in memory, a multiple of 32
-  std::int32_t scale_cols = 0;   ///< columns of a stored scale: 32, 64, 128 or 256
+  std::int32_t scale_cols = 0;   ///< columns of a scale group: 32, 64, 128 or 256
   bool scale_f32 = false;        ///< scales are f32, else f16
   bool zeros = false;            ///< a zero point per scale, else 8 everywhere
-  /// [packed_cols] column of x, -1 = padding; null: as they are
+  /// [packed_cols]: which column of x each packed column is, -1 for padding; null: its own number.
   const std::int32_t* gather = nullptr;
-  std::int64_t gather_stride = 0;  ///< elements to the next expert's `gather`, 0: all share it
+  std::int64_t gather_stride = 0;  ///< elements to the next expert's `gather`; 0: all share it
 
   const std::int32_t* gather_of(std::int32_t expert) const {
     return gather != nullptr ? gather + expert * gather_stride : nullptr;
@@ -73,22 +73,22 @@ struct WeightRef {
   const std::byte* base = nullptr;          ///< expert e at base + e * expert_stride ...
   const std::byte* const* table = nullptr;  ///< ... or at table[e] when each expert lies elsewhere
   std::int64_t expert_stride = 0;           ///< bytes
-  std::int64_t row_stride = 0;              ///< bytes; of a panel in the panel layout
+  std::int64_t row_stride = 0;              ///< bytes from row to row, or from panel to panel
   std::int32_t num_experts = 0;
   std::int64_t rows = 0;  ///< output features
   std::int64_t cols = 0;  ///< input features
   QuantType type = QuantType::F32;
   WeightLayout layout = WeightLayout::Rows;
   UnitHalf half = UnitHalf::Alone;
-  const std::int32_t* slot_map = nullptr;  ///< null, or [E]: expert -> slot, -1 = not resident
-  Int4Format int4{};                       ///< of QuantType::INT4, which is never in rows
+  const std::int32_t* slot_map = nullptr;  ///< null, or [E]: slot of each expert, -1 = not resident
+  Int4Format int4{};  ///< set for QuantType::INT4, which is never in the row layout
 
   const std::byte* expert(std::int32_t e) const {
     const std::int64_t slot = slot_map != nullptr ? slot_map[e] : e;
     return table != nullptr ? table[slot] : base + slot * expert_stride;
   }
   explicit operator bool() const { return base != nullptr || table != nullptr; }
-  std::int64_t expert_bytes() const;  ///< of the quantised values of one expert, without padding
+  std::int64_t expert_bytes() const;  ///< bytes of one expert's values, without padding
 };
 
 /// One role with what keeps it alive and its epilogue: y = (W x) * scale[e] + bias[e].
@@ -97,7 +97,7 @@ struct RoleWeights {
   std::shared_ptr<const void> owner;
   std::shared_ptr<const std::vector<float>> bias;   ///< null or [E * rows]
   std::shared_ptr<const std::vector<float>> scale;  ///< null or [E]
-  /// The same on the device of the stack; null on the CPU.
+  /// Copies of bias and scale on the device of the stack; null on the CPU.
   std::shared_ptr<const float> device_bias, device_scale;
 };
 
@@ -149,7 +149,7 @@ class ExpertStack {
     RoleWeights up;
     RoleWeights down;
     LoadReport report;
-    /// What the roles view, or null.
+    /// The Marlin stacks whose memory the roles view, or null.
     std::shared_ptr<const MarlinExpertStack> gate_up_marlin, down_marlin;
   };
 
@@ -200,17 +200,17 @@ class ExpertStack {
   /// "stacked", "per_expert" or "marlin"; derived from the references, so it cannot contradict
   /// them.
   const char* kind() const;
-  std::int64_t nbytes() const;  ///< of all roles as kept
+  std::int64_t nbytes() const;  ///< bytes of all roles as they are in memory
   std::int64_t bytes_per_expert() const;
-  std::int64_t packed_cols() const;  ///< of the widest INT4 role, 0 without one
-  bool shares_units() const;         ///< gate and up lie together (UnitHalf)
+  std::int64_t packed_cols() const;  ///< packed columns of the widest INT4 role; 0 without one
+  bool shares_units() const;         ///< whether gate and up share units (UnitHalf)
 
  private:
   Parts parts_;
 };
 
-/// Decodes row `row` of expert `expert` to f32 [cols], whatever the layout. The oracle's only door
-/// to weights.
+/// Decodes row `row` of expert `expert` to f32 [cols], whatever the layout. The reference
+/// (moe_forward_cpu) reads weights only through this, so that it shares nothing with the kernels.
 void dequantize_expert_row(const WeightRef& weight, std::int32_t expert, std::int64_t row,
                            float* out);
 

@@ -1,6 +1,6 @@
 #pragma once
 
-/// Zones and counters of the forward. Off costs one branch per zone.
+/// Zones and counters of the forward. Without a profiler a zone costs one branch.
 
 #include <array>
 #include <chrono>
@@ -14,7 +14,7 @@ namespace moesaic {
 
 class Context;
 
-/// One per step of the forward, in order (cpp/README.md).
+/// One zone per step of the forward, in order (cpp/README.md), then those of loading and offload.
 // clang-format off
 enum class Zone : std::uint8_t {
   Sync, Download, Router, Route, Plan, Align, Gather, GateUp, Activate, Down, Combine, Shared,
@@ -53,7 +53,7 @@ class Profiler {
   void add(Counter c, std::int64_t amount);
   void reset();
   std::vector<Event> events() const;
-  /// Chrome trace-event JSON (chrome://tracing, Perfetto).
+  /// The events as Chrome trace-event JSON, for chrome://tracing or Perfetto.
   std::string chrome_trace() const;
 
  private:
@@ -71,8 +71,8 @@ class ScopedZone {
   ScopedZone(Profiler* profiler, Zone zone) : profiler_(profiler), zone_(zone) {
     if (profiler_ != nullptr) begin_ = std::chrono::steady_clock::now();
   }
-  /// With the context's profiler; where that waits, its stream is waited for, unless it records a
-  /// graph.
+  /// Uses the context's profiler. Where that one waits, the end of the zone waits for the context's
+  /// stream, unless the stream records a graph.
   ScopedZone(Context& context, Zone zone);
   ~ScopedZone() {
     if (profiler_ == nullptr) return;
@@ -86,7 +86,7 @@ class ScopedZone {
   void wait() const noexcept;
 
   Profiler* profiler_;
-  Context* context_ = nullptr;  ///< to be waited for
+  Context* context_ = nullptr;  ///< not null: its stream is waited for
   Zone zone_;
   std::chrono::steady_clock::time_point begin_;
 };

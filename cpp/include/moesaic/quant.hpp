@@ -11,7 +11,7 @@
 
 namespace moesaic {
 
-/// Values are ggml type ids, but for INT4.
+/// The values are ggml's type ids, except for INT4.
 enum class QuantType : std::uint8_t {
   // clang-format off
   F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q8_1 = 9,
@@ -46,7 +46,7 @@ std::optional<QuantType> quant_type_from_name(std::string_view name) noexcept;
 /// empty for known ids.
 std::string_view quant_id_remark(std::uint32_t id) noexcept;
 
-/// Bytes of a row of `cols` weights. Throws ShapeError when cols is not a multiple of the block.
+/// Bytes of a row of `cols` weights. Throws ShapeError when cols is not a multiple of block_elems.
 std::int64_t row_bytes(QuantType type, std::int64_t cols);
 
 /// Decodes one row to f32. Throws UnsupportedError for types without a decoder, ShapeError for a

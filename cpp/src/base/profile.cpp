@@ -17,7 +17,8 @@ constexpr std::array<std::string_view, static_cast<std::size_t>(Counter::Count)>
     "calls", "tokens", "pairs", "padded_rows", "experts_touched", "weight_bytes", "nonfinite_rows"};
 static_assert(!kZoneNames.back().empty() && !kCounterNames.back().empty());
 
-/// Small numbers in order of first use, because trace viewers read thread ids as doubles.
+/// A small number for the calling thread, in order of first use, because trace viewers read thread
+/// ids as doubles.
 std::uint64_t thread_number() {
   static std::atomic<std::uint64_t> next{0};
   thread_local const std::uint64_t number = next++;
@@ -29,8 +30,8 @@ std::string microseconds(std::int64_t nanoseconds) {
   const std::int64_t value = std::max<std::int64_t>(nanoseconds, 0);
   std::string text = std::to_string(value / 1000);
   text += '.';
-  for (std::int64_t unit = 100; unit > 0; unit /= 10) {
-    text += static_cast<char>('0' + value / unit % 10);
+  for (std::int64_t power = 100; power > 0; power /= 10) {
+    text += static_cast<char>('0' + value / power % 10);
   }
   return text;
 }

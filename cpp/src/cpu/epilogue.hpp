@@ -1,6 +1,7 @@
 #pragma once
 
-/// y = (W x) * scale[e] + bias[e], in place on the rows that a kernel gave.
+/// What follows a product: y = (W x) * scale[e] + bias[e], in place on the f32 rows that a kernel
+/// gave.
 
 #include <cstdint>
 
@@ -16,6 +17,7 @@ class Epilogue {
         bias_(weights.bias != nullptr ? weights.bias->data() + expert * weights.ref.rows
                                       : nullptr) {}
 
+  /// Finishes the products of rows [row, row + rows) of the expert.
   void apply(std::int64_t row, int rows, float* values) const {
     if (scaled_) {
       for (int i = 0; i < rows; ++i) values[i] *= scale_;

@@ -26,26 +26,27 @@ struct Phase {
     }
     epilogue.apply(row, rows, values);
   }
-  float* hidden_row(const Unit& unit, int t) const {
-    const std::int32_t entry = buckets.entries[unit.bucket->first + unit.first_token + t];
+  float* hidden_row(const Job& job, int t) const {
+    const std::int32_t entry = buckets.entries[job.bucket->first + job.first_token + t];
     return call.hidden + call.rows.destination_of(entry) * intermediate;
   }
-  void gate(const Activations& activations, const Unit& unit, const std::uint8_t* then) const {
-    const Epilogue epilogue(call.stack->gate(), unit.bucket->expert);
-    run_unit(
-        kernels, call.stack->gate().ref, activations, call.rows, buckets, unit, then,
-        [&](int t) { return hidden_row(unit, t); },
+  void gate(const Activations& activations, const Job& job,
+            const std::uint8_t* next_weights) const {
+    const Epilogue epilogue(call.stack->gate(), job.bucket->expert);
+    run_job(
+        kernels, call.stack->gate().ref, activations, call.rows, buckets, job, next_weights,
+        [&](int t) { return hidden_row(job, t); },
         [&](std::int64_t row, int rows, float* values, float* to) {
           finish(epilogue, row, rows, values, to);
           copy_products(to, values, rows);
         });
   }
-  void up(const Activations& activations, const Unit& unit) const {
-    const Epilogue epilogue(call.stack->up(), unit.bucket->expert);
+  void up(const Activations& activations, const Job& job) const {
+    const Epilogue epilogue(call.stack->up(), job.bucket->expert);
     const ActivateKernel activate = kernels.activate[static_cast<int>(call.activation.kind)];
-    run_unit(
-        kernels, call.stack->up().ref, activations, call.rows, buckets, unit, nullptr,
-        [&](int t) { return hidden_row(unit, t); },
+    run_job(
+        kernels, call.stack->up().ref, activations, call.rows, buckets, job, nullptr,
+        [&](int t) { return hidden_row(job, t); },
         [&](std::int64_t row, int rows, float* values, float* to) {
           finish(epilogue, row, rows, values, to);
           activate(call.activation, to, values, rows);
@@ -70,7 +71,7 @@ void gate_up(Context& context, const GateUpCall& call) {
   const WeightRef& up = stack.up().ref;
   const IsaKernels& kernels = kernels_of(active_isa(context.tuning()));
   Carver carver(call.scratch, std::numeric_limits<std::size_t>::max());
-  const Buckets buckets = group_by_expert(call.rows, up, carver);
+  const Buckets buckets = make_buckets(call.rows, up, carver);
   if (buckets.num == 0) return;
   if (Profiler* profiler = context.profiler(); profiler != nullptr) {
     profiler->add(Counter::ExpertsTouched, buckets.num);
@@ -89,24 +90,24 @@ void gate_up(Context& context, const GateUpCall& call) {
     Carver first = carver;
     const Activations for_gate =
         prepare_activations(context, kernels, call.x, gate, call.rows, buckets, gate_planes, first);
-    const std::int64_t units =
-        plan_units(buckets, panels, panel_weight_bytes(gate), panel_ops(gate), threads);
-    context.pool().parallel_for(units, [&](std::int64_t i, int) {
-      phase.gate(for_gate, find_unit(buckets, panels, i), nullptr);
+    const std::int64_t jobs =
+        plan_jobs(buckets, panels, panel_weight_bytes(gate), panel_ops(gate), threads);
+    context.pool().parallel_for(jobs, [&](std::int64_t i, int) {
+      phase.gate(for_gate, find_job(buckets, panels, i), nullptr);
     });
   }
   const Activations activations =
       prepare_activations(context, kernels, call.x, up, call.rows, buckets, up_planes, carver);
-  const std::int64_t units =
-      plan_units(buckets, panels, panel_weight_bytes(up) + (both ? panel_weight_bytes(gate) : 0.0),
-                 panel_ops(up) * (both ? 2.0 : 1.0), threads);
-  // A unit does all its gate panels, then all its up panels: one stream of weights at a time.
-  context.pool().parallel_for(units, [&](std::int64_t i, int) {
-    const Unit unit = find_unit(buckets, panels, i);
+  const std::int64_t jobs =
+      plan_jobs(buckets, panels, panel_weight_bytes(up) + (both ? panel_weight_bytes(gate) : 0.0),
+                panel_ops(up) * (both ? 2.0 : 1.0), threads);
+  // A job does all its gate panels, then all its up panels: one stream of weights at a time.
+  context.pool().parallel_for(jobs, [&](std::int64_t i, int) {
+    const Job job = find_job(buckets, panels, i);
     if (both) {
-      phase.gate(activations, unit, panel_bytes(up, unit.bucket->expert, unit.first_panel));
+      phase.gate(activations, job, panel_bytes(up, job.bucket->expert, job.first_panel));
     }
-    phase.up(activations, unit);
+    phase.up(activations, job);
   });
 }
 

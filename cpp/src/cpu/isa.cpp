@@ -25,7 +25,7 @@ struct Features {
 
 #if defined(__x86_64__) || defined(__i386__)
 
-/// The register states that the operating system saves.
+/// Bits of the register states that the operating system saves when it switches threads.
 std::uint64_t xgetbv0() {
   std::uint32_t low = 0;
   std::uint32_t high = 0;
@@ -98,7 +98,7 @@ const Features& features() {
   return detected;
 }
 
-/// Ascending speed.
+/// By ascending speed.
 constexpr CpuIsa kAll[] = {CpuIsa::Scalar, CpuIsa::Neon, CpuIsa::Avx2, CpuIsa::AvxVnni,
                            CpuIsa::Avx512Vnni};
 

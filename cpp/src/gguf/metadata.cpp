@@ -99,7 +99,8 @@ T element_at(const GgufArray& array, std::uint64_t i) {
   return value;
 }
 
-/// Callers have checked i < count; this checks that the bytes agree with the count.
+/// Checks that an array's bytes agree with its count; callers have checked indices against the
+/// count.
 void require_elements(const GgufArray& array) {
   const std::uint64_t size = gguf::scalar_bytes(array.element);
   if (size == 0 || array.bytes.size() / size < array.count) {
@@ -154,7 +155,7 @@ double number_at(const GgufArray& array, std::uint64_t i, const std::string& wha
   }
 }
 
-/// The array of a per-layer key, checked to have a value for `layer`.
+/// The array of a key with one value per layer, checked to have one for `layer`.
 const GgufArray& layer_array(const GgufEntry& entry, std::int32_t layer) {
   const auto& array = std::get<GgufArray>(entry.value);
   if (gguf::scalar_bytes(array.element) == 0) fail_type(entry, "a number, or one per layer");

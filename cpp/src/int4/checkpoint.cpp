@@ -21,7 +21,7 @@ const char* name_of(CheckpointFormat format) noexcept {
 namespace int4 {
 namespace {
 
-/// Nibble of column c in an AWQ word.
+/// Which nibble of an AWQ word holds column c of its 8.
 constexpr int kAwqNibble[8] = {0, 4, 1, 5, 2, 6, 3, 7};
 
 std::string dims(std::int64_t a, std::int64_t b) {

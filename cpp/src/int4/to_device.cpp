@@ -1,4 +1,4 @@
-#include "int4/place.hpp"
+#include "int4/to_device.hpp"
 
 #include <utility>
 
@@ -8,8 +8,8 @@
 namespace moesaic {
 namespace int4 {
 
-RoleWeights place(const RoleWeights& panels, const LoadOptions& options) {
-  // A stack of one role: backends know no smaller piece.
+RoleWeights to_device(const RoleWeights& panels, const LoadOptions& options) {
+  // Backends prepare whole stacks, so the panels become the down role of one.
   ExpertStack::Parts parts;
   parts.shape = {panels.ref.num_experts, panels.ref.rows, panels.ref.cols};
   parts.down = panels;
@@ -24,14 +24,14 @@ Device MarlinExpertStack::device() const {
 }
 
 std::int64_t MarlinExpertStack::nbytes() const {
-  return num_experts() * placed().ref.expert_stride;
+  return num_experts() * kernel_weights().ref.expert_stride;
 }
 
 MarlinExpertStack MarlinExpertStack::to(const LoadOptions& options) const {
   const Backend* const backend = options.backend;
   const bool on_host = backend == nullptr || backend->device_type() == DeviceType::Cpu;
   MarlinExpertStack stack = *this;
-  stack.placed_ = on_host ? RoleWeights{} : int4::place(weights_, options);
+  stack.device_weights_ = on_host ? RoleWeights{} : int4::to_device(weights_, options);
   stack.backend_ = on_host ? nullptr : backend;
   return stack;
 }

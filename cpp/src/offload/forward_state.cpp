@@ -1,10 +1,10 @@
-#include "offload/turn.hpp"
+#include "offload/forward_state.hpp"
 
 #include <algorithm>
 
 namespace moesaic::offload {
 
-Turn::Turn(const ExpertStack& source, SlotTable& table, bool stage)
+ForwardState::ForwardState(const ExpertStack& source, SlotTable& table, bool stage)
     : pairs(static_cast<std::size_t>(source.num_experts()), 0),
       wave_map(pairs.size(), -1),
       pointers{std::vector<const std::byte*>(pairs.size()),
@@ -20,7 +20,7 @@ Turn::Turn(const ExpertStack& source, SlotTable& table, bool stage)
                  wave_map.data(), slots.owner()));
 }
 
-ExpertStack Turn::over_pointers(const ExpertStack& source) const {
+ExpertStack ForwardState::over_pointers(const ExpertStack& source) const {
   std::array<WeightRef, 3> refs;
   for (const Role role : kRoles) {
     WeightRef& ref = refs[static_cast<std::size_t>(role)];
@@ -31,21 +31,21 @@ ExpertStack Turn::over_pointers(const ExpertStack& source) const {
   return stack_over(source, refs, wave_map.data(), nullptr);
 }
 
-void Turn::collect(const RoutingView& routing) {
+void ForwardState::collect(const RoutingView& routing) {
   stats = {};
   std::ranges::fill(pairs, 0);
-  std::ranges::fill(wave_map, -1);  // an error may have left some
+  std::ranges::fill(wave_map, -1);  // a forward that failed may have left entries
   needed.clear();
   cold.clear();
   for (std::int64_t p = 0; p < routing.num_pairs(); ++p) {
     const std::int32_t e = routing.topk_ids[p];
-    // Ids behind the stack's experts are identity experts, which need no weights.
+    // Ids behind the stack's experts are those of identity experts, which need no weights.
     if (e < 0 || e >= static_cast<std::int32_t>(pairs.size())) continue;
     if (pairs[static_cast<std::size_t>(e)]++ == 0) needed.push_back(e);
   }
 }
 
-void Turn::count_hits(const SlotTable& table) {
+void ForwardState::count_hits(const SlotTable& table) {
   for (const std::int32_t e : needed) {
     const bool resident = table.slot_of(e) >= 0;
     (resident ? stats.hit_experts : stats.miss_experts) += 1;
@@ -53,14 +53,14 @@ void Turn::count_hits(const SlotTable& table) {
   }
 }
 
-void Turn::find_cold(const SlotTable& table) {
+void ForwardState::find_cold(const SlotTable& table) {
   for (const std::int32_t e : needed) {
     if (table.slot_of(e) < 0) cold.push_back(e);
   }
 }
 
-void Turn::bring(std::span<const std::int32_t> wave, ExpertBatch& batch, ExpertSlots* slots,
-                 Context& context) {
+void ForwardState::bring(std::span<const std::int32_t> wave, ExpertBatch& batch, ExpertSlots* slots,
+                         Context& context) {
   const ScopedZone zone(context, Zone::Upload);
   for (std::size_t i = 0; i < wave.size(); ++i) {
     const auto e = static_cast<std::size_t>(wave[i]);
@@ -76,7 +76,7 @@ void Turn::bring(std::span<const std::int32_t> wave, ExpertBatch& batch, ExpertS
   if (slots != nullptr) slots->wait(context);
 }
 
-void Turn::clear(std::span<const std::int32_t> wave) {
+void ForwardState::clear(std::span<const std::int32_t> wave) {
   for (const std::int32_t e : wave) wave_map[static_cast<std::size_t>(e)] = -1;
 }
 
