@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import ast
 import io
+import json
 import re
 import subprocess
 import tokenize
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,6 +101,11 @@ ELSEWHERE = {
 }
 
 
+@cache
+def bare_names() -> set[str]:
+    return {Path(name).name for name in tracked()}
+
+
 def exists(path: str, named_in: str) -> bool:
     path = re.sub(r"<[^>]*>", "*", path).rstrip("/.")
     if "{" in path:
@@ -111,12 +119,14 @@ def exists(path: str, named_in: str) -> bool:
     for base in (*above, *BASES):
         folder = (ROOT / base).resolve()
         try:
-            if any(folder.glob(path) if "*" in path else [p for p in [folder / path] if p.exists()]):
+            if any(
+                folder.glob(path) if "*" in path else [p for p in [folder / path] if p.exists()]
+            ):
                 return True
         except (ValueError, NotImplementedError):
             continue
     # A bare name is enough to find a file by.
-    return "/" not in path and any(Path(name).match(path) for name in tracked())
+    return "/" not in path and any(fnmatch(bare, path) for bare in bare_names())
 
 
 def lost_paths(text: str, named_in: str) -> list[str]:
@@ -128,9 +138,9 @@ def lost_paths(text: str, named_in: str) -> list[str]:
     return sorted(p for p in named if p not in ELSEWHERE and not exists(p, named_in))
 
 
-@pytest.mark.parametrize("name", files(*PROSE))
-def test_named_paths_exist(name: str) -> None:
-    assert lost_paths(prose_of(name), name) == []
+def test_named_paths_exist() -> None:
+    lost = {name: lost_paths(prose_of(name), name) for name in files(*PROSE)}
+    assert {name: paths for name, paths in lost.items() if paths} == {}
 
 
 def test_a_lost_path_is_noticed() -> None:
@@ -152,3 +162,151 @@ def test_moesaic_hpp_is_in_reading_order() -> None:
     for place, header in enumerate(order):
         later = set(includes[header]) & set(order[place:])
         assert not later, f"{header} needs {later}, which stand below it"
+
+
+# --- variables, options and commands
+
+
+def code_of(name: str) -> str:
+    """The file without what it says in prose."""
+    text = (ROOT / name).read_text()
+    if Path(name).suffix in (".cmake", ".txt"):
+        return re.sub(r"(?:^|(?<=\s))#.*", "", text)
+    return re.sub(r"(?<!:)//.*|/\*.*?\*/", "", text, flags=re.S if "/*" in text else 0)
+
+
+def found(pattern: str, *patterns: str) -> set[str]:
+    names = files(*patterns)
+    return {match for name in names for match in re.findall(pattern, code_of(name), flags=re.M)}
+
+
+CMAKE = ("CMakeLists.txt", "*.cmake")
+SOURCES = ("*.cpp", "*.hpp", "*.h", "*.cu", "*.cuh", "*.metal", "*.inc")
+
+
+def knob_variables() -> set[str]:
+    return set(re.findall(r'"(MOESAIC_\w+)"', (ROOT / "cpp/src/base/env.cpp").read_text()))
+
+
+def cmake_options() -> set[str]:
+    return found(r"^\s*option\((MOESAIC_\w+)", *CMAKE) | found(
+        r"^\s*set\((MOESAIC_\w+) [^)]* CACHE ", *CMAKE
+    )
+
+
+def test_every_variable_that_is_spoken_of_is_read() -> None:
+    macros = found(r"#\s*define (MOESAIC_\w+)", *SOURCES) | found(
+        r"_compile_definitions\(\w+ \w+ (?:.* )?(MOESAIC_\w+)", *CMAKE
+    )
+    of_tests = found(r'getenv\("(MOESAIC_\w+)"\)', *SOURCES)
+    placeholder = {"MOESAIC_X"}
+    known = placeholder | knob_variables() | cmake_options() | macros | of_tests
+    spoken = {
+        (word, name)
+        for name in files(*PROSE)
+        for word in re.findall(r"\bMOESAIC_[A-Z0-9_]*[A-Z0-9]\b", prose_of(name))
+    }
+    assert spoken
+    assert sorted(f"{word} in {name}" for word, name in spoken if word not in known) == []
+
+
+def test_every_cmake_option_is_read() -> None:
+    code = "\n".join(
+        re.sub(r"option\(MOESAIC_\w+|set\(MOESAIC_\w+ [^)]* CACHE ", "", code_of(name))
+        for name in files(*CMAKE)
+    )
+    assert cmake_options()
+    assert [name for name in sorted(cmake_options()) if not re.search(rf"\b{name}\b", code)] == []
+
+
+def test_every_cmake_option_that_is_set_exists() -> None:
+    places = files("*.md", "*.py", "*.toml", "*.yml", ".ci/run")
+    text = "\n".join((ROOT / name).read_text() for name in places)
+    given = set(re.findall(r"(?:-D|define\.)(MOESAIC_\w+)(?::\w+)?=", text))
+    for preset in presets()["configurePresets"]:
+        given |= {name for name in preset.get("cacheVariables", {}) if name.startswith("MOESAIC_")}
+    assert given
+    assert given <= cmake_options()
+
+
+def test_every_variable_of_a_preset_is_read() -> None:
+    given = {name for preset in presets()["testPresets"] for name in preset.get("environment", {})}
+    assert {name for name in given if name.startswith("MOESAIC_")} <= knob_variables()
+
+
+def presets() -> dict[str, Any]:
+    return json.loads((ROOT / "CMakePresets.json").read_text())
+
+
+def nox_sessions() -> list[str]:
+    tree = ast.parse((ROOT / "noxfile.py").read_text())
+    return [
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+        and any(
+            ast.unparse(decorator).startswith("nox.session") for decorator in node.decorator_list
+        )
+    ]
+
+
+def test_the_noxfile_lists_its_sessions() -> None:
+    tree = ast.parse((ROOT / "noxfile.py").read_text())
+    (listed,) = [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SESSIONS"
+    ]
+    described = re.findall(r"^(\w+) {2,}\S", ast.get_docstring(tree) or "", flags=re.M)
+    assert sorted(described) == sorted(nox_sessions())
+    assert set(listed) <= set(nox_sessions())
+
+
+def test_named_commands_exist() -> None:
+    named = {p["name"] for kind in presets().values() if isinstance(kind, list) for p in kind}
+    labels = " ".join(found(r"LABELS\s+\"?([\w;-]+)", *CMAKE)).replace(";", " ").split()
+    lost = []
+    for name in files("*.md", "*.py", "*.yml", "*.txt", "*.cmake", ".ci/run"):
+        text = (ROOT / name).read_text()
+        lost += [
+            f"{name}: preset {p}" for p in re.findall(r"--preset[ =](\w+)", text) if p not in named
+        ]
+        lost += [
+            f"{name}: {s}" for s in re.findall(r"nox -s (\w+)", text) if s not in nox_sessions()
+        ]
+        for label in re.findall(r"ctest [^`\n]*-LE? \"?([\w|-]+)", text):
+            lost += [f"{name}: label {one}" for one in label.split("|") if one not in labels]
+    assert lost == []
+
+
+def test_pre_commit_formats_what_lint_checks() -> None:
+    (kinds,) = re.findall(r"for kind in \(([^)]*)\)", (ROOT / "noxfile.py").read_text())
+    suffixes = re.findall(r'"(\w+)"', kinds)
+    (pattern,) = re.findall(r"files: (\\\..*)", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert suffixes
+    assert [s for s in suffixes if not re.search(pattern, f"a.{s}")] == []
+
+
+# --- cuda/device.cuh
+
+# Wrappers that no kernel calls yet: asynchronous pipelines, 16-bit activations, shorter launches.
+AHEAD = re.compile(
+    r"mbarrier_\w+|ldmatrix_\w+|mma_m16n8k16_f16|griddepcontrol_\w+|launch_dependent"
+)
+
+
+def test_every_device_wrapper_is_called_or_known_to_wait() -> None:
+    places = files("cuda/device/*.cuh")
+    own = "\n".join(code_of(name) for name in places)
+    wrappers = set(re.findall(r"MOESAIC_DEV [\w ]+?(\w+)\(", own))
+    wrappers |= set(re.findall(r"^int (launch\w*)\(", own, flags=re.M)) - {"launch_with"}
+    kernels = "\n".join(code_of(n) for n in files("cuda/**/*.cuh", "*.cu") if n not in places)
+    idle = {
+        name
+        for name in wrappers
+        if not re.search(rf"\b{name}\b", kernels)
+        and len(re.findall(rf"\b{name}\b", own)) == 1
+        and not AHEAD.fullmatch(name)
+    }
+    assert len(wrappers) > 20
+    assert idle == set()
