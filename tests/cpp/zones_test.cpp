@@ -27,7 +27,11 @@ class FakeGpu : public FakeBackend {
 
   DeviceType device_type() const override { return DeviceType::Metal; }
   bool capturing(const Context&) const override { return recording; }
+  Support supports_part(LayerPart) const override { return {}; }
   void synchronize(Context&) const override { ++waits; }
+  void prepare(ExpertStack::Parts& parts, const LoadOptions&) const override {
+    parts.device = device();
+  }
 };
 
 /// A layer with a router and a shared expert, and one batch for it.
