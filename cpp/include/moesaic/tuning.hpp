@@ -44,7 +44,7 @@ struct Tuning {
   bool strict = false;  ///< recorded decisions (fallbacks, non-finite rows) become errors
   std::optional<std::int32_t> threads;
   CpuIsa cpu_isa = CpuIsa::Auto;  ///< Auto: MOESAIC_CPU_ISA, else the best one here
-  std::string backend;  ///< empty: chosen by the device asked for
+  std::string backend;            ///< empty: chosen by the device asked for
   /// The CUDA plug-in; empty: beside this library. Read from the environment alone, when the
   /// backends are first asked for.
   std::filesystem::path cuda_plugin;

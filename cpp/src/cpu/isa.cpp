@@ -184,8 +184,7 @@ CpuIsa best_isa() noexcept {
 }
 
 CpuIsa active_isa(const Tuning& tuning) {
-  const CpuIsa asked =
-      tuning.cpu_isa != CpuIsa::Auto ? tuning.cpu_isa : Tuning::process().cpu_isa;
+  const CpuIsa asked = tuning.cpu_isa != CpuIsa::Auto ? tuning.cpu_isa : Tuning::process().cpu_isa;
   if (asked == CpuIsa::Auto) return best_isa();
   require<UnsupportedError>(supported(asked), [&] {
     std::string usable;
@@ -195,7 +194,7 @@ CpuIsa active_isa(const Tuning& tuning) {
     }
     return Problem{"cpu backend", "cpu_isa", usable, name_of(asked),
                    cpu_has(asked) ? "this build has no kernels for it"
-                                           : "this CPU or operating system lacks it"};
+                                  : "this CPU or operating system lacks it"};
   });
   return asked;
 }
