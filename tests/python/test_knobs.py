@@ -103,7 +103,9 @@ def reason_without_a_plugin(path: str, folder: Path) -> str:
     """Any library passes for the driver's: it is opened, and the plug-in is missed next."""
     if sys.platform != "linux":
         pytest.skip("CUDA needs Linux")
-    (library,) = set(re.findall(r"/\S*/libc(?:-[\d.]+)?\.so\S*", Path("/proc/self/maps").read_text()))
+    (library,) = set(
+        re.findall(r"/\S*/libc(?:-[\d.]+)?\.so\S*", Path("/proc/self/maps").read_text())
+    )
     (folder / "libcuda.so.1").symlink_to(library)
     code = "import moesaic as mo; print([b.reason for b in mo.backends() if b.name == 'cuda'])"
     return run(code, LD_LIBRARY_PATH=str(folder), MOESAIC_CUDA_PLUGIN=path)
