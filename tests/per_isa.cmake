@@ -3,7 +3,7 @@
 # that they run none is checked by a run which forces a set that no build for this processor has.
 set(without_kernels
   config_test cuda_formats_test cuda_plugin_test error_test metal_dispatch_test plan_test
-  presets_test profile_test quant_test route_test thread_pool_test tuning_test workspace_test)
+  profile_test quant_test route_test thread_pool_test tuning_test workspace_test)
 foreach(name IN LISTS without_kernels)
   if(NOT TARGET ${name})
     message(FATAL_ERROR "tests/per_isa.cmake lists ${name}, which is no program of tests/cpp")
