@@ -17,7 +17,7 @@ inline constexpr int32_t kPluginVersion = 1;
 
 using Stream = void*;
 
-// Values of the enumerations of the core with the same names (checked in backend/args.cpp).
+// Values of the enumerations of the core with the same names (checked in backend/arguments.cpp).
 inline constexpr int32_t kF32 = 0, kF16 = 1, kBF16 = 2;
 inline constexpr int32_t kSoftmax = 0, kSoftmaxSelected = 1, kSigmoid = 2, kSqrtSoftplus = 3;
 inline constexpr int32_t kScores = 0, kLogits = 1, kGiven = 2;

@@ -20,7 +20,7 @@ TEST(Profile, NamesAreComplete) {
   EXPECT_EQ(name_of(Zone::Sync), "sync");
   EXPECT_EQ(name_of(Zone::GateUp), "gate_up");
   EXPECT_EQ(name_of(Zone::Combine), "combine");
-  EXPECT_EQ(name_of(Zone::Prefetch), "prefetch");
+  EXPECT_EQ(name_of(Zone::Upload), "upload");
   names.clear();
   for (int c = 0; c < static_cast<int>(Counter::Count); ++c) {
     EXPECT_TRUE(names.insert(name_of(static_cast<Counter>(c))).second);

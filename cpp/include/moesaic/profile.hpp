@@ -14,14 +14,25 @@ namespace moesaic {
 
 class Context;
 
-/// One zone per step of the forward, in order (cpp/README.md), then those of loading and offload.
+/// The steps of a forward in order (cpp/README.md), and the copies between host and device or
+/// between slow and fast memory.
 // clang-format off
 enum class Zone : std::uint8_t {
-  Sync, Download, Router, Route, Plan, Align, Gather, GateUp, Activate, Down, Combine, Shared,
-  Load, Upload, Prefetch, Count,
+  Sync,      ///< earlier work of the stream; where the profiler waits
+  Router,    ///< logits from x
+  Download,  ///< logits to the host, where routing runs there although the layer is on a device
+  Route, Plan, Align, Gather, GateUp, Activate, Down, Combine, Shared,
+  Upload,    ///< a routing to the device, or experts into the slots of a pool
+  Count,
 };
+/// Sums over the forwards. What lies in device memory is not read back for them.
 enum class Counter : std::uint8_t {
-  Calls, Tokens, Pairs, PaddedRows, ExpertsTouched, WeightBytes, NonfiniteRows, Count,
+  Calls, Tokens, Pairs,
+  PaddedRows,      ///< rows that only fill blocks; on the CPU
+  ExpertsTouched,  ///< routed experts with at least one pair; on the CPU
+  WeightBytes,     ///< of the experts touched, the shared ones and the projections; on the CPU
+  NonfiniteRows,   ///< of logits; on the CPU, on Metal, and on CUDA under `strict`
+  Count,
 };
 // clang-format on
 

@@ -31,9 +31,11 @@ enum class Precision : std::uint8_t { Auto, Exact, Fast };
 
 struct Tuning {
   std::optional<std::int32_t> block_size;          ///< 8, 16, 32, 48, 64
-  std::optional<std::int32_t> large_m_block_size;  ///< device route only
+  std::optional<std::int32_t> large_m_block_size;  ///< where the counts lie on a device
   std::int64_t large_m_min_pairs = 1024;
   GemmMode gemm = GemmMode::Auto;
+  /// Where the routing of a layer runs. Auto: on its own device. Host: there, also for a layer on
+  /// a device, whose logits the call then waits for. Device: a ConfigError on the CPU.
   RouteMode route = RouteMode::Auto;
   RowSpaceMode row_space = RowSpaceMode::Auto;
   Precision precision = Precision::Auto;
@@ -41,13 +43,13 @@ struct Tuning {
   ProfileMode profile = ProfileMode::Off;
   bool strict = false;  ///< recorded decisions (fallbacks, non-finite rows) become errors
   std::optional<std::int32_t> threads;
-  CpuIsa cpu_isa = CpuIsa::Auto;
-  std::string backend;  ///< empty: chosen by the device asked for
+  CpuIsa cpu_isa = CpuIsa::Auto;  ///< Auto: MOESAIC_CPU_ISA, else the best one here
+  std::string backend;            ///< empty: chosen by the device asked for
   /// The CUDA plug-in; empty: beside this library. Read from the environment alone, when the
   /// backends are first asked for.
   std::filesystem::path cuda_plugin;
-  LogLevel log = LogLevel::Warn;
-  bool poison = false;  ///< fill workspaces with NaN before each call
+  LogLevel log = LogLevel::Warn;  ///< of the Python logger; read from the environment alone
+  bool poison = false;            ///< fill workspaces with NaN before each call
 
   bool operator==(const Tuning&) const = default;
 

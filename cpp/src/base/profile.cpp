@@ -11,8 +11,8 @@ namespace moesaic {
 namespace {
 
 constexpr std::array<std::string_view, static_cast<std::size_t>(Zone::Count)> kZoneNames{
-    "sync",     "download", "router",  "route",  "plan", "align",  "gather",  "gate_up",
-    "activate", "down",     "combine", "shared", "load", "upload", "prefetch"};
+    "sync",    "router",   "download", "route",   "plan",   "align", "gather",
+    "gate_up", "activate", "down",     "combine", "shared", "upload"};
 constexpr std::array<std::string_view, static_cast<std::size_t>(Counter::Count)> kCounterNames{
     "calls", "tokens", "pairs", "padded_rows", "experts_touched", "weight_bytes", "nonfinite_rows"};
 static_assert(!kZoneNames.back().empty() && !kCounterNames.back().empty());

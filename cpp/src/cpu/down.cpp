@@ -112,9 +112,6 @@ void down(Context& context, const DownCall& call) {
     const IsaKernels& kernels = kernels_of(active_isa(context.tuning()));
     Carver carver(call.scratch, std::numeric_limits<std::size_t>::max());
     const Buckets buckets = make_buckets(call.rows, weight, carver);
-    if (Profiler* profiler = context.profiler(); profiler != nullptr) {
-      profiler->add(Counter::WeightBytes, buckets.num * weight.expert_bytes());
-    }
     if (buckets.num > 0) {
       InputRows hidden;
       hidden.data = call.hidden;

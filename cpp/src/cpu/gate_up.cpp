@@ -73,11 +73,6 @@ void gate_up(Context& context, const GateUpCall& call) {
   Carver carver(call.scratch, std::numeric_limits<std::size_t>::max());
   const Buckets buckets = make_buckets(call.rows, up, carver);
   if (buckets.num == 0) return;
-  if (Profiler* profiler = context.profiler(); profiler != nullptr) {
-    profiler->add(Counter::ExpertsTouched, buckets.num);
-    profiler->add(Counter::WeightBytes,
-                  buckets.num * (up.expert_bytes() + (gated ? gate.expert_bytes() : 0)));
-  }
 
   const Phase phase{context, call, kernels, buckets, up.rows};
   const std::int64_t panels = panels_of(up);

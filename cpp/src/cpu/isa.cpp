@@ -184,18 +184,19 @@ CpuIsa best_isa() noexcept {
 }
 
 CpuIsa active_isa(const Tuning& tuning) {
-  if (tuning.cpu_isa == CpuIsa::Auto) return best_isa();
-  require<UnsupportedError>(supported(tuning.cpu_isa), [&] {
+  const CpuIsa asked = tuning.cpu_isa != CpuIsa::Auto ? tuning.cpu_isa : Tuning::process().cpu_isa;
+  if (asked == CpuIsa::Auto) return best_isa();
+  require<UnsupportedError>(supported(asked), [&] {
     std::string usable;
     for (const CpuIsa isa : supported_isas()) {
       if (!usable.empty()) usable += ", ";
       usable += name_of(isa);
     }
-    return Problem{"cpu backend", "cpu_isa", usable, name_of(tuning.cpu_isa),
-                   cpu_has(tuning.cpu_isa) ? "this build has no kernels for it"
-                                           : "this CPU or operating system lacks it"};
+    return Problem{"cpu backend", "cpu_isa", usable, name_of(asked),
+                   cpu_has(asked) ? "this build has no kernels for it"
+                                  : "this CPU or operating system lacks it"};
   });
-  return tuning.cpu_isa;
+  return asked;
 }
 
 }  // namespace moesaic::cpu

@@ -17,8 +17,8 @@ bool cpu_has(CpuIsa isa) noexcept;
 bool supported(CpuIsa isa) noexcept;
 /// The fastest supported instruction set.
 CpuIsa best_isa() noexcept;
-/// tuning.cpu_isa, or the best one for Auto. Throws UnsupportedError when a forced one cannot run
-/// here.
+/// tuning.cpu_isa; for Auto what MOESAIC_CPU_ISA forces in this process, else the best one. Throws
+/// UnsupportedError when a forced one cannot run here.
 CpuIsa active_isa(const Tuning& tuning);
 /// All supported ones by ascending speed, scalar first.
 std::vector<CpuIsa> supported_isas();

@@ -61,11 +61,16 @@ RoutingView route_tokens(const Call& call) {
   RoutingView routing = call.io.routing;
   if (!call.sizes.ready_routing) {
     const Logits logits = logits_of(call);
-    const ScopedZone zone(call.context, Zone::Route);
     routing = call.scratch.routing;
-    take_given_ids(call, routing);
-    check_finite(call, call.backend().route(call.context, logits.data, logits.stride,
-                                            *call.layer.router, routing, call.scratch.route));
+    if (routes_on_host(call.context)) {
+      take_given_ids(call, routing);
+      check_finite(call, route_on_host(call, logits.data, logits.stride, routing));
+    } else {
+      const ScopedZone zone(call.context, Zone::Route);
+      take_given_ids(call, routing);
+      check_finite(call, call.backend().route(call.context, logits.data, logits.stride,
+                                              *call.layer.router, routing, call.scratch.route));
+    }
   }
   if (call.io.routing_out.topk_ids != nullptr) {
     copy_routing(call, routing, call.io.routing_out);
