@@ -107,21 +107,36 @@ Floats run_case(Context& context, PhasesCase c) {
   return out;
 }
 
-Floats inputs(const Case& c) { return random_values(c.tokens * c.hidden, 31); }
+/// A case's layer as the CPU backend prepares it, with an input, a routing and the answer in f64.
+struct Problem {
+  TestLayer layer;
+  ExpertStack stack;
+  Floats x;
+  Routing routing;
+  Doubles want;
+  explicit Problem(const Case& c, StackLayout layout = StackLayout::Auto)
+      : layer(c),
+        stack(layer.stack(&backend_for(Device{}), layout)),
+        x(random_values(c.tokens * c.hidden, 31)),
+        routing(make_routing(c)),
+        want(forward_f64(layer, x, routing)) {}
+  PhasesCase phases(Form form = Form::Pairs, Precision precision = Precision::Exact) const {
+    return {.stack = &stack,
+            .activation = layer.activation,
+            .x = &x,
+            .routing = routing,
+            .form = form,
+            .precision = precision};
+  }
+};
 
 TEST(CpuLayer, FormsThreadsAndLayoutsGiveTheSameBits) {
   Case c{"", 1, 512, 256, 5, 3, QuantType::Q4_K, QuantType::Q4_K, QuantType::Q6_K};
-  const TestLayer layer(c);
-  const Backend& backend = backend_for(Device{});
-  const ExpertStack panels = layer.stack(&backend);
-  const ExpertStack rows = layer.stack(&backend, StackLayout::File);
   for (const std::int64_t tokens : {1, 7, 80}) {
     c.tokens = tokens;
-    const Floats x = inputs(c);
     for (const RoutingShape shape : {RoutingShape::Uniform, RoutingShape::Skipped}) {
       c.routing = shape;
-      const Routing routing = make_routing(c);
-      const Doubles want = forward_f64(layer, x, routing);
+      const Problem panels(c), rows(c, StackLayout::File);
       for (const Precision precision : {Precision::Exact, Precision::Fast}) {
         Floats first;
         for (const CpuIsa isa : cpu::supported_isas()) {
@@ -129,19 +144,15 @@ TEST(CpuLayer, FormsThreadsAndLayoutsGiveTheSameBits) {
           for (const int threads : {1, 2, 5}) {
             Context context = cpu_context(isa, threads);
             for (const Form form : {Form::Pairs, Form::Buckets, Form::Blocks}) {
-              for (const ExpertStack* stack : {&panels, &rows}) {
-                const Floats y = run_case(context, {.stack = stack,
-                                                    .x = &x,
-                                                    .routing = routing,
-                                                    .form = form,
-                                                    .precision = precision});
+              for (const Problem* p : {&panels, &rows}) {
+                const Floats y = run_case(context, p->phases(form, precision));
                 if (first.empty()) {
                   first = y;
-                  EXPECT_LT(rel_l2(y, want), precision == Precision::Exact ? 1e-4 : 1.3e-2);
+                  EXPECT_LT(rel_l2(y, p->want), precision == Precision::Exact ? 1e-4 : 1.3e-2);
                 }
                 ASSERT_TRUE(same_bits(first, y))
                     << cpu::name_of(isa) << " tokens " << tokens << " threads " << threads
-                    << " form " << static_cast<int>(form) << " panels " << (stack == &panels);
+                    << " form " << static_cast<int>(form) << " panels " << (p == &panels);
               }
             }
           }
@@ -153,25 +164,21 @@ TEST(CpuLayer, FormsThreadsAndLayoutsGiveTheSameBits) {
 
 TEST(CpuLayer, ATokenDoesNotDependOnItsBatch) {
   const Case c{"", 90, 256, 256, 4, 2, QuantType::Q4_K, QuantType::Q5_K, QuantType::Q6_K};
-  const ExpertStack stack = TestLayer(c).stack(&backend_for(Device{}));
-  const Floats x = inputs(c);
-  const Routing routing = make_routing(c);
+  const Problem p(c);
   Context context = cpu_context();
   for (const Precision precision : {Precision::Exact, Precision::Fast}) {
-    const Floats all = run_case(context, {.stack = &stack,
-                                          .x = &x,
-                                          .routing = routing,
-                                          .form = Form::Buckets,
-                                          .precision = precision});
+    const Floats all = run_case(context, p.phases(Form::Buckets, precision));
     for (std::int64_t t = 0; t < c.tokens; t += 7) {
-      Routing one(1, c.top_k);
-      std::copy_n(routing.topk_ids().begin() + t * c.top_k, c.top_k, one.topk_ids().begin());
-      std::copy_n(routing.topk_weights().begin() + t * c.top_k, c.top_k,
-                  one.topk_weights().begin());
-      const Floats row(x.begin() + c.hidden * t, x.begin() + c.hidden * (t + 1));
-      const Floats y =
-          run_case(context, {.stack = &stack, .x = &row, .routing = one, .precision = precision});
-      EXPECT_TRUE(same_bits(y, {all.begin() + c.hidden * t, all.begin() + c.hidden * (t + 1)}))
+      const Floats row(p.x.begin() + c.hidden * t, p.x.begin() + c.hidden * (t + 1));
+      PhasesCase one = p.phases(Form::Pairs, precision);
+      one.x = &row;
+      one.routing.resize(1, c.top_k);
+      std::copy_n(p.routing.topk_ids().begin() + t * c.top_k, c.top_k,
+                  one.routing.topk_ids().begin());
+      std::copy_n(p.routing.topk_weights().begin() + t * c.top_k, c.top_k,
+                  one.routing.topk_weights().begin());
+      EXPECT_TRUE(same_bits(run_case(context, one),
+                            {all.begin() + c.hidden * t, all.begin() + c.hidden * (t + 1)}))
           << t;
     }
   }
@@ -182,28 +189,14 @@ TEST(CpuLayer, EveryActivationWithBiasAndScale) {
        {ActivationKind::SwiGlu, ActivationKind::SwiGluClampInput, ActivationKind::SwiGluClampOutput,
         ActivationKind::SwiGluOai, ActivationKind::GeGluTanh, ActivationKind::ReGlu,
         ActivationKind::GeluTanh, ActivationKind::ReluSquared, ActivationKind::SiTu}) {
-    const Case c{"",
-                 5,
-                 96,
-                 160,
-                 3,
-                 2,
-                 QuantType::MXFP4,
-                 QuantType::MXFP4,
-                 QuantType::MXFP4,
-                 RoutingShape::Uniform,
-                 kind,
-                 true};
-    const TestLayer layer(c);
-    const ExpertStack stack = layer.stack(&backend_for(Device{}));
-    const Floats x = inputs(c);
-    const Routing routing = make_routing(c);
-    const Doubles want = forward_f64(layer, x, routing);
+    Case c{"", 5, 96, 160, 3, 2, QuantType::MXFP4, QuantType::MXFP4, QuantType::MXFP4};
+    c.activation = kind;
+    c.epilogue = true;
+    const Problem p(c);
     for (const CpuIsa isa : cpu::supported_isas()) {
       Context context = cpu_context(isa);
-      const Floats y = run_case(
-          context, {.stack = &stack, .activation = layer.activation, .x = &x, .routing = routing});
-      EXPECT_LT(rel_l2(y, want), 1e-4) << name_of(kind) << " " << cpu::name_of(isa);
+      EXPECT_LT(rel_l2(run_case(context, p.phases()), p.want), 1e-4)
+          << name_of(kind) << " " << cpu::name_of(isa);
     }
   }
 }
@@ -222,18 +215,12 @@ TEST(CpuLayer, OddShapes) {
       {"", 33, 64, 64, 6, 6, QuantType::Q8_0, QuantType::Q8_0, QuantType::Q4_1},
   };
   for (const Case& c : cases) {
-    const TestLayer layer(c);
-    const ExpertStack stack = layer.stack(&backend_for(Device{}));
-    const Floats x = inputs(c);
-    const Routing routing = make_routing(c);
-    const Doubles want = forward_f64(layer, x, routing);
+    const Problem p(c);
     for (const CpuIsa isa : cpu::supported_isas()) {
       if (isa == CpuIsa::Scalar && c.experts > 100) continue;
       Context context = cpu_context(isa);
       for (const Form form : {Form::Pairs, Form::Blocks}) {
-        const Floats y =
-            run_case(context, {.stack = &stack, .x = &x, .routing = routing, .form = form});
-        EXPECT_LT(rel_l2(y, want), 1e-4)
+        EXPECT_LT(rel_l2(run_case(context, p.phases(form)), p.want), 1e-4)
             << cpu::name_of(isa) << " H " << c.hidden << " I " << c.intermediate;
       }
     }
@@ -241,17 +228,16 @@ TEST(CpuLayer, OddShapes) {
 }
 
 TEST(CpuLayer, NoTokensAndOnlySkippedPairs) {
-  const Case c{"", 2, 64, 64, 2, 1, QuantType::Q4_0, QuantType::Q4_0, QuantType::Q4_0};
-  const ExpertStack stack = TestLayer(c).stack(&backend_for(Device{}));
+  const Problem p({"", 2, 64, 64, 2, 1, QuantType::Q4_0, QuantType::Q4_0, QuantType::Q4_0});
   Context context = cpu_context();
-  const Floats none;
-  EXPECT_TRUE(run_case(context, {.stack = &stack, .x = &none, .routing = Routing(0, 2)}).empty());
-  Routing skipped(2, 1);
-  std::ranges::fill(skipped.topk_ids(), -1);
-  std::ranges::fill(skipped.topk_weights(), 1.0F);
-  const Floats x = inputs(c);
-  const Floats y = run_case(context, {.stack = &stack, .x = &x, .routing = skipped});
-  for (const float v : y) EXPECT_EQ(v, 0.0F);
+  const Floats nothing;
+  PhasesCase c = p.phases();
+  c.x = &nothing;
+  c.routing = Routing(0, 2);
+  EXPECT_TRUE(run_case(context, c).empty());
+  c = p.phases();
+  std::ranges::fill(c.routing.topk_ids(), -1);
+  for (const float v : run_case(context, c)) EXPECT_EQ(v, 0.0F);
 }
 
 }  // namespace

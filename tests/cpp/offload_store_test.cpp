@@ -285,7 +285,7 @@ TEST_F(Store, AFileThatShrinksIsAnErrorAndNoMore) {
   std::filesystem::copy_file(file.path(), copy);
   std::filesystem::resize_file(file.path(), 4096);
   EXPECT_THROW(run(context, layer, x), FormatError);
-  // The same inode gets its bytes back.
+  // The bytes go back into that inode, which the store still has open.
   std::ifstream in(copy, std::ios::binary);
   std::ofstream(file.path(), std::ios::binary) << in.rdbuf();
   EXPECT_EQ(run(context, layer, x), want);

@@ -29,7 +29,7 @@ class Random {
   }
   /// From 0 to 1, without 1.
   float uniform() { return static_cast<float>(bits() >> 8) * 0x1p-24F; }
-  /// Of the normal distribution with this deviation, by the transform of Box and Muller.
+  /// A normal value around 0 with this deviation, by the transform of Box and Muller.
   float normal(float deviation = 1.0F) {
     constexpr double kTurn = 6.283185307179586;
     const double u = (static_cast<double>(bits()) + 1.0) / 4294967297.0;

@@ -1,4 +1,4 @@
-"""The same weights in a GGUF file, under the architecture that llama.cpp gives such a model."""
+"""Weights of a transformers module in a GGUF file, under the architecture that llama.cpp gives such a model."""
 
 from typing import Any
 

@@ -12,7 +12,7 @@ PARTS = ("norms", "latent", "identity", "input_weights", "table", "given")
 
 
 def layers_with(kind, tokens):
-    """The same layer on the host and on the device, and what its calls bring besides x."""
+    """One layer on the host and on the device, and what its calls bring besides x."""
     rng = np.random.default_rng(6)
     hidden, intermediate, experts, top_k, latent = 256, 320, 8, 3, 128
 
