@@ -181,7 +181,7 @@ TEST(CpuKernels, ListsEveryFormatAndNamesTheForcedOne) {
   }
 }
 
-TEST(CpuKernels, ExtremeActivations) {
+TEST(CpuKernels, ExtremeActivationsDoNotSaturate) {
   // The largest low plane is -128; wide weights times it must not saturate anywhere.
   for (const QuantType type :
        {QuantType::Q8_0, QuantType::IQ4_NL, QuantType::Q6_K, QuantType::Q4_K}) {
@@ -228,7 +228,7 @@ TEST(CpuKernels, NonFiniteTokensStayAlone) {
   }
 }
 
-TEST(CpuKernels, SourcesOfTwoBytesAndStrides) {
+TEST(CpuKernels, TwoByteAndStridedSourcesGiveTheBitsOfDenseF32) {
   const std::int64_t cols = 320, stride = cols + 7;
   const Role role(QuantType::Q8_0, 2, 24, cols, 11);
   for (const DType dtype : {DType::F16, DType::BF16}) {
@@ -249,7 +249,7 @@ TEST(CpuKernels, SourcesOfTwoBytesAndStrides) {
   }
 }
 
-TEST(CpuKernels, ExpertsInATableAndBehindASlotMap) {
+TEST(CpuKernels, ExpertsInATableAndBehindASlotMapGiveTheSameBits) {
   const Role role(QuantType::Q5_K, 4, 48, 256, 71);
   const Floats x = random_values(8 * 256, 72);
   Context context = cpu_context();

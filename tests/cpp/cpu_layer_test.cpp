@@ -184,7 +184,7 @@ TEST(CpuLayer, ATokenDoesNotDependOnItsBatch) {
   }
 }
 
-TEST(CpuLayer, EveryActivationWithBiasAndScale) {
+TEST(CpuLayer, EveryActivationWithBiasAndScaleMeetsF64) {
   for (const ActivationKind kind :
        {ActivationKind::SwiGlu, ActivationKind::SwiGluClampInput, ActivationKind::SwiGluClampOutput,
         ActivationKind::SwiGluOai, ActivationKind::GeGluTanh, ActivationKind::ReGlu,
@@ -201,7 +201,7 @@ TEST(CpuLayer, EveryActivationWithBiasAndScale) {
   }
 }
 
-TEST(CpuLayer, OddShapes) {
+TEST(CpuLayer, OddShapesMeetF64) {
   const Case cases[] = {
       {"", 3, 2880, 96, 2, 2, QuantType::MXFP4, QuantType::MXFP4, QuantType::MXFP4},
       {"", 4, 256, 704, 3, 2, QuantType::Q4_K, QuantType::Q4_K, QuantType::Q5_1},
@@ -227,7 +227,7 @@ TEST(CpuLayer, OddShapes) {
   }
 }
 
-TEST(CpuLayer, NoTokensAndOnlySkippedPairs) {
+TEST(CpuLayer, NoTokensGiveNothingAndSkippedPairsZeros) {
   const Problem p({"", 2, 64, 64, 2, 1, QuantType::Q4_0, QuantType::Q4_0, QuantType::Q4_0});
   Context context = cpu_context();
   const Floats nothing;

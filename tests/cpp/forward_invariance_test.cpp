@@ -77,7 +77,7 @@ TEST_P(ForwardCase, BatchInvariantSplitsBitwise) {
   }
 }
 
-TEST_P(ForwardCase, StridedRows) {
+TEST_P(ForwardCase, StridedRowsGiveTheBitsOfDenseOnes) {
   Problem p(GetParam());
   const std::int64_t tokens = p.shape().tokens, hidden = p.shape().hidden;
   Tensor wide_x(DType::F32, tokens, hidden + 5);
@@ -105,7 +105,7 @@ TEST_P(ForwardCase, StridedRows) {
   }
 }
 
-TEST(Forward, EightThreadsAtOnce) {
+TEST(Forward, EightThreadsAtOnceGiveTheSameBits) {
   Problem p(case_named("wide_batch"));
   for (const Backend* backend : test_backends()) {
     const ExpertStack stack = p.layer.stack(backend);

@@ -69,9 +69,9 @@ void expect_no_allocation(const Case& c) {
   }
 }
 
-TEST_P(ForwardCase, NoAllocation) { expect_no_allocation(GetParam()); }
+TEST_P(ForwardCase, NoWayAllocates) { expect_no_allocation(GetParam()); }
 
-TEST(Forward, NoAllocationForAnyType) {
+TEST(Forward, NoTypeAllocates) {
   for (const QuantTraits& type : quant_table()) {
     if (!backend_for(Device{}).supports({.type = type.type}).ok) continue;
     const Case c{"", 5, 256, 256, 3, 2, type.type, type.type, type.type};

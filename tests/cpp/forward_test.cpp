@@ -37,7 +37,7 @@ TEST_P(ForwardCase, EveryWayAgreesWithF64) {
   }
 }
 
-TEST_P(ForwardCase, EveryDtypeAndAccumulate) {
+TEST_P(ForwardCase, EveryDtypeAndAccumulateAgreesWithF64) {
   Problem p(GetParam());
   const Floats old = random_values(static_cast<std::int64_t>(p.values.size()), 11);
   for (const Backend* backend : test_backends()) {
@@ -61,7 +61,7 @@ TEST_P(ForwardCase, EveryDtypeAndAccumulate) {
   }
 }
 
-TEST(Forward, OwnRouterAndSharedExperts) {
+TEST(Forward, OwnRouterAndSharedExpertsAgreeWithF64) {
   for (const char* name : {"one_token", "odd_sizes", "all_to_one"}) {
     const Case c = case_named(name);
     const Floats values = random_values(c.tokens * c.hidden, 3);
@@ -91,7 +91,7 @@ TEST(Forward, OwnRouterAndSharedExperts) {
   }
 }
 
-TEST(Forward, GivenLogitsAndStridedLogits) {
+TEST(Forward, StridedLogitsAreRoutedAsThoseOfADenseArray) {
   const Case c = case_named("odd_sizes");
   Problem p(c);
   const Backend& backend = backend_for(Device{});

@@ -91,7 +91,7 @@ TEST_F(GgufShardTest, HoldingBytesOfAnyShardRefusesClosing) {
   EXPECT_NO_THROW(file->close());
 }
 
-TEST_F(GgufShardTest, MissingShard) {
+TEST_F(GgufShardTest, AMissingShardIsAnIoError) {
   write_all();
   std::filesystem::remove(dir_.path() / name(2, 3));
   try {

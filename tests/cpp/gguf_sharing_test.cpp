@@ -56,7 +56,7 @@ TEST_F(GgufTest, ReadModeBuffersAreTheirOwnAndDoNotHinderClosing) {
   EXPECT_EQ(text_of(first), text_of(second));
 }
 
-TEST_F(GgufTest, ConcurrentReaders) {
+TEST_F(GgufTest, ConcurrentReadersSeeTheSame) {
   for (const auto options : {kMapped, kRead}) {
     const auto file = open(full_file().bytes(), options);
     const std::uint64_t expected = exercise(*file);

@@ -58,7 +58,7 @@ TEST_F(GgufTest, AbsentKeysAreEmptyAndWrongTypesAreErrors) {
   EXPECT_THROW(file->string("t.u8"), FormatError);
 }
 
-TEST_F(GgufTest, Arrays) {
+TEST_F(GgufTest, ArraysDecodeAsTheirElementType) {
   for (const auto options : {kMapped, kRead}) {
     const auto file = open(full_file().bytes(), options);
     const auto array = [&](const char* key) { return std::get<GgufArray>(file->find(key)->value); };
@@ -88,7 +88,7 @@ TEST_F(GgufTest, ArraysCheckTheirOwnBytes) {
   EXPECT_THROW((GgufArray{GgufType::String, ~0ull, two}.as_strings()), FormatError);
 }
 
-TEST_F(GgufTest, PerLayerValues) {
+TEST_F(GgufTest, PerLayerValuesAreScalarsOrOneElementPerLayer) {
   const auto file = open(full_file().bytes());
   EXPECT_EQ(file->integer_for_layer("t.u8", 77), 200);
   EXPECT_EQ(file->integer_for_layer("t.top_k", 0), 2);
@@ -105,7 +105,7 @@ TEST_F(GgufTest, PerLayerValues) {
   EXPECT_THROW(file->number_for_layer("t.limits", 2), FormatError);
 }
 
-TEST_F(GgufTest, Tensors) {
+TEST_F(GgufTest, TensorsHaveTheirShapeAndTheBytesOfTheFile) {
   const std::string bytes = full_file().bytes();
   for (const auto options : {kMapped, kRead}) {
     const auto file = open(bytes, options);
@@ -164,7 +164,7 @@ TEST_F(GgufTest, IoErrorsHaveTheirCode) {
   EXPECT_THROW(GgufFile::open(pipe), IoError);  // and does not wait for a writer
 }
 
-TEST_F(GgufTest, ZeroDims) {
+TEST_F(GgufTest, TensorsWithoutElementsHaveNoBytes) {
   for (const auto options : {kMapped, kRead}) {
     GgufWriter writer;
     writer.tensor("a", {0}, kF32, "")

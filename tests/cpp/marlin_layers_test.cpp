@@ -125,7 +125,7 @@ TEST(MarlinLayers, AgreeOnEveryPath) {
       1, 1, RoutingShape::Uniform);
 }
 
-TEST(MarlinLayers, ModelShape) {
+TEST(MarlinLayers, AModelsShapeAgreesOnEveryPath) {
   check_layer({{.experts = 8, .k = 2048, .n = 1536, .group_size = 128, .order = Order::Permuted},
                {.experts = 8, .k = 768, .n = 2048, .group_size = 128}},
               6, 2, RoutingShape::Uniform, false);

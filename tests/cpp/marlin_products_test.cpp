@@ -55,7 +55,7 @@ TEST(MarlinProducts, AgreeWithF64OnEveryInstructionSet) {
   }
 }
 
-TEST(MarlinProducts, ManyRowsPerExpert) {
+TEST(MarlinProducts, ManyRowsPerExpertGiveTheBitsOfOneRowEach) {
   const Checkpoint c = make_checkpoint({.experts = 2,
                                         .k = 256,
                                         .n = 80,
