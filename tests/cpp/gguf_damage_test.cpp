@@ -45,7 +45,7 @@ TEST_F(GgufTest, SeededCorruptions) {
   int refused = 0;
   int accepted = 0;
   const auto path = dir_.path() / "test.gguf";
-  for (int round = 0; round < 10000; ++round) {
+  for (int round = 0; round < 12000; ++round) {
     std::string bytes = intact;
     const int changes = 1 + random.below(4);
     for (int change = 0; change < changes; ++change) {
@@ -80,7 +80,7 @@ TEST_F(GgufTest, SeededCorruptions) {
       ADD_FAILURE() << "round " << round << ": " << error.what();
     }
   }
-  // Both ends of the test are reached.
+  // Both ends of the test are reached; about one file in twenty can still be read.
   EXPECT_GT(accepted, 500);
   EXPECT_GT(refused, 500);
 }
