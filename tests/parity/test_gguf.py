@@ -1,4 +1,4 @@
-"""Weights of a transformers module in a GGUF file, under the architecture that llama.cpp gives such a model."""
+"""Weights of a transformers module in GGUF, under the architecture that llama.cpp gives them."""
 
 from typing import Any
 
