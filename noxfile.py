@@ -34,8 +34,8 @@ CMAKE = ["cmake>=3.24,<5", "ninja>=1.11"]
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 # The programs whose tests make calls from several threads, and those tests.
 TSAN_PROGRAMS = [
-    *("thread_pool_test", "forward_test", "profile_test", "gguf_test", "workspace_test"),
-    *("offload_store_test", "offload_disk_test"),
+    *("thread_pool_test", "forward_invariance_test", "profile_test", "gguf_sharing_test"),
+    *("workspace_test", "offload_store_test", "offload_disk_test"),
 ]
 TSAN_TESTS = "Thread|Pool|Concurrent|Races|AtATime|WhileExpertsMove|DiskSource"
 
@@ -136,7 +136,7 @@ def arm(session: nox.Session) -> None:
         if not installed(session, packages):
             session.skip(f"{' and '.join(tools)} are missing and cannot be installed here")
     session.install(*CMAKE)
-    programs = ["cpu_kernels_test", "isa_test", "quant_test"]
+    programs = ["cpu_kernels_test", "cpu_layer_test", "isa_test", "quant_test"]
     session.run("cmake", "--preset", "aarch64", "--fresh")
     session.run("cmake", "--build", "--preset", "aarch64", "--target", *programs)
     emulator = ["qemu-aarch64-static", "-cpu", "max", "-L", "/usr/aarch64-linux-gnu"]

@@ -22,8 +22,8 @@ std::vector<QuantType> packed_types() {
 TestRole random_bytes_role(QuantType type, std::int64_t rows, std::int64_t cols,
                            std::uint32_t seed) {
   TestRole role = make_role(2, rows, cols, type, seed, false);
-  std::mt19937 generator(seed);
-  for (std::byte& b : *role.bytes) b = static_cast<std::byte>(generator());
+  Random random(seed);
+  for (std::byte& b : *role.bytes) b = random.byte();
   return role;
 }
 

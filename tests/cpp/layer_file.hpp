@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -16,6 +15,7 @@
 #include "moesaic/config.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/gguf.hpp"
+#include "random.hpp"
 
 namespace moesaic::test {
 
@@ -54,18 +54,17 @@ struct FileBuilder {
         .u32("expert_count", kExperts)
         .u32("expert_used_count", 2);
   }
-  /// Of small values, which differ from tensor to tensor, so that a layer of them can run.
+  /// Small values that differ from tensor to tensor, so that a layer of them can run.
   FileBuilder& tensor(const std::string& name, const std::vector<std::int64_t>& shape,
                       QuantType type = QuantType::F32) {
     std::int64_t rows = 1;
     for (std::size_t i = 0; i + 1 < shape.size(); ++i) rows *= shape[i];
     const std::int64_t cols = shape.back(), stride = row_bytes(type, cols);
     std::string data(static_cast<std::size_t>(rows * stride), '\0');
-    std::mt19937 random(static_cast<std::uint32_t>(std::hash<std::string>{}(name)));
-    std::normal_distribution<float> normal(0.0F, 0.2F);
+    testing::Random random(static_cast<std::uint32_t>(std::hash<std::string>{}(name)));
     std::vector<float> row(static_cast<std::size_t>(cols));
     for (std::int64_t r = 0; r < rows; ++r) {
-      for (float& v : row) v = normal(random);
+      for (float& v : row) v = random.normal(0.2F);
       quantize_row(type, row.data(), reinterpret_cast<std::byte*>(data.data() + r * stride), cols);
     }
     writer.tensor("blk.1." + name, {shape.rbegin(), shape.rend()}, static_cast<std::uint32_t>(type),

@@ -6,21 +6,21 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <random>
 #include <vector>
 
 #include "device.cuh"
+#include "random.hpp"
 #include "seeds.hpp"
 
 namespace moesaic {
 namespace {
 
-class Wrappers : public testing::TestWithParam<uint64_t> {
+class Wrappers : public ::testing::TestWithParam<uint64_t> {
  protected:
   void SetUp() override { emulation::options().seed = GetParam(); }
   void TearDown() override { emulation::options() = {}; }
 };
-INSTANTIATE_TEST_SUITE_P(Seeds, Wrappers, testing::ValuesIn(emulation::seeds()));
+INSTANTIATE_TEST_SUITE_P(Seeds, Wrappers, ::testing::ValuesIn(emulation::seeds()));
 
 template <class T, class Body>
 std::array<T, 32> on_a_warp(Body body) {
@@ -51,16 +51,17 @@ Place place_in_d(int lane, int i) {
 
 template <class Encode, class Mma>
 void check_mma(Encode encode, Mma mma) {
-  std::mt19937 random(5);
-  std::uniform_int_distribution<int> small(-8, 8);  // products and sums are exact
+  testing::Random random(5);
+  // So small that products and sums are exact.
+  const auto small = [&] { return static_cast<float>(random.below(17) - 8); };
   std::array<std::array<float, 16>, 16> a;
   std::array<std::array<float, 8>, 16> b, d;
   for (auto& row : a)
-    for (float& v : row) v = static_cast<float>(small(random)) / 4;
+    for (float& v : row) v = small() / 4;
   for (auto& row : b)
-    for (float& v : row) v = static_cast<float>(small(random)) / 8;
+    for (float& v : row) v = small() / 8;
   for (auto& row : d)
-    for (float& v : row) v = static_cast<float>(small(random));
+    for (float& v : row) v = small();
   auto result = d;
   emulation::launch(dim3(1), dim3(32), 0, [&] {
     const int lane = static_cast<int>(threadIdx.x);
@@ -253,8 +254,8 @@ void check_conversions(uint16_t largest) {
       EXPECT_EQ(encode(value), h);
     }
   }
-  std::mt19937 random(3);
-  for (uint16_t h = 0; h < largest; h = static_cast<uint16_t>(h + 1 + random() % 7)) {
+  testing::Random random(3);
+  for (uint16_t h = 0; h < largest; h = static_cast<uint16_t>(h + 1 + random.below(7))) {
     const double low = decode(h), high = decode(static_cast<uint16_t>(h + 1));
     const double middle = (low + high) / 2;
     const auto tie = static_cast<float>(middle);
