@@ -5,22 +5,9 @@
 #include <cmath>
 
 #include "moesaic/gguf.hpp"
-#include "words.hpp"
 
 namespace moesaic::python {
 namespace {
-
-constexpr int kActivationKinds = static_cast<int>(ActivationKind::SiTu) + 1;
-
-ActivationKind parse_kind(const std::string& text, const char* operation) {
-  std::string accepted;
-  for (int i = 0; i < kActivationKinds; ++i) {
-    const auto kind = static_cast<ActivationKind>(i);
-    if (text == name_of(kind)) return kind;
-    accepted += (accepted.empty() ? "" : " | ") + std::string(name_of(kind));
-  }
-  throw ConfigError(Problem{operation, "activation", accepted, "'" + text + "'", {}});
-}
 
 py::dict to_dict(const Activation& a) {
   py::dict d;
@@ -36,17 +23,17 @@ py::dict to_dict(const RouterConfig& r) {
   py::dict d;
   d["num_experts"] = r.num_experts;
   d["top_k"] = r.top_k;
-  d["score"] = word_of(r.score);
+  d["score"] = name_of(r.score);
   d["renormalize"] = r.renormalize;
-  d["guard"] = word_of(r.guard);
+  d["guard"] = name_of(r.guard);
   d["guard_eps"] = r.guard_eps;
   d["scale"] = r.scale;
-  d["select_on"] = word_of(r.select_on);
+  d["select_on"] = name_of(r.select_on);
   d["num_groups"] = r.num_groups;
   d["groups_used"] = r.groups_used;
-  d["group_reduce"] = word_of(r.group_reduce);
-  d["group_mask"] = word_of(r.group_mask);
-  d["weight_on"] = word_of(r.weight_on);
+  d["group_reduce"] = name_of(r.group_reduce);
+  d["group_mask"] = name_of(r.group_mask);
+  d["weight_on"] = name_of(r.weight_on);
   d["identity_experts"] = r.identity_experts;
   d["router_bias"] = r.router_bias;
   d["selection_bias"] = r.selection_bias;
@@ -61,13 +48,13 @@ py::dict to_dict(const MoeConfig& c) {
   d["top_k"] = c.top_k;
   d["activation"] = c.activation;
   d["router"] = c.router;
-  d["shared"] = word_of(c.shared);
+  d["shared"] = name_of(c.shared);
   d["shared_intermediate_size"] = c.shared_intermediate_size;
   d["shared_activation"] = c.shared_activation;
   d["latent_size"] = c.latent_size;
   d["latent_norm"] = c.latent_norm;
   d["input_norm"] = c.input_norm;
-  d["router_input"] = word_of(c.router_input);
+  d["router_input"] = name_of(c.router_input);
   d["norm_eps"] = c.norm_eps;
   d["vocab_size"] = c.vocab_size;
   d["architecture"] = c.architecture;
@@ -123,7 +110,8 @@ Activation make_activation(const std::string& kind, float limit, float alpha, fl
   check(std::isfinite(beta) && beta > 0.0F, "beta", "a positive number", beta);
   check(std::isfinite(linear_beta) && linear_beta >= 0.0F, "linear_beta",
         "a finite number, not negative", linear_beta);
-  return {parse_kind(kind, "Activation"), limit, alpha, beta, linear_beta};
+  return {parse_name<ActivationKind>(kind, "Activation", "activation"), limit, alpha, beta,
+          linear_beta};
 }
 
 py::list architecture_rows() {
@@ -147,7 +135,7 @@ py::list architecture_rows() {
 
 std::vector<std::string> kinds(const GgufFile& file) {
   std::vector<std::string> words;
-  for (const LayerKind kind : layer_kinds(file)) words.emplace_back(word_of(kind));
+  for (const LayerKind kind : layer_kinds(file)) words.emplace_back(name_of(kind));
   return words;
 }
 
@@ -160,7 +148,7 @@ Activation parse_activation(const py::object& value, const char* operation) {
         operation, "activation", "an Activation or its kind", Py_TYPE(value.ptr())->tp_name, {}};
   });
   Activation activation;
-  activation.kind = parse_kind(value.cast<std::string>(), operation);
+  activation.kind = parse_name<ActivationKind>(value.cast<std::string>(), operation, "activation");
   return activation;
 }
 
@@ -220,17 +208,17 @@ void bind_config(py::module_& m) {
         RouterConfig r;
         r.num_experts = num_experts;
         r.top_k = top_k;
-        r.score = parse_word<ScoreFunction>(score, kOperation, "score");
+        r.score = parse_name<ScoreFunction>(score, kOperation, "score");
         r.renormalize = renormalize;
-        r.guard = parse_word<NormGuard>(guard, kOperation, "guard");
+        r.guard = parse_name<NormGuard>(guard, kOperation, "guard");
         r.guard_eps = guard_eps;
         r.scale = scale;
-        r.select_on = parse_word<SelectOn>(select_on, kOperation, "select_on");
+        r.select_on = parse_name<SelectOn>(select_on, kOperation, "select_on");
         r.num_groups = num_groups;
         r.groups_used = groups_used;
-        r.group_reduce = parse_word<GroupReduce>(group_reduce, kOperation, "group_reduce");
-        r.group_mask = parse_word<GroupMask>(group_mask, kOperation, "group_mask");
-        r.weight_on = parse_word<WeightOn>(weight_on, kOperation, "weight_on");
+        r.group_reduce = parse_name<GroupReduce>(group_reduce, kOperation, "group_reduce");
+        r.group_mask = parse_name<GroupMask>(group_mask, kOperation, "group_mask");
+        r.weight_on = parse_name<WeightOn>(weight_on, kOperation, "weight_on");
         r.identity_experts = identity_experts;
         r.router_bias = std::move(router_bias);
         r.selection_bias = std::move(selection_bias);
@@ -283,7 +271,7 @@ void bind_config(py::module_& m) {
              c.activation = parse_activation(activation, kOperation);
              c.router =
                  router ? *router : call_router({}, top_k, std::nullopt, num_experts, kOperation);
-             c.shared = parse_word<SharedKind>(shared, kOperation, "shared");
+             c.shared = parse_name<SharedKind>(shared, kOperation, "shared");
              c.shared_intermediate_size = shared_intermediate_size;
              c.shared_activation = shared_activation.is_none()
                                        ? c.activation
@@ -291,7 +279,7 @@ void bind_config(py::module_& m) {
              c.latent_size = latent_size;
              c.latent_norm = latent_norm;
              c.input_norm = input_norm;
-             c.router_input = parse_word<RouterInput>(router_input, kOperation, "router_input");
+             c.router_input = parse_name<RouterInput>(router_input, kOperation, "router_input");
              c.norm_eps = norm_eps;
              c.vocab_size = vocab_size;
              c.architecture = architecture;

@@ -40,9 +40,6 @@ struct Activation {
 /// The scalar definition every kernel is compared with. `g` is ignored by ungated kinds.
 float activate(const Activation& activation, float g, float u);
 
-/// "swiglu", "swiglu_oai", ...
-const char* name_of(ActivationKind kind) noexcept;
-
 enum class SharedKind : std::uint8_t { None, Plain, SigmoidGated };
 
 /// What the router reads. Experts: what the experts read. Norm: x under an RMS norm of its own

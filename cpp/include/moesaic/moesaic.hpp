@@ -12,6 +12,7 @@
 #include "moesaic/gguf.hpp"
 #include "moesaic/layer.hpp"
 #include "moesaic/marlin_stack.hpp"
+#include "moesaic/names.hpp"
 #include "moesaic/offload.hpp"
 #include "moesaic/plan.hpp"
 #include "moesaic/profile.hpp"

@@ -8,8 +8,8 @@
 
 namespace moesaic::cpu {
 
-/// "scalar", "avx2", "avxvnni", "avx512vnni", "neon", "auto".
-const char* name_of(CpuIsa isa) noexcept;
+using moesaic::name_of;
+
 /// By cpuid and xgetbv (x86) or the auxiliary vector (Arm).
 bool cpu_has(CpuIsa isa) noexcept;
 /// cpu_has, and this build has the kernels.

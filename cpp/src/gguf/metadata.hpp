@@ -10,8 +10,6 @@
 
 namespace moesaic::gguf {
 
-/// "u8", "string", "array", ...
-std::string_view name_of(GgufType type);
 /// Bytes of one value; 0 for strings and arrays.
 std::uint64_t scalar_bytes(GgufType type);
 
