@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "gtest/gtest.h"
+#include "model/model.hpp"
 #include "moesaic/moesaic.hpp"
 
 namespace moesaic {
@@ -21,9 +22,9 @@ class Names : public testing::Test {};
 using Enumerations =
     testing::Types<DType, DeviceType, GgufType, ScoreFunction, SelectOn, GroupReduce, GroupMask,
                    NormGuard, WeightOn, RouterInput, ActivationKind, SharedKind, LayerKind,
-                   LayerPart, Role, WeightLayout, StackLayout, CheckpointFormat, Path, RowSpace,
-                   Zone, Counter, GemmMode, RouteMode, RowSpaceMode, Precision, ProfileMode,
-                   LogLevel, CpuIsa, Ranking, ExecMode, OnMiss>;
+                   LayerPart, Use, Role, WeightLayout, StackLayout, CheckpointFormat, Path,
+                   RowSpace, Zone, Counter, GemmMode, RouteMode, RowSpaceMode, Precision,
+                   ProfileMode, LogLevel, CpuIsa, Ranking, ExecMode, OnMiss>;
 TYPED_TEST_SUITE(Names, Enumerations);
 
 /// How the compiler prints `value`: by its name, or as a number in a cast where none is declared.

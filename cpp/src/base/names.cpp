@@ -7,6 +7,7 @@
 #include <array>
 #include <utility>
 
+#include "model/model.hpp"
 #include "moesaic/backend.hpp"
 #include "moesaic/config.hpp"
 #include "moesaic/expert_pool.hpp"
@@ -122,6 +123,10 @@ constexpr auto kWords<LayerPart> =
                       {LayerPart::GivenIds, "given expert ids"},
                       {LayerPart::Norms, "norms of the layer"},
                       {LayerPart::LatentExperts, "latent experts"}});
+
+template <>
+constexpr auto kWords<Use> = spell<Use>(
+    {{Use::Ignored, "ignored"}, {Use::Optional, "optional"}, {Use::Required, "required"}});
 
 // Weights.
 
@@ -244,6 +249,7 @@ template std::span<const char* const> names_of<ActivationKind>() noexcept;
 template std::span<const char* const> names_of<SharedKind>() noexcept;
 template std::span<const char* const> names_of<LayerKind>() noexcept;
 template std::span<const char* const> names_of<LayerPart>() noexcept;
+template std::span<const char* const> names_of<Use>() noexcept;
 template std::span<const char* const> names_of<Role>() noexcept;
 template std::span<const char* const> names_of<WeightLayout>() noexcept;
 template std::span<const char* const> names_of<StackLayout>() noexcept;
