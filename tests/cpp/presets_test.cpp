@@ -229,6 +229,29 @@ TEST(Presets, HashLayers) {
                   "exp_probs_b.bias");
 }
 
+/// One architecture, two models: DeepSeek-V2 scores by softmax, its successors by the sigmoid.
+TEST(Presets, DeepSeekV2IsNotItsSuccessor) {
+  const auto groups = [](FileBuilder file) {
+    return read(file.u32("expert_group_count", 2).u32("expert_group_used_count", 1)).router;
+  };
+  const Preset& p = *std::ranges::find(presets(), "deepseek2", &Preset::architecture);
+  for (const RouterConfig& v2 : {groups(file_of(p)),
+                                 groups(file_of(p).u32("expert_gating_func", 1))}) {
+    EXPECT_EQ(v2.score, ScoreFunction::Softmax);
+    EXPECT_EQ(v2.group_reduce, GroupReduce::Max);
+    EXPECT_EQ(v2.group_mask, GroupMask::Zero);
+  }
+  const std::vector<float> bias{1, 2, 3, 4};
+  for (const RouterConfig& v3 :
+       {groups(file_of(p).u32("expert_gating_func", 2)),
+        groups(file_of(p).u32("expert_gating_func", 2).values("exp_probs_b.bias", bias)),
+        groups(file_of(p).u32("expert_gating_func", 1).values("exp_probs_b.bias", bias))}) {
+    EXPECT_EQ(v3.group_reduce, GroupReduce::Top2Sum);
+    EXPECT_EQ(v3.group_mask, GroupMask::MinusInfinity);
+    EXPECT_EQ(v3.guard, NormGuard::AddEps);
+  }
+}
+
 TEST(Presets, GlmFlashIsKnownByItsSizes) {
   const Preset& p = *std::ranges::find(presets(), "deepseek2", &Preset::architecture);
   FileBuilder flash("deepseek2");

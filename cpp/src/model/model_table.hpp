@@ -63,11 +63,6 @@ inline constexpr Model kModels[] = {
           m.renormalize = false;
           m.shared = SharedKind::Plain;
         }),
-    row("deepseek2", "llama.cpp deepseek2.cpp", kLlamaCpp,
-        [](Model& m) {
-          m.renormalize = false;
-          m.shared = SharedKind::Plain;
-        }),
     row("deepseek_v2", "transformers deepseek_v2", kSoftmaxShared,
         [](Model& m) {
           m.renormalize = false;

@@ -79,12 +79,17 @@ constexpr Preset kPresets[] = {
           p.shared_width = SharedWidth::Count;
         }),
     row("deepseek2", "deepseek2.cpp", "deepseek_v2 deepseek_v3 kimi_k2 glm4_moe_lite",
-        model_of("deepseek2"), kKeys,
+        model_of("deepseek_v2"), kKeys,
         [](Preset& p) {
+          p.sigmoid_model = model_of("deepseek_v3");
           p.sigmoid_if_flash = true;
           optional_bias(p);
         }),
-    row("deepseek2-ocr", "deepseek2ocr.cpp", "", model_of("deepseek2"), kKeys, optional_bias),
+    row("deepseek2-ocr", "deepseek2ocr.cpp", "", model_of("deepseek_v2"), kKeys,
+        [](Preset& p) {
+          p.sigmoid_model = model_of("deepseek_v3");
+          optional_bias(p);
+        }),
     row("deepseek32", "deepseek32.cpp", "deepseek_v32", model_of("deepseek_v3"), kKeys,
         required_score_optional_bias),
     row("deepseek4", "deepseek4.cpp", "deepseek_v4", model_of("deepseek_v4"), kKeys,
