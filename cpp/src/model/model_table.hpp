@@ -101,8 +101,6 @@ inline constexpr Model kModels[] = {
           m.router_bias = Required;
           m.activation = SwiGluOai;
         }),
-    row("granite", "llama.cpp granite.cpp", kLlamaCpp,
-        [](Model& m) { m.shared = SharedKind::Plain; }),
     row("granitemoe", "transformers granitemoe", kSoftmaxShared,
         [](Model& m) {
           m.score = SoftmaxSelected;
