@@ -128,8 +128,9 @@ std::vector<Knob> make_knobs() {
                                      "a token's result does not depend on its batch"),
       knob<&Tuning::block_size>("block_size", "MOESAIC_BLOCK_SIZE", kBlock,
                                 "rows per block of the aligned GEMM"),
-      knob<&Tuning::large_m_block_size>("large_m_block_size", "MOESAIC_LARGE_M_BLOCK_SIZE", kBlock,
-                                        "the same on the device route from large_m_min_pairs on"),
+      knob<&Tuning::large_m_block_size>(
+          "large_m_block_size", "MOESAIC_LARGE_M_BLOCK_SIZE", kBlock,
+          "rows per block on the device route from large_m_min_pairs on"),
       knob<&Tuning::large_m_min_pairs>("large_m_min_pairs", "MOESAIC_LARGE_M_MIN_PAIRS",
                                        "an integer, at least 1",
                                        "pairs from which large_m_block_size holds"),
