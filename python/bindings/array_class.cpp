@@ -58,12 +58,11 @@ std::shared_ptr<Array> copy_of(const Array& source) {
 }
 
 DType parse_dtype(const std::string& text) {
-  for (const DType dtype : {DType::F32, DType::F16, DType::BF16, DType::F64, DType::I32, DType::I64,
-                            DType::U8, DType::U16, DType::Bool}) {
-    if (text == name_of(dtype)) return dtype;
-  }
-  throw DTypeError(Problem{
-      "asarray", "dtype", "f32, f16, bf16, f64, i32, i64, u8, u16 or bool", "'" + text + "'", {}});
+  const std::optional<DType> dtype = find_name<DType>(text);
+  require<DTypeError>(dtype.has_value(), [&] {
+    return Problem{"asarray", "dtype", list_names<DType>(" | "), "'" + text + "'", {}};
+  });
+  return *dtype;
 }
 
 std::shared_ptr<Array> asarray(const py::object& x, const std::optional<std::string>& dtype,

@@ -10,7 +10,6 @@
 #include "load.hpp"
 #include "moesaic/marlin_stack.hpp"
 #include "weights/builder.hpp"
-#include "words.hpp"
 
 // Hugging Face checkpoints: Python reads names, configurations and files, and puts experts one by
 // one into a builder; what comes here is the end of such a load.
@@ -48,7 +47,7 @@ std::unique_ptr<Builder> make_builder(std::int32_t num_experts, std::int64_t hid
 void add_expert(Builder& builder, const std::string& role_name, std::int32_t expert,
                 const py::object& rows, float scale, const py::object& bias) {
   constexpr const char* kOperation = "StackBuilder.add";
-  const Role role = parse_word<Role>(role_name, kOperation, "role");
+  const Role role = parse_name<Role>(role_name, kOperation, "role");
   const ArrayRef ref = import_array(rows, kOperation, "rows");
   require<ShapeError>(is_dense(ref.read()), [&] {
     return Problem{kOperation, "rows", "dense rows", describe(ref.read()), {}};

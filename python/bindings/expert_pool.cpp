@@ -40,7 +40,7 @@ Pool make_pool(std::int32_t num_experts, std::int32_t budget,
   config.num_experts = num_experts;
   config.budget = budget;
   if (refresh) config.refresh = *refresh;
-  config.ranking = parse_word<Ranking>(ranking, "ExpertPool", "ranking");
+  config.ranking = parse_name<Ranking>(ranking, "ExpertPool", "ranking");
   config.decay = decay;
   config.margin = margin;
   config.min_dwell = min_dwell;
@@ -204,7 +204,7 @@ void bind_expert_pool(py::module_& m) {
           "refresh_policy", [](const ExpertPool& p) { return p.config().refresh; },
           "RefreshPolicy.")
       .def_property_readonly(
-          "ranking", [](const ExpertPool& p) { return word_of(p.config().ranking); },
+          "ranking", [](const ExpertPool& p) { return name_of(p.config().ranking); },
           "hits | recency | fixed.")
       .def(
           "should_refresh",
@@ -276,7 +276,7 @@ void bind_expert_pool(py::module_& m) {
       .def("__repr__", [](const ExpertPool& p) {
         return "moesaic.ExpertPool(num_experts=" + std::to_string(p.num_experts()) +
                ", budget=" + std::to_string(p.budget()) + ", " + policy_text(p.config().refresh) +
-               ", " + word_of(p.config().ranking) + ")";
+               ", " + name_of(p.config().ranking) + ")";
       });
 
   m.def(

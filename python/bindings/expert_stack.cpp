@@ -14,7 +14,6 @@
 #include "moesaic/gguf.hpp"
 #include "moesaic/marlin_stack.hpp"
 #include "routing.hpp"
-#include "words.hpp"
 
 namespace moesaic::python {
 namespace {
@@ -113,13 +112,13 @@ Stack from_marlin(const std::shared_ptr<MarlinExpertStack>& gate_up,
 
 std::shared_ptr<MarlinExpertStack> marlin_of(const ExpertStack& stack, const std::string& role) {
   const Role place =
-      role == "gate_up" ? Role::Up : parse_word<Role>(role, "ExpertStack.marlin", "role");
+      role == "gate_up" ? Role::Up : parse_name<Role>(role, "ExpertStack.marlin", "role");
   return std::const_pointer_cast<MarlinExpertStack>(stack.marlin(place));
 }
 
 py::array dequantize(const ExpertStack& stack, const std::string& role_name, std::int32_t expert) {
   constexpr const char* kOperation = "ExpertStack.dequantize";
-  const Role role = parse_word<Role>(role_name, kOperation, "role");
+  const Role role = parse_name<Role>(role_name, kOperation, "role");
   const WeightRef& weight = stack.role(role).ref;
   require<ShapeError>(static_cast<bool>(weight), [&] {
     return Problem{kOperation, "role", "a role of the stack", "gate of ungated experts", {}};

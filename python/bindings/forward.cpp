@@ -6,7 +6,6 @@
 
 #include "config.hpp"
 #include "layer.hpp"
-#include "words.hpp"
 
 namespace moesaic::python {
 namespace {
@@ -99,8 +98,8 @@ py::object forward_bucketed(const py::object& x, const py::object& logits, const
                             Workspace* workspace, bool accumulate,
                             const std::optional<std::string>& precision, const py::object& stream) {
   constexpr const char* kOperation = "moe_forward_bucketed";
-  const auto gemm_mode = parse_word<GemmMode>(gemm, kOperation, "gemm");
-  const auto space = parse_word<RowSpaceMode>(row_space, kOperation, "row_space");
+  const auto gemm_mode = parse_name<GemmMode>(gemm, kOperation, "gemm");
+  const auto space = parse_name<RowSpaceMode>(row_space, kOperation, "row_space");
   Model model;
   fill_model(model, stack, {top_k, renormalize, router}, routing, activation, kOperation);
   ForwardRequest request =

@@ -7,7 +7,6 @@
 #include "layer.hpp"
 #include "moesaic/backend.hpp"
 #include "moesaic/forward.hpp"
-#include "words.hpp"
 
 namespace moesaic::python {
 namespace {
@@ -51,7 +50,7 @@ void bind_info(py::module_& m) {
           "type", [](const KernelInfo& k) { return std::string(traits(k.type).name); },
           "Weight type.")
       .def_property_readonly(
-          "layout", [](const KernelInfo& k) { return word_of(k.layout); }, "rows | panels.")
+          "layout", [](const KernelInfo& k) { return name_of(k.layout); }, "rows | panels.")
       .def_readonly("isa", &KernelInfo::isa, "Instruction set.")
       .def_readonly("name", &KernelInfo::name, "Its mechanical name.")
       .def("__repr__", [](const KernelInfo& k) { return "moesaic.KernelInfo(" + k.name + ")"; });

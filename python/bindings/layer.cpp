@@ -7,7 +7,6 @@
 #include "forward.hpp"
 #include "load.hpp"
 #include "moesaic/gguf.hpp"
-#include "words.hpp"
 
 namespace moesaic::python {
 
@@ -254,7 +253,7 @@ void bind_layer(py::module_& m) {
           "LoadReport: what was kept, repacked or dequantised, and why.")
       .def_property_readonly(
           "precision",
-          [](const LayerObject& l) { return word_of(l.precision().value_or(Precision::Auto)); },
+          [](const LayerObject& l) { return name_of(l.precision().value_or(Precision::Auto)); },
           "Default of calls: auto | exact | fast.")
       .def_property_readonly(
           "router_weight",

@@ -4,7 +4,6 @@
 
 #include "calls.hpp"
 #include "logging.hpp"
-#include "words.hpp"
 
 namespace moesaic::python {
 namespace {
@@ -38,7 +37,7 @@ Loading::Loading(const char* operation, const std::string& device, const std::st
   pool_ = shared_pool(tuning);
   options_.backend = &backend_for(parse_device(device));
   options_.pool = pool_.get();
-  options_.layout = parse_word<StackLayout>(layout, operation, "layout");
+  options_.layout = parse_name<StackLayout>(layout, operation, "layout");
   if (dequantize) options_.dequantize = parse_dense(*dequantize, operation);
   if (py::isinstance<py::bool_>(progress)) {
     if (progress.cast<bool>()) callback_ = py::module_::import("moesaic._progress").attr("bar")();

@@ -11,16 +11,6 @@
 #include "moesaic/marlin_stack.hpp"
 #include "moesaic/thread_pool.hpp"
 #include "ops/call_memory.hpp"
-#include "words.hpp"
-
-namespace moesaic {
-
-template <>
-struct Words<CheckpointFormat> {
-  static constexpr std::array text{"gptq", "gptq_v2", "awq", "pack_quantized"};
-};
-
-}  // namespace moesaic
 
 namespace moesaic::python {
 namespace {
@@ -55,7 +45,7 @@ Stack from_gptq(const py::object& qweight, const py::object& scales, const py::o
   constexpr const char* kOperation = "MarlinExpertStack.from_gptq";
   TensorRefs refs(kOperation, qweight, scales, qzeros, g_idx);
   refs.tensors.group_size = group_size;
-  refs.tensors.format = parse_word<CheckpointFormat>(format, kOperation, "checkpoint_format");
+  refs.tensors.format = parse_name<CheckpointFormat>(format, kOperation, "checkpoint_format");
   const auto pool = current_pool();
   const py::gil_scoped_release release;
   return std::make_shared<MarlinExpertStack>(
@@ -74,7 +64,7 @@ std::unique_ptr<Builder> make_builder(std::int32_t num_experts, std::int64_t k,
       .k = k,
       .n_per_expert = n_per_expert,
       .group_size = group_size,
-      .format = parse_word<CheckpointFormat>(format, kOperation, "format"),
+      .format = parse_name<CheckpointFormat>(format, kOperation, "format"),
       .scale_dtype = f32_scales ? DType::F32 : DType::F16,
       .zeros = zeros,
       .g_idx = order.read()};

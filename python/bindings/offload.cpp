@@ -122,7 +122,7 @@ LayerObject layer_from_store(const Store& store, std::int32_t i,
                              const py::object& shared_gate, const std::string& device,
                              const std::string& precision) {
   constexpr const char* kOperation = "MoeLayer.from_store";
-  const OnMiss miss = parse_word<OnMiss>(on_miss, kOperation, "on_miss");
+  const OnMiss miss = parse_name<OnMiss>(on_miss, kOperation, "on_miss");
   const auto default_precision = parse_precision(precision, kOperation);
   const LayerMoeWeights& weights = store->layer(i);
   const auto used =

@@ -8,29 +8,11 @@
 
 #include "arrays.hpp"
 #include "moesaic/offload.hpp"
-#include "words.hpp"
-
-namespace moesaic {
-
-template <>
-struct Words<Ranking> {
-  static constexpr std::array text{"hits", "recency", "fixed"};
-};
-template <>
-struct Words<ExecMode> {
-  static constexpr std::array text{"reuse", "refresh"};
-};
-template <>
-struct Words<OnMiss> {
-  static constexpr std::array text{"compute", "stage", "error"};
-};
-
-}  // namespace moesaic
 
 namespace moesaic::python {
 
 inline ExecMode parse_mode(const std::string& mode, const char* operation) {
-  return parse_word<ExecMode>(mode, operation, "mode");
+  return parse_name<ExecMode>(mode, operation, "mode");
 }
 
 /// As import_ids; lists, tuples and ranges of integers are taken too.

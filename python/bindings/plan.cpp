@@ -6,7 +6,6 @@
 #include "calls.hpp"
 #include "moesaic/error.hpp"
 #include "routing.hpp"
-#include "words.hpp"
 
 namespace moesaic::python {
 namespace {
@@ -103,7 +102,7 @@ void bind_plan(py::module_& m) {
       .def_property_readonly("num_blocks", &AlignedRouting::num_blocks,
                              "num_post_pad / block_size.")
       .def_property_readonly(
-          "row_space", [](const AlignedRouting& a) { return word_of(a.row_space()); },
+          "row_space", [](const AlignedRouting& a) { return name_of(a.row_space()); },
           "What a sorted id means: token_pairs | packed_rows.")
       .def_property_readonly("num_post_pad", &AlignedRouting::num_post_pad, "Padded rows.")
       .def_property_readonly(
@@ -121,7 +120,7 @@ void bind_plan(py::module_& m) {
       "align_block_size",
       [](const RoutingObject& routing, std::int32_t num_experts, std::int32_t block_size,
          const std::string& row_space) {
-        const auto space = parse_word<RowSpace>(row_space, "align_block_size", "row_space");
+        const auto space = parse_name<RowSpace>(row_space, "align_block_size", "row_space");
         const auto held = host_routing(routing, "align_block_size");
         const py::gil_scoped_release release;
         return std::make_shared<AlignedRouting>(

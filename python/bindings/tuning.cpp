@@ -4,7 +4,6 @@
 
 #include "calls.hpp"
 #include "logging.hpp"
-#include "words.hpp"
 
 namespace moesaic::python {
 namespace {
@@ -105,7 +104,7 @@ std::shared_ptr<ThreadPool> shared_pool(const Tuning& tuning) {
 std::optional<Precision> parse_precision(const std::optional<std::string>& text,
                                          const char* operation) {
   if (!text) return std::nullopt;
-  const auto precision = parse_word<Precision>(*text, operation, "precision");
+  const auto precision = parse_name<Precision>(*text, operation, "precision");
   return precision == Precision::Auto ? std::nullopt : std::optional(precision);
 }
 

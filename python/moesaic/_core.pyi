@@ -288,6 +288,31 @@ class MoeConfig:
 def known_architectures() -> list[str]: ...
 def architecture_table() -> list[dict[str, str]]: ...
 def layer_kinds(file: GgufFile) -> list[str]: ...
+def model_facts(model: str) -> dict[str, Any]: ...
+def model_config(
+    model: str,
+    *,
+    architecture: str,
+    layer: int,
+    hidden_size: int,
+    intermediate_size: int,
+    num_experts: int,
+    top_k: int,
+    score: str | None = None,
+    renormalize: bool | None = None,
+    guard_eps: float | None = None,
+    scale: float = 1.0,
+    num_groups: int = 1,
+    groups_used: int = 1,
+    identity_experts: int = 0,
+    vocab_size: int = 0,
+    activation: str | None = None,
+    limit: float | None = None,
+    alpha: float | None = None,
+    shared_intermediate_size: int = 0,
+    latent_size: int = 0,
+    norm_eps: float = 1e-6,
+) -> MoeConfig: ...
 
 # --- weights and the layer --------------------------------------------------------------------
 

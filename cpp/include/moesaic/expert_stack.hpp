@@ -31,7 +31,6 @@ struct StackShape {
 };
 
 enum class Role : std::uint8_t { Gate, Up, Down };
-const char* name_of(Role role) noexcept;
 
 /// How the bytes of one role lie in memory.
 enum class WeightLayout : std::uint8_t {
@@ -39,9 +38,6 @@ enum class WeightLayout : std::uint8_t {
   Panels,     ///< CPU repack: rows side by side (cpp/src/cpu/kernels/README.md)
   CudaUnits,  ///< CUDA repack, on the device: units of 16 rows (cuda/formats/README.md)
 };
-
-/// "rows", "panels", "cuda_units".
-const char* name_of(WeightLayout layout) noexcept;
 
 /// Which rows of the 16-row units of the CUDA layout are a role's.
 enum class UnitHalf : std::uint8_t {

@@ -62,7 +62,6 @@ struct ForwardIo {
 };
 
 enum class Path : std::uint8_t { Gemv, Bucketed, Aligned };
-const char* name_of(Path path) noexcept;
 
 /// How a call will run; a pure function of sizes and tuning.
 /// Path: tuning.gemm when given; else gemv for one token, buckets from two on (experts can repeat).

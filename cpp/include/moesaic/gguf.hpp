@@ -15,6 +15,7 @@
 #include <variant>
 #include <vector>
 
+#include "moesaic/names.hpp"
 #include "moesaic/quant.hpp"
 
 namespace moesaic {

@@ -26,8 +26,6 @@ enum class CheckpointFormat : std::uint8_t {
   Awq,     ///< codes 8 to a word along N, interleaved; zero points as they are
   PackQuantized,  ///< compressed-tensors: rows are N; codes along K, zero points as they are
 };
-/// "gptq", "gptq_v2", "awq", "pack_quantized"
-const char* name_of(CheckpointFormat format) noexcept;
 
 /// Tensors of a linear layer as a checkpoint holds them. For one expert the leading E is absent.
 /// `groups` is K / group_size rounded up, 1 per channel. Any strides along E, the rest dense.

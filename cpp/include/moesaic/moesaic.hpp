@@ -5,6 +5,7 @@
 // clang-format off
 // What everything speaks of.
 #include "moesaic/error.hpp"
+#include "moesaic/names.hpp"
 #include "moesaic/types.hpp"
 #include "moesaic/quant.hpp"
 

@@ -10,6 +10,8 @@
 #include <string_view>
 #include <vector>
 
+#include "moesaic/names.hpp"
+
 namespace moesaic {
 
 class Context;
@@ -35,9 +37,6 @@ enum class Counter : std::uint8_t {
   Count,
 };
 // clang-format on
-
-std::string_view name_of(Zone zone) noexcept;
-std::string_view name_of(Counter counter) noexcept;
 
 struct ZoneTotal {
   std::int64_t calls = 0;

@@ -1,8 +1,8 @@
 #pragma once
 
-/// Knobs. Precedence: call > tuning() context > environment > default. One table (base/env.cpp)
-/// lists every MOESAIC_* variable with its parser and help text; unknown names warn once, bad
-/// values throw.
+/// Knobs. A value in a call wins over the tuning() context, that over the environment, that over
+/// the default. One table (base/env.cpp) lists every knob with its MOESAIC_* variable, parser and
+/// help text. An unknown name in the environment warns once, a bad value throws.
 
 #include <cstdint>
 #include <filesystem>
@@ -25,9 +25,12 @@ enum class ProfileMode : std::uint8_t { Off, Counters, Events, Sync };
 enum class LogLevel : std::uint8_t { Off, Error, Warn, Info, Debug };
 enum class CpuIsa : std::uint8_t { Auto, Scalar, Avx2, AvxVnni, Avx512Vnni, Neon };
 
-/// How activations meet quantised weights on the CPU. Auto: Exact where memory is the limit (few
-/// pairs per expert), Fast elsewhere. Exact: two int8 planes (about 16 bits). Fast: one plane.
-enum class Precision : std::uint8_t { Auto, Exact, Fast };
+/// How activations meet quantised weights on the CPU.
+enum class Precision : std::uint8_t {
+  Auto,  ///< Exact where memory is the limit (few pairs per expert) and it costs nothing, else Fast
+  Exact,  ///< two int8 planes per activation, about 16 bits
+  Fast,   ///< one int8 plane
+};
 
 struct Tuning {
   std::optional<std::int32_t> block_size;          ///< 8, 16, 32, 48, 64
@@ -66,7 +69,7 @@ struct Tuning {
   static std::span<const std::string> process_warnings();
 };
 
-/// One knob as shown by show_config(): name, environment variable, value as text, source.
+/// One knob as show_config() lists it, its value as text that set_knob() accepts.
 struct ConfigEntry {
   std::string knob, variable, value, source, help;
 };

@@ -9,12 +9,13 @@
 #include <string>
 #include <type_traits>
 
+#include "moesaic/names.hpp"
+
 namespace moesaic {
 
 enum class DType : std::uint8_t { F32, F16, BF16, F64, I32, I64, U8, U16, Bool };
 
 std::size_t size_of(DType dtype) noexcept;
-const char* name_of(DType dtype) noexcept;  ///< "f32", "bf16", ...
 
 enum class DeviceType : std::uint8_t { Cpu, Cuda, Metal };
 

@@ -130,24 +130,6 @@ bool built(CpuIsa isa) {
 
 }  // namespace
 
-const char* name_of(CpuIsa isa) noexcept {
-  switch (isa) {
-    case CpuIsa::Auto:
-      return "auto";
-    case CpuIsa::Scalar:
-      return "scalar";
-    case CpuIsa::Avx2:
-      return "avx2";
-    case CpuIsa::AvxVnni:
-      return "avxvnni";
-    case CpuIsa::Avx512Vnni:
-      return "avx512vnni";
-    case CpuIsa::Neon:
-      return "neon";
-  }
-  return "unknown";
-}
-
 bool cpu_has(CpuIsa isa) noexcept {
   switch (isa) {
     case CpuIsa::Auto:

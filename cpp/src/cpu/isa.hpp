@@ -8,8 +8,6 @@
 
 namespace moesaic::cpu {
 
-/// "scalar", "avx2", "avxvnni", "avx512vnni", "neon", "auto".
-const char* name_of(CpuIsa isa) noexcept;
 /// Whether this CPU and operating system have it, by cpuid and xgetbv (x86) or the auxiliary vector
 /// (Arm).
 bool cpu_has(CpuIsa isa) noexcept;

@@ -10,8 +10,6 @@
 
 namespace moesaic::gguf {
 
-/// "u8", "string", "array", ...
-std::string_view name_of(GgufType type);
 /// Bytes of one value of a type; 0 for strings and arrays, whose size varies.
 std::uint64_t scalar_bytes(GgufType type);
 

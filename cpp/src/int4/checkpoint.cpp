@@ -4,20 +4,6 @@
 
 namespace moesaic {
 
-const char* name_of(CheckpointFormat format) noexcept {
-  switch (format) {
-    case CheckpointFormat::Gptq:
-      return "gptq";
-    case CheckpointFormat::GptqV2:
-      return "gptq_v2";
-    case CheckpointFormat::Awq:
-      return "awq";
-    case CheckpointFormat::PackQuantized:
-      break;
-  }
-  return "pack_quantized";
-}
-
 namespace int4 {
 namespace {
 
