@@ -76,7 +76,8 @@ void attach(py::module_& m, const Doc& doc) {
     return;
   }
   // The class's own dictionary: what it inherits is not ours to change.
-  const py::object scope = dot == std::string::npos ? py::object(m) : m.attr(name.substr(0, dot).c_str());
+  const py::object scope =
+      dot == std::string::npos ? py::object(m) : m.attr(name.substr(0, dot).c_str());
   const py::object members = scope.attr("__dict__");
   const py::str key(dot == std::string::npos ? name : name.substr(dot + 1));
   if (!members.contains(key)) return;

@@ -11,7 +11,8 @@
 namespace moesaic::python {
 
 struct Doc {
-  const char* name;  ///< as written in Python: "route", "Routing", "Routing.topk_ids"; "": the module
+  const char*
+      name;  ///< as written in Python: "route", "Routing", "Routing.topk_ids"; "": the module
   const char* text;  ///< "route(logits, top_k=None)\n--\n\nDocstring." or the docstring alone
 };
 extern const Doc kDocs[];

@@ -1,13 +1,13 @@
 #pragma once
 
-/// What the two files of the expert store share.
+/// What the files about pools and the expert store share.
 
 #include <array>
 #include <span>
 #include <string>
 
-#include "arrays.hpp"
 #include "moesaic/offload.hpp"
+#include "values.hpp"
 #include "words.hpp"
 
 namespace moesaic {

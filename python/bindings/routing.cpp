@@ -9,6 +9,7 @@
 #include "calls.hpp"
 #include "config.hpp"
 #include "moesaic/error.hpp"
+#include "values.hpp"
 
 namespace moesaic::python {
 

@@ -39,21 +39,21 @@ std::shared_ptr<Routing> host_routing(const RoutingObject& routing, const char* 
 std::shared_ptr<const DeviceRouting> device_routing(const py::object& topk_ids,
                                                     const py::object& topk_weights);
 
-/// A routing as one call on `place` reads or fills it; borrows the arrays while it lives.
+/// A routing as one call on `target` reads or fills it; borrows the arrays while it lives.
 class CallRouting {
  public:
   /// A given routing, moved to a GPU when it is not there. Throws CaptureError when that would be
   /// during a capture, DeviceError for a routing of another device.
-  CallRouting(const RoutingObject& given, const Place& place, py::handle like, Context& context,
-              const char* operation);
+  CallRouting(const RoutingObject& given, const DeviceStream& target, py::handle like,
+              Context& context, const char* operation);
   /// Room for what is routed.
-  CallRouting(std::int64_t num_tokens, std::int32_t top_k, const Place& place, py::handle like,
-              const char* operation);
+  CallRouting(std::int64_t num_tokens, std::int32_t top_k, const DeviceStream& target,
+              py::handle like, const char* operation);
   const RoutingView& view() const { return view_; }
   RoutingObject object() const { return object_; }
 
  private:
-  void borrow(const Place& place, const char* operation);
+  void borrow(const DeviceStream& target, const char* operation);
   RoutingObject object_;
   ArrayRef ids_, weights_;
   RoutingView view_;

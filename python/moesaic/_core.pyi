@@ -71,6 +71,8 @@ _ActivationKind: TypeAlias = Literal[
     "relu_squared",
     "situ",
 ]
+# Editors complete the kinds; any text is accepted, since files name kinds too.
+_ActivationName: TypeAlias = _ActivationKind | str
 _Score: TypeAlias = Literal["softmax", "softmax_selected", "sigmoid", "sqrt_softplus"]
 _Guard: TypeAlias = Literal["none", "add_eps", "clamp_min"]
 _SelectOn: TypeAlias = Literal["scores", "logits", "given"]
@@ -407,7 +409,7 @@ class GgufFile:
 
 @type_check_only
 class _ActivationFields(TypedDict, total=False):
-    kind: _ActivationKind
+    kind: _ActivationName
     limit: float
     alpha: float
     beta: float
@@ -457,7 +459,7 @@ class Activation:
 
     def __init__(
         self,
-        kind: _ActivationKind = "swiglu",
+        kind: _ActivationName = "swiglu",
         *,
         limit: float = 7.0,
         alpha: float = 1.702,
@@ -692,11 +694,11 @@ class _MoeConfigFields(TypedDict, total=False):
     intermediate_size: int
     num_experts: int
     top_k: int
-    activation: Activation | _ActivationKind
+    activation: Activation | _ActivationName
     router: RouterConfig | None
     shared: _Shared
     shared_intermediate_size: int
-    shared_activation: Activation | _ActivationKind | None
+    shared_activation: Activation | _ActivationName | None
     latent_size: int
     latent_norm: bool
     input_norm: bool
@@ -768,11 +770,11 @@ class MoeConfig:
         num_experts: int,
         top_k: int,
         *,
-        activation: Activation | _ActivationKind = "swiglu",
+        activation: Activation | _ActivationName = "swiglu",
         router: RouterConfig | None = None,
         shared: _Shared = "none",
         shared_intermediate_size: int = 0,
-        shared_activation: Activation | _ActivationKind | None = None,
+        shared_activation: Activation | _ActivationName | None = None,
         latent_size: int = 0,
         latent_norm: bool = False,
         input_norm: bool = False,
@@ -1484,7 +1486,7 @@ class StackBuilder:
     ) -> None: ...
     def add(
         self,
-        role: _Role,
+        role: str,
         expert: int,
         rows: _AnyArray,
         scale: float = 1.0,
@@ -3726,7 +3728,7 @@ def moe_forward(
     renormalize: bool | None = None,
     router: RouterConfig | None = None,
     routing: Routing | None = None,
-    activation: Activation | _ActivationKind | None = None,
+    activation: Activation | _ActivationName | None = None,
     out: _A | None = None,
     workspace: Workspace | None = None,
     accumulate: bool = False,
@@ -3787,7 +3789,7 @@ def moe_forward_bucketed(
     renormalize: bool | None = None,
     router: RouterConfig | None = None,
     routing: Routing | None = None,
-    activation: Activation | _ActivationKind | None = None,
+    activation: Activation | _ActivationName | None = None,
     gemm: _Gemm = "auto",
     row_space: _RowSpaceMode = "auto",
     out: _A | None = None,
@@ -3827,7 +3829,7 @@ def moe_forward_cpu(
     routing: Routing,
     stack: ExpertStack | MoeLayer,
     *,
-    activation: Activation | _ActivationKind | None = None,
+    activation: Activation | _ActivationName | None = None,
     out: _A | None = None,
     workspace: Workspace | None = None,
     accumulate: bool = False,
