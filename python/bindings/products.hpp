@@ -30,7 +30,7 @@ template <class Run>
 py::object run_product(const ProductArguments& arguments, const ArrayRef& in,
                        const std::vector<std::int64_t>& shape, Run&& run,
                        const ConstTensorView& ids = {}) {
-  const auto& [operation, x_name, x, out, precision, place] = arguments;
+  const auto& [operation, x_name, x, out, precision, target] = arguments;
   Result result(x, in, DType::F32, shape, out, operation, false, target);
   require_disjoint(result.view(), in.read(), operation, x_name);
   require_disjoint(result.view(), ids, operation, "ids");

@@ -480,11 +480,11 @@ class Activation:
 
     @property
     def beta(self) -> float:
-        """b of situ."""
+        """The b of situ."""
 
     @property
     def linear_beta(self) -> float:
-        """lb of situ; 0 means plain u."""
+        """The lb of situ; 0 means plain u."""
 
     @property
     def gated(self) -> bool:
@@ -626,7 +626,7 @@ class RouterConfig:
 
     @property
     def guard_eps(self) -> float:
-        """eps of the guard."""
+        """The eps of the guard."""
 
     @property
     def scale(self) -> float:
@@ -891,7 +891,7 @@ class MoeConfig:
 
     @property
     def norm_eps(self) -> float:
-        """eps of the RMS norms."""
+        """The eps of the RMS norms."""
 
     @property
     def vocab_size(self) -> int:
@@ -2475,7 +2475,7 @@ class RefreshPolicy:
 
     @property
     def steps(self) -> int:
-        """n of the step policies."""
+        """The n of the step policies."""
 
     def __eq__(self, other: object) -> bool:
         """Return whether they are the same policy."""
@@ -3952,70 +3952,73 @@ batch_invariant, profile, strict, threads, cpu_isa, backend, cuda_plugin, log, p
 
     @property
     def block_size(self) -> int | None:
-        """rows per block of the aligned GEMM (auto|8|16|32|48|64)"""
+        """Rows per block of the aligned GEMM (auto|8|16|32|48|64)."""
 
     @property
     def large_m_block_size(self) -> int | None:
-        """the same on the device route from large_m_min_pairs on (auto|8|16|32|48|64)"""
+        """The same on the device route from large_m_min_pairs on (auto|8|16|32|48|64)."""
 
     @property
     def large_m_min_pairs(self) -> int:
-        """pairs from which large_m_block_size holds (an integer, at least 1)"""
+        """Pairs from which large_m_block_size holds (an integer, at least 1)."""
 
     @property
     def gemm(self) -> _Gemm:
-        """grouped GEMM over buckets or over aligned blocks (auto|bucketed|aligned)"""
+        """Grouped GEMM over buckets or over aligned blocks (auto|bucketed|aligned)."""
 
     @property
     def route(self) -> _Route:
-        """where routing runs (auto|host|device)"""
+        """Where routing runs (auto|host|device)."""
 
     @property
     def row_space(self) -> _RowSpaceMode:
-        """rows of the aligned GEMM: pairs in place, or gathered (auto|token_pairs|packed_rows)"""
+        """Rows of the aligned GEMM: pairs in place, or gathered (auto|token_pairs|packed_rows)."""
 
     @property
     def precision(self) -> _Precision:
-        """activations against quantised weights: two int8 planes or one (auto|exact|fast)"""
+        """Activations against quantised weights: two int8 planes or one (auto|exact|fast)."""
 
     @property
     def batch_invariant(self) -> bool:
-        """a token's result does not depend on its batch (0|1|true|false|on|off)"""
+        """A token's result does not depend on its batch (0|1|true|false|on|off)."""
 
     @property
     def profile(self) -> Literal["off", "counters", "events", "sync"]:
-        """zone totals and counters; events keeps a trace; sync waits for the device at each zone \
-(off|counters|events|sync)"""
+        """Zone totals and counters; events keeps a trace; sync waits for the device at each zone
+        (off|counters|events|sync).
+        """
 
     @property
     def strict(self) -> bool:
-        """recorded decisions (fallbacks, non-finite rows) become errors (0|1|true|false|on|off)"""
+        """Recorded decisions (fallbacks, non-finite rows) become errors (0|1|true|false|on|off)."""
 
     @property
     def threads(self) -> int | None:
-        """threads of the CPU backend; auto: the CPUs this process may use (auto|1..4096)"""
+        """Threads of the CPU backend; auto: the CPUs this process may use (auto|1..4096)."""
 
     @property
     def cpu_isa(self) -> str | None:
-        """instruction set of the CPU kernels; auto: the best one present \
-(auto|scalar|avx2|avxvnni|avx512vnni|neon)"""
+        """Instruction set of the CPU kernels; auto: the best one present
+        (auto|scalar|avx2|avxvnni|avx512vnni|neon).
+        """
 
     @property
     def backend(self) -> str | None:
-        """backend to use; auto: that of the device asked for (auto|cpu|cuda|metal)"""
+        """Backend to use; auto: that of the device asked for (auto|cpu|cuda|metal)."""
 
     @property
     def cuda_plugin(self) -> str | None:
-        """the CUDA plug-in, read once per process; auto: the one installed beside the library \
-(auto, or a path)"""
+        """The CUDA plug-in, read once per process; auto: the one installed beside the library
+        (auto, or a path).
+        """
 
     @property
     def log(self) -> _Log:
-        """least severe message that reaches the log (off|error|warn|info|debug)"""
+        """Least severe message that reaches the log (off|error|warn|info|debug)."""
 
     @property
     def poison(self) -> bool:
-        """fill workspaces with NaN before each call (0|1|true|false|on|off)"""
+        """Fill workspaces with NaN before each call (0|1|true|false|on|off)."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return all knobs by name."""
