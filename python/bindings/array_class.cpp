@@ -32,7 +32,7 @@ std::shared_ptr<Array> copy_of(const Array& source) {
   const std::vector<std::int64_t> shape(source.view.shape.begin(),
                                         source.view.shape.begin() + source.view.rank);
   auto copy = new_array(source.view.dtype, shape);
-  // numpy knows strides; the bits are all that matters.
+  // numpy copies any strides. It has no bfloat16, but sees the bits as uint16, which are copied.
   const auto bits = py::cast(source, py::return_value_policy::reference);
   py::array(py::cast(copy)).attr("__setitem__")(py::ellipsis(), bits);
   return copy;

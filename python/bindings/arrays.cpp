@@ -36,7 +36,8 @@ void check_alignment(const TensorView& view, const char* operation, const char* 
   });
 }
 
-/// numpy.ma's data lies in memory under its mask, which nothing here would heed.
+/// A masked array of numpy.ma shares its values with the masked ones among them, and nothing here
+/// would look at the mask.
 void refuse_masked(const py::array& array, const char* operation, const char* name) {
   const std::string type = type_name(array);
   if (type == "numpy.ndarray") return;
@@ -69,7 +70,7 @@ ArrayRef from_numpy(const py::array& array, const char* operation, const char* n
   return ref;
 }
 
-/// Empty when the object has no usable buffer.
+/// Empty when the object has no buffer, or one of a format that only its DLPack knows.
 std::optional<ArrayRef> from_buffer(py::handle object, const char* operation, const char* name) {
   if (PyObject_CheckBuffer(object.ptr()) == 0) return std::nullopt;
   PyObject* memory = PyMemoryView_FromObject(object.ptr());
@@ -136,7 +137,7 @@ ArrayRef import_array(py::handle object, const char* operation, const char* name
                       const DeviceStream& target) {
   ArrayRef ref = import_any(object, operation, name, target);
   if (ref.view.empty()) {
-    // Producers give the strides of an empty array as they like.
+    // Producers give the strides of an empty array as they like, so that no check may rest on them.
     const std::vector<std::int64_t> shape(ref.view.shape.begin(),
                                           ref.view.shape.begin() + ref.view.rank);
     ref.view = dense_view(ref.view.data, ref.view.dtype, shape);

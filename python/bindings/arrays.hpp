@@ -34,9 +34,10 @@ struct DeviceStream {
   void* stream = nullptr;  ///< null: the default stream of the device
 };
 
-/// Errors: DTypeError (not an array, or an element type without a name here), DeviceError (not
-/// in the memory of the target's device), ShapeError (rank > 4, unaligned), UnsupportedError (a
-/// tensor with gradients). Memory of a GPU is ready for the target's stream.
+/// Borrows an array of the caller. Errors: DTypeError (not an array, or an element type without a
+/// name here), DeviceError (not in the memory of the target's device), ShapeError (rank > 4,
+/// unaligned), UnsupportedError (a tensor with gradients). Memory of a GPU is ready for the
+/// target's stream.
 ArrayRef import_array(py::handle object, const char* operation, const char* name,
                       const DeviceStream& target = {});
 
@@ -46,7 +47,7 @@ struct Array {
   bool read_only = false;
   std::shared_ptr<void> owner;
 };
-/// 64-byte aligned, dense, not initialised. Throws OutOfMemoryError.
+/// New memory: 64-byte aligned, dense, not initialised. Throws OutOfMemoryError.
 std::shared_ptr<Array> new_array(DType dtype, const std::vector<std::int64_t>& shape);
 
 /// What errors call the type of an object, e.g. "numpy.ndarray".

@@ -1,7 +1,7 @@
 #pragma once
 
-/// What the files of this folder share. Each bind_* is a file's part of the module; module.cpp calls
-/// them in this order, in which a class comes before those that name it.
+/// What the files of this folder share. Each bind_* is a file's part of the module; module.cpp
+/// calls them in this order, in which a class comes before those that name it.
 
 #include <pybind11/pybind11.h>
 

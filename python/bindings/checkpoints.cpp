@@ -22,7 +22,7 @@ namespace {
 using Stack = std::shared_ptr<ExpertStack>;
 using stack::Builder;
 
-/// (type name, source, decision, reason)
+/// (type name, source, decision, reason), as StackBuilder takes a role.
 using RoleArgument = std::tuple<std::string, std::string, std::string, std::string>;
 
 Builder::RoleSpec role_spec(const RoleArgument& argument) {
@@ -123,7 +123,7 @@ py::object config_from_hf(const py::object& config, std::int32_t layer) {
   return py::module_::import("moesaic.hf_config").attr("config_from_hf")(config, layer);
 }
 
-/// def_static of a class that another file made.
+/// Adds a static method to a class that another file made.
 template <class Function, class... Extra>
 void def_static(const py::object& type, const char* name, Function&& function,
                 const Extra&... extra) {

@@ -11,7 +11,7 @@
 namespace moesaic::python {
 namespace {
 
-/// One array of a routing, dense [T, top_k].
+/// Imports one array of a routing. Throws unless it is dense [T, top_k] of this type.
 ArrayRef import_part(py::handle array, const char* name, DType dtype, const DeviceStream& target,
                      const char* operation) {
   ArrayRef ref = import_array(array, operation, name, target);
@@ -82,7 +82,8 @@ CallRouting::CallRouting(const RoutingObject& given, const DeviceStream& target,
   const auto pairs = static_cast<std::size_t>(host.num_pairs());
   backend.copy_on_stream(context, view_.topk_ids, host.topk_ids, pairs * sizeof(std::int32_t));
   backend.copy_on_stream(context, view_.topk_weights, host.topk_weights, pairs * sizeof(float));
-  backend.synchronize(context);  // the host's copy may change from here on
+  // The host's arrays may change as soon as this returns.
+  backend.synchronize(context);
 }
 
 CallRouting::CallRouting(std::int64_t num_tokens, std::int32_t top_k, const DeviceStream& target,

@@ -131,7 +131,7 @@ void require_device(int type, int id, const char* operation, const char* name, D
   });
 }
 
-/// What __dlpack_device__() says; nothing where there is none. Throws DeviceError.
+/// What __dlpack_device__() says; empty for an object without it. Throws DeviceError.
 std::optional<std::pair<int, int>> dlpack_device(py::handle object, const char* operation,
                                                  const char* name) {
   if (!py::hasattr(object, "__dlpack_device__")) return std::nullopt;

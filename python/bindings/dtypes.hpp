@@ -12,13 +12,14 @@
 
 namespace moesaic::python {
 
-/// Empty for one without a name here.
+/// The element type of a numpy descriptor; empty for one without a name here.
 std::optional<DType> dtype_of(const py::dtype& dtype);
 
 /// The numpy descriptor of an element type; bf16 needs ml_dtypes.
 py::dtype numpy_dtype(DType dtype);
 
-/// Empty for a format (PEP 3118) without a name here; null means bytes.
+/// The element type of a buffer's format (PEP 3118), where null means bytes; empty for one without
+/// a name here.
 std::optional<DType> dtype_of_format(const char* format);
 
 /// The format of an element type. There is none for bfloat16, so that a buffer shows the bits of

@@ -11,7 +11,7 @@ namespace {
 
 using Pool = std::shared_ptr<ExpertPool>;
 
-/// use(span of all ids), whatever kind of array or list they come in.
+/// Calls use(span of all ids), whatever kind of array or list they come in.
 template <class Use>
 auto with_ids(const py::object& ids, const char* operation, Use&& use) {
   const Ids experts = import_id_list(ids, operation, "ids");

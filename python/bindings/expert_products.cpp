@@ -15,7 +15,7 @@ std::int64_t rows_of(const ExpertStack& stack, Role role) {
   return role == Role::Down ? stack.shape().hidden_size : stack.shape().intermediate_size;
 }
 
-/// The shape of ids with `rows` behind it.
+/// The shape of a result: that of the ids, with `rows` values for each. Throws ShapeError.
 std::vector<std::int64_t> gemv_shape(const Ids& ids, std::int64_t rows, const char* operation) {
   require<ShapeError>(ids.view.rank == 1 || ids.view.rank == 2, [&] {
     return Problem{operation, "ids", "[k] or [T, k]", describe(ids.view), {}};
@@ -53,7 +53,7 @@ py::object gemv_gate_up_silu(const ExpertStack& stack, const py::object& x, cons
               });
 }
 
-/// gemv_gate, gemv_up or gemv_down.
+/// Adds gemv_gate, gemv_up or gemv_down.
 void define_gemv(StackClass& type, const char* name, const char* operation, Role role,
                  const char* x_name) {
   type.def(
@@ -70,7 +70,7 @@ void define_gemv(StackClass& type, const char* name, const char* operation, Role
       py::arg("precision") = py::none(), py::arg("stream") = py::none());
 }
 
-/// gemm_gate, gemm_up or gemm_down.
+/// Adds gemm_gate, gemm_up or gemm_down.
 void define_gemm(StackClass& type, const char* name, const char* operation, Role role,
                  const char* x_name) {
   type.def(

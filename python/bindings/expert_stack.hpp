@@ -11,7 +11,7 @@ namespace moesaic::python {
 
 using StackClass = py::class_<ExpertStack, std::shared_ptr<ExpertStack>>;
 
-/// The products with single tokens (gemv_*) and over a plan (gemm_*).
+/// Adds the products with single tokens (gemv_*) and over a plan (gemm_*).
 void define_products(StackClass& type);
 
 /// One matrix as f32 [rows, cols]. Throws ShapeError unless there is such an expert.

@@ -54,7 +54,7 @@ class GivenInputs {
                                            describe(ids_.view),
                                            {}};
                           });
-      // The forward reads them only.
+      // A view of a routing is made for writing too, but the forward only reads these ids.
       auto* data = const_cast<std::int32_t*>(static_cast<const std::int32_t*>(ids_.view.data));
       io.routing = {data, nullptr, ids_.view.dim(0), request.top_k};
     }

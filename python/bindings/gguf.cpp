@@ -17,7 +17,7 @@ void require_open(const GgufFile& file, const char* operation) {
   });
 }
 
-/// One tensor of the index, with the file it belongs to.
+/// One tensor of the index, and the file, which it keeps alive.
 struct TensorObject {
   File file;
   const GgufTensor* tensor;
@@ -56,7 +56,8 @@ struct ToPython {
         return py::cast(array.as_integers());
     }
   }
-  /// Token pieces need not be UTF-8.
+  /// Texts of a file need not be UTF-8, and the pieces of a vocabulary are not: such bytes become
+  /// surrogates, which encode back to them.
   static py::str text(const std::string& value) {
     PyObject* decoded = PyUnicode_DecodeUTF8(value.data(), static_cast<py::ssize_t>(value.size()),
                                              "surrogateescape");

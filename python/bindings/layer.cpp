@@ -25,7 +25,7 @@ using Stack = std::shared_ptr<ExpertStack>;
 
 constexpr const char* kMoeLayer = "MoeLayer";
 
-/// A named array of `shape` as f32; empty for None.
+/// The values of an array as f32; empty for None. Throws ShapeError unless it has this shape.
 std::vector<float> import_part(const py::object& value, const char* name,
                                const std::vector<std::int64_t>& shape) {
   if (value.is_none()) return {};
@@ -41,7 +41,7 @@ std::vector<float> import_part(const py::object& value, const char* name,
   return import_floats(value, kMoeLayer, name);
 }
 
-/// (down [L, H], up [H, L]) as the stack of LatentExperts.
+/// The projections (down [L, H], up [H, L]) as the stack of LatentExperts; empty for None.
 std::optional<LatentExperts> import_latent(const py::object& pair, const py::object& norm,
                                            const MoeConfig& config, Device device) {
   require<ConfigError>(!pair.is_none() || norm.is_none(), [] {
@@ -76,7 +76,7 @@ std::optional<LatentExperts> import_latent(const py::object& pair, const py::obj
                        {import_part(norm, "latent_norm", {latent}), config.norm_eps}};
 }
 
-/// [vocab_size, top_k]; empty for None.
+/// The experts of each token id, [vocab_size, top_k]; empty for None. Throws ShapeError.
 std::vector<std::int32_t> import_table(const py::object& value, const MoeConfig& config) {
   if (value.is_none()) return {};
   const Ids ids = import_ids(value, kMoeLayer, "token_experts");

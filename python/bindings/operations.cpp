@@ -16,7 +16,7 @@
 namespace moesaic::python {
 namespace {
 
-/// Size of the last dimension; ShapeError for a scalar.
+/// The size of the last dimension. Throws ShapeError for an array of fewer than two.
 std::int64_t last_dim(const ArrayRef& array, const char* operation, const char* name) {
   require<ShapeError>(array.view.rank >= 2, [&] {
     return Problem{operation, name, "a matrix", describe(array.read()), {}};
@@ -37,7 +37,8 @@ class Operation {
   const ArrayRef& in() const { return in_; }
   std::int64_t last_dim() const { return python::last_dim(in_, operation_, name_); }
 
-  /// run(context, in, routing, out); without a routing its view is empty.
+  /// Calls run(context, in, routing, out) without the GIL, with an f32 `out` of `shape`, and
+  /// returns that; without a routing its view is empty.
   template <class Run>
   py::object apply(const std::vector<std::int64_t>& shape, const py::object& out, Run&& run,
                    bool accumulate = false, const RoutingObject* routing = nullptr) {

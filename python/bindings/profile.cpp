@@ -12,7 +12,7 @@
 namespace moesaic::python {
 namespace {
 
-// A context variable object, never released.
+// The context variable that profile() sets, never released.
 PyObject* profile_variable = nullptr;
 
 std::shared_ptr<Profiler> make_profiler(const std::string& mode) {

@@ -9,7 +9,7 @@
 namespace moesaic::python {
 namespace {
 
-/// from_dlpack of the package that the type of `like` lives in; None when there is none.
+/// The from_dlpack of the package that the type of `like` lives in; None when it has none.
 py::object foreign_from_dlpack(py::handle like) {
   if (py::hasattr(like, "__array_namespace__")) {
     const py::object space = like.attr("__array_namespace__")();
@@ -70,7 +70,8 @@ Result::Result(py::handle like, const ArrayRef& like_ref, DType dtype,
     return;
   }
   if (like_ref.kind == ArrayKind::Numpy) {
-    // x's own descriptor: bfloat16 comes back as the type that it came in.
+    // Several packages register a bfloat16 with numpy: take the descriptor of x, so that a result
+    // has the type that x has.
     const py::dtype descriptor = dtype == DType::BF16 && like_ref.view.dtype == dtype
                                      ? py::reinterpret_borrow<py::array>(like_ref.keep).dtype()
                                      : numpy_dtype(dtype);

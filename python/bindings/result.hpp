@@ -18,7 +18,7 @@ class Result {
   py::object finish();
 
  private:
-  /// Takes `object` as what the call writes to.
+  /// Makes `object` what the call writes to.
   void write_to(py::object object, const char* operation, const DeviceStream& target);
   TensorView view_;
   py::object object_;  ///< a numpy array, the caller's out, or a package's own

@@ -7,7 +7,8 @@
 namespace moesaic::python {
 namespace {
 
-/// The store's bytes as numpy sees them: f32 [.., k, n] (a transposed view), else encoded bytes.
+/// Bytes of the store as numpy sees them: f32 [k, n] of one expert or [E, k, n] of all, or encoded
+/// bytes. The store keeps [n, k], so that the view of f32 is a transposed one.
 py::array view_array(const StoreRole& role, std::span<const std::byte> bytes, bool one) {
   const RoleView& view = role.view;
   if (view.ref().type != QuantType::F32) {

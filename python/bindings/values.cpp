@@ -9,7 +9,7 @@
 namespace moesaic::python {
 namespace {
 
-/// Calls visit(element pointer) in row-major order.
+/// Calls visit(pointer to an element) for each, in row-major order.
 template <class Visit>
 void for_each_element(const ConstTensorView& view, Visit&& visit) {
   const auto* base = static_cast<const std::byte*>(view.data);

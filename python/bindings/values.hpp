@@ -14,8 +14,8 @@ struct Ids {
   std::vector<std::int32_t> copy;
   ConstTensorView view;
 };
-/// Errors: as import_array; DTypeError (not int32 or int64; on a GPU not int32), ShapeError (beyond
-/// int32; on a GPU not dense).
+/// Imports ids. Errors: as import_array; DTypeError (not int32 or int64; on a GPU not int32),
+/// ShapeError (beyond int32; on a GPU not dense).
 Ids import_ids(py::handle object, const char* operation, const char* name,
                const DeviceStream& target = {});
 

@@ -23,7 +23,7 @@ bool overlaps(const ConstTensorView& a, const ConstTensorView& b);
 void require_disjoint(const ConstTensorView& out, const ConstTensorView& in, const char* operation,
                       const char* name);
 
-/// "[5, 32, 64]".
+/// A shape as errors show it: "[5, 32, 64]".
 std::string shape_text(const std::vector<std::int64_t>& shape);
 
 /// A Python object as an owner that C++ may let go of on any thread.

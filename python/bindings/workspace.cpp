@@ -75,7 +75,8 @@ void bind_workspace(py::module_& m) {
              std::int64_t max_tokens) {
             LayerRef layer;
             layer.stack = stack.get();
-            // Whatever routes the logits: its memory per thread is largest with a group per expert.
+            // The router of the calls to come is not known here. A router with a group per expert
+            // needs the most memory, so a workspace for it suffices for any.
             RouterConfig router;
             router.num_experts = stack->num_experts();
             router.num_groups = stack->num_experts();
