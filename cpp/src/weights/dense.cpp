@@ -49,7 +49,7 @@ void check_view(const ConstTensorView& view, const char* name, const char* expec
   });
 }
 
-/// A dense copy in own memory; the view may be strided.
+/// A dense copy of a view that may be strided, in memory of its own.
 RoleWeights copy_role(const ConstTensorView& view, QuantType type) {
   const std::size_t size = size_of(view.dtype);
   RoleWeights weights;

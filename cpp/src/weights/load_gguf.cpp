@@ -43,7 +43,7 @@ void split_fused_bias(const GgufFile& file, const GgufTensor& bias, ExpertStack:
   parts.up.bias = std::make_shared<const std::vector<float>>(std::move(up));
 }
 
-/// One tensor per role and expert (early Mixtral files).
+/// Takes files with one tensor per role and expert, as early Mixtral files are.
 Sources load_per_expert(const GgufFile& file, const MoeTensors& tensors, std::int32_t layer,
                         ExpertStack::Parts& parts) {
   const std::string prefix = "blk." + std::to_string(layer) + ".ffn_";
@@ -83,7 +83,7 @@ Sources load_per_expert(const GgufFile& file, const MoeTensors& tensors, std::in
   return {prefix + "gate.*.weight", prefix + "up.*.weight", prefix + "down.*.weight"};
 }
 
-/// Stacked tensors, [E, rows, cols], with gate and up apart or fused (gate rows first).
+/// Takes stacked tensors, [E, rows, cols], with gate and up apart or fused (gate rows first).
 Sources load_stacked(const GgufFile& file, const MoeTensors& tensors, std::int32_t layer,
                      ExpertStack::Parts& parts) {
   const std::string prefix = "blk." + std::to_string(layer) + ".ffn_";
@@ -113,7 +113,8 @@ Sources load_stacked(const GgufFile& file, const MoeTensors& tensors, std::int32
   parts.down = load(*tensors.down, 0, hidden);
   if (fused) {
     parts.gate = load(*tensors.gate_up, 0, intermediate);
-    parts.up = parts.gate;  // one tensor holds both, up I rows behind gate
+    // One tensor holds both, with the up rows behind the gate rows of each expert.
+    parts.up = parts.gate;
     parts.up.ref.base += intermediate * parts.up.ref.row_stride;
     if (const GgufTensor* bias = file.tensor(prefix + "gate_up_exps.bias")) {
       split_fused_bias(file, *bias, parts);
@@ -128,7 +129,7 @@ Sources load_stacked(const GgufFile& file, const MoeTensors& tensors, std::int32
           first.name, tensors.down->name};
 }
 
-/// Biases [E, rows] and scales [E] of the roles that have them.
+/// Reads the biases [E, rows] and scales [E] of the roles that have them.
 void load_epilogues(const GgufFile& file, const MoeTensors& tensors, ExpertStack::Parts& parts) {
   const auto [experts, hidden, intermediate] = parts.shape;
   const auto load = [&, e = static_cast<std::int64_t>(experts)](

@@ -1,5 +1,5 @@
-/// What a GGUF file holds of a layer beside the routed experts: shared experts and the projections of
-/// latent ones, each as a stack of one expert.
+/// What a GGUF file holds of a layer beside the routed experts, each as a stack of one expert:
+/// shared experts, and the projections of latent ones.
 
 #include <utility>
 
