@@ -39,7 +39,7 @@ def signature(function: ast.FunctionDef, skip_self: bool = False) -> str:
     positional = [*a.posonlyargs, *a.args]
     defaults = [None] * (len(positional) - len(a.defaults)) + list(a.defaults)
     parts = []
-    for i, (arg, default) in enumerate(zip(positional, defaults)):  # noqa: B905 - 3.10 and before
+    for i, (arg, default) in enumerate(zip(positional, defaults, strict=True)):
         if not (skip_self and i == 0):
             parts.append(arg.arg if default is None else f"{arg.arg}={text_of(default)}")
         if a.posonlyargs and i == len(a.posonlyargs) - 1 and parts:
@@ -48,7 +48,7 @@ def signature(function: ast.FunctionDef, skip_self: bool = False) -> str:
         parts.append(f"*{a.vararg.arg}")
     elif a.kwonlyargs:
         parts.append("*")
-    for arg, default in zip(a.kwonlyargs, a.kw_defaults):  # noqa: B905
+    for arg, default in zip(a.kwonlyargs, a.kw_defaults, strict=True):
         parts.append(arg.arg if default is None else f"{arg.arg}={text_of(default)}")
     if a.kwarg is not None:
         parts.append(f"**{a.kwarg.arg}")
@@ -114,9 +114,9 @@ def texts_of(stub: str) -> dict[str, str]:
 
 def literal(text: str) -> str:
     """A C++ string literal, a line of source per line of text."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    lines = escaped.split("\n")
-    return "\n     ".join(f'"{line}\\n"' for line in lines[:-1]) + f' "{lines[-1]}"'
+    lines = text.replace("\\", "\\\\").replace('"', '\\"').split("\n")
+    ends = ["\\n"] * (len(lines) - 1) + [""]
+    return "\n     ".join(f'"{line}{end}"' for line, end in zip(lines, ends, strict=True))
 
 
 def table(texts: dict[str, str]) -> str:
