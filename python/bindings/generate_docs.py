@@ -13,7 +13,6 @@ Usage: generate_docs.py _core.pyi docs_table.cpp
 """
 
 import ast
-import inspect
 import sys
 from pathlib import Path
 
@@ -108,8 +107,7 @@ def texts_of(stub: str) -> dict[str, str]:
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             texts |= class_texts(node)
-    texts |= {f.name: function_text(f) for f in functions_in(tree.body)}
-    return {name: inspect.cleandoc(text) if name == "" else text for name, text in texts.items()}
+    return texts | {f.name: function_text(f) for f in functions_in(tree.body)}
 
 
 def literal(text: str) -> str:
