@@ -91,16 +91,32 @@ def quant_types() -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class MoeWeights:
-    """One layer of a file by ``write_moe_gguf``: what its quantised bytes decode to, in f32."""
+    """One layer of a file by ``write_moe_gguf``: what its quantised bytes decode to, in f32.
 
-    router: npt.NDArray[np.float32]  #: [E, H]
-    gate: npt.NDArray[np.float32]  #: [E, I, H]
-    up: npt.NDArray[np.float32]  #: [E, I, H]
-    down: npt.NDArray[np.float32]  #: [E, H, I]
-    shared_gate: npt.NDArray[np.float32] | None = None  #: [S, H]
-    shared_up: npt.NDArray[np.float32] | None = None  #: [S, H]
-    shared_down: npt.NDArray[np.float32] | None = None  #: [H, S]
-    shared_router: npt.NDArray[np.float32] | None = None  #: [H]
+    Parameters
+    ----------
+    router : f32 array [E, H]
+        Router.
+    gate, up : f32 array [E, I, H]
+        Routed experts.
+    down : f32 array [E, H, I]
+        Routed experts.
+    shared_gate, shared_up : f32 array [S, H], optional
+        Shared experts, with an intermediate size of S.
+    shared_down : f32 array [H, S], optional
+        Shared experts.
+    shared_router : f32 array [H], optional
+        Weight of the sigmoid that scales the shared experts.
+    """
+
+    router: npt.NDArray[np.float32]
+    gate: npt.NDArray[np.float32]
+    up: npt.NDArray[np.float32]
+    down: npt.NDArray[np.float32]
+    shared_gate: npt.NDArray[np.float32] | None = None
+    shared_up: npt.NDArray[np.float32] | None = None
+    shared_down: npt.NDArray[np.float32] | None = None
+    shared_router: npt.NDArray[np.float32] | None = None
 
 
 def _random(rng: np.random.Generator, *shape: int) -> npt.NDArray[np.float32]:
