@@ -13,12 +13,6 @@ void bind_router_config(py::module_& m);
 void bind_moe_config(py::module_& m);
 void bind_models(py::module_& m);
 
-/// "about: word | word | word.", for the docstring of a field that takes the words of E.
-template <class E>
-std::string words(const char* about) {
-  return std::string(about) + ": " + list_names<E>(" | ") + ".";
-}
-
 /// An Activation, or its kind as text. Throws ConfigError.
 Activation parse_activation(const py::object& value, const char* operation);
 

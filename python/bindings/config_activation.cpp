@@ -45,22 +45,15 @@ Activation parse_activation(const py::object& value, const char* operation) {
 }
 
 void bind_activation(py::module_& m) {
-  const std::string about =
-      "What happens between gate/up and down. Kinds:\n" + list_names<ActivationKind>(", ") + ".";
-  py::class_<Activation> activation(m, "Activation", py::is_final(), about.c_str());
+  py::class_<Activation> activation(m, "Activation", py::is_final());
   activation
       .def(py::init(&make_activation), py::arg("kind") = "swiglu", py::kw_only(),
            py::arg("limit") = 7.0F, py::arg("alpha") = 1.702F, py::arg("beta") = 1.0F,
-           py::arg("linear_beta") = 0.0F,
-           "Raises ConfigError: an unknown kind, or a number without meaning.")
-      .def_property_readonly("gated", &Activation::gated, "Whether it reads a gate row.")
-      .def("__call__", &activate, py::arg("g"), py::arg("u"), "The scalar definition.");
+           py::arg("linear_beta") = 0.0F)
+      .def_property_readonly("gated", &Activation::gated)
+      .def("__call__", &activate, py::arg("g"), py::arg("u"));
   define_fields(activation, "Activation", &to_dict,
-                {{"kind", "Name of the formula."},
-                 {"limit", "L of the clamped forms."},
-                 {"alpha", "Of swiglu_oai."},
-                 {"beta", "b of situ."},
-                 {"linear_beta", "lb of situ; 0 means plain u."}});
+                {"kind", "limit", "alpha", "beta", "linear_beta"});
 }
 
 }  // namespace moesaic::python

@@ -12,27 +12,18 @@
 
 namespace moesaic::python {
 
-/// A field and its docstring.
-struct FieldHelp {
-  const char* name;
-  std::string help;
-};
-
 /// Defines to_dict, replace, ==, repr and one read-only property per field, all from the dict that
 /// `to_dict` gives.
 template <class T>
 void define_fields(py::class_<T>& type, const char* name, py::dict (*to_dict)(const T&),
-                   std::initializer_list<FieldHelp> fields) {
-  type.def(
-          "to_dict", [to_dict](const T& self) { return to_dict(self); }, "All fields by name.")
-      .def(
-          "replace",
-          [to_dict](const py::object& self, const py::kwargs& changes) {
-            const py::dict all = to_dict(self.cast<const T&>());
-            all.attr("update")(changes);
-            return py::type::of(self)(**all);
-          },
-          "A copy with some fields changed; checked as a new one.")
+                   std::initializer_list<const char*> fields) {
+  type.def("to_dict", [to_dict](const T& self) { return to_dict(self); })
+      .def("replace",
+           [to_dict](const py::object& self, const py::kwargs& changes) {
+             const py::dict all = to_dict(self.cast<const T&>());
+             all.attr("update")(changes);
+             return py::type::of(self)(**all);
+           })
       .def("__eq__",
            [to_dict](const T& a, const py::object& b) -> py::object {
              if (!py::isinstance<T>(b))
@@ -46,13 +37,10 @@ void define_fields(py::class_<T>& type, const char* name, py::dict (*to_dict)(co
                   std::string(py::repr(value));
         return "moesaic." + label + "(" + text + ")";
       });
-  for (const auto& [field, help] : fields) {
-    type.def_property_readonly(
-        field,
-        [to_dict, key = std::string(field)](const T& self) {
-          return py::object(to_dict(self)[key.c_str()]);
-        },
-        help.c_str());
+  for (const char* field : fields) {
+    type.def_property_readonly(field, [to_dict, key = std::string(field)](const T& self) {
+      return py::object(to_dict(self)[key.c_str()]);
+    });
   }
 }
 

@@ -30,8 +30,7 @@ py::dict to_dict(const MoeConfig& c) {
 }  // namespace
 
 void bind_moe_config(py::module_& m) {
-  py::class_<MoeConfig> config(m, "MoeConfig", py::is_final(),
-                               "Facts of one MoE layer of a model; immutable.");
+  py::class_<MoeConfig> config(m, "MoeConfig", py::is_final());
   config
       .def(py::init([](std::int64_t hidden_size, std::int64_t intermediate_size,
                        std::int32_t num_experts, std::int32_t top_k, const py::object& activation,
@@ -71,31 +70,13 @@ void bind_moe_config(py::module_& m) {
            py::arg("latent_size") = 0, py::arg("latent_norm") = false,
            py::arg("input_norm") = false, py::arg("router_input") = "experts",
            py::arg("norm_eps") = 1e-6F, py::arg("vocab_size") = 0, py::arg("architecture") = "",
-           py::arg("layer") = 0,
-           "Without `router`: softmax, renormalised. shared_activation None: as activation.")
-      .def_static(
-          "from_gguf", &MoeConfig::from_gguf, py::arg("file"), py::arg("layer"),
-          "Read one layer's facts. Raises UnsupportedError naming an architecture without a\n"
-          "preset or the part that it needs and that is missing here, FormatError for missing,\n"
-          "unknown or contradictory values, ShapeError for a layer without experts.");
-  define_fields(config, "MoeConfig", &to_dict,
-                {{"hidden_size", "H of x and of y."},
-                 {"intermediate_size", "I of a routed expert."},
-                 {"num_experts", "Experts with weights."},
-                 {"top_k", "Experts per token."},
-                 {"activation", "Activation."},
-                 {"router", "RouterConfig."},
-                 {"shared", words<SharedKind>("Shared experts")},
-                 {"shared_intermediate_size", "I of all shared experts together."},
-                 {"shared_activation", "Activation of the shared experts."},
-                 {"latent_size", "Width at which the experts run; 0: at H."},
-                 {"latent_norm", "Whether the latent sum passes an RMS norm."},
-                 {"input_norm", "Whether x passes an RMS norm before the experts."},
-                 {"router_input", words<RouterInput>("What the router reads")},
-                 {"norm_eps", "Of these RMS norms."},
-                 {"vocab_size", "Rows of the table that routes by token id; 0: no table."},
-                 {"architecture", "GGUF architecture string, or the caller's own."},
-                 {"layer", "Block number in the model."}});
+           py::arg("layer") = 0)
+      .def_static("from_gguf", &MoeConfig::from_gguf, py::arg("file"), py::arg("layer"));
+  define_fields(
+      config, "MoeConfig", &to_dict,
+      {"hidden_size", "intermediate_size", "num_experts", "top_k", "activation", "router", "shared",
+       "shared_intermediate_size", "shared_activation", "latent_size", "latent_norm", "input_norm",
+       "router_input", "norm_eps", "vocab_size", "architecture", "layer"});
 }
 
 }  // namespace moesaic::python

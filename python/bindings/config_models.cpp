@@ -101,19 +101,10 @@ MoeConfig model_config(const std::string& model, const std::string& architecture
 }  // namespace
 
 void bind_models(py::module_& m) {
-  m.def("known_architectures", &known_architectures,
-        "GGUF architecture strings whose MoE layers open.");
-  m.def("architecture_table", &architecture_rows,
-        "The presets in words, a dict per architecture: architecture, source, model_types,\n"
-        "score, selection,\n"
-        "renormalize, scale, activation, shared, notes, missing (the part that keeps its layers\n"
-        "from opening, or ''). 'key' marks what a file's metadata decides.");
-  m.def("layer_kinds", &kinds, py::arg("file").none(false),
-        "The feed-forward part of each block of a file: 'dense', 'moe' or 'none', by the tensors\n"
-        "that it holds.");
-  m.def("model_facts", &model_facts, py::arg("model"),
-        "One row of the table of models, by the words of RouterConfig and MoeConfig.\n"
-        "Raises ConfigError for a name that it lacks.");
+  m.def("known_architectures", &known_architectures);
+  m.def("architecture_table", &architecture_rows);
+  m.def("layer_kinds", &kinds, py::arg("file").none(false));
+  m.def("model_facts", &model_facts, py::arg("model"));
   m.def("model_config", &model_config, py::arg("model"), py::kw_only(), py::arg("architecture"),
         py::arg("layer"), py::arg("hidden_size"), py::arg("intermediate_size"),
         py::arg("num_experts"), py::arg("top_k"), py::arg("score") = py::none(),
@@ -122,9 +113,7 @@ void bind_models(py::module_& m) {
         py::arg("identity_experts") = 0, py::arg("vocab_size") = 0,
         py::arg("activation") = py::none(), py::arg("limit") = py::none(),
         py::arg("alpha") = py::none(), py::arg("shared_intermediate_size") = 0,
-        py::arg("latent_size") = 0, py::arg("norm_eps") = 1e-6,
-        "The configuration of a layer: the facts of a model with the values of a file, where None\n"
-        "leaves the model's. Raises ConfigError where the router contradicts itself.");
+        py::arg("latent_size") = 0, py::arg("norm_eps") = 1e-6);
 }
 
 }  // namespace moesaic::python

@@ -49,11 +49,7 @@ RouterConfig call_router(const std::optional<RouterConfig>& router,
 }
 
 void bind_router_config(py::module_& m) {
-  py::class_<RouterConfig> router(
-      m, "RouterConfig", py::is_final(),
-      "A router, factored into independent facts. In order: logits (+ router_bias), score,\n"
-      "selection (+ selection_bias, groups), top-k, weights from the unbiased scores,\n"
-      "renormalisation, scale.");
+  py::class_<RouterConfig> router(m, "RouterConfig", py::is_final());
   router.def(
       py::init([](std::int32_t num_experts, std::int32_t top_k, const std::string& score,
                   bool renormalize, const std::string& guard, float guard_eps, float scale,
@@ -88,27 +84,11 @@ void bind_router_config(py::module_& m) {
       py::arg("groups_used") = 1, py::arg("group_reduce") = "top2_sum",
       py::arg("group_mask") = "minus_infinity", py::arg("weight_on") = "output",
       py::arg("identity_experts") = 0, py::arg("router_bias") = std::vector<float>{},
-      py::arg("selection_bias") = std::vector<float>{},
-      "Raises ConfigError on a contradiction (top_k > num_experts, ...).");
-  define_fields(
-      router, "RouterConfig", &to_dict,
-      {{"num_experts", "E of the logits, identity experts included."},
-       {"top_k", "Experts per token."},
-       {"score", words<ScoreFunction>("What turns a logit into a score")},
-       {"renormalize", "Whether the selected weights are made to sum to one."},
-       {"guard", words<NormGuard>("What keeps that division from zero")},
-       {"guard_eps", "The guard's epsilon."},
-       {"scale", "Factor on the weights; 0 and 1 both mean none."},
-       {"select_on", words<SelectOn>("What top-k reads; given: the ids come with the call")},
-       {"num_groups", "Groups of experts."},
-       {"groups_used", "Groups a token may use."},
-       {"group_reduce", words<GroupReduce>("Score of a group")},
-       {"group_mask", words<GroupMask>("What experts of other groups become")},
-       {"weight_on",
-        words<WeightOn>("Where the weight acts; input: x is scaled before the expert")},
-       {"identity_experts", "The last ids, without weights: they give x itself."},
-       {"router_bias", "Empty or [E], added to the logits."},
-       {"selection_bias", "Empty or [E], added for the selection only."}});
+      py::arg("selection_bias") = std::vector<float>{});
+  define_fields(router, "RouterConfig", &to_dict,
+                {"num_experts", "top_k", "score", "renormalize", "guard", "guard_eps", "scale",
+                 "select_on", "num_groups", "groups_used", "group_reduce", "group_mask",
+                 "weight_on", "identity_experts", "router_bias", "selection_bias"});
 }
 
 }  // namespace moesaic::python

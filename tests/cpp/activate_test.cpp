@@ -102,7 +102,7 @@ class ActivateKernels : public ::testing::TestWithParam<CpuIsa> {
   }
 };
 INSTANTIATE_TEST_SUITE_P(Isas, ActivateKernels, ::testing::ValuesIn(cpu::supported_isas()),
-                         [](const auto& info) { return std::string(cpu::name_of(info.param)); });
+                         [](const auto& info) { return std::string(name_of(info.param)); });
 
 TEST_P(ActivateKernels, AgreeWithTheirFormulas) {
   const Rows rows = random_rows(200, 1);

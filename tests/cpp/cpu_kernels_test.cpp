@@ -120,8 +120,8 @@ TEST_P(EveryFormat, MeetsF64) {
     Context context = cpu_context(isa);
     const double exact = rel_l2(multiply(context, role.packed, x, Precision::Exact), want);
     const double fast = rel_l2(multiply(context, role.packed, x, Precision::Fast), want);
-    EXPECT_LT(exact, 5e-5) << cpu::name_of(isa);
-    EXPECT_LT(fast, is_float(GetParam()) ? 5e-6 : 8e-3) << cpu::name_of(isa);
+    EXPECT_LT(exact, 5e-5) << name_of(isa);
+    EXPECT_LT(fast, is_float(GetParam()) ? 5e-6 : 8e-3) << name_of(isa);
   }
 }
 
@@ -136,19 +136,19 @@ TEST_P(EveryFormat, EveryTokenCountGivesTheSameBitsAndMeetsTheScalarTwin) {
       Context context = cpu_context(isa);
       const Floats all = multiply(context, packed, x, precision);
       // The integer sums are equal; the f32 rounding of at most a few hundred additions is not.
-      EXPECT_LT(rel_l2(all, want), 1e-6) << cpu::name_of(isa);
+      EXPECT_LT(rel_l2(all, want), 1e-6) << name_of(isa);
       for (std::int64_t tokens = 1; tokens <= 16; ++tokens) {
         ASSERT_TRUE(same_bits(multiply(context, packed, first_rows(x, tokens, cols()), precision),
                               first_rows(all, tokens, 35)))
-            << cpu::name_of(isa) << " tokens " << tokens;
+            << name_of(isa) << " tokens " << tokens;
         if (isa == CpuIsa::Scalar && tokens >= 3) break;
       }
       const Floats few = first_rows(x, 3, cols());
       ASSERT_TRUE(same_bits(multiply(context, weights, few, precision),
                             multiply(context, packed, few, precision)))
-          << "rows against panels, " << cpu::name_of(isa);
+          << "rows against panels, " << name_of(isa);
       ASSERT_TRUE(same_bits(multiply(context, weights, x, precision), all))
-          << "rows against panels, " << cpu::name_of(isa);
+          << "rows against panels, " << name_of(isa);
     }
   }
 }
@@ -163,7 +163,7 @@ TEST_P(EveryFormat, FmaInstructionSetsAgreeBitForBit) {
       Context context = cpu_context(isa);
       const Floats y = multiply(context, role.packed, x, precision);
       if (first.empty()) first = y;
-      EXPECT_TRUE(same_bits(first, y)) << cpu::name_of(isa);
+      EXPECT_TRUE(same_bits(first, y)) << name_of(isa);
     }
   }
 }
@@ -177,7 +177,7 @@ TEST(CpuKernels, ListsEveryFormatAndNamesTheForcedOne) {
     Tuning tuning;
     tuning.cpu_isa = isa;
     EXPECT_EQ(cpu::kernel_name(role.packed.ref, tuning),
-              std::string("gemm_q4_k_") + cpu::name_of(isa));
+              std::string("gemm_q4_k_") + name_of(isa));
   }
 }
 
@@ -194,7 +194,7 @@ TEST(CpuKernels, ExtremeActivationsDoNotSaturate) {
     for (const CpuIsa isa : cpu::supported_isas()) {
       Context context = cpu_context(isa);
       EXPECT_LT(rel_l2(multiply(context, role.packed, x, Precision::Exact), want), 1e-5)
-          << cpu::name_of(isa) << " " << traits(type).name;
+          << name_of(isa) << " " << traits(type).name;
     }
   }
 }
@@ -244,7 +244,7 @@ TEST(CpuKernels, TwoByteAndStridedSourcesGiveTheBitsOfDenseF32) {
       const InputRows in = input_rows(strided, "test", "x");
       EXPECT_TRUE(same_bits(run_case(context, in_turn(role.packed, in, Precision::Exact)),
                             multiply(context, role.packed, x, Precision::Exact)))
-          << cpu::name_of(isa);
+          << name_of(isa);
     }
   }
 }

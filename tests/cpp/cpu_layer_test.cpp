@@ -151,7 +151,7 @@ TEST(CpuLayer, FormsThreadsAndLayoutsGiveTheSameBits) {
                   EXPECT_LT(rel_l2(y, p->want), precision == Precision::Exact ? 1e-4 : 1.3e-2);
                 }
                 ASSERT_TRUE(same_bits(first, y))
-                    << cpu::name_of(isa) << " tokens " << tokens << " threads " << threads
+                    << name_of(isa) << " tokens " << tokens << " threads " << threads
                     << " form " << static_cast<int>(form) << " panels " << (p == &panels);
               }
             }
@@ -196,7 +196,7 @@ TEST(CpuLayer, EveryActivationWithBiasAndScaleMeetsF64) {
     for (const CpuIsa isa : cpu::supported_isas()) {
       Context context = cpu_context(isa);
       EXPECT_LT(rel_l2(run_case(context, p.phases()), p.want), 1e-4)
-          << name_of(kind) << " " << cpu::name_of(isa);
+          << name_of(kind) << " " << name_of(isa);
     }
   }
 }
@@ -221,7 +221,7 @@ TEST(CpuLayer, OddShapesMeetF64) {
       Context context = cpu_context(isa);
       for (const Form form : {Form::Pairs, Form::Blocks}) {
         EXPECT_LT(rel_l2(run_case(context, p.phases(form)), p.want), 1e-4)
-            << cpu::name_of(isa) << " H " << c.hidden << " I " << c.intermediate;
+            << name_of(isa) << " H " << c.hidden << " I " << c.intermediate;
       }
     }
   }

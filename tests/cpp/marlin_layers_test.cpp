@@ -83,7 +83,7 @@ void check_layer(const MarlinLayer& marlin, std::int64_t tokens, std::int32_t to
       };
       const Outcome first = run(kWays[0]);
       EXPECT_LT(first.error(want), precision == Precision::Exact ? kExactBound : kFastBound)
-          << cpu::name_of(isa);
+          << name_of(isa);
       for (const Way& way : kWays) {
         EXPECT_EQ(run(way).values(), first.values()) << way.name;
         if (way.gemm != GemmMode::Aligned) continue;

@@ -46,7 +46,7 @@ TEST(MarlinProducts, AgreeWithF64OnEveryInstructionSet) {
                      out.begin() + (d.out_row + d.rows) * c.n);
         }
         const double bound = precision == Precision::Exact ? kExactBound : kFastBound;
-        EXPECT_LT(rel_l2(got, want), bound) << describe_recipe(r) << " " << cpu::name_of(isa);
+        EXPECT_LT(rel_l2(got, want), bound) << describe_recipe(r) << " " << name_of(isa);
         // Rows that no dispatch names stay as they were.
         for (const std::int64_t row : {3, 7, 10, 20})
           EXPECT_TRUE(std::isnan(out[static_cast<std::size_t>(row * c.n)]));

@@ -33,7 +33,7 @@ class Way:
 
     name: str
     call: Callable[[F32, mo.MoeLayer, F32, mo.Workspace], Any]
-    settings: dict[str, str]  # of mo.tuning, under which explain() describes this way
+    settings: dict[str, Any]  # of mo.tuning, under which explain() describes this way
     bound: float = BOUND
 
 
