@@ -1,6 +1,6 @@
-"""The README's generated tables. `python tests/readme_tables.py --write` renews them.
+"""Generated tables of READMEs and pages; `python tests/readme_tables.py --write` renews them.
 
-A table stands between `<!-- begin NAME -->` and `<!-- end NAME -->`.
+A table stands between `<!-- begin NAME -->` and `<!-- end NAME -->`, in any of DOCUMENTS.
 """
 
 from __future__ import annotations
@@ -18,9 +18,18 @@ from moesaic.bench import report
 from moesaic.hf_config.families import family_table
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
-RESULTS = Path(__file__).parent / "bench" / "results.json"
-FORMATS = Path(__file__).parent / "bench" / "formats.json"
+DOCUMENTS = (
+    "README.md",
+    "python/README.md",
+    "python/docs/pages/formats.md",
+    "cpp/src/model/README.md",
+    "tests/bench/README.md",
+)
+# One file per date; the tables show the last.
+RESULTS = Path(__file__).parent / "bench" / "results"
+FORMATS = Path(__file__).parent / "bench" / "formats"
+# What the first table of speed shows: a row per number of tokens, all threads.
+SUMMARY_ENGINES = ("moesaic", "moesaic exact", "ggml (repack)", "torch bf16")
 FAMILIES = (
     ("4-bit float", "FP4$"),
     ("4-bit groups (GPTQ, AWQ)", "^INT4$"),
@@ -75,9 +84,34 @@ def environment() -> str:
     return markdown(("variable", "meaning"), rows)
 
 
+def latest(folder: Path) -> Any:
+    """Return the content of the folder's file with the latest date."""
+    return json.loads(max(folder.glob("*.json")).read_text())
+
+
+def speed_summary() -> str:
+    """Return five rows of the first result: speed with the error beside it."""
+    result = latest(RESULTS)["results"][0]
+    points = [p for p in result["points"] if not p["busy"]]
+    threads = max(p["threads"] for p in points)
+    rows = []
+    for tokens in dict.fromkeys(p["tokens"] for p in points):
+        at = {p["engine"]: p for p in points if (p["tokens"], p["threads"]) == (tokens, threads)}
+        limit = at["moesaic"]["floor_us"]
+        cells = [f"{at[e]['us']:,.0f} ({at[e]['rel_l2']:.0e})" for e in SUMMARY_ENGINES]
+        rows.append([str(tokens), f"{limit:,.0f}", *cells])
+    shape, machine = result["shape"], result["machine"]
+    about = (
+        f"Microseconds per layer (relative error), {shape['name']}, {shape['gate_up_type']} and "
+        f"{shape['down_type']}, {threads} threads of an {machine['cpu']} ({machine['isa']}), "
+        f"{result['date']}; limit: what the machine's memory and arithmetic allow."
+    )
+    return about + "\n\n" + markdown(("tokens", "limit", *SUMMARY_ENGINES), rows)
+
+
 def speed() -> str:
     """The bench results that are kept: the first, and the others folded."""
-    first, *others = json.loads(RESULTS.read_text())["results"]
+    first, *others = latest(RESULTS)["results"]
     folded = [
         f"<details><summary>{other['shape']['name']}, {' '.join(_tokens(other))} tokens</summary>"
         f"\n\n{report.markdown(other)}\n\n</details>"
@@ -92,7 +126,7 @@ def _tokens(result: dict[str, Any]) -> list[str]:
 
 def format_speed() -> str:
     """Every format at two batch sizes, beside Q4_K and ggml."""
-    kept = json.loads(FORMATS.read_text())
+    kept = latest(FORMATS)
     rows: dict[str, list[str]] = {}
     for row in kept["rows"]:
         cells = rows.setdefault(row["type"], [f"`{row['type']}`"])
@@ -106,7 +140,12 @@ def format_speed() -> str:
     header = ["gate, up and down"]
     for tokens in dict.fromkeys(row["tokens"] for row in kept["rows"]):
         plural = "" if tokens == 1 else "s"
-        header += [f"{tokens} token{plural}: us (error)", "speed", f"of {kept['base']}", "ggml"]
+        header += [
+            f"{tokens} token{plural}: us (error)",
+            "speed",
+            f"speed over {kept['base']}'s",
+            "ggml: us (error)",
+        ]
     about = (
         f"{kept['shape']}, {kept['rows'][0]['threads']} threads, {kept['machine']['cpu']}, "
         f"{kept['machine']['isa']}; {kept['date']}; `python tests/bench/formats.py`."
@@ -154,13 +193,14 @@ TABLES: dict[str, Callable[[], str]] = {
     "architectures": architectures,
     "model_types": model_types,
     "environment": environment,
+    "speed_summary": speed_summary,
     "speed": speed,
     "format_speed": format_speed,
 }
 
 
 def renewed(text: str) -> str:
-    """Return README text with every table made anew; KeyError for a marker without a table."""
+    """Return a document with every table made anew; KeyError for a marker without a table."""
 
     def replace(match: re.Match[str]) -> str:
         return f"<!-- begin {match[1]} -->\n{TABLES[match[1]]()}\n<!-- end {match[1]} -->"
@@ -170,16 +210,19 @@ def renewed(text: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="change the README")
+    parser.add_argument("--write", action="store_true", help="change the documents")
     options = parser.parse_args()
-    old = README.read_text()
-    new = renewed(old)
-    if options.write:
-        README.write_text(new)
-    elif new != old:
-        print("README.md: generated tables differ; run python tests/readme_tables.py --write")
-        return 1
-    return 0
+    stale = []
+    for name in DOCUMENTS:
+        old = (ROOT / name).read_text()
+        new = renewed(old)
+        if new != old:
+            stale.append(name)
+            if options.write:
+                (ROOT / name).write_text(new)
+    if stale and not options.write:
+        print(f"stale tables in {', '.join(stale)}; run python tests/readme_tables.py --write")
+    return 1 if stale and not options.write else 0
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ class ExpertProfile:
         return rate
 
     def effective_experts(self) -> npt.NDArray[np.float64]:
-        """Return [L]: exp of the entropy of the counts; E when all are used alike."""
+        """Return [L]: exp of the entropy of the counts; E when all are used equally."""
         share = self.counts / np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
         logs = np.log(share, where=share > 0, out=np.zeros_like(share))
         result: npt.NDArray[np.float64] = np.exp(-(share * logs).sum(axis=1))
@@ -185,8 +185,8 @@ class ExpertProfile:
         )
         axis.set_xticks(across, [str(self.layer_indices[t]) for t in across])
         axis.set_yticks(up)
-        axis.set(xlabel="layer", ylabel="expert", title="share of an expert, 1 = all alike")
-        figure.colorbar(image)
+        axis.set(xlabel="layer", ylabel="expert", title="How much each expert is used")
+        figure.colorbar(image, label="use over the average use of its layer")
         figure.tight_layout()
         figure.savefig(path, dpi=120)
         pyplot.close(figure)
