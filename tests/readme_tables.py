@@ -25,7 +25,7 @@ DOCUMENTS = (
     "cpp/src/model/README.md",
     "tests/bench/README.md",
 )
-# One file per date; the tables show the last.
+# One file per date. The tables show the last date of every shape, and of the formats.
 RESULTS = Path(__file__).parent / "bench" / "results"
 FORMATS = Path(__file__).parent / "bench" / "formats"
 # What the first table of speed shows: a row per number of tokens, all threads.
@@ -84,14 +84,21 @@ def environment() -> str:
     return markdown(("variable", "meaning"), rows)
 
 
-def latest(folder: Path) -> Any:
-    """Return the content of the folder's file with the latest date."""
-    return json.loads(max(folder.glob("*.json")).read_text())
+def latest_results() -> list[dict[str, Any]]:
+    """Return the results of the last date on which each shape was measured."""
+    files = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    results = [result for file in files for result in file["results"]]
+    dates = {str(result["shape"]): result["date"] for result in results}
+    return [result for result in results if result["date"] == dates[str(result["shape"])]]
 
 
 def speed_summary() -> str:
-    """Return five rows of the first result: speed with the error beside it."""
-    result = latest(RESULTS)["results"][0]
+    """Return a row per number of tokens: speed with the error beside it, all engines."""
+    result = next(
+        result
+        for result in latest_results()
+        if set(SUMMARY_ENGINES) <= {p["engine"] for p in result["points"]}
+    )
     points = [p for p in result["points"] if not p["busy"]]
     threads = max(p["threads"] for p in points)
     rows = []
@@ -104,14 +111,14 @@ def speed_summary() -> str:
     about = (
         f"Microseconds per layer (relative error), {shape['name']}, {shape['gate_up_type']} and "
         f"{shape['down_type']}, {threads} threads of an {machine['cpu']} ({machine['isa']}), "
-        f"{result['date']}; limit: what the machine's memory and arithmetic allow."
+        f"{result['date']}; limit: what memory and arithmetic allowed in the same minutes."
     )
     return about + "\n\n" + markdown(("tokens", "limit", *SUMMARY_ENGINES), rows)
 
 
 def speed() -> str:
     """The bench results that are kept: the first, and the others folded."""
-    first, *others = latest(RESULTS)["results"]
+    first, *others = latest_results()
     folded = [
         f"<details><summary>{other['shape']['name']}, {' '.join(_tokens(other))} tokens</summary>"
         f"\n\n{report.markdown(other)}\n\n</details>"
@@ -126,7 +133,7 @@ def _tokens(result: dict[str, Any]) -> list[str]:
 
 def format_speed() -> str:
     """Every format at two batch sizes, beside Q4_K and ggml."""
-    kept = latest(FORMATS)
+    kept = json.loads(max(FORMATS.glob("*.json")).read_text())
     rows: dict[str, list[str]] = {}
     for row in kept["rows"]:
         cells = rows.setdefault(row["type"], [f"`{row['type']}`"])

@@ -19,9 +19,9 @@ ALL = "moesaic.hpp"
 PAGE = "cpp/headers.md"
 DECLARATION = re.compile(
     r"^(?:\[\[nodiscard\]\] )?"
-    r"(?:(?P<kind>struct|class|enum class|concept|using) (?P<type>\w+)(?! *;)"
+    r"(?:(?P<kind>struct|class|enum class|concept|using) (?P<type>\w+)\b(?! *;)"
     r"|(?!static_assert|template|namespace|return|friend|extern)"
-    r"[\w:<>,&*\[\] ]+?\b(?P<function>\w+)\()"
+    r"\w[\w:<>,&*\[\] ]*?\b(?P<function>\w+)\()"
 )
 
 

@@ -1,16 +1,18 @@
-"""A griffe extension that makes more of what stubs and docstrings say.
+"""A griffe extension: what stubs and docstrings say, as a reader of the reference needs it.
 
 An overloaded function of a stub is a member like any other: griffe keeps overloads apart, to be
 joined with an implementation, a stub has none, and without this `MoeLayer.__call__` would be
-missing. And examples in docstrings, which begin with `>>>`, are code wherever they stand.
+missing. Aliases that a stub keeps to itself (`_Precision`) are spelled out. And examples in
+docstrings, which begin with `>>>`, are code wherever they stand.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
-from griffe import Class, Extension, Function, Module, Object
+from griffe import Attribute, Class, Expr, ExprName, Extension, Function, Module, Object
 
 EXAMPLE = re.compile(r"^(?P<indent> *)>>> .*(?:\n(?! *\n).*)*", flags=re.M)
 
@@ -23,6 +25,7 @@ class Stubs(Extension):
 
     def on_module_members(self, *, mod: Module, **kwargs: Any) -> None:
         add_overloaded(mod)
+        spell_out(mod, private_aliases(mod))
 
     def on_object(self, *, obj: Object, **kwargs: Any) -> None:
         fence_examples(obj)
@@ -45,6 +48,47 @@ def add_overloaded(parent: Class | Module) -> None:
         function.overloads = list(overloads)
         parent.set_member(name, function)
         fence_examples(function)
+
+
+def private_aliases(module: Module) -> dict[str, Expr]:
+    """Return what names such as `_Layout: TypeAlias = ...` of a module stand for."""
+    return {
+        name: member.value
+        for name, member in module.members.items()
+        if name.startswith("_")
+        and isinstance(member, Attribute)
+        and str(member.annotation) == "TypeAlias"
+        and isinstance(member.value, Expr)
+    }
+
+
+def spell_out(parent: Module | Class, aliases: dict[str, Expr]) -> None:
+    """Put aliases in place of their names, in every signature of a module or class."""
+    if not aliases:
+        return
+    overloaded = [o for overloads in parent.overloads.values() for o in overloads]
+    for member in [*parent.members.values(), *overloaded]:
+        if isinstance(member, Class):
+            spell_out(member, aliases)
+        elif isinstance(member, Function):
+            for function in [member, *(member.overloads or [])]:
+                function.returns = expanded(function.returns, aliases)
+                for parameter in function.parameters:
+                    parameter.annotation = expanded(parameter.annotation, aliases)
+        elif isinstance(member, Attribute):
+            member.annotation = expanded(member.annotation, aliases)
+
+
+def expanded(part: Any, aliases: dict[str, Expr]) -> Any:
+    if isinstance(part, ExprName):
+        return expanded(aliases[part.name], aliases) if part.name in aliases else part
+    if isinstance(part, list):
+        return [expanded(item, aliases) for item in part]
+    if isinstance(part, Expr) and dataclasses.is_dataclass(part):
+        # `parent` leads back to the module; the rest are the parts of the expression.
+        names = [field.name for field in dataclasses.fields(part) if field.name != "parent"]
+        return dataclasses.replace(part, **{n: expanded(getattr(part, n), aliases) for n in names})
+    return part
 
 
 def fence_examples(obj: Object) -> None:
