@@ -155,6 +155,7 @@ def docs(session: nox.Session) -> None:
     # The theme tells every reader of a log that its successor reads the same mkdocs.yml.
     env = {"NO_MKDOCS_2_WARNING": "1"}
     session.run("mkdocs", "build", "--strict", "-f", "python/docs/mkdocs.yml", env=env)
+    session.log("to read and search it: python -m http.server --bind 127.0.0.1 -d build/docs")
 
 
 @nox.session

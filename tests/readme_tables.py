@@ -46,8 +46,13 @@ KERNEL_LISTS = {
 }
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
+def markdown(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from: int | None = None
+) -> str:
+    """Return a table whose columns from `numbers_from` on are aligned to the right."""
+    words = len(header) if numbers_from is None else numbers_from
+    rule = ["---"] * words + ["--:"] * (len(header) - words)
+    lines = [header, rule, *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -113,7 +118,7 @@ def speed_summary() -> str:
         f"{shape['down_type']}, {threads} threads of an {machine['cpu']} ({machine['isa']}), "
         f"{result['date']}; limit: what memory and arithmetic allowed in the same minutes."
     )
-    return about + "\n\n" + markdown(("tokens", "limit", *SUMMARY_ENGINES), rows)
+    return about + "\n\n" + markdown(("tokens", "limit", *SUMMARY_ENGINES), rows, numbers_from=0)
 
 
 def speed() -> str:
@@ -157,7 +162,7 @@ def format_speed() -> str:
         f"{kept['shape']}, {kept['rows'][0]['threads']} threads, {kept['machine']['cpu']}, "
         f"{kept['machine']['isa']}; {kept['date']}; `python tests/bench/formats.py`."
     )
-    return about + "\n\n" + markdown(header, list(rows.values()))
+    return about + "\n\n" + markdown(header, list(rows.values()), numbers_from=1)
 
 
 def architectures() -> str:

@@ -46,8 +46,22 @@ def add_overloaded(parent: Class | Module) -> None:
         # One of the overloads has the docstring, whichever the type checker wants.
         function.docstring = next((o.docstring for o in overloads if o.docstring), None)
         function.overloads = list(overloads)
-        parent.set_member(name, function)
         fence_examples(function)
+        put_in_order(parent, name, function)
+
+
+def put_in_order(parent: Class | Module, name: str, function: Function) -> None:
+    """Make it a member before those that stand after it; pages show members in this order."""
+    line = function.lineno or 0
+    later = [
+        (other, member)
+        for other, member in parent.members.items()
+        if not member.is_alias and (member.lineno or 0) > line
+    ]
+    for other, _ in later:
+        parent.members.pop(other)
+    parent.set_member(name, function)
+    parent.members.update(later)
 
 
 def private_aliases(module: Module) -> dict[str, Expr]:
