@@ -1,6 +1,6 @@
 """Every weight format at the Qwen3-30B-A3B shape, each beside ggml, and beside Q4_K of its minute.
 
-`python tests/bench/formats.py` writes formats/DATE.json; readme_tables.py shows the last one.
+`python tests/bench/formats.py` writes formats/<date>.json; readme_tables.py shows the last one.
 """
 
 from __future__ import annotations

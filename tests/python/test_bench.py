@@ -71,7 +71,7 @@ def test_results_keep_their_history(result: object, tmp_path: Path) -> None:
 
 def test_the_history_command(result: object, tmp_path: Path, capsys) -> None:
     assert main(["bench", "--history", str(tmp_path)]) == 2
-    assert "DATE.json" in capsys.readouterr().err
+    assert "<date>.json" in capsys.readouterr().err
     plain = json.loads(json.dumps(result.to_json()))  # type: ignore[attr-defined]
     records.save([plain], tmp_path)
     assert main(["bench", "--history", str(tmp_path)]) == 0

@@ -1,8 +1,8 @@
 """Makes pages of the READMEs and other documents that stand beside the code.
 
-They stay where whoever changes the code sees them. Links among them become links between pages; a
-link to another file of the repository becomes its path, because the site does not hold that file. A
-link to nothing fails the build.
+They stay where whoever changes the code sees them. All links lead to files of the repository, so that
+they also work where these files are read; here they become links between pages, and a link to a file
+that the site does not hold becomes its path. A link to nothing fails the build.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ PAGES = {
     "README.md": "index.md",
     "python/README.md": "package.md",
     "cpp/README.md": "cpp/inside.md",
+    "cpp/include/moesaic": "cpp/headers.md",
     "cpp/src/model/README.md": "cpp/architectures.md",
     "cpp/src/offload/README.md": "cpp/offload.md",
     "cuda/README.md": "cpp/cuda.md",
@@ -40,11 +41,18 @@ LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]+)\]\((?P<target>[^)\s]+)\)")
 
 def on_files(files: Files, config: Any) -> Files:
     for source, page in PAGES.items():
-        if (DOCS / page).exists():
-            continue  # written for the site, as its first page is; the README only leads there
+        if (DOCS / page).exists() or not (ROOT / source).is_file():
+            continue  # pages that something else makes: the first one, and that of the headers
         text = (ROOT / source).read_text(encoding="utf-8")
         files.append(File.generated(config, page, content=with_links(text, source, page)))
     return files
+
+
+def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
+    name = page.file.src_uri
+    if not (DOCS / name).exists():
+        return markdown
+    return with_links(markdown, f"python/docs/pages/{name}", name)
 
 
 def with_links(text: str, source: str, page: str) -> str:

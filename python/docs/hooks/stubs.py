@@ -2,8 +2,10 @@
 
 An overloaded function of a stub is a member like any other: griffe keeps overloads apart, to be
 joined with an implementation, a stub has none, and without this `MoeLayer.__call__` would be
-missing. Aliases that a stub keeps to itself (`_Precision`) are spelled out. And examples in
-docstrings, which begin with `>>>`, are code wherever they stand.
+missing. Aliases that a stub keeps to itself (`_Precision`) are spelled out, except those of arrays,
+which stand for more than a reader wants to see each time; the first page of the reference says what
+they mean. Classes that only functions make show no constructor. And examples in docstrings (`>>>`)
+are code wherever they stand.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any
 
 from griffe import Attribute, Class, Expr, ExprName, Extension, Function, Module, Object
 
+ARRAYS = {"_AnyArray": "AnyArray", "_A": "A"}
 EXAMPLE = re.compile(r"^(?P<indent> *)>>> .*(?:\n(?! *\n).*)*", flags=re.M)
 
 
@@ -22,6 +25,9 @@ class Stubs(Extension):
 
     def on_class_members(self, *, cls: Class, **kwargs: Any) -> None:
         add_overloaded(cls)
+        constructor = cls.members.get("__init__")
+        if isinstance(constructor, Function) and refuses(constructor):
+            cls.del_member("__init__")
 
     def on_module_members(self, *, mod: Module, **kwargs: Any) -> None:
         add_overloaded(mod)
@@ -29,6 +35,11 @@ class Stubs(Extension):
 
     def on_object(self, *, obj: Object, **kwargs: Any) -> None:
         fence_examples(obj)
+
+
+def refuses(constructor: Function) -> bool:
+    """Return whether no argument is good enough: `__init__(self, *args: Never, ...)`."""
+    return any(str(parameter.annotation) == "Never" for parameter in constructor.parameters)
 
 
 def add_overloaded(parent: Class | Module) -> None:
@@ -78,8 +89,6 @@ def private_aliases(module: Module) -> dict[str, Expr]:
 
 def spell_out(parent: Module | Class, aliases: dict[str, Expr]) -> None:
     """Put aliases in place of their names, in every signature of a module or class."""
-    if not aliases:
-        return
     overloaded = [o for overloads in parent.overloads.values() for o in overloads]
     for member in [*parent.members.values(), *overloaded]:
         if isinstance(member, Class):
@@ -94,6 +103,8 @@ def spell_out(parent: Module | Class, aliases: dict[str, Expr]) -> None:
 
 
 def expanded(part: Any, aliases: dict[str, Expr]) -> Any:
+    if isinstance(part, ExprName) and part.name in ARRAYS:
+        return ExprName(ARRAYS[part.name], parent=part.parent)
     if isinstance(part, ExprName):
         return expanded(aliases[part.name], aliases) if part.name in aliases else part
     if isinstance(part, list):

@@ -51,7 +51,7 @@ def load_folder(folder: str | Path) -> list[dict[str, Any]]:
     """Return the results of every file of a folder, oldest first. Raises as load() does."""
     files = sorted(Path(folder).glob("*.json"))
     if not files:
-        raise mo.FormatError(f"{folder}: expected a folder with results (DATE.json), got none")
+        raise mo.FormatError(f"{folder}: expected a folder with results (<date>.json), got none")
     results = [result for file in files for result in load(file)]
     return sorted(results, key=lambda result: str(result["date"]))
 

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--busy", action="store_true", help="add rows beside one process that never sleeps"
     )
     parser.add_argument(
-        "--json", metavar="PATH", help="write the result to a file, or to DATE.json of a folder"
+        "--json", metavar="PATH", help="write the result to a file, or to <date>.json of a folder"
     )
     parser.add_argument(
         "--plot", metavar="FILE", help="write a roofline picture (PNG; needs matplotlib)"
