@@ -1,8 +1,8 @@
 """Makes pages of the READMEs and other documents that stand beside the code.
 
-They stay where whoever changes the code sees them. All links lead to files of the repository, so that
-they also work where these files are read; here they become links between pages, and a link to a file
-that the site does not hold becomes its path. A link to nothing fails the build.
+They stay where whoever changes the code sees them. All links lead to files of the repository, so
+that they also work where these files are read; here they become links between pages, and a link to
+a file that the site does not hold becomes its path. A link to nothing fails the build.
 """
 
 from __future__ import annotations

@@ -121,33 +121,40 @@ def plot_history(entries: Sequence[Entry], path: str | Path) -> None:
     """Write a PNG with one panel per layer and device: time over the machine's limit, by date.
 
     The limit was measured in the same minutes, so a faster machine hour does not look like faster
-    code. Each panel shows the largest number of threads. Raises UnsupportedError without
-    matplotlib (the extra ``plot``).
+    code. Panels show the default precision and the largest number of threads. Raises
+    UnsupportedError without matplotlib (the extra ``plot``), FormatError when there are none.
     """
     pyplot = pyplot_or_error("moesaic bench")
     panels: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
-        panels.setdefault((entry.shape, entry.device), []).append(entry)
+        if entry.engine == "moesaic":
+            panels.setdefault((entry.shape, entry.device), []).append(entry)
+    if not panels:
+        raise mo.FormatError("moesaic bench: --history: expected results of the default precision")
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure, grid = pyplot.subplots(
-        rows, columns, figsize=(5 * columns, 3.6 * rows), squeeze=False, sharey=True
-    )
+        rows, columns, figsize=(4.5 * columns + 1.5, 3.4 * rows), squeeze=False, sharey=True,
+        layout="constrained",
+    )  # fmt: skip
     axes = list(grid.flat)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     dates = sorted({entry.date for entry in entries})
+    counts = sorted({entry.tokens for entry in entries})
+    colours = pyplot.get_cmap("viridis")
+    shade = {count: colours(0.9 * i / max(len(counts) - 1, 1)) for i, count in enumerate(counts)}
+    shown: dict[int, Any] = {}
     for axis, ((shape, device), here) in zip(axes, panels.items(), strict=False):
         most = max(entry.threads for entry in here)
-        lines: dict[tuple[str, int], list[Entry]] = {}
+        lines: dict[int, list[Entry]] = {}
         for entry in here:
             if entry.threads == most:
-                lines.setdefault((entry.engine, entry.tokens), []).append(entry)
-        for (engine, tokens), line in lines.items():
-            label = f"{tokens} token{'' if tokens == 1 else 's'}"
-            label += engine.removeprefix("moesaic")
+                lines.setdefault(entry.tokens, []).append(entry)
+        for tokens, line in lines.items():
             at = [dates.index(entry.date) for entry in line]
-            axis.plot(at, [e.us / e.limit_us for e in line], marker="o", label=label)
+            ratios = [entry.us / entry.limit_us for entry in line]
+            (shown[tokens],) = axis.plot(at, ratios, marker="o", color=shade[tokens])
         axis.axhline(1, color="grey", linestyle="--", linewidth=1)
         axis.set_xticks(range(len(dates)), dates, rotation=30, ha="right")
         axis.set_xlim(-0.5, len(dates) - 0.5)
@@ -155,9 +162,10 @@ def plot_history(entries: Sequence[Entry], path: str | Path) -> None:
         threads = f", {most} thread{'' if most == 1 else 's'}" if most else ""
         axis.set_title(f"{shape}\n{device}{threads}", fontsize=9)
         axis.grid(True, alpha=0.3)
-        axis.legend(fontsize=7)
-    figure.suptitle("Time of a layer over the least time that the machine allows (1 = as fast)")
-    figure.tight_layout()
+    labels = [str(count) for count in sorted(shown)]
+    handles = [shown[count] for count in sorted(shown)]
+    figure.legend(handles, labels, title="tokens", loc="outside right upper")
+    figure.suptitle("Time of a layer over the least time that the machine allows (1: as fast)")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
