@@ -101,12 +101,17 @@ def comment_text(lines: list[str]) -> str:
 
 def section(header: Header) -> str:
     parts = [f"## {header.name}", text(header.comment)]
-    if header.declared:
-        rows = "\n".join(
-            f"| `{d.name}` | {d.kind} | {text(first_sentence(d.comment))} |"
-            for d in header.declared
-        )
-        parts.append(f"| name | kind | what it is |\n| --- | --- | --- |\n{rows}")
+    rows = [
+        f"| `{d.name}` | {d.kind} | {text(first_sentence(d.comment))} |"
+        for d in header.declared
+        if d.comment
+    ]
+    if rows:
+        parts.append("\n".join(["| name | kind | what it is |", "| --- | --- | --- |", *rows]))
+    # What has a plain name has no comment, or has them on its members.
+    plain = [f"`{d.name}`" for d in header.declared if not d.comment]
+    if plain:
+        parts.append(f"{'Also' if rows else 'It declares'} {', '.join(plain)}.")
     return "\n\n".join(parts)
 
 
