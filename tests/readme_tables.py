@@ -1,6 +1,7 @@
-"""Generated tables of READMEs and pages; `python tests/readme_tables.py --write` renews them.
+"""The generated tables of READMEs and pages; `python tests/readme_tables.py --write` renews them.
 
-A table stands between `<!-- begin NAME -->` and `<!-- end NAME -->`, in any of DOCUMENTS.
+A table stands between `<!-- begin NAME -->` and `<!-- end NAME -->`, in any Markdown file of the
+repository. Each table stands in one file at least, so that none is made for nobody.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,13 +20,6 @@ from moesaic.bench import report
 from moesaic.hf_config.families import family_table
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = (
-    "README.md",
-    "python/README.md",
-    "python/docs/pages/formats.md",
-    "cpp/src/model/README.md",
-    "tests/bench/README.md",
-)
 # One file per date. The tables show the last date of every shape, and of the formats.
 RESULTS = Path(__file__).parent / "bench" / "results"
 FORMATS = Path(__file__).parent / "bench" / "formats"
@@ -39,7 +34,8 @@ FAMILIES = (
     ("block of 32 or more", r"^Q\d_\d$"),
     ("unquantised", r"^B?F\d+$"),
 )
-# Of backends that most builds lack: file, what names a type there, types that stand elsewhere.
+# Where the kernels of backends that most builds lack are listed: the file, the line that names a
+# type, and the types that stand elsewhere.
 KERNEL_LISTS = {
     "cuda": ("cuda/formats/formats.inc", r"^MOESAIC_FORMAT\((\w+),", {"INT4"}),
     "metal": ("metal/kernels.inc", r"^MOESAIC_METAL_FORMAT\((\w+),", set()),
@@ -178,11 +174,11 @@ def architectures() -> str:
     header = (
         "architecture",
         "score",
-        "top-k of",
+        "selection reads",
         "renormalised",
         "scale",
         "activation",
-        "shared",
+        "shared experts",
         "notes",
     )
     return markdown(header, [[" ".join(names), *key] for key, names in rows.items()])
@@ -196,7 +192,16 @@ def model_types() -> str:
         + [row[column] for column in columns]
         for row in family_table()
     ]
-    header = ("model type", "score", "selection", "renormalised", *columns[3:])
+    header = (
+        "model type",
+        "score",
+        "selection reads",
+        "renormalised",
+        "scale",
+        "activation",
+        "shared experts",
+        "missing",
+    )
     return markdown(header, rows)
 
 
@@ -211,30 +216,50 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
+MARKED = re.compile(r"<!-- begin (\w+) -->\n.*?<!-- end \1 -->", flags=re.S)
+
+
 def renewed(text: str) -> str:
-    """Return a document with every table made anew; KeyError for a marker without a table."""
+    """Return the text with every table made anew; KeyError for a marker without a table."""
+    return MARKED.sub(
+        lambda match: f"<!-- begin {match[1]} -->\n{TABLES[match[1]]()}\n<!-- end {match[1]} -->",
+        text,
+    )
 
-    def replace(match: re.Match[str]) -> str:
-        return f"<!-- begin {match[1]} -->\n{TABLES[match[1]]()}\n<!-- end {match[1]} -->"
 
-    return re.sub(r"<!-- begin (\w+) -->\n.*?<!-- end \1 -->", replace, text, flags=re.S)
+def pages() -> list[Path]:
+    """The Markdown files that are part of the repository, or about to be."""
+    listed = ("git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md")
+    done = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True)
+    return [ROOT / name for name in done.stdout.splitlines() if (ROOT / name).exists()]
+
+
+def check(write: bool) -> list[str]:
+    """Return what is wrong, after writing where `write` says so."""
+    problems, seen = [], set()
+    for page in pages():
+        old = page.read_text()
+        seen.update(match[1] for match in MARKED.finditer(old))
+        new = renewed(old)
+        if new == old:
+            continue
+        if write:
+            page.write_text(new)
+        else:
+            name = page.relative_to(ROOT)
+            problems.append(
+                f"{name}: generated tables differ; run python tests/readme_tables.py --write"
+            )
+    return problems + [f"no page has the table '{name}'" for name in TABLES if name not in seen]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="change the documents")
-    options = parser.parse_args()
-    stale = []
-    for name in DOCUMENTS:
-        old = (ROOT / name).read_text()
-        new = renewed(old)
-        if new != old:
-            stale.append(name)
-            if options.write:
-                (ROOT / name).write_text(new)
-    if stale and not options.write:
-        print(f"stale tables in {', '.join(stale)}; run python tests/readme_tables.py --write")
-    return 1 if stale and not options.write else 0
+    parser.add_argument("--write", action="store_true", help="change the files")
+    problems = check(parser.parse_args().write)
+    for problem in problems:
+        print(problem)
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":
