@@ -116,7 +116,7 @@ class ExpertProfile:
         return rate
 
     def effective_experts(self) -> npt.NDArray[np.float64]:
-        """Return [L]: exp of the entropy of the counts; E when all are used equally."""
+        """Return [L]: exp of the entropy of the counts; E when all are used alike."""
         share = self.counts / np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
         logs = np.log(share, where=share > 0, out=np.zeros_like(share))
         result: npt.NDArray[np.float64] = np.exp(-(share * logs).sum(axis=1))
