@@ -20,8 +20,11 @@ from moesaic.bench import report
 from moesaic.hf_config.families import family_table
 
 ROOT = Path(__file__).parents[1]
-RESULTS = Path(__file__).parent / "bench" / "results.json"
-FORMATS = Path(__file__).parent / "bench" / "formats.json"
+# One file per date. The tables show the last date of every shape, and of the formats.
+RESULTS = Path(__file__).parent / "bench" / "results"
+FORMATS = Path(__file__).parent / "bench" / "formats"
+# What the first table of speed shows: a row per number of tokens, all threads.
+SUMMARY_ENGINES = ("moesaic", "moesaic exact", "ggml (repack)", "torch bf16")
 FAMILIES = (
     ("4-bit float", "FP4$"),
     ("4-bit groups (GPTQ, AWQ)", "^INT4$"),
@@ -39,8 +42,13 @@ KERNEL_LISTS = {
 }
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
+def markdown(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from: int | None = None
+) -> str:
+    """Return a table whose columns from `numbers_from` on are aligned to the right."""
+    words = len(header) if numbers_from is None else numbers_from
+    rule = ["---"] * words + ["--:"] * (len(header) - words)
+    lines = [header, rule, *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -77,9 +85,41 @@ def environment() -> str:
     return markdown(("variable", "meaning"), rows)
 
 
+def latest_results() -> list[dict[str, Any]]:
+    """Return the results of the last date on which each shape was measured."""
+    files = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    results = [result for file in files for result in file["results"]]
+    dates = {str(result["shape"]): result["date"] for result in results}
+    return [result for result in results if result["date"] == dates[str(result["shape"])]]
+
+
+def speed_summary() -> str:
+    """Return a row per number of tokens: speed with the error beside it, all engines."""
+    result = next(
+        result
+        for result in latest_results()
+        if set(SUMMARY_ENGINES) <= {p["engine"] for p in result["points"]}
+    )
+    points = [p for p in result["points"] if not p["busy"]]
+    threads = max(p["threads"] for p in points)
+    rows = []
+    for tokens in dict.fromkeys(p["tokens"] for p in points):
+        at = {p["engine"]: p for p in points if (p["tokens"], p["threads"]) == (tokens, threads)}
+        limit = at["moesaic"]["floor_us"]
+        cells = [f"{at[e]['us']:,.0f} ({at[e]['rel_l2']:.0e})" for e in SUMMARY_ENGINES]
+        rows.append([str(tokens), f"{limit:,.0f}", *cells])
+    shape, machine = result["shape"], result["machine"]
+    about = (
+        f"Microseconds per layer (relative error), {shape['name']}, {shape['gate_up_type']} and "
+        f"{shape['down_type']}, {threads} threads of an {machine['cpu']} ({machine['isa']}), "
+        f"{result['date']}; limit: what memory and arithmetic allowed in the same minutes."
+    )
+    return about + "\n\n" + markdown(("tokens", "limit", *SUMMARY_ENGINES), rows, numbers_from=0)
+
+
 def speed() -> str:
     """The bench results that are kept: the first, and the others folded."""
-    first, *others = json.loads(RESULTS.read_text())["results"]
+    first, *others = latest_results()
     folded = [
         f"<details><summary>{other['shape']['name']}, {' '.join(_tokens(other))} tokens</summary>"
         f"\n\n{report.markdown(other)}\n\n</details>"
@@ -94,7 +134,7 @@ def _tokens(result: dict[str, Any]) -> list[str]:
 
 def format_speed() -> str:
     """Every format at two batch sizes, beside Q4_K and ggml."""
-    kept = json.loads(FORMATS.read_text())
+    kept = json.loads(max(FORMATS.glob("*.json")).read_text())
     rows: dict[str, list[str]] = {}
     for row in kept["rows"]:
         cells = rows.setdefault(row["type"], [f"`{row['type']}`"])
@@ -108,12 +148,17 @@ def format_speed() -> str:
     header = ["gate, up and down"]
     for tokens in dict.fromkeys(row["tokens"] for row in kept["rows"]):
         plural = "" if tokens == 1 else "s"
-        header += [f"{tokens} token{plural}: us (error)", "speed", f"of {kept['base']}", "ggml"]
+        header += [
+            f"{tokens} token{plural}: us (error)",
+            "speed",
+            f"speed over {kept['base']}'s",
+            "ggml: us (error)",
+        ]
     about = (
         f"{kept['shape']}, {kept['rows'][0]['threads']} threads, {kept['machine']['cpu']}, "
         f"{kept['machine']['isa']}; {kept['date']}; `python tests/bench/formats.py`."
     )
-    return about + "\n\n" + markdown(header, list(rows.values()))
+    return about + "\n\n" + markdown(header, list(rows.values()), numbers_from=1)
 
 
 def architectures() -> str:
@@ -165,6 +210,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "architectures": architectures,
     "model_types": model_types,
     "environment": environment,
+    "speed_summary": speed_summary,
     "speed": speed,
     "format_speed": format_speed,
 }
