@@ -8,6 +8,7 @@ gpu       nvcc on every CUDA kernel, and all checks of Metal (skips what lacks n
 race      emulated CUDA kernels under ThreadSanitizer (Linux; skipped without clang 19)
 parity    layers beside the modules of transformers (needs torch, some 200 MB)
 arm       the kernels' tests for 64-bit Arm: cross compiler and qemu (Linux; skipped without them)
+docs      the documentation site in build/docs; a broken link or reference fails
 pythons   every CPython from 3.11 to 3.14 found here: build, install, import, demo
 """
 
@@ -25,7 +26,7 @@ from nox.command import CommandFailed
 
 nox.needs_version = ">=2024.4.15"
 nox.options.default_venv_backend = "venv"
-SESSIONS = ["tests", "lint", "wheel", "sanitize", "gpu", "race", "parity", "arm", "pythons"]
+SESSIONS = ["tests", "lint", "wheel", "sanitize", "gpu", "race", "parity", "arm", "docs", "pythons"]
 nox.options.sessions = SESSIONS
 
 ROOT = Path(__file__).parent
@@ -34,8 +35,8 @@ CMAKE = ["cmake>=3.24,<5", "ninja>=1.11"]
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 # The programs whose tests make calls from several threads, and those tests.
 TSAN_PROGRAMS = [
-    *("thread_pool_test", "forward_test", "profile_test", "gguf_test", "workspace_test"),
-    *("offload_store_test", "offload_disk_test"),
+    *("thread_pool_test", "forward_invariance_test", "profile_test", "gguf_sharing_test"),
+    *("workspace_test", "offload_store_test", "offload_disk_test"),
 ]
 TSAN_TESTS = "Thread|Pool|Concurrent|Races|AtATime|WhileExpertsMove|DiskSource"
 
@@ -136,13 +137,25 @@ def arm(session: nox.Session) -> None:
         if not installed(session, packages):
             session.skip(f"{' and '.join(tools)} are missing and cannot be installed here")
     session.install(*CMAKE)
-    programs = ["cpu_kernels_test", "isa_test", "quant_test"]
+    programs = ["cpu_kernels_test", "cpu_layer_test", "isa_test", "quant_test"]
     session.run("cmake", "--preset", "aarch64", "--fresh")
     session.run("cmake", "--build", "--preset", "aarch64", "--target", *programs)
     emulator = ["qemu-aarch64-static", "-cpu", "max", "-L", "/usr/aarch64-linux-gnu"]
     for program in programs:
         path = ROOT / "build" / "aarch64" / "tests" / program
         session.run(*emulator, str(path), "--gtest_brief=1", external=True)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Reads sources and stubs only: nothing is compiled."""
+    session.install(
+        *nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]["docs"]
+    )
+    # The theme tells every reader of a log that its successor reads the same mkdocs.yml.
+    env = {"NO_MKDOCS_2_WARNING": "1"}
+    session.run("mkdocs", "build", "--strict", "-f", "python/docs/mkdocs.yml", env=env)
+    session.log("to read and search it: python -m http.server --bind 127.0.0.1 -d build/docs")
 
 
 @nox.session

@@ -1,6 +1,7 @@
-"""The README's generated tables. `python tests/readme_tables.py --write` renews them.
+"""The generated tables of READMEs and pages; `python tests/readme_tables.py --write` renews them.
 
-A table stands between `<!-- begin NAME -->` and `<!-- end NAME -->`.
+A table stands between `<!-- begin NAME -->` and `<!-- end NAME -->`, in any Markdown file of the
+repository. Each table stands in one file at least, so that none is made for nobody.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,9 +20,11 @@ from moesaic.bench import report
 from moesaic.hf_config.families import family_table
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
-RESULTS = Path(__file__).parent / "bench" / "results.json"
-FORMATS = Path(__file__).parent / "bench" / "formats.json"
+# One file per date. The tables show the last date of every shape, and of the formats.
+RESULTS = Path(__file__).parent / "bench" / "results"
+FORMATS = Path(__file__).parent / "bench" / "formats"
+# What the first table of speed shows: a row per number of tokens, all threads.
+SUMMARY_ENGINES = ("moesaic", "moesaic exact", "ggml (repack)", "torch bf16")
 FAMILIES = (
     ("4-bit float", "FP4$"),
     ("4-bit groups (GPTQ, AWQ)", "^INT4$"),
@@ -30,15 +34,21 @@ FAMILIES = (
     ("block of 32 or more", r"^Q\d_\d$"),
     ("unquantised", r"^B?F\d+$"),
 )
-# Of backends that most builds lack: file, what names a type there, types that stand elsewhere.
+# Where the kernels of backends that most builds lack are listed: the file, the line that names a
+# type, and the types that stand elsewhere.
 KERNEL_LISTS = {
     "cuda": ("cuda/formats/formats.inc", r"^MOESAIC_FORMAT\((\w+),", {"INT4"}),
     "metal": ("metal/kernels.inc", r"^MOESAIC_METAL_FORMAT\((\w+),", set()),
 }
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
+def markdown(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from: int | None = None
+) -> str:
+    """Return a table whose columns from `numbers_from` on are aligned to the right."""
+    words = len(header) if numbers_from is None else numbers_from
+    rule = ["---"] * words + ["--:"] * (len(header) - words)
+    lines = [header, rule, *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -75,9 +85,41 @@ def environment() -> str:
     return markdown(("variable", "meaning"), rows)
 
 
+def latest_results() -> list[dict[str, Any]]:
+    """Return the results of the last date on which each shape was measured."""
+    files = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    results = [result for file in files for result in file["results"]]
+    dates = {str(result["shape"]): result["date"] for result in results}
+    return [result for result in results if result["date"] == dates[str(result["shape"])]]
+
+
+def speed_summary() -> str:
+    """Return a row per number of tokens: speed with the error beside it, all engines."""
+    result = next(
+        result
+        for result in latest_results()
+        if set(SUMMARY_ENGINES) <= {p["engine"] for p in result["points"]}
+    )
+    points = [p for p in result["points"] if not p["busy"]]
+    threads = max(p["threads"] for p in points)
+    rows = []
+    for tokens in dict.fromkeys(p["tokens"] for p in points):
+        at = {p["engine"]: p for p in points if (p["tokens"], p["threads"]) == (tokens, threads)}
+        limit = at["moesaic"]["floor_us"]
+        cells = [f"{at[e]['us']:,.0f} ({at[e]['rel_l2']:.0e})" for e in SUMMARY_ENGINES]
+        rows.append([str(tokens), f"{limit:,.0f}", *cells])
+    shape, machine = result["shape"], result["machine"]
+    about = (
+        f"Microseconds per layer (relative error), {shape['name']}, {shape['gate_up_type']} and "
+        f"{shape['down_type']}, {threads} threads of an {machine['cpu']} ({machine['isa']}), "
+        f"{result['date']}; limit: what memory and arithmetic allowed in the same minutes."
+    )
+    return about + "\n\n" + markdown(("tokens", "limit", *SUMMARY_ENGINES), rows, numbers_from=0)
+
+
 def speed() -> str:
     """The bench results that are kept: the first, and the others folded."""
-    first, *others = json.loads(RESULTS.read_text())["results"]
+    first, *others = latest_results()
     folded = [
         f"<details><summary>{other['shape']['name']}, {' '.join(_tokens(other))} tokens</summary>"
         f"\n\n{report.markdown(other)}\n\n</details>"
@@ -92,7 +134,7 @@ def _tokens(result: dict[str, Any]) -> list[str]:
 
 def format_speed() -> str:
     """Every format at two batch sizes, beside Q4_K and ggml."""
-    kept = json.loads(FORMATS.read_text())
+    kept = json.loads(max(FORMATS.glob("*.json")).read_text())
     rows: dict[str, list[str]] = {}
     for row in kept["rows"]:
         cells = rows.setdefault(row["type"], [f"`{row['type']}`"])
@@ -106,12 +148,17 @@ def format_speed() -> str:
     header = ["gate, up and down"]
     for tokens in dict.fromkeys(row["tokens"] for row in kept["rows"]):
         plural = "" if tokens == 1 else "s"
-        header += [f"{tokens} token{plural}: us (error)", "speed", f"of {kept['base']}", "ggml"]
+        header += [
+            f"{tokens} token{plural}: us (error)",
+            "speed",
+            f"speed over {kept['base']}'s",
+            "ggml: us (error)",
+        ]
     about = (
         f"{kept['shape']}, {kept['rows'][0]['threads']} threads, {kept['machine']['cpu']}, "
         f"{kept['machine']['isa']}; {kept['date']}; `python tests/bench/formats.py`."
     )
-    return about + "\n\n" + markdown(header, list(rows.values()))
+    return about + "\n\n" + markdown(header, list(rows.values()), numbers_from=1)
 
 
 def architectures() -> str:
@@ -127,11 +174,11 @@ def architectures() -> str:
     header = (
         "architecture",
         "score",
-        "top-k of",
+        "selection reads",
         "renormalised",
         "scale",
         "activation",
-        "shared",
+        "shared experts",
         "notes",
     )
     return markdown(header, [[" ".join(names), *key] for key, names in rows.items()])
@@ -145,7 +192,16 @@ def model_types() -> str:
         + [row[column] for column in columns]
         for row in family_table()
     ]
-    header = ("model type", "score", "selection", "renormalised", *columns[3:])
+    header = (
+        "model type",
+        "score",
+        "selection reads",
+        "renormalised",
+        "scale",
+        "activation",
+        "shared experts",
+        "missing",
+    )
     return markdown(header, rows)
 
 
@@ -154,32 +210,56 @@ TABLES: dict[str, Callable[[], str]] = {
     "architectures": architectures,
     "model_types": model_types,
     "environment": environment,
+    "speed_summary": speed_summary,
     "speed": speed,
     "format_speed": format_speed,
 }
 
 
+MARKED = re.compile(r"<!-- begin (\w+) -->\n.*?<!-- end \1 -->", flags=re.S)
+
+
 def renewed(text: str) -> str:
-    """Return README text with every table made anew; KeyError for a marker without a table."""
+    """Return the text with every table made anew; KeyError for a marker without a table."""
+    return MARKED.sub(
+        lambda match: f"<!-- begin {match[1]} -->\n{TABLES[match[1]]()}\n<!-- end {match[1]} -->",
+        text,
+    )
 
-    def replace(match: re.Match[str]) -> str:
-        return f"<!-- begin {match[1]} -->\n{TABLES[match[1]]()}\n<!-- end {match[1]} -->"
 
-    return re.sub(r"<!-- begin (\w+) -->\n.*?<!-- end \1 -->", replace, text, flags=re.S)
+def pages() -> list[Path]:
+    """The Markdown files that are part of the repository, or about to be."""
+    listed = ("git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md")
+    done = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True)
+    return [ROOT / name for name in done.stdout.splitlines() if (ROOT / name).exists()]
+
+
+def check(write: bool) -> list[str]:
+    """Return what is wrong, after writing where `write` says so."""
+    problems, seen = [], set()
+    for page in pages():
+        old = page.read_text()
+        seen.update(match[1] for match in MARKED.finditer(old))
+        new = renewed(old)
+        if new == old:
+            continue
+        if write:
+            page.write_text(new)
+        else:
+            name = page.relative_to(ROOT)
+            problems.append(
+                f"{name}: generated tables differ; run python tests/readme_tables.py --write"
+            )
+    return problems + [f"no page has the table '{name}'" for name in TABLES if name not in seen]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="change the README")
-    options = parser.parse_args()
-    old = README.read_text()
-    new = renewed(old)
-    if options.write:
-        README.write_text(new)
-    elif new != old:
-        print("README.md: generated tables differ; run python tests/readme_tables.py --write")
-        return 1
-    return 0
+    parser.add_argument("--write", action="store_true", help="change the files")
+    problems = check(parser.parse_args().write)
+    for problem in problems:
+        print(problem)
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ using Stream = cudaStream_t;
 
 namespace detail {
 
-// More dynamic shared memory than this must be asked for per kernel.
+// A kernel that wants more dynamic shared memory than this must ask for it.
 inline constexpr std::size_t kDefaultDynamicShared = 48 * 1024;
 
 template <class... Params>
@@ -44,7 +44,7 @@ int launch(void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t dynamic
                                         static_cast<Params>(args)...);
 }
 
-// The same, but the grid may start before its predecessor in the stream has ended: the kernel must
+// Launches a grid that may start before its predecessor in the stream has ended: the kernel must
 // call griddepcontrol_wait() before its first dependent read and before its first global write.
 template <class... Params, class... Args>
 int launch_dependent(void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t dynamic_shared,

@@ -137,20 +137,7 @@ MOESAIC_DEV void mbarrier_wait(uint64_t* barrier, unsigned parity) {
 #endif
 }
 
-// A barrier among `threads` threads (a multiple of 32) of the block; ids 1 to 15.
-MOESAIC_DEV void named_barrier_sync(int id, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
 // --- loads that do not stay in L1
-
-MOESAIC_DEV uint4 ld_global_nc16(const void* global) {
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(__cvta_generic_to_global(global)));
-  return v;
-}
 
 MOESAIC_DEV uint4 load_weight16(const void* global) {
   uint4 v;
@@ -178,9 +165,6 @@ MOESAIC_DEV uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
 MOESAIC_DEV uint32_t prmt(uint32_t low, uint32_t high, uint32_t selector) {
   return __byte_perm(low, high, selector);
 }
-
-// c + the dot product of four signed bytes.
-MOESAIC_DEV int dp4a(int a, int b, int c) { return __dp4a(a, b, c); }
 
 // --- 16-bit floats as bit patterns; pairs hold the first value in the low half
 
@@ -227,31 +211,14 @@ MOESAIC_DEV float2 unpack_f16(uint32_t pair) {
                      f16_to_f32(static_cast<uint16_t>(pair >> 16)));
 }
 
-#define MOESAIC_PAIR_OP(name, instruction)                      \
-  MOESAIC_DEV uint32_t name(uint32_t a, uint32_t b) {           \
-    uint32_t d;                                                 \
-    asm(instruction " %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b)); \
-    return d;                                                   \
-  }
-#define MOESAIC_PAIR_FMA(name, instruction)                                 \
-  MOESAIC_DEV uint32_t name(uint32_t a, uint32_t b, uint32_t c) {           \
-    uint32_t d;                                                             \
-    asm(instruction " %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c)); \
-    return d;                                                               \
-  }
-MOESAIC_PAIR_OP(f16x2_add, "add.rn.f16x2")
-MOESAIC_PAIR_OP(f16x2_sub, "sub.rn.f16x2")
-MOESAIC_PAIR_OP(f16x2_mul, "mul.rn.f16x2")
-MOESAIC_PAIR_FMA(f16x2_fma, "fma.rn.f16x2")
-MOESAIC_PAIR_FMA(bf16x2_fma, "fma.rn.bf16x2")
-#undef MOESAIC_PAIR_OP
-#undef MOESAIC_PAIR_FMA
+MOESAIC_DEV uint32_t bf16x2_fma(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t d;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
+}
 
-// sm_80 has only the fused form for bf16; a multiply by one and an addition of minus zero are
-// exact.
+// sm_80 has only the fused form for bf16; a multiplication by one is exact.
 MOESAIC_DEV uint32_t bf16x2_add(uint32_t a, uint32_t b) { return bf16x2_fma(a, 0x3F803F80u, b); }
-MOESAIC_DEV uint32_t bf16x2_sub(uint32_t a, uint32_t b) { return bf16x2_fma(b, 0xBF80BF80u, a); }
-MOESAIC_DEV uint32_t bf16x2_mul(uint32_t a, uint32_t b) { return bf16x2_fma(a, b, 0x80008000u); }
 
 // --- programmatic dependent launch: no-ops before sm_90
 

@@ -15,7 +15,7 @@ constexpr Piece piece(int byte, int shift, int count, int to = 0) {
           static_cast<std::uint8_t>(count), static_cast<std::uint8_t>(to)};
 }
 
-/// Byte `kAt` + kWidth * index and the following, low byte first.
+/// A value of kWidth bytes, low byte first: value `index` of those that start at byte kAt.
 template <int kAt, int kWidth>
 Pieces bytes(int index) {
   Pieces pieces{};
@@ -25,7 +25,7 @@ Pieces bytes(int index) {
   return pieces;
 }
 
-/// Nibbles of blocks of 32: the low ones are weights 0 .. 15.
+/// Nibbles of blocks of 32 weights: the low ones are weights 0 .. 15, the high ones 16 .. 31.
 template <int kAt>
 Pieces nibble32(int i) {
   return {piece(kAt + i % 16, 4 * (i / 16), 4)};
@@ -35,12 +35,12 @@ Pieces five32(int i) {
   return {nibble32<kAt>(i)[0], piece(kHighAt + i / 8, i % 8, 1, 4)};
 }
 
-/// Nibbles of K types: 32 bytes hold 64 weights, the first half in the low nibbles.
+/// Nibbles of the K types: 32 bytes hold 64 weights, the first half of them in the low nibbles.
 template <int kAt>
 Pieces nibble64(int i) {
   return {piece(kAt + 32 * (i / 64) + i % 32, 4 * (i / 32 % 2), 4)};
 }
-/// Two bits of K types: 32 bytes hold 128 weights.
+/// Two-bit codes of the K types: 32 bytes hold 128 weights, 32 in each pair of bits.
 template <int kAt>
 Pieces two128(int i) {
   return {piece(kAt + 32 * (i / 128) + i % 32, 2 * (i % 128 / 32), 2)};
@@ -56,8 +56,8 @@ Pieces code_q6_k(int i) {
 Pieces code_iq4_xs(int i) { return {piece(8 + 16 * (i / 32) + i % 16, 4 * (i % 32 / 16), 4)}; }
 Pieces code_nvfp4(int i) { return {piece(4 + 8 * (i / 16) + i % 8, 4 * (i % 16 / 8), 4)}; }
 
-/// The 6-bit scale (low byte) and minimum (high byte) of Q4_K and Q5_K; see
-/// quant/k_scales.hpp.
+/// The 6-bit scale (low byte) and minimum (high byte) of Q4_K and Q5_K; quant/k_scales.hpp draws
+/// them.
 Pieces scale_min6(int j) {
   if (j < 4) return {piece(4 + j, 0, 6), piece(8 + j, 0, 6, 8)};
   return {piece(8 + j, 0, 4), piece(j, 6, 2, 4), piece(8 + j, 4, 4, 8), piece(4 + j, 6, 2, 12)};
@@ -103,7 +103,8 @@ constexpr Description kDescriptions[] = {
 #undef MOESAIC_FORMAT
 static_assert(std::size(kDescriptions) == std::size(kFormats));
 
-/// Codes one after another whose pieces lie in one byte after another become one run.
+/// Gathers the pieces of all codes of a block; neighbouring codes whose pieces lie at the same bits
+/// of neighbouring bytes become one run.
 std::vector<Run> runs_of(PieceFn code, int elems) {
   std::vector<Run> runs;
   for (int first = 0; first < elems; first += kUnitCols) {

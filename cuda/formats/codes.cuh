@@ -1,10 +1,16 @@
-// Codes of a unit (16 rows x 64 columns) to A fragments of mma.m16n8k16 in bf16.
+// From the codes of a unit (16 rows x 64 columns) to A fragments of mma.m16n8k16 in bf16.
 //
-// Lane l of a warp (g = l / 4, t = l % 4) holds 32 codes of the unit, eight for each k16 step s.
+//          k16 step 0   step 1   step 2   step 3
+//   row  0 [ 16 cols  |        |        |        ]   lane l of a warp (g = l / 4, t = l % 4) holds
+//    ..    [          |        |        |        ]   32 codes of the unit, of rows g and g + 8:
+//   row 15 [          |        |        |        ]   eight for each k16 step s
+//
 // Code (s, r, h), r = 0 .. 3, h = 0 .. 1, is half h of register r of the fragment:
 //   row g + 8 (r & 1), column 16 s + 2 t + h + 8 (r >> 1).
 //
-//   plane of b = 4, 2, 1 bits   b words per lane, lane after lane. With c = 4 s + r the bits are in
+// How a lane's codes are stored depends on the format:
+//
+//   field of b = 4, 2, 1 bits   b words per lane, lane after lane. With c = 4 s + r the bits are in
 //                               word c b / 16, from bit c b % 16 + 16 h on. b = 4 is "P4".
 //   signed bytes                byte (r & 1) + 2 h + 4 (r >> 1) of the eight bytes of step s
 //   nibbles for such bytes      the same nibble of the word of step s: four nibbles in a row are a
@@ -12,8 +18,8 @@
 //   16-bit floats               word r of the 16 bytes of step s, half h
 //   f32                         word 2 r + h of the 32 bytes of step s
 //
-// What a lane reads at once is at most 16 bytes; wider codes are stored as [piece][lane][16 bytes],
-// so that each load of a warp is one contiguous run.
+// A lane reads at most 16 bytes at once. Wider codes are stored as [piece][lane][16 bytes], so that
+// each load of a warp is one contiguous run. Preconditions: units aligned to 16 bytes, whole warps.
 #pragma once
 
 #include "device.cuh"
@@ -36,7 +42,7 @@ struct FromShared {
   }
 };
 
-// kPieces runs of 16 bytes per lane.
+// Loads kPieces pieces of 16 bytes for a lane.
 template <class From, int kPieces>
 MOESAIC_DEV void load_pieces(const uint8_t* unit, int lane, uint32_t* words) {
   MOESAIC_UNROLL
@@ -49,18 +55,18 @@ MOESAIC_DEV void load_pieces(const uint8_t* unit, int lane, uint32_t* words) {
   }
 }
 
-// A plane of kBits per code.
+// Loads a field of kBits per code for a lane.
 template <class From, int kBits>
-MOESAIC_DEV void load_plane(const uint8_t* plane, int lane, uint32_t* words) {
+MOESAIC_DEV void load_bit_field(const uint8_t* field, int lane, uint32_t* words) {
   if constexpr (kBits == 4) {
-    load_pieces<From, 1>(plane, lane, words);
+    load_pieces<From, 1>(field, lane, words);
   } else if constexpr (kBits == 2) {
-    const uint2 pair = From::template load<uint2>(plane + 8 * lane);
+    const uint2 pair = From::template load<uint2>(field + 8 * lane);
     words[0] = pair.x;
     words[1] = pair.y;
   } else {
     static_assert(kBits == 1);
-    words[0] = From::template load<uint32_t>(plane + 4 * lane);
+    words[0] = From::template load<uint32_t>(field + 4 * lane);
   }
 }
 
@@ -68,17 +74,17 @@ inline constexpr int kAndOr = 0xEA;  // lop3 table of (a & b) | c
 
 MOESAIC_DEV constexpr uint32_t in_both_halves(uint32_t half) { return half << 16 | half; }
 
-// A word with its bits moved from place `from` to place `to` of both halves.
+// A word with its bits moved from bit kFrom to bit kTo of both halves.
 template <int kFrom, int kTo>
 MOESAIC_DEV uint32_t moved(uint32_t word) {
   return kFrom >= kTo ? word >> (kFrom >= kTo ? kFrom - kTo : 0)
                       : word << (kFrom < kTo ? kTo - kFrom : 0);
 }
 
-// Unsigned codes of kLow + kHigh bits: a plane of the low ones, then one of the high ones. The bits
+// Unsigned codes of kLow + kHigh bits: a field of the low ones, then one of the high ones. The bits
 // are or-ed into the top of the mantissa of bf16 2^(kLow + kHigh): the fragment holds kBias + code.
 template <int kLow, int kHigh>
-struct PlaneCodes {
+struct BitFieldCodes {
   static constexpr int kUnitBytes = 128 * (kLow + kHigh);
   static constexpr int kPlanes = 1;
   static constexpr int kBias = 1 << (kLow + kHigh);
@@ -89,8 +95,9 @@ struct PlaneCodes {
   template <class From>
   static MOESAIC_DEV Codes load_from(const uint8_t* unit, int lane) {
     Codes codes;
-    load_plane<From, kLow>(unit, lane, codes.words);
-    if constexpr (kHigh > 0) load_plane<From, kHigh>(unit + 128 * kLow, lane, codes.words + kLow);
+    load_bit_field<From, kLow>(unit, lane, codes.words);
+    if constexpr (kHigh > 0)
+      load_bit_field<From, kHigh>(unit + 128 * kLow, lane, codes.words + kLow);
     return codes;
   }
 
@@ -107,7 +114,7 @@ struct PlaneCodes {
   static constexpr int kLowAt = 7 - kLow - kHigh;
   static constexpr int kHighAt = 7 - kHigh;
 
-  // Codes 0 and 1 (h) of place c = 4 s + r.
+  // Register r of step s, with c = 4 s + r: codes h = 0 and h = 1 as a pair of bf16.
   template <int c>
   static MOESAIC_DEV uint32_t pair(const Codes& codes) {
     uint32_t p =
@@ -121,7 +128,8 @@ struct PlaneCodes {
   }
 };
 
-// Codes of kPieces times 16 bytes per lane; fragments hold nothing in excess of them.
+// Codes that take kPieces times 16 bytes per lane. Their fragments hold the codes themselves,
+// without an excess (kBias 0).
 template <int kPieces, int kBf16Planes>
 struct PieceCodes {
   static constexpr int kUnitBytes = 512 * kPieces;
@@ -139,8 +147,8 @@ struct PieceCodes {
   }
 };
 
-// The signed bytes 0 and 2 of a word, exactly, as two bf16: the low seven bits as 128 + v, minus
-// 128 or, for a negative byte, 256.
+// Bytes 0 and 2 of a word, which are signed, as two bf16, exactly: the low seven bits are or-ed
+// into the mantissa of 128, then 128 is subtracted or, for a negative byte, 256.
 MOESAIC_DEV uint32_t signed_bytes_to_bf16(uint32_t word) {
   const uint32_t magnitude = dev::lop3<kAndOr>(word, 0x007F007FU, 0x43004300U);
   const uint32_t offset = dev::lop3<kAndOr>(word, 0x00800080U, 0xC300C300U);
@@ -171,7 +179,7 @@ struct Fp4Doubled {
   static constexpr int kLevels[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 };
 
-// Levels of a book as the bytes of a word.
+// Four levels of a code book as the bytes of a word.
 template <class Book, int kAt>
 inline constexpr uint32_t kBookByte = static_cast<uint8_t>(Book::kLevels[kAt]);
 template <class Book, int kAt>
@@ -179,7 +187,7 @@ inline constexpr uint32_t kBookWord =
     kBookByte<Book, kAt> | kBookByte<Book, kAt + 1> << 8 | kBookByte<Book, kAt + 2> << 16 |
     kBookByte<Book, kAt + 3> << 24;
 
-// Nibbles that stand for signed bytes.
+// Nibbles that stand for signed bytes of a code book.
 template <class Book>
 struct BookCodes : PieceCodes<1, 1> {
   template <int kStep, int kPlane = 0>
@@ -189,8 +197,8 @@ struct BookCodes : PieceCodes<1, 1> {
   }
 
  private:
-  // Four bytes for four nibbles: both halves of the table are asked, then each byte taken from the
-  // one that the nibble's top bit names.
+  // Four bytes for four nibbles: each is looked up in both halves of the table, and the nibble's
+  // top bit says which of the two bytes is taken.
   static MOESAIC_DEV uint32_t look_up(uint32_t nibbles) {
     constexpr uint32_t k0 = kBookWord<Book, 0>, k1 = kBookWord<Book, 4>;
     constexpr uint32_t k2 = kBookWord<Book, 8>, k3 = kBookWord<Book, 12>;
@@ -208,8 +216,8 @@ struct Bf16Codes : PieceCodes<4, 1> {
   }
 };
 
-// Plane kPlane of two f32 as bf16: the value, what the first plane left, what both left. 8 + 8 + 8
-// bits of mantissa: all of f32 in three planes, all of f16 in two.
+// Plane kPlane of two f32 as bf16: plane 0 is the value rounded, plane 1 what that left, plane 2
+// what both left. With 8 bits of mantissa each, three planes hold all of an f32, two all of an f16.
 template <int kPlane>
 MOESAIC_DEV uint32_t bf16_plane(float low, float high) {
   const uint32_t pair = dev::pack_bf16(low, high);

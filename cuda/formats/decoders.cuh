@@ -1,17 +1,22 @@
-// A decoder is codes times scales, under the lower-case name of the format. Loops know no formats:
+// A decoder is a kind of codes and a kind of scales, under the lower-case name of the format. The
+// loops of gemm/ know no formats, only these members:
 //
-//   kUnitBytes              codes of a unit
-//   kPlanes                 bf16 fragments whose sum is the code (f16: 2, f32: 3)
-//   kGroups                 groups of columns with a scale of their own in a unit: 1, 2, 4, or 0
-//                           where codes are the weights; group j covers k16 steps
-//                           [4 j / kGroups, 4 (j + 1) / kGroups)
-//   kOffset                 whether promotions have an offset, which wants sums of x by group
+//   kUnitBytes              bytes of the codes of a unit
+//   kPlanes                 bf16 fragments whose sum is the code (f16: 2, f32: 3, else 1)
+//   kScaleGroups            scale groups of a unit (columns that share a scale): 1, 2, 4, or 0
+//                           where codes are the weights; scale group j covers the k16 steps
+//                           [4 j / kScaleGroups, 4 (j + 1) / kScaleGroups)
+//   kOffset                 whether promotions have an offset, which wants sums of x by scale
+//                           group
 //   Codes                   what a lane holds of a unit
-//   load(unit, lane)        the same, read once from memory; load_shared: from shared memory
-//   fragment<s, p>(codes, a)  plane p of the A fragment of k16 step s
-//   Scales                  of a unit and rows g, g + 8, as they are stored
-//   load_scales(weight, scales of the row block, unit, g)
-//   promotion(scales, group)  what they mean
+//   load(unit, lane)        reads Codes from memory, where they are not kept in L1 afterwards;
+//                           load_shared reads them from shared memory
+//   fragment<s, p>(codes, a)
+//                           plane p of the A fragment of k16 step s
+//   Scales                  the scales of a unit for rows g and g + 8, as they are stored
+//   load_scales(weight, row_block_scales, unit, g)
+//                           reads Scales
+//   promotion(scales, j)    the Promotion of scale group j
 #pragma once
 
 #include "formats/codes.cuh"
@@ -32,11 +37,11 @@ struct Decoder : C, S {
 
 namespace decoders {
 
-using Two = PlaneCodes<2, 0>;
-using Three = PlaneCodes<2, 1>;
-using Four = PlaneCodes<4, 0>;
-using Five = PlaneCodes<4, 1>;
-using Six = PlaneCodes<4, 2>;
+using Two = BitFieldCodes<2, 0>;
+using Three = BitFieldCodes<2, 1>;
+using Four = BitFieldCodes<4, 0>;
+using Five = BitFieldCodes<4, 1>;
+using Six = BitFieldCodes<4, 2>;
 
 using q4_0 = Decoder<Four, Scale32<Four::kBias + 8>>;
 using q4_1 = Decoder<Four, ScaleMin32<Four::kBias>>;

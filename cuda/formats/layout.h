@@ -1,15 +1,18 @@
 #pragma once
 
-/// Where the bytes of a packed expert lie: plain arithmetic, the same for the packer, the launchers
-/// and the kernels.
+/// Where the bytes of a packed expert lie: plain arithmetic, one for the packer, the launchers and
+/// the kernels.
 ///
 /// One expert is one run of bytes:
+///
 ///   codes   [row block][unit][unit_bytes]
 ///   scales  [row block][span][span_bytes]
-/// A row block is 16 packed rows, a unit 64 columns of them, a span the units that share a record
-/// of scales (a superblock of the K types, a group of INT4). Rows are padded to whole blocks,
-/// columns to whole units, with zero bytes. Within a record values go by lane group: those of rows
-/// g and g + 8 lie side by side, so that the lanes 4g .. 4g + 3 of a warp read theirs as one word.
+///
+/// A row block is 16 packed rows, a unit 64 columns of them, a span the units that share a scale
+/// record (a block of 256 columns of the K types, a scale group of INT4). Rows are padded to whole
+/// row blocks and columns to whole units, with zero bytes. Within a scale record the values of rows
+/// g and g + 8 lie side by side, in the order of g, so that the lanes 4g .. 4g + 3 of a warp read
+/// theirs as one word.
 
 #include "moesaic/operands.hpp"
 
@@ -20,8 +23,8 @@ inline constexpr int kUnitCols = 64;
 inline constexpr int32_t kInt4Type = 240;  ///< value of moesaic::QuantType::INT4
 inline constexpr int kInt4UnitBytes = kUnitRows * kUnitCols / 2;
 
-/// A record: `span_halves` f16 values of a row for the whole span, then `unit_values` values of
-/// `value_bytes` of a row for each unit.
+/// A scale record has, for each row, `span_halves` f16 values for the whole span, then for each
+/// unit `unit_values` values of `value_bytes`.
 struct ScaleLayout {
   int span_units;
   int span_halves;
@@ -39,11 +42,12 @@ inline constexpr ScaleLayout kScale32{1, 0, 2, 2};     ///< f16 d per 32 columns
 inline constexpr ScaleLayout kScaleMin32{1, 0, 4, 2};  ///< f16 d, f16 m per 32
 inline constexpr ScaleLayout kByte32{1, 0, 2, 1};      ///< a byte per 32
 inline constexpr ScaleLayout kByte16{1, 0, 4, 1};      ///< a byte per 16
-inline constexpr ScaleLayout kSuperScaleMin32{4, 2, 2,
-                                              2};  ///< f16 d, dmin; bytes scale, min per 32
-inline constexpr ScaleLayout kSuperScaleMin16{4, 2, 4, 1};  ///< f16 d, dmin; a byte for both per 16
-inline constexpr ScaleLayout kSuperScale32{4, 1, 2, 1};     ///< f16 d; a byte per 32
-inline constexpr ScaleLayout kSuperScale16{4, 1, 4, 1};     ///< f16 d; a byte per 16
+/// f16 d and dmin per span, a byte of scale and one of minimum per 32 columns.
+inline constexpr ScaleLayout kSuperScaleMin32{4, 2, 2, 2};
+/// f16 d and dmin per span, a byte with scale and minimum per 16 columns.
+inline constexpr ScaleLayout kSuperScaleMin16{4, 2, 4, 1};
+inline constexpr ScaleLayout kSuperScale32{4, 1, 2, 1};  ///< f16 d; a byte per 32
+inline constexpr ScaleLayout kSuperScale16{4, 1, 4, 1};  ///< f16 d; a byte per 16
 
 struct FormatRow {
   int32_t type;      ///< value of moesaic::QuantType
@@ -70,9 +74,9 @@ constexpr const FormatRow* find_format(int32_t type) {
 struct PackedFacts {
   int32_t type;
   UnitHalf half;
-  int64_t rows;    ///< of one role
+  int64_t rows;    ///< rows of one role
   int64_t cols;    ///< INT4: packed_cols
-  int scale_cols;  ///< of INT4 only, as are the next two: 32, 64, 128 or 256
+  int scale_cols;  ///< this and the next two for INT4 only: 32, 64, 128 or 256
   bool scale_f32;
   bool zeros;
 };
@@ -82,7 +86,7 @@ struct PackedLayout {
   int span_units;  ///< a power of two
   int span_bytes;
   int64_t row_blocks;
-  int64_t units;              ///< of a row block
+  int64_t units;              ///< units of a row block
   int64_t code_block_bytes;   ///< codes of a row block
   int64_t scale_block_bytes;  ///< scales of a row block
   int64_t scales_at;          ///< from the start of the expert
@@ -91,21 +95,22 @@ struct PackedLayout {
 
 constexpr int64_t blocks_of(int64_t value, int64_t size) { return (value + size - 1) / size; }
 
-/// An INT4 record: scales of each group [16 rows] f16 or f32, then zero points of each [16 rows]
-/// u8.
-constexpr int int4_groups_of_span(int scale_cols) { return scale_cols < kUnitCols ? 2 : 1; }
-constexpr int int4_zeros_at(int groups, bool scale_f32) {
-  return groups * kUnitRows * (scale_f32 ? 4 : 2);
+/// An INT4 scale record: scales [scale groups][16 rows] in f16 or f32, then zero points [scale
+/// groups][16 rows] in u8. A unit has two scale groups when they are 32 columns wide, else a span
+/// has one.
+constexpr int int4_scale_groups(int scale_cols) { return scale_cols < kUnitCols ? 2 : 1; }
+constexpr int int4_zeros_at(int scale_groups, bool scale_f32) {
+  return scale_groups * kUnitRows * (scale_f32 ? 4 : 2);
 }
 
 constexpr PackedLayout packed_layout(const PackedFacts& facts) {
   PackedLayout layout{};
   if (facts.type == kInt4Type) {
-    const int groups = int4_groups_of_span(facts.scale_cols);
+    const int scale_groups = int4_scale_groups(facts.scale_cols);
     layout.unit_bytes = kInt4UnitBytes;
     layout.span_units = facts.scale_cols < kUnitCols ? 1 : facts.scale_cols / kUnitCols;
     layout.span_bytes =
-        int4_zeros_at(groups, facts.scale_f32) + (facts.zeros ? groups * kUnitRows : 0);
+        int4_zeros_at(scale_groups, facts.scale_f32) + (facts.zeros ? scale_groups * kUnitRows : 0);
   } else {
     const FormatRow& row = *find_format(facts.type);
     layout.unit_bytes = row.unit_bytes;

@@ -18,10 +18,10 @@ const std::uint8_t* bytes_of(const std::byte* p) {
   return reinterpret_cast<const std::uint8_t*>(p);
 }
 
-/// Row block and row of a unit (0 .. 15) where a role's row lies.
+/// Where a row of a role lies: its row block, and which of the 16 rows of a unit it is.
 struct PackedRow {
   std::int64_t block;
-  int slot;
+  int unit_row;
 };
 PackedRow packed_row(UnitHalf half, std::int64_t row) {
   if (half == UnitHalf::Alone) return {row / kUnitRows, static_cast<int>(row % kUnitRows)};
@@ -30,13 +30,14 @@ PackedRow packed_row(UnitHalf half, std::int64_t row) {
 }
 
 /// Calls visit(byte of the row's block, pieces in that block, byte of the scale block, bytes) for
-/// each scale value of a row in slot `slot`.
+/// each scale value of a row that is row `unit_row` of its units.
 template <class Visit>
-void for_each_scale(const BlockBits& bits, int slot, std::int64_t cols, const Visit& visit) {
+void for_each_scale(const BlockBits& bits, int unit_row, std::int64_t cols, const Visit& visit) {
   const ScaleLayout& scale = find_format(static_cast<std::int32_t>(bits.type))->scale;
-  // Value i of `count` of a row among those of all rows: lane groups, values, halves of a unit.
-  const auto place = [slot](int count, std::int64_t i) {
-    return (slot % 8 * count + i) * 2 + slot / 8;
+  // Where value i of the `count` values of this row lies among those of all 16 rows: ordered by g,
+  // then by i, then row g before row g + 8.
+  const auto value_index = [unit_row](int count, std::int64_t i) {
+    return (unit_row % 8 * count + i) * 2 + unit_row / 8;
   };
   const std::int64_t blocks = cols / bits.elems;
   const auto values = static_cast<std::int64_t>(bits.values.size());
@@ -45,7 +46,7 @@ void for_each_scale(const BlockBits& bits, int slot, std::int64_t cols, const Vi
     visit(i / values * bits.bytes, bits.values[static_cast<std::size_t>(i % values)],
           unit / scale.span_units * scale.span_bytes() +
               scale.unit_at(static_cast<int>(unit % scale.span_units)) +
-              place(scale.unit_values, i % scale.unit_values) * scale.value_bytes,
+              value_index(scale.unit_values, i % scale.unit_values) * scale.value_bytes,
           scale.value_bytes);
   }
   for (std::int64_t i = 0; i < blocks * scale.span_halves; ++i) {
@@ -53,11 +54,11 @@ void for_each_scale(const BlockBits& bits, int slot, std::int64_t cols, const Vi
     const auto at = static_cast<std::uint8_t>(bits.halves_at + 2 * half);
     const auto next = static_cast<std::uint8_t>(at + 1);
     visit(block * bits.bytes, Pieces{{{at, 0, 8, 0}, {next, 0, 8, 8}}},
-          block * scale.span_bytes() + place(scale.span_halves, half) * 2, 2);
+          block * scale.span_bytes() + value_index(scale.span_halves, half) * 2, 2);
   }
 }
 
-/// What fills a row block.
+/// Codes and scales of rows as a file has them: one of the two sources that pack_rows takes.
 class FileRows {
  public:
   explicit FileRows(const WeightRef& role) : bits_(*find_block_bits(role.type)), cols_(role.cols) {}
@@ -68,10 +69,10 @@ class FileRows {
     read_codes(bits_, bytes_of(role.expert(expert) + row * role.row_stride), first,
                static_cast<int>(std::min<std::int64_t>(kUnitCols, cols_ - first)), to);
   }
-  void scales(const WeightRef& role, std::int32_t expert, std::int64_t row, int slot,
+  void scales(const WeightRef& role, std::int32_t expert, std::int64_t row, int unit_row,
               std::uint8_t* block) const {
     const std::uint8_t* from = bytes_of(role.expert(expert) + row * role.row_stride);
-    for_each_scale(bits_, slot, cols_,
+    for_each_scale(bits_, unit_row, cols_,
                    [&](std::int64_t at, const Pieces& pieces, std::int64_t to, int bytes) {
                      const std::uint32_t value = read_bits(pieces, from + at);
                      std::memcpy(block + to, &value, static_cast<std::size_t>(bytes));
@@ -83,32 +84,32 @@ class FileRows {
   std::int64_t cols_;
 };
 
-/// Rows is FileRows or Int4Rows.
+/// Packs one expert from `rows`, which is FileRows or Int4Rows.
 template <class Rows>
 void pack_rows(const Rows& rows, const WeightRef& source, const WeightRef* other,
                const PackedLayout& layout, std::int32_t expert, std::uint8_t* out) {
   const UnitMap& map = UnitMap::of(source.type);
   for (std::int64_t block = 0; block < layout.row_blocks; ++block) {
-    // Calls fill(role, row, slot) for each row of the block that is there.
+    // Calls fill(role, row, unit_row) for each row of the block that is there.
     const auto each_row = [&](const auto& fill) {
-      for (int slot = 0; slot < kUnitRows; ++slot) {
-        const bool second = other != nullptr && slot >= kUnitRows / 2;
-        const std::int64_t row =
-            other == nullptr ? block * kUnitRows + slot : block * (kUnitRows / 2) + slot % 8;
-        if (row < source.rows) fill(second ? *other : source, row, slot);
+      for (int unit_row = 0; unit_row < kUnitRows; ++unit_row) {
+        const bool second = other != nullptr && unit_row >= kUnitRows / 2;
+        const std::int64_t row = other == nullptr ? block * kUnitRows + unit_row
+                                                  : block * (kUnitRows / 2) + unit_row % 8;
+        if (row < source.rows) fill(second ? *other : source, row, unit_row);
       }
     };
     std::uint8_t* unit_bytes = out + block * layout.code_block_bytes;
     for (std::int64_t unit = 0; unit < layout.units; ++unit, unit_bytes += layout.unit_bytes) {
       Codes codes = {};
-      each_row([&](const WeightRef& role, std::int64_t row, int slot) {
-        rows.codes(role, expert, row, unit, codes + slot * kUnitCols);
+      each_row([&](const WeightRef& role, std::int64_t row, int unit_row) {
+        rows.codes(role, expert, row, unit, codes + unit_row * kUnitCols);
       });
       map.write(codes, unit_bytes);
     }
     std::uint8_t* scales = out + layout.scales_at + block * layout.scale_block_bytes;
-    each_row([&](const WeightRef& role, std::int64_t row, int slot) {
-      rows.scales(role, expert, row, slot, scales);
+    each_row([&](const WeightRef& role, std::int64_t row, int unit_row) {
+      rows.scales(role, expert, row, unit_row, scales);
     });
   }
 }
@@ -179,13 +180,13 @@ void unpack_row_bytes(const WeightRef& packed, const std::byte* expert, std::int
   for (std::int64_t col = 0; col < packed.cols; col += kUnitCols, unit += layout.unit_bytes) {
     Codes codes;
     UnitMap::of(packed.type).read(unit, codes);
-    write_codes(bits, codes + at.slot * kUnitCols, col,
+    write_codes(bits, codes + at.unit_row * kUnitCols, col,
                 static_cast<int>(std::min<std::int64_t>(kUnitCols, packed.cols - col)),
                 bytes_of(out));
   }
   const std::uint8_t* scales =
       bytes_of(expert) + layout.scales_at + at.block * layout.scale_block_bytes;
-  for_each_scale(bits, at.slot, packed.cols,
+  for_each_scale(bits, at.unit_row, packed.cols,
                  [&](std::int64_t block, const Pieces& pieces, std::int64_t from, int bytes) {
                    std::uint32_t value = 0;
                    std::memcpy(&value, scales + from, static_cast<std::size_t>(bytes));
@@ -215,8 +216,8 @@ void unpack_row(const WeightRef& packed, const std::byte* expert, std::int64_t r
     for (std::int64_t i = first; i < end; ++i) {
       const std::int64_t col = gather != nullptr ? gather[i] : i;
       if (col < 0 || col >= packed.cols) continue;
-      const std::uint32_t code = codes[at.slot * kUnitCols + (i - first)];
-      out[col] = read_int4_value(packed.int4, layout, scales, at.slot, i, code);
+      const std::uint32_t code = codes[at.unit_row * kUnitCols + (i - first)];
+      out[col] = read_int4_value(packed.int4, layout, scales, at.unit_row, i, code);
     }
   }
 }

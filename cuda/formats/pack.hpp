@@ -1,7 +1,7 @@
 #pragma once
 
-/// Packing experts into units (layout.h) and reading them back: plain host code of the core.
-/// Lossless: what the bytes of the file say can be read back bit for bit.
+/// Packing experts into units (layout.h) and reading them back, on the host. Nothing is lost: what
+/// the bytes of the file say can be read back bit for bit.
 
 #include <cstddef>
 #include <cstdint>
@@ -12,19 +12,19 @@
 
 namespace moesaic::cuda {
 
-/// Empty when the weights can be packed, else why not (static text). Sources are rows of a type of
-/// formats.inc, or INT4 panels.
+/// Why the weights cannot be packed, as static text; empty when they can. What can be packed are
+/// rows of a type of formats.inc, and INT4 panels.
 std::string_view pack_refusal(const WeightRef& source);
 
 /// Whether gate and up can share 16-row units: same type, shape and, for INT4, same columns.
 bool can_share_units(const WeightRef& gate, const WeightRef& up);
 
-/// The packed form of `source`, without memory: base, table and slot_map are null, int4.gather is
-/// still the source's. expert_stride is PackedLayout::expert_bytes, row_stride the codes of a row
-/// block.
+/// How `source` will lie when packed, without memory: base, table and slot_map are null,
+/// int4.gather is still the source's. expert_stride is PackedLayout::expert_bytes, row_stride the
+/// bytes of a row block's codes.
 WeightRef packed_ref(const WeightRef& source, UnitHalf half);
 
-/// The arithmetic of layout.h for a packed or unpacked reference.
+/// What layout.h needs to know of a weight, packed or not.
 PackedFacts packed_facts(const WeightRef& weight, UnitHalf half);
 
 /// Writes expert `expert` to `out`, expert_stride bytes. `other` is null for UnitHalf::Alone; else
@@ -37,7 +37,8 @@ void pack_expert(const WeightRef& source, const WeightRef* other, std::int32_t e
 void unpack_row_bytes(const WeightRef& packed, const std::byte* expert, std::int64_t row,
                       std::byte* out);
 
-/// The same decoded to f32 [cols]. `index` is the expert's, for an INT4 gather of its own.
+/// Row `row` of a role of a packed expert in host memory, decoded to f32 [cols]; also for INT4.
+/// `index` is the number of the expert, which can have an INT4 gather of its own.
 void unpack_row(const WeightRef& packed, const std::byte* expert, std::int64_t row, float* out,
                 std::int32_t index = 0);
 

@@ -1,6 +1,6 @@
 #pragma once
 
-/// INT4 panels of a Marlin stack as codes and scales of units.
+/// Reads the INT4 panels of a Marlin stack as codes and scales of units.
 
 #include <cstdint>
 
@@ -9,6 +9,7 @@
 
 namespace moesaic::cuda {
 
+/// Codes and scales of rows in INT4 panels: one of the two sources that pack_rows takes.
 class Int4Rows {
  public:
   explicit Int4Rows(const WeightRef& panels)
@@ -20,19 +21,20 @@ class Int4Rows {
                                .scale_f32 = panels.int4.scale_f32,
                                .zeros = panels.int4.zeros})) {}
 
-  /// Codes of one row in unit `unit`; [64], those behind the last column are left alone.
+  /// Writes the 64 codes of one row in unit `unit`; those behind the last column are left alone.
   void codes(const WeightRef& panels, std::int32_t expert, std::int64_t row, std::int64_t unit,
              std::uint32_t* to) const;
-  /// Scales and zero points of one row, which is row `slot` of its units.
-  void scales(const WeightRef& panels, std::int32_t expert, std::int64_t row, int slot,
+  /// Writes scales and zero points of one row, which is row `unit_row` of its units.
+  void scales(const WeightRef& panels, std::int32_t expert, std::int64_t row, int unit_row,
               std::uint8_t* block) const;
 
  private:
   PackedLayout layout_;
 };
 
-/// The weight with this code in packed column `col`, by the row block's scales.
+/// The weight that has this code in packed column `col`; `scales` are those of the row block.
 float read_int4_value(const Int4Format& format, const PackedLayout& layout,
-                      const std::uint8_t* scales, int slot, std::int64_t col, std::uint32_t code);
+                      const std::uint8_t* scales, int unit_row, std::int64_t col,
+                      std::uint32_t code);
 
 }  // namespace moesaic::cuda

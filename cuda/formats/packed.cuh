@@ -1,4 +1,4 @@
-// One packed role as a kernel sees it, and what a decoder makes of its scales.
+// One packed role as a kernel parameter, and what a decoder makes of its scales.
 #pragma once
 
 #include "device.cuh"
@@ -6,12 +6,13 @@
 
 namespace moesaic::cuda {
 
-// weight = scale * code + offset, of a group of columns and rows g and g + 8.
+// weight = scale * code + offset, for a scale group of columns and rows g and g + 8.
 struct Promotion {
   float scale[2];
   float offset[2];
 };
 
+// One packed role; the names are those of WeightArgs and PackedLayout.
 struct PackedWeight {
   const uint8_t* base;
   const std::byte* const* table;
@@ -23,13 +24,15 @@ struct PackedWeight {
   int32_t num_experts;
   int32_t row_blocks;
   int32_t units;
-  // Of INT4: units per record as a power of two, bytes of a record, what is in it.
+  // The next four describe the scale records of INT4: units per record as a power of two, its
+  // bytes, whether scales are f32, whether there are zero points.
   int32_t span_shift;
   int32_t span_bytes;
   int32_t scale_f32;
   int32_t zeros;
 
-  // Null when the expert is not one, or is not resident: its segments are skipped.
+  // Where an expert lies. Null when there is none with this number, or it is not resident; its
+  // segments are skipped.
   MOESAIC_DEV const uint8_t* expert(int e) const {
     if (e < 0 || e >= num_experts) return nullptr;
     const int64_t slot = slot_map != nullptr ? slot_map[e] : e;

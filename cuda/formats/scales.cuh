@@ -1,6 +1,6 @@
 // Scales of a unit to promotions: weight = scale * code + offset, for rows g and g + 8 of each
-// group of columns. Records are laid out by ScaleLayout; factors are combined in f32 exactly as
-// ggml does, kBias is what the fragments hold in excess of the file's code.
+// scale group of columns. Scale records are laid out by ScaleLayout; factors are combined in f32
+// exactly as ggml does, kBias is what the fragments hold in excess of the file's code.
 #pragma once
 
 #include "device.cuh"
@@ -8,9 +8,9 @@
 
 namespace moesaic::cuda {
 
-// The values of rows g and g + 8 in a record of layout kLayout.
+// The values of rows g and g + 8 in a scale record of layout kLayout.
 template <ScaleLayout kLayout>
-struct Record {
+struct ScaleRecord {
   static constexpr int kLaneBytes = 2 * kLayout.unit_values * kLayout.value_bytes;
   static constexpr int kSpanUnits = kLayout.span_units;
   static constexpr int kSpanHalves = kLayout.span_halves;
@@ -20,9 +20,9 @@ struct Record {
   uint32_t unit[kLaneBytes / 4];
   uint32_t span[kSpanHalves > 0 ? kSpanHalves : 1];
 
-  static MOESAIC_DEV Record load(const uint8_t* row_block, int index, int g) {
+  static MOESAIC_DEV ScaleRecord load(const uint8_t* row_block, int index, int g) {
     const uint8_t* const record = row_block + int64_t{index / kSpanUnits} * kSpanBytes;
-    Record r;
+    ScaleRecord r;
     read(record + kFirstUnitAt + (index % kSpanUnits * 8 + g) * kLaneBytes, r.unit);
     if constexpr (kSpanHalves > 0) read(record + g * 4 * kSpanHalves, r.span);
     return r;
@@ -49,18 +49,19 @@ struct Record {
   }
 };
 
-// Scales that are one record, as it is stored.
+// The base of scales that are loaded as their scale record is stored.
 template <ScaleLayout kLayout>
 struct RecordScale {
-  using Scales = Record<kLayout>;
+  using Scales = ScaleRecord<kLayout>;
   static MOESAIC_DEV Scales load_scales(const PackedWeight&, const uint8_t* row_block, int unit,
                                         int g) {
     return Scales::load(row_block, unit, g);
   }
 };
 
+// Codes that are the weights.
 struct NoScale {
-  static constexpr int kGroups = 0;
+  static constexpr int kScaleGroups = 0;
   static constexpr bool kOffset = false;
   struct Scales {};
   static MOESAIC_DEV Scales load_scales(const PackedWeight&, const uint8_t*, int, int) {
@@ -72,10 +73,10 @@ struct NoScale {
 // d * (code - kZero); kShift = kBias + kZero.
 template <int kShift>
 struct Scale32 : RecordScale<kScale32> {
-  static constexpr int kGroups = 2;
+  static constexpr int kScaleGroups = 2;
   static constexpr bool kOffset = kShift != 0;
-  static MOESAIC_DEV Promotion promotion(const Scales& s, int group) {
-    const float2 d = dev::unpack_f16(s.unit[group]);
+  static MOESAIC_DEV Promotion promotion(const Scales& s, int scale_group) {
+    const float2 d = dev::unpack_f16(s.unit[scale_group]);
     return {{d.x, d.y}, {-kShift * d.x, -kShift * d.y}};
   }
 };
@@ -83,40 +84,40 @@ struct Scale32 : RecordScale<kScale32> {
 // d * code + m
 template <int kBias>
 struct ScaleMin32 : RecordScale<kScaleMin32> {
-  static constexpr int kGroups = 2;
+  static constexpr int kScaleGroups = 2;
   static constexpr bool kOffset = true;
-  static MOESAIC_DEV Promotion promotion(const Scales& s, int group) {
-    const float2 d = dev::unpack_f16(s.unit[2 * group]);
-    const float2 m = dev::unpack_f16(s.unit[2 * group + 1]);
+  static MOESAIC_DEV Promotion promotion(const Scales& s, int scale_group) {
+    const float2 d = dev::unpack_f16(s.unit[2 * scale_group]);
+    const float2 m = dev::unpack_f16(s.unit[2 * scale_group + 1]);
     return {{d.x, d.y}, {m.x - kBias * d.x, m.y - kBias * d.y}};
   }
 };
 
-// d * scale * code - dmin * min, both bytes per 32 columns.
+// d * scale * code - dmin * min, a byte each per 32 columns.
 template <int kBias>
 struct SuperScaleMin32 : RecordScale<kSuperScaleMin32> {
-  static constexpr int kGroups = 2;
+  static constexpr int kScaleGroups = 2;
   static constexpr bool kOffset = true;
-  static MOESAIC_DEV Promotion promotion(const Scales& s, int group) {
+  static MOESAIC_DEV Promotion promotion(const Scales& s, int scale_group) {
     const float2 d = dev::unpack_f16(s.span[0]);
     const float2 dmin = dev::unpack_f16(s.span[1]);
-    const float first = d.x * static_cast<float>(s.byte(4 * group));
-    const float second = d.y * static_cast<float>(s.byte(4 * group + 2));
+    const float first = d.x * static_cast<float>(s.byte(4 * scale_group));
+    const float second = d.y * static_cast<float>(s.byte(4 * scale_group + 2));
     return {{first, second},
-            {-kBias * first - dmin.x * static_cast<float>(s.byte(4 * group + 1)),
-             -kBias * second - dmin.y * static_cast<float>(s.byte(4 * group + 3))}};
+            {-kBias * first - dmin.x * static_cast<float>(s.byte(4 * scale_group + 1)),
+             -kBias * second - dmin.y * static_cast<float>(s.byte(4 * scale_group + 3))}};
   }
 };
 
-// The same with 4 bits each in one byte per 16 columns.
+// d * scale * code - dmin * min, 4 bits each in one byte per 16 columns.
 template <int kBias>
 struct SuperScaleMin16 : RecordScale<kSuperScaleMin16> {
-  static constexpr int kGroups = 4;
+  static constexpr int kScaleGroups = 4;
   static constexpr bool kOffset = true;
-  static MOESAIC_DEV Promotion promotion(const Scales& s, int group) {
+  static MOESAIC_DEV Promotion promotion(const Scales& s, int scale_group) {
     const float2 d = dev::unpack_f16(s.span[0]);
     const float2 dmin = dev::unpack_f16(s.span[1]);
-    const uint32_t a = s.byte(2 * group), b = s.byte(2 * group + 1);
+    const uint32_t a = s.byte(2 * scale_group), b = s.byte(2 * scale_group + 1);
     const float first = d.x * static_cast<float>(a & 15U);
     const float second = d.y * static_cast<float>(b & 15U);
     return {{first, second},
@@ -125,17 +126,17 @@ struct SuperScaleMin16 : RecordScale<kSuperScaleMin16> {
   }
 };
 
-// d * scale * (code - kZero) with a signed byte per 32 or 16 columns; stored with kExcess added
-// where the file has bits instead of bytes. kShift = kBias + kZero.
+// d * scale * (code - kZero), where scale is a signed byte per 32 or 16 columns, stored with
+// kExcess added in formats whose file has fewer bits for it. kShift = kBias + kZero.
 template <ScaleLayout kLayout, bool kSigned, int kExcess, int kShift>
 struct SuperScale : RecordScale<kLayout> {
   using typename RecordScale<kLayout>::Scales;
-  static constexpr int kGroups = kLayout.unit_values;
+  static constexpr int kScaleGroups = kLayout.unit_values;
   static constexpr bool kOffset = kShift != 0;
-  static MOESAIC_DEV Promotion promotion(const Scales& s, int group) {
+  static MOESAIC_DEV Promotion promotion(const Scales& s, int scale_group) {
     const float2 d = dev::unpack_f16(s.span[0]);
-    const float first = d.x * value(s.byte(2 * group));
-    const float second = d.y * value(s.byte(2 * group + 1));
+    const float first = d.x * value(s.byte(2 * scale_group));
+    const float second = d.y * value(s.byte(2 * scale_group + 1));
     return {{first, second}, {-kShift * first, -kShift * second}};
   }
 
@@ -146,7 +147,7 @@ struct SuperScale : RecordScale<kLayout> {
   }
 };
 
-// 2^(e - 128), half an E8M0 scale; the two smallest are subnormal.
+// 2^(e - 128), which is half an E8M0 scale; the two smallest are subnormal.
 struct HalfE8m0 {
   static MOESAIC_DEV float decode(uint32_t e) {
     return __uint_as_float(e < 2 ? 0x00200000U << e : (e - 1) << 23);
@@ -162,35 +163,35 @@ struct HalfUe4m3 {
   }
 };
 
-// One byte per 32 or 16 columns is the scale.
+// The scale is one byte per 32 or 16 columns, decoded by Byte.
 template <ScaleLayout kLayout, class Byte>
 struct ByteScale : RecordScale<kLayout> {
   using typename RecordScale<kLayout>::Scales;
-  static constexpr int kGroups = kLayout.unit_values;
+  static constexpr int kScaleGroups = kLayout.unit_values;
   static constexpr bool kOffset = false;
-  static MOESAIC_DEV Promotion promotion(const Scales& s, int group) {
-    return {{Byte::decode(s.byte(2 * group)), Byte::decode(s.byte(2 * group + 1))}, {}};
+  static MOESAIC_DEV Promotion promotion(const Scales& s, int scale_group) {
+    return {{Byte::decode(s.byte(2 * scale_group)), Byte::decode(s.byte(2 * scale_group + 1))}, {}};
   }
 };
 
-// scale * (code - zero) with a scale, and a zero point or 8, per group of 32 columns (kUnitGroups
-// 2) or of a unit or more (1).
-template <int kUnitGroups, int kBias>
+// scale * (code - zero), where each scale group has a scale and a zero point (8 when none are
+// stored). kUnitScaleGroups is 2 for scale groups of 32 columns, 1 for those of a unit or more.
+template <int kUnitScaleGroups, int kBias>
 struct Int4Scale {
-  static constexpr int kGroups = kUnitGroups;
+  static constexpr int kScaleGroups = kUnitScaleGroups;
   static constexpr bool kOffset = true;
   struct Scales {
-    float2 scale[kUnitGroups];
-    uint32_t zeros[kUnitGroups];  // bytes: rows g and g + 8
+    float2 scale[kUnitScaleGroups];
+    uint32_t zeros[kUnitScaleGroups];  // bytes: rows g and g + 8
   };
   static MOESAIC_DEV Scales load_scales(const PackedWeight& w, const uint8_t* row_block, int unit,
                                         int g) {
     const uint8_t* const record =
         row_block + static_cast<int64_t>(unit >> w.span_shift) * w.span_bytes;
-    const uint8_t* const zeros = record + kUnitGroups * kUnitRows * (w.scale_f32 != 0 ? 4 : 2);
+    const uint8_t* const zeros = record + kUnitScaleGroups * kUnitRows * (w.scale_f32 != 0 ? 4 : 2);
     Scales s;
     MOESAIC_UNROLL
-    for (int j = 0; j < kUnitGroups; ++j) {
+    for (int j = 0; j < kUnitScaleGroups; ++j) {
       const int pair = 8 * j + g;
       s.scale[j] = w.scale_f32 != 0
                        ? *reinterpret_cast<const float2*>(record + 8 * pair)
@@ -199,10 +200,10 @@ struct Int4Scale {
     }
     return s;
   }
-  static MOESAIC_DEV Promotion promotion(const Scales& s, int group) {
-    const float2 scale = s.scale[group];
-    const float first = static_cast<float>(kBias + (s.zeros[group] & 255U));
-    const float second = static_cast<float>(kBias + (s.zeros[group] >> 8));
+  static MOESAIC_DEV Promotion promotion(const Scales& s, int scale_group) {
+    const float2 scale = s.scale[scale_group];
+    const float first = static_cast<float>(kBias + (s.zeros[scale_group] & 255U));
+    const float second = static_cast<float>(kBias + (s.zeros[scale_group] >> 8));
     return {{scale.x, scale.y}, {-first * scale.x, -second * scale.y}};
   }
 };

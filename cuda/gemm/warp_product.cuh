@@ -87,9 +87,9 @@ struct WarpProduct {
   // Sums of x over group kGroup of the unit, of tokens 2t and 2t + 1.
   template <int kGroup>
   MOESAIC_DEV float2 group_sums(float sum) const {
-    if constexpr (D::kGroups <= 2) sum += __shfl_xor_sync(~0U, sum, 1);
-    if constexpr (D::kGroups == 1) sum += __shfl_xor_sync(~0U, sum, 2);
-    const int from = lane % 4 * 8 + kGroup * (4 / D::kGroups);
+    if constexpr (D::kScaleGroups <= 2) sum += __shfl_xor_sync(~0U, sum, 1);
+    if constexpr (D::kScaleGroups == 1) sum += __shfl_xor_sync(~0U, sum, 2);
+    const int from = lane % 4 * 8 + kGroup * (4 / D::kScaleGroups);
     return make_float2(__shfl_sync(~0U, sum, from), __shfl_sync(~0U, sum, from + 4));
   }
 
@@ -114,15 +114,15 @@ struct WarpProduct {
   template <int kStep = 0>
   MOESAIC_DEV void unit_steps(const Weights& w, const Inputs& x, Totals& sums) {
     multiply<kStep, 0>(w, x, sums);
-    if constexpr (D::kGroups > 0) {
-      constexpr int kGroupSteps = 4 / (D::kGroups > 0 ? D::kGroups : 1);
+    if constexpr (D::kScaleGroups > 0) {
+      constexpr int kGroupSteps = 4 / (D::kScaleGroups > 0 ? D::kScaleGroups : 1);
       if constexpr ((kStep + 1) % kGroupSteps == 0) promote<kStep / kGroupSteps>(w, x, sums);
     }
     if constexpr (kStep + 1 < 4) unit_steps<kStep + 1>(w, x, sums);
   }
 
   MOESAIC_DEV void multiply_unit(const Weights& w, const Inputs& x) {
-    if constexpr (D::kGroups == 0) {
+    if constexpr (D::kScaleGroups == 0) {
       unit_steps(w, x, total);
     } else {
       Totals sums = {};

@@ -62,7 +62,7 @@ struct Wide {
   };
   // k16 steps that are multiplied, then promoted, at a time: within a scale group, within
   // registers.
-  static constexpr int kSteps = D::kGroups == 4 ? 1 : 2;
+  static constexpr int kSteps = D::kScaleGroups == 4 ? 1 : 2;
   struct Fragments {
     uint32_t a[D::kPlanes][kSteps][4];
   };
@@ -213,8 +213,8 @@ struct Wide {
     MOESAIC_UNROLL
     for (int r = 0; r < kRowBlocks; ++r) {
       decode<kStep>(D::load_shared(codes_of(stage, r), lane()), a[r]);
-      if constexpr (D::kGroups > 0) {
-        promotion[r] = D::promotion(scales[r], kStep * D::kGroups / 4);
+      if constexpr (D::kScaleGroups > 0) {
+        promotion[r] = D::promotion(scales[r], kStep * D::kScaleGroups / 4);
       }
     }
     MOESAIC_UNROLL
@@ -222,7 +222,7 @@ struct Wide {
       if (8 * n >= count) break;
       uint32_t b[kPlanes][2 * kSteps];
       load_x<kStep>(stage, n, b);
-      if constexpr (D::kGroups == 0) {
+      if constexpr (D::kScaleGroups == 0) {
         MOESAIC_UNROLL
         for (int r = 0; r < kRowBlocks; ++r) multiply(a[r], b, total[r][n]);
       } else {

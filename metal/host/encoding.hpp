@@ -39,7 +39,7 @@ class Encoding {
   BufferSlice at(const void* array) const {
     return recorder_.memory.find(array != nullptr ? array : recorder_.nothing, operation_);
   }
-  /// Where kernels find an array that may also lie in memory of the host, which is then copied.
+  /// Where kernels find an array that may also lie in memory of the host; then it is copied.
   BufferSlice copied(const void* array, std::size_t bytes) {
     if (array == nullptr || bytes == 0 || recorder_.memory.holds(array, bytes)) return at(array);
     copies_.push_back(recorder_.memory.copy_of(array, bytes));

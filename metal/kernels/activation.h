@@ -1,6 +1,7 @@
 #pragma once
 
-/// moesaic::activate, whose kind is the function constant `activation_kind`.
+/// The activations, as moesaic::activate (ops/activation.cpp) defines them; the kind is the
+/// function constant `activation_kind`, so that each pipeline holds one of them.
 
 #include "device.h"
 
@@ -11,7 +12,7 @@ inline float relu(float x) { return x < 0.0f ? 0.0f : x; }
 inline float gelu_tanh(float x) {
   return x * sigmoid(1.5957691216057308f * x * (1.0f + 0.044715f * x * x));
 }
-/// Keeps NaN, as std::clamp and std::min do.
+/// Both keep a NaN in x, as std::clamp and std::min do.
 inline float at_most(float x, float limit) { return limit < x ? limit : x; }
 inline float clamped(float x, float limit) { return x < -limit ? -limit : at_most(x, limit); }
 

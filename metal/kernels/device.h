@@ -11,21 +11,23 @@
 using namespace metal;
 using namespace moesaic::metal_args;
 
-/// THREADGROUP_ARRAY(float, tile, [32][33]);
+/// Declares an array in threadgroup memory: THREADGROUP_ARRAY(float, tile, [32][33]);
 #ifndef THREADGROUP_ARRAY
 #define THREADGROUP_ARRAY(T, name, ...) threadgroup T name __VA_ARGS__
 #endif
 
-/// FUNCTION_CONSTANT(int, kInputType, kConstantInput); at file scope, once for all kernels.
+/// Declares a function constant at file scope, once for all kernels: FUNCTION_CONSTANT(int,
+/// input_type, kConstantInput);
 #ifndef FUNCTION_CONSTANT
 #define FUNCTION_CONSTANT(T, name, index) constant T name [[function_constant(index)]]
 #endif
 
-/// The last parameters of every kernel; threadgroups are one-dimensional.
+/// The last parameters of every kernel: the position of its threadgroup in the grid, its simdgroup
+/// in the threadgroup and its lane in the simdgroup. Threadgroups are one-dimensional.
 #ifndef THREAD_POSITION
-#define THREAD_POSITION                                                                            \
-  uint3 group [[threadgroup_position_in_grid]], uint simdgroup [[simdgroup_index_in_threadgroup]], \
-      uint lane [[thread_index_in_simdgroup]]
+#define THREAD_POSITION                            \
+  uint3 position [[threadgroup_position_in_grid]], \
+      uint simdgroup [[simdgroup_index_in_threadgroup]], uint lane [[thread_index_in_simdgroup]]
 #endif
 
 FUNCTION_CONSTANT(int, input_type, kConstantInput);

@@ -14,9 +14,9 @@
 constant constexpr int kDotRows = kGemvRows / (kGemvThreads / kSimdWidth);
 constant constexpr int kDotEntries = 4;
 
-/// Entries of one segment that are computed together.
+/// Entries of one segment that are computed together, so that weights are decoded once for them.
 struct DotEntries {
-  long x_row[kDotEntries];       // element of x where the input row begins
+  long x_row[kDotEntries];       // element of x at which the input row begins
   int destination[kDotEntries];  // -1: padding, neither read nor written
 };
 
@@ -31,8 +31,8 @@ inline DotEntries dot_entries(thread const RowMap& map, thread const InputArgs& 
   return entries;
 }
 
-/// sums[r][e] for the rows first_row .. of an expert at `weights`; rows behind the last are repeats
-/// of it.
+/// sums[r][e] = row first_row + r of the expert at `weights` times entry e. Rows behind the last
+/// one repeat it; their sums are not stored.
 template <class Decoder>
 inline void dot_rows(thread const WeightArgs& args, device const uchar* weights, int first_row,
                      device const uchar* x, thread const DotEntries& entries, uint lane,
@@ -63,7 +63,7 @@ inline void dot_rows(thread const WeightArgs& args, device const uchar* weights,
   }
 }
 
-/// What follows the product: scale and bias of the expert, where there are any.
+/// A sum with what follows the product: scale and bias of the expert, where there are any.
 inline float finished(thread const WeightArgs& args, device const float* scale,
                       device const float* bias, int expert, int row, float sum) {
   if ((args.flags & kHasScale) != 0) sum *= scale[expert];

@@ -1,8 +1,8 @@
 /// expert_gate_up_<format>: out[destination] = activation(gate row, up row) of W_gate * x[source]
 /// and W_up * x[source], for few entries per expert; f32 activations and sums.
 ///
-///   threadgroups, simdgroups and entries as in expert_gemv.metal; a simdgroup computes the same
-///   two rows of both roles, so the hidden row is written once and the halves never are
+///   threadgroups, simdgroups and entries are those of expert_gemv.metal; a simdgroup computes two
+///   rows of gate and the same two of up, so that only the hidden row is written, never its halves
 ///
 /// Preconditions: ExpertGateUpArgs in arguments.h; gated activations; rows, cols and format of both
 /// roles agree. Not measured on hardware.
@@ -10,7 +10,7 @@
 #include "activation.h"
 #include "expert_dot.h"
 
-/// A role's own arrays.
+/// The arrays of one role.
 struct RoleArrays {
   device const uchar* weights;
   device const int* slot_map;
@@ -21,13 +21,13 @@ struct RoleArrays {
 template <class Decoder>
 inline void expert_gate_up(thread const ExpertGateUpArgs& args, thread const RoleArrays& gate,
                            thread const RoleArrays& up, thread const RowMap& map,
-                           device const uchar* x, device float* out, uint3 group, uint simdgroup,
+                           device const uchar* x, device float* out, uint3 position, uint simdgroup,
                            uint lane) {
-  const int segment = int(group.y);
+  const int segment = int(position.y);
   const int expert = segment_expert(map, segment);
   const int gate_slot = expert_slot(args.gate, gate.slot_map, expert);
   const int up_slot = expert_slot(args.up, up.slot_map, expert);
-  const int first_row = int(group.x) * kGemvRows + int(simdgroup) * kDotRows;
+  const int first_row = int(position.x) * kGemvRows + int(simdgroup) * kDotRows;
   if (gate_slot < 0 || up_slot < 0 || first_row >= args.gate.rows) return;
   device const uchar* gate_at = gate.weights + expert_offset(args.gate, gate_slot);
   device const uchar* up_at = up.weights + expert_offset(args.up, up_slot);
@@ -64,6 +64,6 @@ inline void expert_gate_up(thread const ExpertGateUpArgs& args, thread const Rol
     const RowMap map = {own.map, map_expert, map_offsets, map_source, map_destination};            \
     const RoleArrays gate = {gate_weights, gate_slot_map, gate_scale, gate_bias};                  \
     const RoleArrays up = {up_weights, up_slot_map, up_scale, up_bias};                            \
-    expert_gate_up<Decoder>(own, gate, up, map, x, out, group, simdgroup, lane);                   \
+    expert_gate_up<Decoder>(own, gate, up, map, x, out, position, simdgroup, lane);                \
   }
 EXPERT_FORMATS(EXPERT_GATE_UP)

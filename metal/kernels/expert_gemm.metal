@@ -12,8 +12,8 @@
 /// order as long as both tiles agree. Tiles are f32, or half with f32 sums: then each weight and
 /// each input is rounded once, and for |x| and |w| below 65504
 ///     |error| <= 2^-10 (1 + 2^-12) sum |w x| + 2^-25 sum (|w| + |x|)
-/// where the last term is for values below 2^-14. What is infinite in half is so in the result.
-/// Preconditions: ExpertGemmArgs in arguments.h. Not measured on hardware.
+/// where the last term is for values below 2^-14. What is infinite in half is infinite in the
+/// result. Preconditions: ExpertGemmArgs in arguments.h. Not measured on hardware.
 
 #include <metal_simdgroup_matrix>
 
@@ -21,16 +21,18 @@
 
 constant constexpr int kStepPieces = 2;
 constant constexpr int kStepCols = kStepPieces * kPieceCols;
-/// Between rows of a tile: a multiple of 4, odd in units of 16 bytes, against bank conflicts.
+/// Elements from row to row of a tile: a multiple of 4, and odd when counted in 16 bytes, so that
+/// rows start in different banks.
 constant constexpr int kTileStride = kStepCols + 4;
 constant constexpr int kWeightTile = kGemmRows * kTileStride;
 constant constexpr int kInputTile = kGemmCols * kTileStride;
-/// Sums go through the same memory at the end.
+/// Elements from row to row of the sums, which go through the tiles' memory at the end.
 constant constexpr int kSumStride = kGemmCols + 1;
-/// Rows of 8 x 8 tiles per simdgroup.
+/// Rows of 8 x 8 matrices that a simdgroup has.
 constant constexpr int kSimdTiles = kGemmRows / 8 / (kGemmThreads / kSimdWidth);
 constant constexpr int kColTiles = kGemmCols / 8;
 
+/// Fills this thread's part of the weight tile: one piece of one row, decoded.
 template <class Decoder, class T>
 inline void fill_weight_tile(thread const WeightArgs& args, device const uchar* weights,
                              int first_row, int step, int thread_index, threadgroup T* tile) {
@@ -48,7 +50,8 @@ inline void fill_weight_tile(thread const WeightArgs& args, device const uchar* 
   for (int i = 0; i < kPieceCols; i++) to[i] = T(decoded[i]);
 }
 
-/// `x_row`: where the input row of this thread's entry begins; negative: no entry.
+/// Fills this thread's part of the input tile. `x_row` is the element of x at which the input row
+/// of its entry begins, negative when there is no entry.
 template <class Decoder, class T>
 inline void fill_input_tile(device const uchar* x, long x_row, int cols, int step, int thread_index,
                             threadgroup T* tile) {
@@ -68,21 +71,21 @@ inline void expert_gemm(thread const ExpertGemmArgs& args, device const uchar* w
                         device const int* slot_map, device const float* scale,
                         device const float* bias, thread const RowMap& map, device const uchar* x,
                         device float* out, device const GemmTile* tiles, threadgroup float* memory,
-                        uint3 group, uint simdgroup, uint lane) {
+                        uint3 position, uint simdgroup, uint lane) {
   int segment, first;
   if (args.tiles_per_segment > 0) {
-    segment = int(group.x) / args.tiles_per_segment;
-    first = segment_begin(map, segment) + int(group.x) % args.tiles_per_segment * kGemmCols;
+    segment = int(position.x) / args.tiles_per_segment;
+    first = segment_begin(map, segment) + int(position.x) % args.tiles_per_segment * kGemmCols;
   } else {
-    segment = tiles[group.x].segment;
-    first = tiles[group.x].first;
+    segment = tiles[position.x].segment;
+    first = tiles[position.x].first;
   }
   const int end = min(first + kGemmCols, segment_end(map, segment));
   const int expert = segment_expert(map, segment);
   const int slot = expert_slot(args.weight, slot_map, expert);
   if (slot < 0 || first >= end) return;
   device const uchar* at = weights + expert_offset(args.weight, slot);
-  const int first_row = int(group.y) * kGemmRows;
+  const int first_row = int(position.y) * kGemmRows;
   const int thread_index = int(simdgroup) * kSimdWidth + int(lane);
   threadgroup T* weight_tile = (threadgroup T*)memory;
   threadgroup T* input_tile = weight_tile + kWeightTile;
@@ -147,7 +150,7 @@ inline void expert_gemm(thread const ExpertGemmArgs& args, device const uchar* w
     const ExpertGemmArgs own = args;                                                            \
     const RowMap map = {own.map, map_expert, map_offsets, map_source, map_destination};         \
     expert_gemm<Decoder, T, Matrix>(own, weights, slot_map, scale, bias, map, x, out, tiles,    \
-                                    memory, group, simdgroup, lane);                            \
+                                    memory, position, simdgroup, lane);                         \
   }
 #define EXPERT_GEMM(suffix, Decoder)                                           \
   EXPERT_GEMM_KERNEL(expert_gemm_##suffix, Decoder, float, simdgroup_float8x8) \

@@ -13,11 +13,11 @@ template <class Decoder>
 inline void expert_gemv(thread const ExpertGemvArgs& args, device const uchar* weights,
                         device const int* slot_map, device const float* scale,
                         device const float* bias, thread const RowMap& map, device const uchar* x,
-                        device float* out, uint3 group, uint simdgroup, uint lane) {
-  const int segment = int(group.y);
+                        device float* out, uint3 position, uint simdgroup, uint lane) {
+  const int segment = int(position.y);
   const int expert = segment_expert(map, segment);
   const int slot = expert_slot(args.weight, slot_map, expert);
-  const int first_row = int(group.x) * kGemvRows + int(simdgroup) * kDotRows;
+  const int first_row = int(position.x) * kGemvRows + int(simdgroup) * kDotRows;
   if (slot < 0 || first_row >= args.weight.rows) return;
   device const uchar* at = weights + expert_offset(args.weight, slot);
   const int end = segment_end(map, segment);
@@ -36,17 +36,17 @@ inline void expert_gemv(thread const ExpertGemvArgs& args, device const uchar* w
   }
 }
 
-#define EXPERT_GEMV(suffix, Decoder)                                                           \
-  kernel void expert_gemv_##suffix(                                                            \
-      constant ExpertGemvArgs& args [[buffer(0)]], device const uchar* weights [[buffer(1)]],  \
-      device const int* slot_map [[buffer(2)]], device const float* scale [[buffer(3)]],       \
-      device const float* bias [[buffer(4)]], device const int* map_expert [[buffer(5)]],      \
-      device const int* map_offsets [[buffer(6)]], device const int* map_source [[buffer(7)]], \
-      device const int* map_destination [[buffer(8)]], device const uchar* x [[buffer(9)]],    \
-      device float* out [[buffer(10)]], THREAD_POSITION) {                                     \
-    const ExpertGemvArgs own = args;                                                           \
-    const RowMap map = {own.map, map_expert, map_offsets, map_source, map_destination};        \
-    expert_gemv<Decoder>(own, weights, slot_map, scale, bias, map, x, out, group, simdgroup,   \
-                         lane);                                                                \
+#define EXPERT_GEMV(suffix, Decoder)                                                            \
+  kernel void expert_gemv_##suffix(                                                             \
+      constant ExpertGemvArgs& args [[buffer(0)]], device const uchar* weights [[buffer(1)]],   \
+      device const int* slot_map [[buffer(2)]], device const float* scale [[buffer(3)]],        \
+      device const float* bias [[buffer(4)]], device const int* map_expert [[buffer(5)]],       \
+      device const int* map_offsets [[buffer(6)]], device const int* map_source [[buffer(7)]],  \
+      device const int* map_destination [[buffer(8)]], device const uchar* x [[buffer(9)]],     \
+      device float* out [[buffer(10)]], THREAD_POSITION) {                                      \
+    const ExpertGemvArgs own = args;                                                            \
+    const RowMap map = {own.map, map_expert, map_offsets, map_source, map_destination};         \
+    expert_gemv<Decoder>(own, weights, slot_map, scale, bias, map, x, out, position, simdgroup, \
+                         lane);                                                                 \
   }
 EXPERT_FORMATS(EXPERT_GEMV)

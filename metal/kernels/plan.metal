@@ -1,12 +1,12 @@
 // bucket_plan, align_blocks, gemm_tiles: pairs sorted by expert, the same padded to blocks, and the
 // column tiles of the grouped GEMM with their indirect grid.
 //
-//   one threadgroup per expert (segment), and one more for what lies behind the last
-//   start(e)    the threadgroup counts everything before e itself, so no threadgroup waits for
+//   one threadgroup per expert (or segment), and one more for what lies behind the last
+//
+//   start(e)    each threadgroup counts by itself everything before its e, so that none waits for
 //               another and one dispatch is enough
-//   entries     written in order by a prefix sum over the threadgroup: the sort is stable and,
-//   without
-//               atomics, the result is the host's, bit for bit
+//   entries     are written in order by a prefix sum over the threadgroup: the sort is stable, and
+//               without atomics the result is the host's bit for bit
 //
 // Cost: every threadgroup reads all ids (plan) or all counts (align, tiles) once or twice.
 // Preconditions: fewer than 2^31 pairs. Not measured on hardware.
@@ -18,8 +18,8 @@ namespace plan {
 
 constant int kSimdgroups = kPlanThreads / kSimdWidth;
 
-/// Sum over the threadgroup; `parts` is free again when it returns.
-inline int sum_over_group(int value, threadgroup int* parts, uint simdgroup, uint lane) {
+/// The sum of `value` over the threadgroup; `parts` may be used again when it returns.
+inline int sum_over_threadgroup(int value, threadgroup int* parts, uint simdgroup, uint lane) {
   const int part = simd_sum(value);
   if (lane == 0) parts[simdgroup] = part;
   threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -29,11 +29,12 @@ inline int sum_over_group(int value, threadgroup int* parts, uint simdgroup, uin
   return sum;
 }
 
+/// How many threads are marked.
 struct Rank {
   int before;  // marked threads before this one
   int total;   // marked threads of the threadgroup
 };
-inline Rank rank_in_group(int mark, threadgroup int* parts, uint simdgroup, uint lane) {
+inline Rank rank_in_threadgroup(int mark, threadgroup int* parts, uint simdgroup, uint lane) {
   const int inside = simd_prefix_exclusive_sum(mark);
   const int part = simd_sum(mark);
   if (lane == 0) parts[simdgroup] = part;
@@ -66,7 +67,7 @@ kernel void bucket_plan(constant BucketPlanArgs& args [[buffer(0)]],
                         device int* row_token [[buffer(3)]], device int* row_pair [[buffer(4)]],
                         device int* pair_row [[buffer(5)]], THREAD_POSITION) {
   THREADGROUP_ARRAY(int, parts, [kPlanThreads / kSimdWidth]);
-  const int expert = int(group.x);
+  const int expert = int(position.x);
   const int thread_index = int(simdgroup) * kSimdWidth + int(lane);
   const int pairs = args.num_pairs;
 
@@ -75,7 +76,7 @@ kernel void bucket_plan(constant BucketPlanArgs& args [[buffer(0)]],
     const int id = topk_ids[p];
     before += id >= 0 && id < expert ? 1 : 0;
   }
-  const int start = plan::sum_over_group(before, parts, simdgroup, lane);
+  const int start = plan::sum_over_threadgroup(before, parts, simdgroup, lane);
   if (thread_index == 0) expert_offsets[expert] = start;
 
   if (expert == args.num_experts) {
@@ -93,7 +94,7 @@ kernel void bucket_plan(constant BucketPlanArgs& args [[buffer(0)]],
   for (int first = 0; first < pairs; first += kPlanThreads) {
     const int pair = first + thread_index;
     const bool mine = pair < pairs && topk_ids[pair] == expert;
-    const plan::Rank rank = plan::rank_in_group(mine ? 1 : 0, parts, simdgroup, lane);
+    const plan::Rank rank = plan::rank_in_threadgroup(mine ? 1 : 0, parts, simdgroup, lane);
     if (mine) {
       const int row = cursor + rank.before;
       row_token[row] = pair / args.top_k;
@@ -111,14 +112,14 @@ kernel void align_blocks(constant AlignArgs& args [[buffer(0)]],
                          device int* block_experts [[buffer(4)]],
                          device int* num_post_pad [[buffer(5)]], THREAD_POSITION) {
   THREADGROUP_ARRAY(int, parts, [kPlanThreads / kSimdWidth]);
-  const int expert = int(group.x);
+  const int expert = int(position.x);
   const int thread_index = int(simdgroup) * kSimdWidth + int(lane);
 
   int before = 0;
   for (int e = thread_index; e < expert; e += kPlanThreads) {
     before += plan::blocks_of(expert_offsets, e, args.block_size);
   }
-  const int first_block = plan::sum_over_group(before, parts, simdgroup, lane);
+  const int first_block = plan::sum_over_threadgroup(before, parts, simdgroup, lane);
   const int first_id = first_block * args.block_size;
 
   if (expert == args.num_experts) {
@@ -149,7 +150,7 @@ kernel void gemm_tiles(constant GemmTilesArgs& args [[buffer(0)]],
                        device GemmTile* tiles [[buffer(3)]],
                        device IndirectGrid* grid [[buffer(4)]], THREAD_POSITION) {
   const RowMap map = {args.map, map_expert, map_offsets, map_offsets, map_offsets};
-  const int segment = int(group.x);
+  const int segment = int(position.x);
 
   int before = 0;
   for (int s = lane; s < segment; s += kSimdWidth) {

@@ -1,10 +1,14 @@
-// route: top-k of each row of logits, moesaic::route_rows (cpp/src/route/route.cpp).
+// route: the top-k of each row of logits, as moesaic::route_rows (cpp/src/route/route.cpp) defines
+// it.
 //
-//   one simdgroup per token       lane l looks at experts l, l + 32, ...
-//   key(e)   selection score as an integer of the same order, after biases and the group limit
-//   pass s   the largest (key, -id) below that of pass s - 1: nothing is marked, nothing stored, so
-//            any number of experts works; keys of the first 1024 are kept in threadgroup memory
-//   weights  slot s belongs to lane s % 32, at most two slots a lane
+//   one simdgroup per token; lane l looks at experts l, l + 32, ...
+//
+//   key(e)   the selection score of expert e as an integer of the same order, after biases and the
+//            limit to the best expert groups
+//   pass s   finds slot s: the largest (key, -id) below that of pass s - 1. Nothing is marked or
+//            stored, so any number of experts works; keys of the first 1024 are kept in
+//            threadgroup memory
+//   weights  slot s belongs to lane s % 32, so a lane has at most two slots
 //
 // Preconditions: top_k <= 64, num_groups <= 256 and dividing num_experts. Ids are those of the host
 // except where two scores differ by less than the rounding of exp; weights agree to 1e-6.
@@ -22,7 +26,7 @@ constant float kLargest = 3.402823466e+38f;
 constant int kNan = -2147483646;
 constant int kMasked = -2147483647;
 
-/// A float as an integer of the same order, -0 as +0, and back.
+/// A float as an integer of the same order (-0 becomes +0), and back.
 inline int to_key(float value) {
   const int bits = as_type<int>(value + 0.0f);
   return bits ^ ((bits >> 31) & 0x7fffffff);
@@ -36,13 +40,13 @@ inline float clamp_finite(float value) {
 /// True for finite values and +inf.
 inline bool is_usable(float logit) { return logit > -kInf; }
 
-/// log(1 + e) that keeps the digits of a small e.
+/// log(1 + e), which keeps the digits of a small e.
 inline float log1p_of(float e) {
   const float u = 1.0f + e;
   return u == 1.0f ? e : precise::log(u) * e / (u - 1.0f);
 }
 
-/// One row of logits with what is known about it.
+/// One row of logits and what is known about it.
 struct Row {
   RouteArgs args;
   device const float* logits;
@@ -75,7 +79,7 @@ inline float score_of(thread const Row& row, int e) {
   }
 }
 
-/// What the selection compares, before the group limit.
+/// What the selection compares, before the limit to the best expert groups.
 inline int key_of(thread const Row& row, int e) {
   const float logit = row.logits[e];
   if (!is_usable(logit)) return isnan(logit) ? kNan : minus_infinity();
@@ -85,7 +89,7 @@ inline int key_of(thread const Row& row, int e) {
                     : selection);
 }
 
-/// Score of a group from its usable members; a group without any comes last.
+/// The score of an expert group from its usable members; a group without any comes last.
 inline int group_key(thread const Row& row, int group) {
   const int size = row.args.num_experts / row.args.num_groups;
   int best = kNan, second = kNan;
@@ -100,7 +104,7 @@ inline int group_key(thread const Row& row, int group) {
   return to_key(clamp_finite(from_key(best) + from_key(second)));
 }
 
-/// Whether fewer than groups_used groups come before this one.
+/// Whether fewer than groups_used expert groups come before this one.
 inline bool group_is_used(thread const Row& row, threadgroup const int* keys, int group) {
   int before = 0;
   for (int g = 0; g < row.args.num_groups; ++g) {
@@ -109,7 +113,7 @@ inline bool group_is_used(thread const Row& row, threadgroup const int* keys, in
   return before < row.args.groups_used;
 }
 
-/// The key after the group limit.
+/// The key of an expert after the limit to the best expert groups.
 inline int limited_key(thread const Row& row, threadgroup const int* used, int e) {
   const int key = key_of(row, e);
   if (row.args.groups_used >= row.args.num_groups) return key;
@@ -134,9 +138,9 @@ kernel void route(constant RouteArgs& route_args [[buffer(0)]],
   const int n = args.num_experts;
   const int k = args.top_k;
   router::Row row = {
-      args, logits + long(group.x) * args.row_stride, router_bias, selection_bias, 0.0f, 0.0f};
-  device int* ids = topk_ids + long(group.x) * k;
-  device float* weights = topk_weights + long(group.x) * k;
+      args, logits + long(position.x) * args.row_stride, router_bias, selection_bias, 0.0f, 0.0f};
+  device int* ids = topk_ids + long(position.x) * k;
+  device float* weights = topk_weights + long(position.x) * k;
 
   // What the row holds.
   int unusable = 0, usable = 0, strange = 0;
@@ -150,7 +154,7 @@ kernel void route(constant RouteArgs& route_args [[buffer(0)]],
   unusable = simd_max(usable) == 0 ? 1 : 0;
   strange = simd_max(strange);
   row.largest = simd_max(largest);
-  if (lane == 0 && (args.flags & kReportNonfinite) != 0) nonfinite[group.x] = strange;
+  if (lane == 0 && (args.flags & kReportNonfinite) != 0) nonfinite[position.x] = strange;
 
   const bool given = args.select_on == 2;
   if (unusable != 0) {

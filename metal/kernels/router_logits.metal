@@ -1,7 +1,7 @@
 // router_logits: logits [T, E] = x [T, H] * weight [E, H]^T in f32.
 //
-//   one simdgroup per expert and token, 4 experts per threadgroup; lane l sums columns l, l + 32,
-//   ...
+//   one simdgroup per expert and token, 4 experts per threadgroup;
+//   lane l sums columns l, l + 32, ...
 //
 // The order of the sum depends on H alone. Not measured on hardware.
 
@@ -12,10 +12,10 @@ kernel void router_logits(constant RouterLogitsArgs& args [[buffer(0)]],
                           device const uchar* x [[buffer(1)]],
                           device const float* weight [[buffer(2)]],
                           device float* logits [[buffer(3)]], THREAD_POSITION) {
-  const int expert = int(group.x * (kLogitsThreads / kSimdWidth) + simdgroup);
+  const int expert = int(position.x * (kLogitsThreads / kSimdWidth) + simdgroup);
   if (expert >= args.num_experts) return;
   const InputArgs in = args.in;
-  const long token = group.y;
+  const long token = position.y;
   const long from = row_offset(in, token);
   device const float* w = weight + long(expert) * args.cols;
   float sum = 0.0f;

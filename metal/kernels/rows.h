@@ -1,10 +1,10 @@
 #pragma once
 
-/// Reading a row map and input rows.
+/// Reading a row map, input rows and the memory of experts.
 
 #include "device.h"
 
-/// RowMapArgs with its arrays.
+/// A row map: RowMapArgs together with its arrays.
 struct RowMap {
   RowMapArgs args;
   device const int* expert;
@@ -29,17 +29,19 @@ inline int entry_destination(thread const RowMap& map, int i) {
   return row >= 0 && row < map.args.limit ? row : -1;
 }
 
-/// Where the expert lies; -1: skip its segment (no such expert, or not resident).
+/// The slot that holds an expert; -1 when there is none (no such expert, or it is not resident),
+/// and then its segment is skipped.
 inline int expert_slot(thread const WeightArgs& weight, device const int* slot_map, int expert) {
   if (expert < 0 || expert >= weight.num_experts) return -1;
   return (weight.flags & kHasSlotMap) != 0 ? slot_map[expert] : expert;
 }
 
-/// First byte of the expert in the weight buffer.
+/// The first byte of a slot in the weight buffer.
 inline ulong expert_offset(thread const WeightArgs& weight, int slot) {
   return weight.base + ulong(slot) * ulong(weight.expert_stride);
 }
 
+/// The element of x at which input row `row` begins.
 inline long row_offset(thread const InputArgs& in, long row) {
   return row / in.inner_count * in.outer_stride + row % in.inner_count * in.inner_stride;
 }

@@ -1,9 +1,9 @@
-// The small steps around the products, one row of f32 each: gather_rows, activate_rows,
-// combine_rows, shared_routing, zero_skipped, and fill_words, copy_words.
+// The small steps around the products, on rows of f32: gather_rows, activate_rows, combine_rows,
+// shared_routing, zero_skipped; and fill_words and copy_words, on 32-bit machine words.
 //
 //   gather, activate, zero   one threadgroup per row, threads over its columns
-//   combine                  one thread per element of the output, slots in order: the sum does not
-//                            depend on the batch
+//   combine                  one thread per element of the output, which adds slots in order, so
+//                            that the sum does not depend on the batch
 //
 // Offsets are 64-bit; rows may start at any element. Not measured on hardware.
 
@@ -38,9 +38,9 @@ kernel void gather_rows(constant GatherArgs& args [[buffer(0)]],
                         device const uchar* x [[buffer(1)]], device const int* index [[buffer(2)]],
                         device float* out [[buffer(3)]], THREAD_POSITION) {
   const InputArgs in = args.in;
-  const int from = index[group.x];
+  const int from = index[position.x];
   const long begin = from < 0 ? 0 : row_offset(in, from);
-  device float* to = out + long(group.x) * args.cols;
+  device float* to = out + long(position.x) * args.cols;
   for (long c = simdgroup * kSimdWidth + lane; c < args.cols; c += kRowThreads) {
     to[c] = from < 0 ? 0.0f : load_input(x, begin + c);
   }
@@ -52,8 +52,8 @@ kernel void activate_rows(constant ActivateArgs& args [[buffer(0)]],
                           THREAD_POSITION) {
   const ActivationArgs activation = args.activation;
   const bool gated = activation_kind != kGeluTanh && activation_kind != kReluSquared;
-  const long from = long(group.x) * args.row_stride;
-  device float* to = hidden + long(group.x) * args.cols;
+  const long from = long(position.x) * args.row_stride;
+  device float* to = hidden + long(position.x) * args.cols;
   for (long c = simdgroup * kSimdWidth + lane; c < args.cols; c += kRowThreads) {
     to[c] = activate(activation, gated ? gate[from + c] : 0.0f, up[from + c]);
   }
@@ -65,9 +65,9 @@ kernel void combine_rows(constant CombineArgs& args [[buffer(0)]],
                          device const int* topk_ids [[buffer(3)]],
                          device const float* topk_weights [[buffer(4)]],
                          device uchar* out [[buffer(5)]], THREAD_POSITION) {
-  const int c = int(group.x * kRowThreads + simdgroup * kSimdWidth + lane);
+  const int c = int(position.x * kRowThreads + simdgroup * kSimdWidth + lane);
   if (c >= args.cols) return;
-  const long token = group.y;
+  const long token = position.y;
   float sum = 0.0f;
   for (int slot = 0; slot < args.top_k; ++slot) {
     const long pair = token * args.top_k + slot;
@@ -86,7 +86,7 @@ kernel void shared_routing(constant SharedRoutingArgs& args [[buffer(0)]],
                            device const float* logits [[buffer(1)]],
                            device int* topk_ids [[buffer(2)]],
                            device float* topk_weights [[buffer(3)]], THREAD_POSITION) {
-  const int t = int(group.x * kRowThreads + simdgroup * kSimdWidth + lane);
+  const int t = int(position.x * kRowThreads + simdgroup * kSimdWidth + lane);
   if (t >= args.num_tokens) return;
   topk_ids[t] = 0;
   topk_weights[t] = args.has_logits != 0 ? sigmoid(logits[t]) : 1.0f;
@@ -95,21 +95,21 @@ kernel void shared_routing(constant SharedRoutingArgs& args [[buffer(0)]],
 kernel void zero_skipped(constant ZeroSkippedArgs& args [[buffer(0)]],
                          device const int* ids [[buffer(1)]], device float* out [[buffer(2)]],
                          THREAD_POSITION) {
-  const int id = ids[group.x];
+  const int id = ids[position.x];
   if (id >= 0 && id < args.num_experts) return;
-  device float* row = out + long(group.x) * args.cols;
+  device float* row = out + long(position.x) * args.cols;
   for (long c = simdgroup * kSimdWidth + lane; c < args.cols; c += kRowThreads) row[c] = 0.0f;
 }
 
 kernel void fill_words(constant WordsArgs& args [[buffer(0)]], device uint* to [[buffer(1)]],
                        THREAD_POSITION) {
-  const long i = long(group.x) * kRowThreads + simdgroup * kSimdWidth + lane;
+  const long i = long(position.x) * kRowThreads + simdgroup * kSimdWidth + lane;
   if (i < args.words) to[i] = args.value;
 }
 
 kernel void copy_words(constant WordsArgs& args [[buffer(0)]],
                        device const uint* from [[buffer(1)]], device uint* to [[buffer(2)]],
                        THREAD_POSITION) {
-  const long i = long(group.x) * kRowThreads + simdgroup * kSimdWidth + lane;
+  const long i = long(position.x) * kRowThreads + simdgroup * kSimdWidth + lane;
   if (i < args.words) to[i] = from[i];
 }

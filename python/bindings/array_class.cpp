@@ -5,34 +5,11 @@
 #include <optional>
 
 #include "dlpack.hpp"
+#include "dtypes.hpp"
 #include "moesaic/error.hpp"
 
 namespace moesaic::python {
 namespace {
-
-/// numpy has no bfloat16 of its own, so a buffer shows the bits as uint16.
-std::string format_of(DType dtype) {
-  switch (dtype) {
-    case DType::F32:
-      return "f";
-    case DType::F16:
-      return "e";
-    case DType::BF16:
-    case DType::U16:
-      return "H";
-    case DType::F64:
-      return "d";
-    case DType::I32:
-      return "i";
-    case DType::I64:
-      return "q";
-    case DType::U8:
-      return "B";
-    case DType::Bool:
-      return "?";
-  }
-  return "B";
-}
 
 std::vector<py::ssize_t> shape_of(const Array& array) {
   return {array.view.shape.begin(), array.view.shape.begin() + array.view.rank};
@@ -42,28 +19,31 @@ py::buffer_info buffer_of(Array& array) {
   const auto item = static_cast<py::ssize_t>(size_of(array.view.dtype));
   std::vector<py::ssize_t> strides;
   for (int i = 0; i < array.view.rank; ++i) strides.push_back(array.view.stride(i) * item);
-  return {
-      array.view.data, item, format_of(array.view.dtype), array.view.rank, shape_of(array), strides,
-      array.read_only};
+  return {array.view.data,
+          item,
+          buffer_format(array.view.dtype),
+          array.view.rank,
+          shape_of(array),
+          strides,
+          array.read_only};
 }
 
 std::shared_ptr<Array> copy_of(const Array& source) {
   const std::vector<std::int64_t> shape(source.view.shape.begin(),
                                         source.view.shape.begin() + source.view.rank);
   auto copy = new_array(source.view.dtype, shape);
-  // numpy knows strides; the bits are all that matters.
+  // numpy copies any strides. It has no bfloat16, but sees the bits as uint16, which are copied.
   const auto bits = py::cast(source, py::return_value_policy::reference);
   py::array(py::cast(copy)).attr("__setitem__")(py::ellipsis(), bits);
   return copy;
 }
 
 DType parse_dtype(const std::string& text) {
-  for (const DType dtype : {DType::F32, DType::F16, DType::BF16, DType::F64, DType::I32, DType::I64,
-                            DType::U8, DType::U16, DType::Bool}) {
-    if (text == name_of(dtype)) return dtype;
-  }
-  throw DTypeError(Problem{
-      "asarray", "dtype", "f32, f16, bf16, f64, i32, i64, u8, u16 or bool", "'" + text + "'", {}});
+  const std::optional<DType> dtype = find_name<DType>(text);
+  require<DTypeError>(dtype.has_value(), [&] {
+    return Problem{"asarray", "dtype", list_names<DType>(" | "), "'" + text + "'", {}};
+  });
+  return *dtype;
 }
 
 std::shared_ptr<Array> asarray(const py::object& x, const std::optional<std::string>& dtype,
@@ -111,30 +91,20 @@ py::capsule dlpack(const std::shared_ptr<Array>& array, const py::object& stream
 }  // namespace
 
 void bind_array(py::module_& m) {
-  py::class_<Array, std::shared_ptr<Array>>(
-      m, "Array", py::buffer_protocol(), py::is_final(),
-      "Memory of moesaic, or a named view of another array: for numpy's bfloat16 gap and for\n"
-      "array packages without their own door. Consumers read it by `__dlpack__` or the buffer\n"
-      "protocol (bf16 shows as uint16 there); results for an Array argument are Arrays.")
+  py::class_<Array, std::shared_ptr<Array>>(m, "Array", py::buffer_protocol(), py::is_final())
       .def_buffer(&buffer_of)
-      .def_property_readonly(
-          "dtype", [](const Array& a) { return name_of(a.view.dtype); },
-          "Element type: 'f32', 'bf16', ...")
-      .def_property_readonly(
-          "shape", [](const Array& a) { return to_tuple(a.view.shape, a.view.rank); }, "Sizes.")
-      .def_property_readonly(
-          "strides", [](const Array& a) { return to_tuple(a.view.strides, a.view.rank); },
-          "Steps in elements.")
-      .def_property_readonly(
-          "device", [](const Array& a) { return to_string(a.view.device); }, "'cpu'.")
-      .def_property_readonly(
-          "nbytes",
-          [](const Array& a) {
-            return a.view.num_elements() * static_cast<std::int64_t>(size_of(a.view.dtype));
-          },
-          "Bytes of the elements.")
-      .def_property_readonly(
-          "readonly", [](const Array& a) { return a.read_only; }, "Whether it is refused as out=.")
+      .def_property_readonly("dtype", [](const Array& a) { return name_of(a.view.dtype); })
+      .def_property_readonly("shape",
+                             [](const Array& a) { return to_tuple(a.view.shape, a.view.rank); })
+      .def_property_readonly("strides",
+                             [](const Array& a) { return to_tuple(a.view.strides, a.view.rank); })
+      .def_property_readonly("device", [](const Array& a) { return to_string(a.view.device); })
+      .def_property_readonly("nbytes",
+                             [](const Array& a) {
+                               return a.view.num_elements() *
+                                      static_cast<std::int64_t>(size_of(a.view.dtype));
+                             })
+      .def_property_readonly("readonly", [](const Array& a) { return a.read_only; })
       .def("__len__",
            [](const Array& a) {
              if (a.view.rank == 0) throw py::type_error("len() of a 0-d Array");
@@ -144,17 +114,11 @@ void bind_array(py::module_& m) {
            [](const Array& a) { return "moesaic.Array(" + describe(a.view) + ", cpu)"; })
       .def("__dlpack__", &dlpack, py::kw_only(), py::arg("stream") = py::none(),
            py::arg("max_version") = py::none(), py::arg("dl_device") = py::none(),
-           py::arg("copy") = py::none(), "A DLPack capsule of this memory.")
-      .def(
-          "__dlpack_device__", [](const Array&) { return std::pair{kDLPackCpu, 0}; },
-          "(1, 0): the cpu.");
+           py::arg("copy") = py::none())
+      .def("__dlpack_device__", [](const Array&) { return std::pair{kDLPackCpu, 0}; });
 
   m.def("asarray", &asarray, py::arg("x"), py::arg("dtype") = py::none(), py::kw_only(),
-        py::arg("copy") = py::none(),
-        "View any array as a moesaic.Array.\n\n"
-        "dtype='bf16' or 'f16' names the bits of a uint16 array. copy=None and copy=False never\n"
-        "copy (an array that cannot be shared is an error), copy=True always does.\n\n"
-        "Raises DTypeError, DeviceError, ShapeError, UnsupportedError naming `x`.");
+        py::arg("copy") = py::none());
 }
 
 }  // namespace moesaic::python

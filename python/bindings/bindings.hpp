@@ -1,6 +1,7 @@
 #pragma once
 
-/// What the files of this folder share. One `bind_*` per file, called by module.cpp in this order.
+/// What the files of this folder share. Each bind_* is a file's part of the module; module.cpp
+/// calls them in this order, in which a class comes before those that name it.
 
 #include <pybind11/pybind11.h>
 
@@ -18,11 +19,18 @@ void bind_config(py::module_& m);
 void bind_routing(py::module_& m);
 void bind_plan(py::module_& m);
 void bind_load(py::module_& m);
-void bind_marlin(py::module_& m);
+void bind_marlin_linear(py::module_& m);
+void bind_marlin_stack(py::module_& m);
+void bind_marlin_builder(py::module_& m);
 void bind_expert_stack(py::module_& m);
 void bind_layer(py::module_& m);
+void bind_refresh(py::module_& m);
+void bind_pool_stats(py::module_& m);
 void bind_expert_pool(py::module_& m);
-void bind_offload(py::module_& m);
+void bind_placement(py::module_& m);
+void bind_store_views(py::module_& m);
+void bind_expert_store(py::module_& m);
+void bind_layer_from_store(py::module_& m);
 void bind_checkpoints(py::module_& m);
 void bind_workspace(py::module_& m);
 void bind_operations(py::module_& m);

@@ -20,16 +20,16 @@ namespace moesaic::python {
 /// logged). The reference is valid while the GIL is held and no Python code runs. Throws
 /// ConfigError.
 const Tuning& current_tuning();
-/// The pool of `tuning.threads`.
+/// The pool of `tuning.threads` threads, which all calls share.
 std::shared_ptr<ThreadPool> shared_pool(const Tuning& tuning);
-/// Of the innermost profile(); null outside.
+/// The profiler of the innermost profile(); null outside of any.
 std::shared_ptr<Profiler> current_profiler();
 
 /// A Context for one call, which keeps its profiler alive.
 struct Call {
   std::shared_ptr<Profiler> profiler;
   Context context;
-  /// `precision` empty: the tuning's own.
+  /// Without a `precision` the tuning's own holds.
   explicit Call(std::optional<Precision> precision = {}, Device device = {});
 };
 

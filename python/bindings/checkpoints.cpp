@@ -9,8 +9,8 @@
 #include "layer.hpp"
 #include "load.hpp"
 #include "moesaic/marlin_stack.hpp"
+#include "values.hpp"
 #include "weights/builder.hpp"
-#include "words.hpp"
 
 // Hugging Face checkpoints: Python reads names, configurations and files, and puts experts one by
 // one into a builder; what comes here is the end of such a load.
@@ -21,7 +21,7 @@ namespace {
 using Stack = std::shared_ptr<ExpertStack>;
 using stack::Builder;
 
-/// (type name, source, decision, reason)
+/// (type name, source, decision, reason), as StackBuilder takes a role.
 using RoleArgument = std::tuple<std::string, std::string, std::string, std::string>;
 
 Builder::RoleSpec role_spec(const RoleArgument& argument) {
@@ -48,7 +48,7 @@ std::unique_ptr<Builder> make_builder(std::int32_t num_experts, std::int64_t hid
 void add_expert(Builder& builder, const std::string& role_name, std::int32_t expert,
                 const py::object& rows, float scale, const py::object& bias) {
   constexpr const char* kOperation = "StackBuilder.add";
-  const Role role = parse_word<Role>(role_name, kOperation, "role");
+  const Role role = parse_name<Role>(role_name, kOperation, "role");
   const ArrayRef ref = import_array(rows, kOperation, "rows");
   require<ShapeError>(is_dense(ref.read()), [&] {
     return Problem{kOperation, "rows", "dense rows", describe(ref.read()), {}};
@@ -122,7 +122,7 @@ py::object config_from_hf(const py::object& config, std::int32_t layer) {
   return py::module_::import("moesaic.hf_config").attr("config_from_hf")(config, layer);
 }
 
-/// def_static of a class that another file made.
+/// Adds a static method to a class that another file made.
 template <class Function, class... Extra>
 void def_static(const py::object& type, const char* name, Function&& function,
                 const Extra&... extra) {
@@ -133,40 +133,21 @@ void def_static(const py::object& type, const char* name, Function&& function,
 }  // namespace
 
 void bind_checkpoints(py::module_& m) {
-  py::class_<Builder>(m, "StackBuilder", py::is_final(),
-                      "Takes encoded experts one by one; what load_from_safetensors uses.")
+  py::class_<Builder>(m, "StackBuilder", py::is_final())
       .def(py::init(&make_builder), py::arg("num_experts"), py::arg("hidden_size"),
            py::arg("intermediate_size"), py::kw_only(), py::arg("gate"), py::arg("up"),
-           py::arg("down"), "Each role is (type name, source, decision, reason), gate may be None.")
+           py::arg("down"))
       .def("add", &add_expert, py::arg("role"), py::arg("expert"), py::arg("rows"),
-           py::arg("scale") = 1.0F, py::arg("bias") = py::none(),
-           "One matrix, row after row, as a GGUF tensor holds it.");
+           py::arg("scale") = 1.0F, py::arg("bias") = py::none());
 
-  def_static(
-      m.attr("MoeConfig"), "from_hf", &config_from_hf, py::arg("config"), py::arg("layer") = 0,
-      "Read one layer's facts from a Hugging Face configuration: a dict, the path of a\n"
-      "config.json, or an object with to_dict(). Biases are tensors, so they stay empty.\n\n"
-      "Raises UnsupportedError naming a model type without a preset or a part that is missing\n"
-      "here, FormatError for missing or unknown values, ShapeError for a layer without experts.");
-  def_static(
-      m.attr("ExpertStack"), "load_from_safetensors", &load_stack, py::arg("path"),
-      py::arg("layer"), py::arg("dequantize") = py::none(), py::kw_only(),
-      py::arg("device") = "cpu", py::arg("progress") = py::none(),
-      "Load one layer's experts from a folder, a .safetensors file or its index file, fused or\n"
-      "one by one: F32, F16, BF16; FP8 (decoded to BF16, with dequantize='f32' exactly); MXFP4,\n"
-      "NVFP4 and symmetric INT4 of groups of 32, repacked without loss; INT4 of GPTQ, AWQ and\n"
-      "compressed-tensors. Expert by expert: the load needs little more than its result.\n\n"
-      "Raises FormatError naming the tensor that is missing or does not fit,\n"
-      "UnsupportedError, OperationCancelled, OutOfMemoryError, FileNotFoundError.");
-  def_static(
-      m.attr("MoeLayer"), "from_safetensors", &load_layer, py::arg("path"), py::arg("layer"),
-      py::arg("dequantize") = py::none(), py::kw_only(), py::arg("device") = "cpu",
-      py::arg("precision") = "auto", py::arg("progress") = py::none(),
-      "Router, experts and shared experts of one layer of a Hugging Face checkpoint, as its\n"
-      "config.json says (MoeConfig.from_hf) and in the formats of\n"
-      "ExpertStack.load_from_safetensors. A tensor of the block that has no place raises\n"
-      "UnsupportedError: nothing is left out silently.\n\n"
-      "Raises also what those two raise.");
+  def_static(m.attr("MoeConfig"), "from_hf", &config_from_hf, py::arg("config"),
+             py::arg("layer") = 0);
+  def_static(m.attr("ExpertStack"), "load_from_safetensors", &load_stack, py::arg("path"),
+             py::arg("layer"), py::arg("dequantize") = py::none(), py::kw_only(),
+             py::arg("device") = "cpu", py::arg("progress") = py::none());
+  def_static(m.attr("MoeLayer"), "from_safetensors", &load_layer, py::arg("path"), py::arg("layer"),
+             py::arg("dequantize") = py::none(), py::kw_only(), py::arg("device") = "cpu",
+             py::arg("precision") = "auto", py::arg("progress") = py::none());
 }
 
 }  // namespace moesaic::python

@@ -7,6 +7,12 @@
 
 namespace moesaic::python {
 
+/// One part of bind_config each, in an order in which every class finds those it mentions.
+void bind_activation(py::module_& m);
+void bind_router_config(py::module_& m);
+void bind_moe_config(py::module_& m);
+void bind_models(py::module_& m);
+
 /// An Activation, or its kind as text. Throws ConfigError.
 Activation parse_activation(const py::object& value, const char* operation);
 

@@ -11,14 +11,14 @@
 namespace moesaic::python {
 namespace {
 
-/// One array of a routing, dense [T, top_k].
-ArrayRef import_part(py::handle array, const char* name, DType dtype, const Place& place,
+/// Imports one array of a routing. Throws unless it is dense [T, top_k] of this type.
+ArrayRef import_part(py::handle array, const char* name, DType dtype, const DeviceStream& target,
                      const char* operation) {
-  ArrayRef ref = import_array(array, operation, name, place);
+  ArrayRef ref = import_array(array, operation, name, target);
   require<DTypeError>(ref.view.dtype == dtype, [&] {
     return Problem{operation,
                    name,
-                   std::string(name_of(dtype)) + " on " + to_string(place.device),
+                   std::string(name_of(dtype)) + " on " + to_string(target.device),
                    name_of(ref.view.dtype),
                    {}};
   });
@@ -30,11 +30,11 @@ ArrayRef import_part(py::handle array, const char* name, DType dtype, const Plac
 }
 
 std::shared_ptr<const DeviceRouting> empty_routing(std::int64_t num_tokens, std::int32_t top_k,
-                                                   const Place& place, py::handle like,
+                                                   const DeviceStream& target, py::handle like,
                                                    const char* operation) {
   const std::vector<std::int64_t> shape{num_tokens, top_k};
   return std::make_shared<const DeviceRouting>(
-      DeviceRouting{place.device, foreign_empty(like, false, DType::I32, shape, operation),
+      DeviceRouting{target.device, foreign_empty(like, false, DType::I32, shape, operation),
                     foreign_empty(like, false, DType::F32, shape, operation), num_tokens, top_k});
 }
 
@@ -45,9 +45,10 @@ std::shared_ptr<const DeviceRouting> device_routing(const py::object& topk_ids,
   constexpr const char* kOperation = "Routing";
   const Device device = device_of(topk_ids, kOperation, "topk_ids");
   if (device.type == DeviceType::Cpu) return nullptr;
-  const Place place = call_place(device, py::none(), topk_ids, kOperation);
-  const ArrayRef ids = import_part(topk_ids, "topk_ids", DType::I32, place, kOperation);
-  const ArrayRef weights = import_part(topk_weights, "topk_weights", DType::F32, place, kOperation);
+  const DeviceStream target = device_stream(device, py::none(), topk_ids, kOperation);
+  const ArrayRef ids = import_part(topk_ids, "topk_ids", DType::I32, target, kOperation);
+  const ArrayRef weights =
+      import_part(topk_weights, "topk_weights", DType::F32, target, kOperation);
   require<ShapeError>(
       weights.view.dim(0) == ids.view.dim(0) && weights.view.dim(1) == ids.view.dim(1), [&] {
         return Problem{kOperation,
@@ -60,52 +61,53 @@ std::shared_ptr<const DeviceRouting> device_routing(const py::object& topk_ids,
       device, topk_ids, topk_weights, ids.view.dim(0), static_cast<std::int32_t>(ids.view.dim(1))});
 }
 
-CallRouting::CallRouting(const RoutingObject& given, const Place& place, py::handle like,
+CallRouting::CallRouting(const RoutingObject& given, const DeviceStream& target, py::handle like,
                          Context& context, const char* operation)
     : object_(given) {
-  if (place.device.type == DeviceType::Cpu || object_.device != nullptr) {
-    borrow(place, operation);
+  if (target.device.type == DeviceType::Cpu || object_.device != nullptr) {
+    borrow(target, operation);
     return;
   }
   const Backend& backend = context.backend();
   require<CaptureError>(!backend.capturing(context), [&] {
     return Problem{operation,
                    "routing",
-                   "arrays on " + to_string(place.device),
+                   "arrays on " + to_string(target.device),
                    "host memory while a graph is recorded",
                    {}};
   });
   const RoutingView host = given.view();
-  object_.device = empty_routing(host.num_tokens, host.top_k, place, like, operation);
-  borrow(place, operation);
+  object_.device = empty_routing(host.num_tokens, host.top_k, target, like, operation);
+  borrow(target, operation);
   const auto pairs = static_cast<std::size_t>(host.num_pairs());
   backend.copy_on_stream(context, view_.topk_ids, host.topk_ids, pairs * sizeof(std::int32_t));
   backend.copy_on_stream(context, view_.topk_weights, host.topk_weights, pairs * sizeof(float));
-  backend.synchronize(context);  // the host's copy may change from here on
+  // The host's arrays may change as soon as this returns.
+  backend.synchronize(context);
 }
 
-CallRouting::CallRouting(std::int64_t num_tokens, std::int32_t top_k, const Place& place,
+CallRouting::CallRouting(std::int64_t num_tokens, std::int32_t top_k, const DeviceStream& target,
                          py::handle like, const char* operation) {
-  if (place.device.type == DeviceType::Cpu) {
+  if (target.device.type == DeviceType::Cpu) {
     object_.resized(num_tokens, top_k);
   } else {
-    object_.device = empty_routing(num_tokens, top_k, place, like, operation);
+    object_.device = empty_routing(num_tokens, top_k, target, like, operation);
   }
-  borrow(place, operation);
+  borrow(target, operation);
 }
 
-void CallRouting::borrow(const Place& place, const char* operation) {
+void CallRouting::borrow(const DeviceStream& target, const char* operation) {
   const Device where = object_.device != nullptr ? object_.device->where : Device{};
-  require<DeviceError>(where == place.device, [&] {
-    return Problem{operation, "routing", "on " + to_string(place.device), to_string(where), {}};
+  require<DeviceError>(where == target.device, [&] {
+    return Problem{operation, "routing", "on " + to_string(target.device), to_string(where), {}};
   });
   if (object_.device == nullptr) {
     view_ = object_.view();
     return;
   }
   const DeviceRouting& device = *object_.device;
-  ids_ = import_part(device.topk_ids, "topk_ids", DType::I32, place, operation);
-  weights_ = import_part(device.topk_weights, "topk_weights", DType::F32, place, operation);
+  ids_ = import_part(device.topk_ids, "topk_ids", DType::I32, target, operation);
+  weights_ = import_part(device.topk_weights, "topk_weights", DType::F32, target, operation);
   view_ = {static_cast<std::int32_t*>(ids_.view.data), static_cast<float*>(weights_.view.data),
            device.num_tokens, device.top_k};
 }

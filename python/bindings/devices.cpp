@@ -52,7 +52,8 @@ void* stream_of(py::handle stream, const char* operation) {
 
 }  // namespace
 
-Place call_place(Device device, py::handle stream, py::handle like, const char* operation) {
+DeviceStream device_stream(Device device, py::handle stream, py::handle like,
+                           const char* operation) {
   if (device.type != DeviceType::Cuda) {
     require<DeviceError>(stream.is_none(), [&] {
       return Problem{

@@ -15,7 +15,8 @@ std::optional<void*> current_stream(py::handle like, int index);
 /// Where a call on `device` works. `stream` is None (the current stream of the package of `like`,
 /// else the default stream), an address, or an object with __cuda_stream__, cuda_stream (torch) or
 /// ptr (cupy). Errors: DeviceError (a stream on the CPU), DTypeError (no stream).
-Place call_place(Device device, py::handle stream, py::handle like, const char* operation);
+DeviceStream device_stream(Device device, py::handle stream, py::handle like,
+                           const char* operation);
 
 /// A dense array of the package and on the device of `like`; of its own element type when
 /// `same_dtype`, else of `dtype`. Throws UnsupportedError when the package has none.

@@ -131,7 +131,7 @@ void require_device(int type, int id, const char* operation, const char* name, D
   });
 }
 
-/// What __dlpack_device__() says; nothing where there is none. Throws DeviceError.
+/// What __dlpack_device__() says; empty for an object without it. Throws DeviceError.
 std::optional<std::pair<int, int>> dlpack_device(py::handle object, const char* operation,
                                                  const char* name) {
   if (!py::hasattr(object, "__dlpack_device__")) return std::nullopt;
@@ -149,17 +149,17 @@ std::optional<std::pair<int, int>> dlpack_device(py::handle object, const char* 
 
 /// The stream argument of __dlpack__: None for host memory, -1 where the producer uses the stream
 /// of the call already and nothing has to wait.
-py::object stream_argument(py::handle object, const Place& place) {
-  if (place.device.type == DeviceType::Cpu) return py::none();
-  if (current_stream(object, place.device.index) == place.stream) return py::int_(-1);
-  const auto stream = reinterpret_cast<std::uintptr_t>(place.stream);
+py::object stream_argument(py::handle object, const DeviceStream& target) {
+  if (target.device.type == DeviceType::Cpu) return py::none();
+  if (current_stream(object, target.device.index) == target.stream) return py::int_(-1);
+  const auto stream = reinterpret_cast<std::uintptr_t>(target.stream);
   return py::int_(stream == 0 ? kLegacyStream : stream);
 }
 
 py::object call_dlpack(py::handle object, const char* operation, const char* name,
-                       const Place& place) {
+                       const DeviceStream& target) {
   const py::object method = object.attr("__dlpack__");
-  const py::object stream = stream_argument(object, place);
+  const py::object stream = stream_argument(object, target);
   try {
     try {
       if (stream.is_none()) return method(py::arg("max_version") = py::make_tuple(1, 0));
@@ -238,12 +238,12 @@ Device device_of(py::handle array, const char* operation, const char* name) {
 }
 
 ArrayRef import_dlpack(py::handle object, const char* operation, const char* name,
-                       const Place& place) {
+                       const DeviceStream& target) {
   if (const auto device = dlpack_device(object, operation, name)) {
-    require_device(device->first, device->second, operation, name, place.device);
+    require_device(device->first, device->second, operation, name, target.device);
   }
   ArrayRef ref;
-  ref.keep = call_dlpack(object, operation, name, place);
+  ref.keep = call_dlpack(object, operation, name, target);
   ref.kind = ArrayKind::Foreign;
   const DLTensor* tensor = nullptr;
   if (PyCapsule_IsValid(ref.keep.ptr(), kVersionedName) != 0) {
@@ -262,13 +262,13 @@ ArrayRef import_dlpack(py::handle object, const char* operation, const char* nam
     throw DTypeError(
         Problem{operation, name, "a DLPack capsule from __dlpack__", type_name(ref.keep), {}});
   }
-  require_device(tensor->device.type, tensor->device.id, operation, name, place.device);
+  require_device(tensor->device.type, tensor->device.id, operation, name, target.device);
   require<ShapeError>(tensor->ndim >= 0 && tensor->ndim <= kMaxRank, [&] {
     return Problem{operation, name, "at most 4 dimensions", std::to_string(tensor->ndim), {}};
   });
   ref.view.data = static_cast<std::byte*>(tensor->data) + tensor->byte_offset;
   ref.view.dtype = dtype_of(tensor->dtype, operation, name);
-  ref.view.device = place.device;
+  ref.view.device = target.device;
   ref.view.rank = tensor->ndim;
   std::int64_t step = 1;
   for (int i = tensor->ndim - 1; i >= 0; --i) {

@@ -9,13 +9,13 @@
 namespace moesaic::python {
 
 bool has_dlpack(py::handle object);
-/// The CUDA device that an array says it lies on, else the CPU, which every other door leads to.
-/// Throws DeviceError when it cannot say.
+/// The CUDA device that an array says it lies on; else the CPU, since every way in but DLPack
+/// shares host memory. Throws DeviceError when it cannot say.
 Device device_of(py::handle array, const char* operation, const char* name);
-/// Borrows through __dlpack__; the producer makes the memory ready for the place's stream. Errors
+/// Borrows through __dlpack__; the producer makes the memory ready for the target's stream. Errors
 /// as import_array.
 ArrayRef import_dlpack(py::handle object, const char* operation, const char* name,
-                       const Place& place);
+                       const DeviceStream& target);
 
 /// A capsule over `array`: versioned when `max_version` is at least (1, 0), else legacy. Throws
 /// BufferError when a read-only array is asked for without the versioned form.

@@ -17,13 +17,12 @@ struct Classes {
 };
 Classes classes{};
 
-PyObject* make_class(py::module_& m, const char* name, const char* doc, PyObject* builtin,
-                     PyObject* base) {
+PyObject* make_class(py::module_& m, const char* name, PyObject* builtin, PyObject* base) {
   py::list bases;
   bases.append(py::handle(base));
   if (builtin != nullptr) bases.append(py::handle(builtin));
   const std::string full = std::string("moesaic.") + name;
-  PyObject* type = PyErr_NewExceptionWithDoc(full.c_str(), doc, py::tuple(bases).ptr(), nullptr);
+  PyObject* type = PyErr_NewException(full.c_str(), py::tuple(bases).ptr(), nullptr);
   if (type == nullptr) throw py::error_already_set();
   m.attr(name) = py::handle(type);
   return type;
@@ -71,31 +70,21 @@ void translate(std::exception_ptr pointer) {
 }  // namespace
 
 void bind_errors(py::module_& m) {
-  PyObject* error =
-      make_class(m, "Error", "Base of all errors of moesaic: operation, what, expected, got, hint.",
-                 nullptr, PyExc_Exception);
+  PyObject* error = make_class(m, "Error", nullptr, PyExc_Exception);
+  const auto derive = [&](const char* name, PyObject* builtin) {
+    return make_class(m, name, builtin, error);
+  };
   classes.error = error;
-  classes.shape =
-      make_class(m, "ShapeError", "A size or stride does not fit.", PyExc_ValueError, error);
-  classes.format =
-      make_class(m, "FormatError", "A file is malformed or inconsistent.", PyExc_ValueError, error);
-  classes.workspace = make_class(m, "WorkspaceError", "A workspace is too small or in use.",
-                                 PyExc_ValueError, error);
-  classes.config =
-      make_class(m, "ConfigError", "A setting has a bad value.", PyExc_ValueError, error);
-  classes.dtype = make_class(m, "DTypeError", "An element type or kind of object is not accepted.",
-                             PyExc_TypeError, error);
-  classes.unsupported = make_class(m, "UnsupportedError", "Valid, but not available here.",
-                                   PyExc_NotImplementedError, error);
-  classes.device =
-      make_class(m, "DeviceError", "A device or file is absent, closed, in use or failed.",
-                 PyExc_RuntimeError, error);
-  classes.capture = make_class(m, "CaptureError", "Not possible while a graph is captured.",
-                               PyExc_RuntimeError, error);
-  classes.out_of_memory =
-      make_class(m, "OutOfMemoryError", "An allocation failed.", PyExc_MemoryError, error);
-  classes.cancelled =
-      make_class(m, "OperationCancelled", "A progress callback returned False.", nullptr, error);
+  classes.shape = derive("ShapeError", PyExc_ValueError);
+  classes.format = derive("FormatError", PyExc_ValueError);
+  classes.workspace = derive("WorkspaceError", PyExc_ValueError);
+  classes.config = derive("ConfigError", PyExc_ValueError);
+  classes.dtype = derive("DTypeError", PyExc_TypeError);
+  classes.unsupported = derive("UnsupportedError", PyExc_NotImplementedError);
+  classes.device = derive("DeviceError", PyExc_RuntimeError);
+  classes.capture = derive("CaptureError", PyExc_RuntimeError);
+  classes.out_of_memory = derive("OutOfMemoryError", PyExc_MemoryError);
+  classes.cancelled = derive("OperationCancelled", nullptr);
   py::register_exception_translator(&translate);
 }
 

@@ -6,7 +6,6 @@
 
 #include "config.hpp"
 #include "layer.hpp"
-#include "words.hpp"
 
 namespace moesaic::python {
 namespace {
@@ -99,8 +98,8 @@ py::object forward_bucketed(const py::object& x, const py::object& logits, const
                             Workspace* workspace, bool accumulate,
                             const std::optional<std::string>& precision, const py::object& stream) {
   constexpr const char* kOperation = "moe_forward_bucketed";
-  const auto gemm_mode = parse_word<GemmMode>(gemm, kOperation, "gemm");
-  const auto space = parse_word<RowSpaceMode>(row_space, kOperation, "row_space");
+  const auto gemm_mode = parse_name<GemmMode>(gemm, kOperation, "gemm");
+  const auto space = parse_name<RowSpaceMode>(row_space, kOperation, "row_space");
   Model model;
   fill_model(model, stack, {top_k, renormalize, router}, routing, activation, kOperation);
   ForwardRequest request =
@@ -132,35 +131,23 @@ py::object forward_cpu(const py::object& x, const RoutingObject& routing, const 
 }  // namespace
 
 void bind_forward(py::module_& m) {
-  m.def(
-      "moe_forward", &forward, py::arg("x"), py::arg("logits"), py::arg("stack"), py::kw_only(),
-      py::arg("top_k") = py::none(), py::arg("renormalize") = py::none(),
-      py::arg("router") = py::none(), py::arg("routing") = py::none(),
-      py::arg("activation") = py::none(), py::arg("out") = py::none(),
-      py::arg("workspace") = py::none(), py::arg("accumulate") = false,
-      py::arg("precision") = py::none(), py::arg("stream") = py::none(),
-      "y [T, H] of x [T, H], on the path that suits the sizes.\n\n"
-      "logits f32 [T, E] are routed by softmax with `top_k` and `renormalize` (True when not\n"
-      "given), or by `router`; or pass logits=None and a ready `routing`. `stack` may be a\n"
-      "MoeLayer: then everything is the layer's, and logits=None uses its router. `activation` is\n"
-      "an Activation or its kind, swiglu when not given. Other arguments as MoeLayer.__call__.");
+  m.def("moe_forward", &forward, py::arg("x"), py::arg("logits"), py::arg("stack"), py::kw_only(),
+        py::arg("top_k") = py::none(), py::arg("renormalize") = py::none(),
+        py::arg("router") = py::none(), py::arg("routing") = py::none(),
+        py::arg("activation") = py::none(), py::arg("out") = py::none(),
+        py::arg("workspace") = py::none(), py::arg("accumulate") = false,
+        py::arg("precision") = py::none(), py::arg("stream") = py::none());
   m.def("moe_forward_bucketed", &forward_bucketed, py::arg("x"), py::arg("logits"),
         py::arg("stack"), py::kw_only(), py::arg("top_k") = py::none(),
         py::arg("renormalize") = py::none(), py::arg("router") = py::none(),
         py::arg("routing") = py::none(), py::arg("activation") = py::none(),
         py::arg("gemm") = "auto", py::arg("row_space") = "auto", py::arg("out") = py::none(),
         py::arg("workspace") = py::none(), py::arg("accumulate") = false,
-        py::arg("precision") = py::none(), py::arg("stream") = py::none(),
-        "As moe_forward, but always plan first, then grouped GEMMs: gemm 'bucketed' or 'aligned',\n"
-        "row_space 'token_pairs' or 'packed_rows'.");
-  m.def(
-      "moe_forward_cpu", &forward_cpu, py::arg("x"), py::arg("routing"), py::arg("stack"),
-      py::kw_only(), py::arg("activation") = py::none(), py::arg("out") = py::none(),
-      py::arg("workspace") = py::none(), py::arg("accumulate") = false,
-      py::arg("precision") = py::none(), py::arg("stream") = py::none(),
-      "The f32 reference from a ready Routing: one pair after another, slow, what the other paths\n"
-      "are compared with. With a MoeLayer its shared experts are added. Workspace, precision and\n"
-      "tuning do not change it.");
+        py::arg("precision") = py::none(), py::arg("stream") = py::none());
+  m.def("moe_forward_cpu", &forward_cpu, py::arg("x"), py::arg("routing"), py::arg("stack"),
+        py::kw_only(), py::arg("activation") = py::none(), py::arg("out") = py::none(),
+        py::arg("workspace") = py::none(), py::arg("accumulate") = false,
+        py::arg("precision") = py::none(), py::arg("stream") = py::none());
 }
 
 }  // namespace moesaic::python

@@ -8,7 +8,9 @@
 #include "devices.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/forward.hpp"
+#include "result.hpp"
 #include "routing.hpp"
+#include "values.hpp"
 
 namespace moesaic::python {
 
@@ -35,13 +37,13 @@ struct ForwardRequest {
 /// The rarer inputs of a call, kept while it runs: ids without weights, token ids, router input.
 class GivenInputs {
  public:
-  GivenInputs(const ForwardRequest& request, const Place& place, ForwardIo& io) {
+  GivenInputs(const ForwardRequest& request, const DeviceStream& target, ForwardIo& io) {
     const char* operation = request.operation;
     require<ConfigError>(request.topk_ids.is_none() || request.routing == nullptr, [&] {
       return Problem{operation, "topk_ids", "topk_ids or a routing", "both", {}};
     });
     if (!request.topk_ids.is_none()) {
-      ids_ = import_ids(request.topk_ids, operation, "topk_ids", place);
+      ids_ = import_ids(request.topk_ids, operation, "topk_ids", target);
       require<ShapeError>(ids_.view.rank == 2 && ids_.view.dim(0) == io.x.dim(0) &&
                               ids_.view.dim(1) == request.top_k,
                           [&] {
@@ -52,16 +54,16 @@ class GivenInputs {
                                            describe(ids_.view),
                                            {}};
                           });
-      // The forward reads them only.
+      // A view of a routing is made for writing too, but the forward only reads these ids.
       auto* data = const_cast<std::int32_t*>(static_cast<const std::int32_t*>(ids_.view.data));
       io.routing = {data, nullptr, ids_.view.dim(0), request.top_k};
     }
     if (!request.token_ids.is_none()) {
-      tokens_ = import_ids(request.token_ids, operation, "token_ids", place);
+      tokens_ = import_ids(request.token_ids, operation, "token_ids", target);
       io.token_ids = tokens_.view;
     }
     if (!request.router_input.is_none()) {
-      router_input_ = import_array(request.router_input, operation, "router_input", place);
+      router_input_ = import_array(request.router_input, operation, "router_input", target);
       io.router_input = router_input_.read();
     }
   }
@@ -80,8 +82,8 @@ py::object run_forward(const ForwardRequest& request, Run&& run) {
   const char* operation = request.operation;
   // The reference runs on the host whatever it is given.
   const Device device = request.needs_workspace ? request.layer.stack->device() : Device{};
-  const Place place = call_place(device, request.stream, request.x, operation);
-  const ArrayRef x = import_array(request.x, operation, "x", place);
+  const DeviceStream target = device_stream(device, request.stream, request.x, operation);
+  const ArrayRef x = import_array(request.x, operation, "x", target);
   const std::int64_t hidden = request.layer.hidden_size();
   require<ShapeError>(x.view.rank == 2 && x.view.dim(1) == hidden, [&] {
     return Problem{operation, "x", "[T, " + std::to_string(hidden) + "]", describe(x.read()), {}};
@@ -99,25 +101,25 @@ py::object run_forward(const ForwardRequest& request, Run&& run) {
   ForwardIo io;
   io.x = x.read();
   if (!request.logits.is_none()) {
-    logits = import_array(request.logits, operation, "router_logits", place);
+    logits = import_array(request.logits, operation, "router_logits", target);
     io.logits = logits.read();
   }
   Call call(request.precision, device);
-  call.context.set_stream(place.stream);
+  call.context.set_stream(target.stream);
   std::optional<CallRouting> held;  // another thread may give the object a new value meanwhile
   if (request.routing != nullptr) {
-    held.emplace(*request.routing, place, request.x, call.context, operation);
+    held.emplace(*request.routing, target, request.x, call.context, operation);
     io.routing = held->view();
   }
-  GivenInputs given(request, place, io);
+  GivenInputs given(request, target, io);
   std::optional<CallRouting> routed;
   const std::int32_t top_k = held ? held->view().top_k : request.top_k;
   if (request.return_routing) {
-    routed.emplace(x.view.dim(0), top_k, place, request.x, operation);
+    routed.emplace(x.view.dim(0), top_k, target, request.x, operation);
     io.routing_out = routed->view();
   }
   Result result(request.x, x, x.view.dtype, {x.view.dim(0), hidden}, request.out, operation, true,
-                place);
+                target);
   io.out = result.view();
   io.accumulate = request.accumulate;
   require_disjoint(io.out, io.x, operation, "x");

@@ -17,7 +17,7 @@ void require_open(const GgufFile& file, const char* operation) {
   });
 }
 
-/// One tensor of the index, with the file it belongs to.
+/// One tensor of the index, and the file, which it keeps alive.
 struct TensorObject {
   File file;
   const GgufTensor* tensor;
@@ -56,7 +56,8 @@ struct ToPython {
         return py::cast(array.as_integers());
     }
   }
-  /// Token pieces need not be UTF-8.
+  /// Texts of a file need not be UTF-8, and the pieces of a vocabulary are not: such bytes become
+  /// surrogates, which encode back to them.
   static py::str text(const std::string& value) {
     PyObject* decoded = PyUnicode_DecodeUTF8(value.data(), static_cast<py::ssize_t>(value.size()),
                                              "surrogateescape");
@@ -121,37 +122,22 @@ void define_mapping(py::module_& m, py::class_<T>& type, py::list (*keys)(const 
 }  // namespace
 
 void bind_gguf(py::module_& m) {
-  py::class_<TensorObject>(m, "GgufTensor", py::is_final(), "One tensor of a GGUF file.")
+  py::class_<TensorObject>(m, "GgufTensor", py::is_final())
+      .def_property_readonly("name", [](const TensorObject& t) { return t.tensor->name; })
       .def_property_readonly(
-          "name", [](const TensorObject& t) { return t.tensor->name; }, "Name in the file.")
-      .def_property_readonly(
-          "quant", [](const TensorObject& t) { return std::string(traits(t.tensor->quant).name); },
-          "Element type as ggml spells it, e.g. 'Q4_K'.")
-      .def_property_readonly(
-          "shape", [](const TensorObject& t) { return shape_of(*t.tensor); },
-          "Row-major, outermost first (the reverse of ggml's ne).")
-      .def_property_readonly(
-          "nbytes", [](const TensorObject& t) { return t.tensor->nbytes; }, "Bytes in the file.")
-      .def_property_readonly(
-          "offset", [](const TensorObject& t) { return t.tensor->offset; },
-          "Absolute place in its shard.")
-      .def_property_readonly(
-          "shard", [](const TensorObject& t) { return t.tensor->shard; },
-          "Index into GgufFile.shard_paths.")
-      .def_property_readonly(
-          "data", &data_of,
-          "The stored bytes, read-only uint8 [nbytes]; a view of the mapping, or\n"
-          "a fresh read with mmap=False. The file cannot be closed while a view\n"
-          "lives. Raises DeviceError when it is closed.")
+          "quant", [](const TensorObject& t) { return std::string(traits(t.tensor->quant).name); })
+      .def_property_readonly("shape", [](const TensorObject& t) { return shape_of(*t.tensor); })
+      .def_property_readonly("nbytes", [](const TensorObject& t) { return t.tensor->nbytes; })
+      .def_property_readonly("offset", [](const TensorObject& t) { return t.tensor->offset; })
+      .def_property_readonly("shard", [](const TensorObject& t) { return t.tensor->shard; })
+      .def_property_readonly("data", &data_of)
       .def("__repr__", [](const TensorObject& t) {
         return "moesaic.GgufTensor(" + t.tensor->name + ", " +
                std::string(traits(t.tensor->quant).name) +
                std::string(py::repr(shape_of(*t.tensor))) + ")";
       });
 
-  py::class_<MetadataObject> metadata(
-      m, "GgufMetadata", py::is_final(),
-      "The metadata as a mapping; an array is decoded to a list when it is asked for.");
+  py::class_<MetadataObject> metadata(m, "GgufMetadata", py::is_final());
   metadata.def("__getitem__", &metadata_value, py::arg("key"))
       .def("__len__", [](const MetadataObject& self) { return self.file->metadata().size(); })
       .def("__contains__",
@@ -164,7 +150,7 @@ void bind_gguf(py::module_& m) {
       });
   define_mapping<MetadataObject>(m, metadata, &metadata_keys);
 
-  py::class_<TensorsObject> tensors(m, "GgufTensors", py::is_final(), "The tensors by name.");
+  py::class_<TensorsObject> tensors(m, "GgufTensors", py::is_final());
   tensors.def("__getitem__", &tensor_by_name, py::arg("key"))
       .def("__len__", [](const TensorsObject& self) { return self.file->tensors().size(); })
       .def("__contains__",
@@ -177,38 +163,23 @@ void bind_gguf(py::module_& m) {
       });
   define_mapping<TensorsObject>(m, tensors, &tensor_names);
 
-  py::class_<GgufFile, File>(
-      m, "GgufFile", py::is_final(),
-      "A GGUF file, or all shards of one given any `name-00001-of-0000N.gguf`, as an index over\n"
-      "mapped bytes. A context manager.\n\n"
-      ">>> with moesaic.GgufFile(path) as f:      # doctest: +SKIP\n"
-      "...     f.metadata['general.architecture'], f.moe_layers")
-      .def(py::init(&open_file), py::arg("path"), py::kw_only(), py::arg("mmap") = true,
-           "mmap=False reads tensors when they are asked for: safe against a file that is\n"
-           "truncated later. Raises FileNotFoundError, OSError, FormatError (byte offset, field).")
-      .def_property_readonly(
-          "path", [](const GgufFile& f) { return f.path().string(); }, "As given.")
-      .def_property_readonly(
-          "shard_paths",
-          [](const GgufFile& f) {
-            std::vector<std::string> paths;
-            for (const auto& path : f.shard_paths()) paths.push_back(path.string());
-            return paths;
-          },
-          "All files, in order.")
-      .def_property_readonly("version", &GgufFile::version, "GGUF version of the file.")
-      .def_property_readonly("nbytes", &GgufFile::file_bytes, "Bytes of all shards.")
-      .def_property_readonly(
-          "metadata", [](const File& f) { return MetadataObject{f}; }, "Mapping of keys to values.")
-      .def_property_readonly(
-          "tensors", [](const File& f) { return TensorsObject{f}; },
-          "Mapping of names to GgufTensor.")
-      .def_property_readonly("moe_layers", &GgufFile::moe_layers,
-                             "Blocks that hold expert tensors, ascending.")
-      .def_property_readonly("closed", &GgufFile::closed, "Whether close() was called.")
-      .def("close", &GgufFile::close,
-           "Unmap; the index stays readable. Idempotent. Raises DeviceError while tensors of the\n"
-           "file are in use.")
+  py::class_<GgufFile, File>(m, "GgufFile", py::is_final())
+      .def(py::init(&open_file), py::arg("path"), py::kw_only(), py::arg("mmap") = true)
+      .def_property_readonly("path", [](const GgufFile& f) { return f.path().string(); })
+      .def_property_readonly("shard_paths",
+                             [](const GgufFile& f) {
+                               std::vector<std::string> paths;
+                               for (const auto& path : f.shard_paths())
+                                 paths.push_back(path.string());
+                               return paths;
+                             })
+      .def_property_readonly("version", &GgufFile::version)
+      .def_property_readonly("nbytes", &GgufFile::file_bytes)
+      .def_property_readonly("metadata", [](const File& f) { return MetadataObject{f}; })
+      .def_property_readonly("tensors", [](const File& f) { return TensorsObject{f}; })
+      .def_property_readonly("moe_layers", &GgufFile::moe_layers)
+      .def_property_readonly("closed", &GgufFile::closed)
+      .def("close", &GgufFile::close)
       .def("__enter__",
            [](const File& f) {
              require_open(*f, "GgufFile");

@@ -7,7 +7,6 @@
 #include "layer.hpp"
 #include "moesaic/backend.hpp"
 #include "moesaic/forward.hpp"
-#include "words.hpp"
 
 namespace moesaic::python {
 namespace {
@@ -45,46 +44,35 @@ py::dict build_info() {
 }  // namespace
 
 void bind_info(py::module_& m) {
-  py::class_<KernelInfo>(m, "KernelInfo", py::is_final(), "One kernel of a backend.")
-      .def_readonly("operation", &KernelInfo::operation, "What it computes.")
-      .def_property_readonly(
-          "type", [](const KernelInfo& k) { return std::string(traits(k.type).name); },
-          "Weight type.")
-      .def_property_readonly(
-          "layout", [](const KernelInfo& k) { return word_of(k.layout); }, "rows | panels.")
-      .def_readonly("isa", &KernelInfo::isa, "Instruction set.")
-      .def_readonly("name", &KernelInfo::name, "Its mechanical name.")
+  py::class_<KernelInfo>(m, "KernelInfo", py::is_final())
+      .def_readonly("operation", &KernelInfo::operation)
+      .def_property_readonly("type",
+                             [](const KernelInfo& k) { return std::string(traits(k.type).name); })
+      .def_property_readonly("layout", [](const KernelInfo& k) { return name_of(k.layout); })
+      .def_readonly("isa", &KernelInfo::isa)
+      .def_readonly("name", &KernelInfo::name)
       .def("__repr__", [](const KernelInfo& k) { return "moesaic.KernelInfo(" + k.name + ")"; });
-  py::class_<BackendObject>(m, "BackendInfo", py::is_final(), "One backend, present or not.")
-      .def_property_readonly(
-          "name", [](const BackendObject& b) { return b.info.name; }, "cpu | cuda | metal.")
-      .def_property_readonly(
-          "available", [](const BackendObject& b) { return b.info.available; },
-          "Whether it can be used.")
-      .def_property_readonly(
-          "reason", [](const BackendObject& b) { return b.info.reason; }, "Why it cannot.")
-      .def_property_readonly(
-          "devices",
-          [](const BackendObject& b) {
-            std::vector<std::string> names;
-            for (const Device device : b.info.devices) names.push_back(to_string(device));
-            return names;
-          },
-          "Device strings, for MoeLayer.from_gguf.")
-      .def_property_readonly(
-          "detail", [](const BackendObject& b) { return b.info.detail; },
-          "E.g. the instruction set in use.")
-      .def_property_readonly(
-          "kernels", [](const BackendObject& b) { return b.kernels; }, "KernelInfo of all kernels.")
+  py::class_<BackendObject>(m, "BackendInfo", py::is_final())
+      .def_property_readonly("name", [](const BackendObject& b) { return b.info.name; })
+      .def_property_readonly("available", [](const BackendObject& b) { return b.info.available; })
+      .def_property_readonly("reason", [](const BackendObject& b) { return b.info.reason; })
+      .def_property_readonly("devices",
+                             [](const BackendObject& b) {
+                               std::vector<std::string> names;
+                               for (const Device device : b.info.devices)
+                                 names.push_back(to_string(device));
+                               return names;
+                             })
+      .def_property_readonly("detail", [](const BackendObject& b) { return b.info.detail; })
+      .def_property_readonly("kernels", [](const BackendObject& b) { return b.kernels; })
       .def("__repr__", [](const BackendObject& b) {
         return "moesaic.BackendInfo(" + b.info.name + ", " +
                (b.info.available ? b.info.detail : "absent: " + b.info.reason) + ")";
       });
 
-  m.def("backends", &list_backends, "All backends, the cpu first; absent ones with their reason.");
-  m.def("explain", &explain_layer, py::arg("layer"), py::arg("num_tokens") = 8,
-        "What a call with `num_tokens` tokens would do under the current tuning.");
-  m.def("build_info", &build_info, "Facts of the compiled module.");
+  m.def("backends", &list_backends);
+  m.def("explain", &explain_layer, py::arg("layer"), py::arg("num_tokens") = 8);
+  m.def("build_info", &build_info);
 }
 
 }  // namespace moesaic::python

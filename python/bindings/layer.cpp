@@ -7,7 +7,7 @@
 #include "forward.hpp"
 #include "load.hpp"
 #include "moesaic/gguf.hpp"
-#include "words.hpp"
+#include "values.hpp"
 
 namespace moesaic::python {
 
@@ -24,7 +24,7 @@ using Stack = std::shared_ptr<ExpertStack>;
 
 constexpr const char* kMoeLayer = "MoeLayer";
 
-/// A named array of `shape` as f32; empty for None.
+/// The values of an array as f32; empty for None. Throws ShapeError unless it has this shape.
 std::vector<float> import_part(const py::object& value, const char* name,
                                const std::vector<std::int64_t>& shape) {
   if (value.is_none()) return {};
@@ -40,7 +40,7 @@ std::vector<float> import_part(const py::object& value, const char* name,
   return import_floats(value, kMoeLayer, name);
 }
 
-/// (down [L, H], up [H, L]) as the stack of LatentExperts.
+/// The projections (down [L, H], up [H, L]) as the stack of LatentExperts; empty for None.
 std::optional<LatentExperts> import_latent(const py::object& pair, const py::object& norm,
                                            const MoeConfig& config, Device device) {
   require<ConfigError>(!pair.is_none() || norm.is_none(), [] {
@@ -75,7 +75,7 @@ std::optional<LatentExperts> import_latent(const py::object& pair, const py::obj
                        {import_part(norm, "latent_norm", {latent}), config.norm_eps}};
 }
 
-/// [vocab_size, top_k]; empty for None.
+/// The experts of each token id, [vocab_size, top_k]; empty for None. Throws ShapeError.
 std::vector<std::int32_t> import_table(const py::object& value, const MoeConfig& config) {
   if (value.is_none()) return {};
   const Ids ids = import_ids(value, kMoeLayer, "token_experts");
@@ -193,69 +193,36 @@ std::string repr(const LayerObject& self) {
 }  // namespace
 
 void bind_layer(py::module_& m) {
-  py::class_<LayerObject>(
-      m, "MoeLayer", py::is_final(),
-      "A whole MoE layer: router, experts and shared experts, as the model defines them.\n"
-      "A context manager; calls from several threads at once are fine.")
+  py::class_<LayerObject>(m, "MoeLayer", py::is_final())
       .def(py::init(&make_layer), py::arg("stack").none(false), py::arg("config"),
            py::arg("router_weight") = py::none(), py::kw_only(), py::arg("shared") = py::none(),
            py::arg("shared_gate") = py::none(), py::arg("latent") = py::none(),
            py::arg("latent_norm") = py::none(), py::arg("input_norm") = py::none(),
            py::arg("router_norm") = py::none(), py::arg("token_experts") = py::none(),
-           py::arg("precision") = "auto",
-           "From parts; arrays are f32, f16 or bf16. router_weight [E, H] or None: every call\n"
-           "brings logits or a routing; E is config.router.num_experts. shared: an ExpertStack of\n"
-           "one expert, shared_gate [H] its sigmoid gate. latent: (down [L, H], up [H, L]), with\n"
-           "latent_norm [L]. input_norm and router_norm [H]: weights of RMS norms.\n"
-           "token_experts: int [vocab_size, top_k], the experts of each token id.\n"
-           "Raises ShapeError when the parts disagree with the config.")
-      .def_static(
-          "from_gguf", &from_gguf, py::arg("file").none(false), py::arg("layer"), py::kw_only(),
-          py::arg("device") = "cpu", py::arg("layout") = "auto", py::arg("precision") = "auto",
-          py::arg("progress") = py::none(),
-          "Everything from the file. device 'cpu'; layout 'auto' (fastest) or 'file' (the\n"
-          "stored bytes, no copy); precision is the default of calls. progress(Progress) may\n"
-          "return False to stop; progress=True shows a tqdm bar.\n\n"
-          "Raises UnsupportedError, FormatError, ShapeError, DeviceError,\n"
-          "OperationCancelled.")
+           py::arg("precision") = "auto")
+      .def_static("from_gguf", &from_gguf, py::arg("file").none(false), py::arg("layer"),
+                  py::kw_only(), py::arg("device") = "cpu", py::arg("layout") = "auto",
+                  py::arg("precision") = "auto", py::arg("progress") = py::none())
       .def("__call__", &call_layer, py::arg("x"), py::arg("router_logits") = py::none(),
            py::kw_only(), py::arg("routing") = py::none(), py::arg("topk_ids") = py::none(),
            py::arg("token_ids") = py::none(), py::arg("router_input") = py::none(),
            py::arg("return_routing") = false, py::arg("out") = py::none(),
            py::arg("workspace") = py::none(), py::arg("accumulate") = false,
-           py::arg("precision") = py::none(), py::arg("stream") = py::none(),
-           "y [T, H] of x [T, H] (f32, f16 or bf16), in x's dtype and kind of array.\n\n"
-           "Routed by the layer's own router, by router_logits f32 [T, E], or by a ready Routing.\n"
-           "router_input [T, H] is what the own router reads in place of x. Where the router does\n"
-           "not select (select_on 'given'), token_ids int [T] name rows of the layer's table, or\n"
-           "topk_ids int [T, top_k] are the ids; their weights come from the router. A GPU takes\n"
-           "both as int32 arrays of its own.\n\n"
-           "return_routing=True gives (y, Routing). out= is written (or, with accumulate=True, "
-           "added\n"
-           "to) and returned. workspace= is scratch of the caller. precision 'exact' | 'fast' "
-           "beats\n"
-           "the layer's and the tuning's. stream must be None on the cpu.\n\n"
-           "Raises ShapeError, DTypeError, DeviceError, WorkspaceError, ConfigError; then nothing\n"
-           "was written to out.")
+           py::arg("precision") = py::none(), py::arg("stream") = py::none())
       .def_property_readonly(
-          "config", [](const LayerObject& l) { return l.get("MoeLayer.config")->config(); },
-          "MoeConfig.")
+          "config", [](const LayerObject& l) { return l.get("MoeLayer.config")->config(); })
       .def_property_readonly(
           "stack",
           [](const LayerObject& l) {
             return std::const_pointer_cast<ExpertStack>(l.get("MoeLayer.stack")->stack_ptr());
-          },
-          "ExpertStack.")
-      .def_property_readonly(
-          "report",
-          [](const LayerObject& l) {
-            return LoadReport(l.get("MoeLayer.report")->stack().report());
-          },
-          "LoadReport: what was kept, repacked or dequantised, and why.")
+          })
+      .def_property_readonly("report",
+                             [](const LayerObject& l) {
+                               return LoadReport(l.get("MoeLayer.report")->stack().report());
+                             })
       .def_property_readonly(
           "precision",
-          [](const LayerObject& l) { return word_of(l.precision().value_or(Precision::Auto)); },
-          "Default of calls: auto | exact | fast.")
+          [](const LayerObject& l) { return name_of(l.precision().value_or(Precision::Auto)); })
       .def_property_readonly(
           "router_weight",
           [](const LayerObject& l) -> py::object {
@@ -264,13 +231,10 @@ void bind_layer(py::module_& m) {
             return numpy_view(DType::F32,
                               {layer->config().router.num_experts, layer->config().hidden_size},
                               layer->router_weight().data(), layer);
-          },
-          "f32 [E, H], read-only, or None.")
-      .def("memory", &memory,
-           "Bytes by part: gate, up, down, router, shared, latent, other, total.")
-      .def_property_readonly("closed", &LayerObject::closed, "Whether close() was called.")
-      .def("close", &LayerObject::close,
-           "Let go of the weights; calls under way finish first. Idempotent.")
+          })
+      .def("memory", &memory)
+      .def_property_readonly("closed", &LayerObject::closed)
+      .def("close", &LayerObject::close)
       .def("__enter__", [](const py::object& self) { return self; })
       .def("__exit__", [](LayerObject& l, const py::args&) { l.close(); })
       .def("__repr__", &repr);

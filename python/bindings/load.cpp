@@ -4,7 +4,6 @@
 
 #include "calls.hpp"
 #include "logging.hpp"
-#include "words.hpp"
 
 namespace moesaic::python {
 namespace {
@@ -38,7 +37,7 @@ Loading::Loading(const char* operation, const std::string& device, const std::st
   pool_ = shared_pool(tuning);
   options_.backend = &backend_for(parse_device(device));
   options_.pool = pool_.get();
-  options_.layout = parse_word<StackLayout>(layout, operation, "layout");
+  options_.layout = parse_name<StackLayout>(layout, operation, "layout");
   if (dequantize) options_.dequantize = parse_dense(*dequantize, operation);
   if (py::isinstance<py::bool_>(progress)) {
     if (progress.cast<bool>()) callback_ = py::module_::import("moesaic._progress").attr("bar")();
@@ -79,35 +78,29 @@ void log_report(const char* operation, const LoadReport& report) {
 }
 
 void bind_load(py::module_& m) {
-  py::class_<Progress>(m, "Progress", py::is_final(), "What a load tells its progress callback.")
-      .def_readonly("done_bytes", &Progress::done_bytes, "Bytes finished.")
-      .def_readonly("total_bytes", &Progress::total_bytes, "Bytes to do.")
-      .def_readonly("what", &Progress::what, "What is being loaded.")
+  py::class_<Progress>(m, "Progress", py::is_final())
+      .def_readonly("done_bytes", &Progress::done_bytes)
+      .def_readonly("total_bytes", &Progress::total_bytes)
+      .def_readonly("what", &Progress::what)
       .def("__repr__", [](const Progress& p) {
         return "moesaic.Progress(" + std::to_string(p.done_bytes) + " of " +
                std::to_string(p.total_bytes) + " bytes, " + p.what + ")";
       });
-  py::class_<RoleReport>(m, "RoleReport", py::is_final(),
-                         "What happened to one role at load, and why.")
-      .def_property_readonly(
-          "role", [](const RoleReport& r) { return name_of(r.role); }, "gate | up | down.")
-      .def_property_readonly(
-          "stored", [](const RoleReport& r) { return std::string(traits(r.stored).name); },
-          "Type in the source.")
-      .def_property_readonly(
-          "kept", [](const RoleReport& r) { return std::string(traits(r.kept).name); },
-          "Type in memory.")
-      .def_readonly("source", &RoleReport::source, "Tensor name or 'array'.")
-      .def_readonly("decision", &RoleReport::decision,
-                    "mapped | read | copied | repacked | dequantized.")
-      .def_readonly("reason", &RoleReport::reason, "Why.")
-      .def_readonly("nbytes", &RoleReport::bytes, "Bytes in memory.")
+  py::class_<RoleReport>(m, "RoleReport", py::is_final())
+      .def_property_readonly("role", [](const RoleReport& r) { return name_of(r.role); })
+      .def_property_readonly("stored",
+                             [](const RoleReport& r) { return std::string(traits(r.stored).name); })
+      .def_property_readonly("kept",
+                             [](const RoleReport& r) { return std::string(traits(r.kept).name); })
+      .def_readonly("source", &RoleReport::source)
+      .def_readonly("decision", &RoleReport::decision)
+      .def_readonly("reason", &RoleReport::reason)
+      .def_readonly("nbytes", &RoleReport::bytes)
       .def("__repr__",
            [](const RoleReport& r) { return "moesaic.RoleReport(" + line_of(r) + ")"; });
-  py::class_<LoadReport>(m, "LoadReport", py::is_final(),
-                         "What a load kept, repacked or dequantised; print it.")
-      .def_readonly("roles", &LoadReport::roles, "RoleReport of gate, up and down.")
-      .def_readonly("seconds", &LoadReport::seconds, "How long it took.")
+  py::class_<LoadReport>(m, "LoadReport", py::is_final())
+      .def_readonly("roles", &LoadReport::roles)
+      .def_readonly("seconds", &LoadReport::seconds)
       .def("__str__", &text_of)
       .def("__repr__", [](const LoadReport& r) {
         return "moesaic.LoadReport(" + std::to_string(r.roles.size()) + " roles)";

@@ -14,13 +14,14 @@ namespace moesaic::python {
 /// Options of one load, with what they refer to. Make and destroy it with the GIL.
 class Loading {
  public:
-  /// Errors: ConfigError, DeviceError.
+  /// Reads the arguments of a load. Errors: ConfigError, DeviceError, DTypeError.
   Loading(const char* operation, const std::string& device, const std::string& layout,
           const std::optional<std::string>& dequantize, const py::object& progress);
   Loading(const Loading&) = delete;
   Loading& operator=(const Loading&) = delete;
 
-  /// load(options) without the GIL; an exception or Ctrl-C of the callback comes out as itself.
+  /// Calls load(options) without the GIL; an exception or Ctrl-C of the callback comes out as
+  /// itself.
   template <class Load>
   auto run(Load&& load) {
     try {

@@ -42,10 +42,8 @@ double dot_peak(int threads) {
 }  // namespace
 
 void bind_measure(py::module_& m) {
-  m.def("measure_bandwidth", &bandwidth, py::arg("threads") = 0,
-        "GB/s of reading 512 MiB with `threads` threads (0: all CPUs).");
-  m.def("measure_dot_peak", &dot_peak, py::arg("threads") = 0,
-        "Giga-operations per second of 8-bit dot products, 2 per multiply-add.");
+  m.def("measure_bandwidth", &bandwidth, py::arg("threads") = 0);
+  m.def("measure_dot_peak", &dot_peak, py::arg("threads") = 0);
 }
 
 }  // namespace moesaic::python

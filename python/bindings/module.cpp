@@ -1,9 +1,9 @@
 #include "bindings.hpp"
+#include "docs.hpp"
 
 PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   using namespace moesaic::python;
-  m.doc() = "The compiled core of moesaic. Import names from moesaic instead.";
-  // Classes first say where users find them.
+  // Classes take __module__ from this name: users find them in moesaic.
   m.attr("__name__") = "moesaic";
   bind_errors(m);
   bind_tuning(m);
@@ -15,16 +15,24 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   bind_routing(m);
   bind_plan(m);
   bind_load(m);
-  bind_marlin(m);
+  bind_marlin_linear(m);
+  bind_marlin_stack(m);
+  bind_marlin_builder(m);
   bind_expert_stack(m);
   bind_layer(m);
+  bind_refresh(m);
+  bind_pool_stats(m);
   bind_expert_pool(m);
-  bind_offload(m);
+  bind_placement(m);
+  bind_store_views(m);
+  bind_expert_store(m);
+  bind_layer_from_store(m);
   bind_checkpoints(m);
   bind_workspace(m);
   bind_operations(m);
   bind_forward(m);
   bind_info(m);
   bind_measure(m);
+  attach_docs(m);
   m.attr("__name__") = "moesaic._core";
 }

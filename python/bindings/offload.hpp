@@ -1,39 +1,21 @@
 #pragma once
 
-/// What the two files of the expert store share.
+/// What the files about pools and the expert store share.
 
 #include <array>
 #include <span>
 #include <string>
 
-#include "arrays.hpp"
 #include "moesaic/offload.hpp"
-#include "words.hpp"
-
-namespace moesaic {
-
-template <>
-struct Words<Ranking> {
-  static constexpr std::array text{"hits", "recency", "fixed"};
-};
-template <>
-struct Words<ExecMode> {
-  static constexpr std::array text{"reuse", "refresh"};
-};
-template <>
-struct Words<OnMiss> {
-  static constexpr std::array text{"compute", "stage", "error"};
-};
-
-}  // namespace moesaic
+#include "values.hpp"
 
 namespace moesaic::python {
 
 inline ExecMode parse_mode(const std::string& mode, const char* operation) {
-  return parse_word<ExecMode>(mode, operation, "mode");
+  return parse_name<ExecMode>(mode, operation, "mode");
 }
 
-/// As import_ids; lists, tuples and ranges of integers are taken too.
+/// Imports ids as import_ids does, and takes lists, tuples and ranges of integers too.
 inline Ids import_id_list(const py::object& ids, const char* operation, const char* name) {
   const bool plain =
       py::isinstance<py::list>(ids) || py::isinstance<py::tuple>(ids) || PyRange_Check(ids.ptr());

@@ -10,12 +10,13 @@
 #include "dlpack.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/forward.hpp"
+#include "result.hpp"
 #include "routing.hpp"
 
 namespace moesaic::python {
 namespace {
 
-/// Size of the last dimension; ShapeError for a scalar.
+/// The size of the last dimension. Throws ShapeError for an array of fewer than two.
 std::int64_t last_dim(const ArrayRef& array, const char* operation, const char* name) {
   require<ShapeError>(array.view.rank >= 2, [&] {
     return Problem{operation, name, "a matrix", describe(array.read()), {}};
@@ -30,24 +31,25 @@ class Operation {
       : operation_(operation),
         name_(name),
         x_(x),
-        place_(call_place(device_of(x, operation, name), stream, x, operation)),
-        in_(import_array(x, operation, name, place_)) {}
+        target_(device_stream(device_of(x, operation, name), stream, x, operation)),
+        in_(import_array(x, operation, name, target_)) {}
 
   const ArrayRef& in() const { return in_; }
   std::int64_t last_dim() const { return python::last_dim(in_, operation_, name_); }
 
-  /// run(context, in, routing, out); without a routing its view is empty.
+  /// Calls run(context, in, routing, out) without the GIL, with an f32 `out` of `shape`, and
+  /// returns that; without a routing its view is empty.
   template <class Run>
   py::object apply(const std::vector<std::int64_t>& shape, const py::object& out, Run&& run,
                    bool accumulate = false, const RoutingObject* routing = nullptr) {
     require<ConfigError>(!accumulate || !out.is_none(), [&] {
       return Problem{operation_, "accumulate", "an out= to add to", "none", {}};
     });
-    Call call({}, place_.device);
-    call.context.set_stream(place_.stream);
+    Call call({}, target_.device);
+    call.context.set_stream(target_.stream);
     std::optional<CallRouting> held;
-    if (routing != nullptr) held.emplace(*routing, place_, x_, call.context, operation_);
-    Result result(x_, in_, DType::F32, shape, out, operation_, false, place_);
+    if (routing != nullptr) held.emplace(*routing, target_, x_, call.context, operation_);
+    Result result(x_, in_, DType::F32, shape, out, operation_, false, target_);
     require_disjoint(result.view(), in_.read(), operation_, name_);
     {
       const py::gil_scoped_release release;
@@ -60,7 +62,7 @@ class Operation {
   const char* operation_;
   const char* name_;
   const py::object& x_;
-  Place place_;
+  DeviceStream target_;
   ArrayRef in_;
 };
 
@@ -114,23 +116,14 @@ py::object sum_pairs(const py::object& pairs, const RoutingObject& routing, cons
 
 void bind_operations(py::module_& m) {
   m.def("gather_rows", &gather, py::arg("x"), py::arg("plan"), py::kw_only(),
-        py::arg("out") = py::none(), py::arg("stream") = py::none(),
-        "f32 [P, H]: the rows of x [T, H] in packed order; rows behind the last pair are zero.\n\n"
-        "Runs where x lies. On a GPU it joins `stream` as the forwards do; the plan is copied\n"
-        "there, so the call waits for its launches and raises CaptureError while a graph is\n"
-        "recorded.");
+        py::arg("out") = py::none(), py::arg("stream") = py::none());
   m.def("silu_mul", &multiply, py::arg("gate_up"), py::kw_only(), py::arg("out") = py::none(),
-        py::arg("stream") = py::none(),
-        "f32 [P, I]: silu(gate) * up of gate_up [P, 2I], gate first. Runs where gate_up lies.");
+        py::arg("stream") = py::none());
   m.def("combine", &combine_rows, py::arg("rows"), py::arg("plan"), py::arg("routing"),
         py::kw_only(), py::arg("out") = py::none(), py::arg("accumulate") = false,
-        py::arg("stream") = py::none(),
-        "f32 [T, H]: per token the weighted sum of its rows [P, H], which are in packed order.\n"
-        "Runs where `rows` lies, with the plan as gather_rows and a Routing there or on the host.");
+        py::arg("stream") = py::none());
   m.def("weighted_sum", &sum_pairs, py::arg("pairs"), py::arg("routing"), py::kw_only(),
-        py::arg("out") = py::none(), py::arg("accumulate") = false, py::arg("stream") = py::none(),
-        "f32 [T, H]: per token the weighted sum of its rows of pairs, which are in pair order.\n"
-        "Runs where `pairs` lies; with a Routing there and out= a graph can record it.");
+        py::arg("out") = py::none(), py::arg("accumulate") = false, py::arg("stream") = py::none());
 }
 
 }  // namespace moesaic::python

@@ -6,7 +6,6 @@
 #include "calls.hpp"
 #include "moesaic/error.hpp"
 #include "routing.hpp"
-#include "words.hpp"
 
 namespace moesaic::python {
 namespace {
@@ -50,44 +49,31 @@ std::int32_t pick(const PlanObject* plan, bool device_route,
 }  // namespace
 
 void bind_plan(py::module_& m) {
-  py::class_<PlanObject>(
-      m, "BucketPlan", py::is_final(),
-      "Pairs sorted by expert, stably. A packed row is the place of a pair after that sort.")
-      .def_static("build", &build, py::arg("routing"), py::arg("num_experts"),
-                  "Raises ShapeError on ids < -1 or >= num_experts.")
+  py::class_<PlanObject>(m, "BucketPlan", py::is_final())
+      .def_static("build", &build, py::arg("routing"), py::arg("num_experts"))
       .def(
           "rebuild",
           [](const py::object& self, const RoutingObject& routing) {
             rebuild(self.cast<PlanObject&>(), routing);
             return self;
           },
-          py::arg("routing"),
-          "The same for another routing, reusing memory; returns self. Arrays taken before show\n"
-          "the new values as far as they reach.")
-      .def_property_readonly(
-          "num_experts", [](const PlanObject& p) { return p.value->num_experts(); }, "E.")
-      .def_property_readonly(
-          "num_tokens", [](const PlanObject& p) { return p.value->num_tokens(); }, "T.")
-      .def_property_readonly(
-          "top_k", [](const PlanObject& p) { return p.value->top_k(); }, "Experts per token.")
-      .def_property_readonly(
-          "num_pairs", [](const PlanObject& p) { return p.value->num_pairs(); }, "P = T * top_k.")
-      .def_property_readonly(
-          "num_rows", [](const PlanObject& p) { return p.value->num_rows(); },
-          "Pairs that are not skipped.")
+          py::arg("routing"))
+      .def_property_readonly("num_experts",
+                             [](const PlanObject& p) { return p.value->num_experts(); })
+      .def_property_readonly("num_tokens",
+                             [](const PlanObject& p) { return p.value->num_tokens(); })
+      .def_property_readonly("top_k", [](const PlanObject& p) { return p.value->top_k(); })
+      .def_property_readonly("num_pairs", [](const PlanObject& p) { return p.value->num_pairs(); })
+      .def_property_readonly("num_rows", [](const PlanObject& p) { return p.value->num_rows(); })
       .def_property_readonly(
           "expert_offsets",
-          [](const PlanObject& p) { return view_of(p.value->expert_offsets(), p.value); },
-          "int32 [E + 1]: packed rows of expert e are [e] to [e + 1].")
+          [](const PlanObject& p) { return view_of(p.value->expert_offsets(), p.value); })
       .def_property_readonly(
-          "row_token", [](const PlanObject& p) { return view_of(p.value->row_token(), p.value); },
-          "int32 [P]: token of a packed row, valid up to expert_offsets[E].")
+          "row_token", [](const PlanObject& p) { return view_of(p.value->row_token(), p.value); })
       .def_property_readonly(
-          "row_pair", [](const PlanObject& p) { return view_of(p.value->row_pair(), p.value); },
-          "int32 [P]: pair of a packed row, valid up to expert_offsets[E].")
+          "row_pair", [](const PlanObject& p) { return view_of(p.value->row_pair(), p.value); })
       .def_property_readonly(
-          "pair_row", [](const PlanObject& p) { return view_of(p.value->pair_row(), p.value); },
-          "int32 [P]: packed row of a pair, -1 for a skipped one.")
+          "pair_row", [](const PlanObject& p) { return view_of(p.value->pair_row(), p.value); })
       .def("__repr__", [](const PlanObject& p) {
         return "moesaic.BucketPlan(num_experts=" + std::to_string(p.value->num_experts()) +
                ", num_tokens=" + std::to_string(p.value->num_tokens()) +
@@ -95,23 +81,18 @@ void bind_plan(py::module_& m) {
       });
 
   using Aligned = std::shared_ptr<AlignedRouting>;
-  py::class_<AlignedRouting, Aligned>(m, "AlignedRouting", py::is_final(),
-                                      "Pairs sorted by expert, each expert padded to whole blocks.")
-      .def_property_readonly("block_size", &AlignedRouting::block_size, "Rows of a block.")
-      .def_property_readonly("num_experts", &AlignedRouting::num_experts, "E.")
-      .def_property_readonly("num_pairs", &AlignedRouting::num_pairs, "P.")
-      .def_property_readonly("num_blocks", &AlignedRouting::num_blocks,
-                             "num_post_pad / block_size.")
-      .def_property_readonly(
-          "row_space", [](const AlignedRouting& a) { return word_of(a.row_space()); },
-          "What a sorted id means: token_pairs | packed_rows.")
-      .def_property_readonly("num_post_pad", &AlignedRouting::num_post_pad, "Padded rows.")
-      .def_property_readonly(
-          "sorted_ids", [](const Aligned& a) { return view_of(a->sorted_ids(), a); },
-          "int32 [num_post_pad]; padding is P, trailing in its block.")
-      .def_property_readonly(
-          "block_experts", [](const Aligned& a) { return view_of(a->block_experts(), a); },
-          "int32 [block capacity]; -1 behind the last block.")
+  py::class_<AlignedRouting, Aligned>(m, "AlignedRouting", py::is_final())
+      .def_property_readonly("block_size", &AlignedRouting::block_size)
+      .def_property_readonly("num_experts", &AlignedRouting::num_experts)
+      .def_property_readonly("num_pairs", &AlignedRouting::num_pairs)
+      .def_property_readonly("num_blocks", &AlignedRouting::num_blocks)
+      .def_property_readonly("row_space",
+                             [](const AlignedRouting& a) { return name_of(a.row_space()); })
+      .def_property_readonly("num_post_pad", &AlignedRouting::num_post_pad)
+      .def_property_readonly("sorted_ids",
+                             [](const Aligned& a) { return view_of(a->sorted_ids(), a); })
+      .def_property_readonly("block_experts",
+                             [](const Aligned& a) { return view_of(a->block_experts(), a); })
       .def("__repr__", [](const AlignedRouting& a) {
         return "moesaic.AlignedRouting(block_size=" + std::to_string(a.block_size()) +
                ", num_blocks=" + std::to_string(a.num_blocks()) + ")";
@@ -121,21 +102,16 @@ void bind_plan(py::module_& m) {
       "align_block_size",
       [](const RoutingObject& routing, std::int32_t num_experts, std::int32_t block_size,
          const std::string& row_space) {
-        const auto space = parse_word<RowSpace>(row_space, "align_block_size", "row_space");
+        const auto space = parse_name<RowSpace>(row_space, "align_block_size", "row_space");
         const auto held = host_routing(routing, "align_block_size");
         const py::gil_scoped_release release;
         return std::make_shared<AlignedRouting>(
             AlignedRouting::build(*held, num_experts, block_size, space));
       },
       py::arg("routing"), py::arg("num_experts"), py::arg("block_size"),
-      py::arg("row_space") = "token_pairs",
-      "Pad each expert's rows to `block_size`. Raises ShapeError on bad ids, ConfigError on a\n"
-      "block size below 1.");
+      py::arg("row_space") = "token_pairs");
   m.def("pick_block_size", &pick, py::arg("plan"), py::kw_only(), py::arg("device_route") = false,
-        py::arg("total_pairs") = py::none(), py::arg("tuning") = py::none(),
-        "Block size of the aligned GEMM: the tuning's own, else by the padding it would cost.\n"
-        "`plan` may be None on the device route, where only `total_pairs` is known.\n"
-        "Raises ShapeError on negative pairs.");
+        py::arg("total_pairs") = py::none(), py::arg("tuning") = py::none());
 }
 
 }  // namespace moesaic::python

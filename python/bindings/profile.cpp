@@ -12,7 +12,7 @@
 namespace moesaic::python {
 namespace {
 
-// A context variable object, never released.
+// The context variable that profile() sets, never released.
 PyObject* profile_variable = nullptr;
 
 std::shared_ptr<Profiler> make_profiler(const std::string& mode) {
@@ -65,29 +65,23 @@ void bind_profile(py::module_& m) {
   if (profile_variable == nullptr) throw py::error_already_set();
   m.attr("profile_variable") = py::handle(profile_variable);
 
-  py::class_<ZoneTotal>(m, "ZoneTotal", py::is_final(), "Time spent in one step of the forward.")
-      .def_readonly("calls", &ZoneTotal::calls, "How often it ran.")
-      .def_readonly("nanoseconds", &ZoneTotal::nanoseconds, "Sum over the calls.")
+  py::class_<ZoneTotal>(m, "ZoneTotal", py::is_final())
+      .def_readonly("calls", &ZoneTotal::calls)
+      .def_readonly("nanoseconds", &ZoneTotal::nanoseconds)
       .def_property_readonly(
-          "seconds", [](const ZoneTotal& t) { return 1e-9 * static_cast<double>(t.nanoseconds); },
-          "Sum over the calls.")
+          "seconds", [](const ZoneTotal& t) { return 1e-9 * static_cast<double>(t.nanoseconds); })
       .def("__repr__", [](const ZoneTotal& t) {
         return "moesaic.ZoneTotal(calls=" + std::to_string(t.calls) +
                ", nanoseconds=" + std::to_string(t.nanoseconds) + ")";
       });
 
-  py::class_<Profiler, std::shared_ptr<Profiler>>(
-      m, "Profile", py::is_final(), "What profile() collects: zones, counters and a trace.")
-      .def(py::init(&make_profiler), py::arg("mode") = "events",
-           "mode 'counters' keeps totals only, 'events' keeps every zone for the trace, 'sync' "
-           "too,\n"
-           "and waits for the device at the end of each.")
-      .def_property_readonly("zones", &zones, "ZoneTotal by name, of the zones that ran.")
-      .def_property_readonly("counters", &counters, "Counts by name.")
-      .def("chrome_trace", &Profiler::chrome_trace, "Chrome trace-event JSON.")
-      .def("save_chrome_trace", &save_chrome_trace, py::arg("path"),
-           "Write it for chrome://tracing or Perfetto. Raises OSError.")
-      .def("reset", &Profiler::reset, "Forget everything collected.")
+  py::class_<Profiler, std::shared_ptr<Profiler>>(m, "Profile", py::is_final())
+      .def(py::init(&make_profiler), py::arg("mode") = "events")
+      .def_property_readonly("zones", &zones)
+      .def_property_readonly("counters", &counters)
+      .def("chrome_trace", &Profiler::chrome_trace)
+      .def("save_chrome_trace", &save_chrome_trace, py::arg("path"))
+      .def("reset", &Profiler::reset)
       .def("__repr__", [](const Profiler& p) {
         return "moesaic.Profile(calls=" + std::to_string(p.counter(Counter::Calls)) + ")";
       });

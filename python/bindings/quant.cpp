@@ -96,11 +96,9 @@ py::dict quant_types() {
 }  // namespace
 
 void bind_quant(py::module_& m) {
-  m.def("quantize", &quantize, py::arg("values"), py::arg("type"),
-        "Encode f32 [..., cols] row by row: uint8 [..., row bytes], as in a GGUF tensor.");
-  m.def("dequantize", &dequantize, py::arg("data"), py::arg("type"), py::arg("shape"),
-        "Decode the bytes of a GGUF tensor to f32 of `shape`.");
-  m.def("quant_types", &quant_types, "Facts of every known element type, by name.");
+  m.def("quantize", &quantize, py::arg("values"), py::arg("type"));
+  m.def("dequantize", &dequantize, py::arg("data"), py::arg("type"), py::arg("shape"));
+  m.def("quant_types", &quant_types);
 }
 
 }  // namespace moesaic::python

@@ -9,6 +9,7 @@
 #include "calls.hpp"
 #include "config.hpp"
 #include "moesaic/error.hpp"
+#include "values.hpp"
 
 namespace moesaic::python {
 
@@ -127,36 +128,24 @@ py::object route_logits(const py::object& logits, const std::optional<RouterConf
 }  // namespace
 
 void bind_routing(py::module_& m) {
-  py::class_<RoutingObject>(
-      m, "Routing", py::is_final(),
-      "Which experts each token goes to, and with which weight. An id of -1 skips its pair.\n"
-      "A pair is t * top_k + slot.")
-      .def(py::init(&make_routing), py::arg("topk_ids"), py::arg("topk_weights"),
-           "topk_ids int32 or int64 [T, top_k], topk_weights f32 [T, top_k]; both are copied.\n"
-           "Arrays on a GPU (int32 and f32, dense) are kept, not copied; calls there read them\n"
-           "without a look at their values, and an id out of range counts as -1.\n"
-           "Raises ShapeError, DTypeError.")
-      .def_property_readonly(
-          "topk_ids",
-          [](const RoutingObject& r) -> py::object {
-            if (r.device) return r.device->topk_ids;
-            return numpy_view(DType::I32, {r.value->num_tokens(), r.value->top_k()},
-                              r.value->topk_ids().data(), r.value);
-          },
-          "int32 [T, top_k], read-only (on a GPU the array itself); descending weight, ties to the "
-          "lower expert id.")
-      .def_property_readonly(
-          "topk_weights",
-          [](const RoutingObject& r) -> py::object {
-            if (r.device) return r.device->topk_weights;
-            return numpy_view(DType::F32, {r.value->num_tokens(), r.value->top_k()},
-                              r.value->topk_weights().data(), r.value);
-          },
-          "f32 [T, top_k], read-only.")
-      .def_property_readonly(
-          "num_tokens", [](const RoutingObject& r) { return r.num_tokens(); }, "T.")
-      .def_property_readonly(
-          "top_k", [](const RoutingObject& r) { return r.top_k(); }, "Experts per token.")
+  py::class_<RoutingObject>(m, "Routing", py::is_final())
+      .def(py::init(&make_routing), py::arg("topk_ids"), py::arg("topk_weights"))
+      .def_property_readonly("topk_ids",
+                             [](const RoutingObject& r) -> py::object {
+                               if (r.device) return r.device->topk_ids;
+                               return numpy_view(DType::I32,
+                                                 {r.value->num_tokens(), r.value->top_k()},
+                                                 r.value->topk_ids().data(), r.value);
+                             })
+      .def_property_readonly("topk_weights",
+                             [](const RoutingObject& r) -> py::object {
+                               if (r.device) return r.device->topk_weights;
+                               return numpy_view(DType::F32,
+                                                 {r.value->num_tokens(), r.value->top_k()},
+                                                 r.value->topk_weights().data(), r.value);
+                             })
+      .def_property_readonly("num_tokens", [](const RoutingObject& r) { return r.num_tokens(); })
+      .def_property_readonly("top_k", [](const RoutingObject& r) { return r.top_k(); })
       .def("__repr__", [](const RoutingObject& r) {
         return "moesaic.Routing(num_tokens=" + std::to_string(r.num_tokens()) +
                ", top_k=" + std::to_string(r.top_k()) +
@@ -165,13 +154,7 @@ void bind_routing(py::module_& m) {
 
   m.def("route", &route_logits, py::arg("logits"), py::arg("router") = py::none(), py::kw_only(),
         py::arg("top_k") = py::none(), py::arg("renormalize") = py::none(),
-        py::arg("topk_ids") = py::none(), py::arg("out") = py::none(),
-        "Route f32 logits [T, E] by a RouterConfig, or by softmax with `top_k` (`renormalize` is\n"
-        "True when not given). A router with select_on 'given' takes topk_ids int [T, top_k] and\n"
-        "computes their weights. `out` reuses a Routing without allocation and is returned.\n\n"
-        "Order: finite and +inf > -inf > NaN, ties to the lower expert id. A row with nothing to\n"
-        "choose from gives ids 0..top_k-1 with weights 1/top_k.\n\n"
-        "Raises ShapeError, DTypeError, ConfigError (also for NaN or infinity when strict).");
+        py::arg("topk_ids") = py::none(), py::arg("out") = py::none());
 }
 
 }  // namespace moesaic::python

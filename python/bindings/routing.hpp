@@ -24,7 +24,7 @@ struct RoutingObject {
   std::shared_ptr<Routing> value = std::make_shared<Routing>();
   /// Set for a routing on a GPU; `value` is then empty. The caller's arrays, not copies.
   std::shared_ptr<const DeviceRouting> device{};
-  /// Ready for `num_tokens` x `top_k`.
+  /// Returns the value with room for `num_tokens` x `top_k` pairs.
   Routing& resized(std::int64_t num_tokens, std::int32_t top_k);
   RoutingView view() const { return value->view(); }
   std::int64_t num_tokens() const { return device ? device->num_tokens : value->num_tokens(); }
@@ -34,26 +34,26 @@ struct RoutingObject {
 /// The arrays of a routing in host memory. Throws DeviceError for one on a GPU.
 std::shared_ptr<Routing> host_routing(const RoutingObject& routing, const char* operation);
 
-/// On the GPU of `topk_ids`, or null when they lie in host memory. Errors: ShapeError, DTypeError,
-/// DeviceError.
+/// A routing on the GPU of `topk_ids`, or null when they lie in host memory. Errors: ShapeError,
+/// DTypeError, DeviceError.
 std::shared_ptr<const DeviceRouting> device_routing(const py::object& topk_ids,
                                                     const py::object& topk_weights);
 
-/// A routing as one call on `place` reads or fills it; borrows the arrays while it lives.
+/// A routing as one call reads or fills it, where that works; borrows the arrays while it lives.
 class CallRouting {
  public:
   /// A given routing, moved to a GPU when it is not there. Throws CaptureError when that would be
   /// during a capture, DeviceError for a routing of another device.
-  CallRouting(const RoutingObject& given, const Place& place, py::handle like, Context& context,
-              const char* operation);
-  /// Room for what is routed.
-  CallRouting(std::int64_t num_tokens, std::int32_t top_k, const Place& place, py::handle like,
-              const char* operation);
+  CallRouting(const RoutingObject& given, const DeviceStream& target, py::handle like,
+              Context& context, const char* operation);
+  /// A new routing that the call fills.
+  CallRouting(std::int64_t num_tokens, std::int32_t top_k, const DeviceStream& target,
+              py::handle like, const char* operation);
   const RoutingView& view() const { return view_; }
   RoutingObject object() const { return object_; }
 
  private:
-  void borrow(const Place& place, const char* operation);
+  void borrow(const DeviceStream& target, const char* operation);
   RoutingObject object_;
   ArrayRef ids_, weights_;
   RoutingView view_;

@@ -4,7 +4,6 @@
 
 #include "calls.hpp"
 #include "logging.hpp"
-#include "words.hpp"
 
 namespace moesaic::python {
 namespace {
@@ -105,7 +104,7 @@ std::shared_ptr<ThreadPool> shared_pool(const Tuning& tuning) {
 std::optional<Precision> parse_precision(const std::optional<std::string>& text,
                                          const char* operation) {
   if (!text) return std::nullopt;
-  const auto precision = parse_word<Precision>(*text, operation, "precision");
+  const auto precision = parse_name<Precision>(*text, operation, "precision");
   return precision == Precision::Auto ? std::nullopt : std::optional(precision);
 }
 
@@ -127,10 +126,7 @@ void bind_tuning(py::module_& m) {
   if (tuning_variable == nullptr) throw py::error_already_set();
   m.attr("tuning_variable") = py::handle(tuning_variable);
 
-  py::class_<Tuning> tuning(
-      m, "Tuning", py::is_final(),
-      "Every knob, immutable. None means: let the library choose. A value out of range raises\n"
-      "ConfigError with the accepted ones. Make it current with tuning().");
+  py::class_<Tuning> tuning(m, "Tuning", py::is_final());
   tuning
       .def(py::init([](const py::object& block_size, const py::object& large_m_block_size,
                        const py::object& large_m_min_pairs, const py::object& gemm,
@@ -166,12 +162,9 @@ void bind_tuning(py::module_& m) {
            py::arg("profile") = "off", py::arg("strict") = false, py::arg("threads") = py::none(),
            py::arg("cpu_isa") = py::none(), py::arg("backend") = py::none(),
            py::arg("cuda_plugin") = py::none(), py::arg("log") = "warn", py::arg("poison") = false)
-      .def_static(
-          "from_env", &from_env, py::arg("variables") = py::none(),
-          "Read MOESAIC_* names from a mapping; None is the process environment, read once.\n"
-          "Bad values raise ConfigError, unknown names are logged as warnings.")
-      .def("to_dict", &to_dict, "All knobs by name.")
-      .def("replace", &replace, "A copy with some knobs changed.")
+      .def_static("from_env", &from_env, py::arg("variables") = py::none())
+      .def("to_dict", &to_dict)
+      .def("replace", &replace)
       .def("__eq__",
            [](const Tuning& a, const py::object& b) -> py::object {
              if (!py::isinstance<Tuning>(b))
@@ -186,22 +179,18 @@ void bind_tuning(py::module_& m) {
         entry.help.c_str());
   }
 
-  py::class_<ConfigEntry>(m, "ConfigEntry", py::is_final(), "One knob as show_config() lists it.")
-      .def_readonly("knob", &ConfigEntry::knob, "Name in Tuning.")
-      .def_readonly("variable", &ConfigEntry::variable, "Environment variable.")
-      .def_readonly("value", &ConfigEntry::value, "Effective value as text.")
-      .def_readonly("source", &ConfigEntry::source, "'default', 'environment' or 'tuning'.")
-      .def_readonly("help", &ConfigEntry::help, "What it does and accepts.")
+  py::class_<ConfigEntry>(m, "ConfigEntry", py::is_final())
+      .def_readonly("knob", &ConfigEntry::knob)
+      .def_readonly("variable", &ConfigEntry::variable)
+      .def_readonly("value", &ConfigEntry::value)
+      .def_readonly("source", &ConfigEntry::source)
+      .def_readonly("help", &ConfigEntry::help)
       .def("__repr__", [](const ConfigEntry& e) {
         return "moesaic.ConfigEntry(" + e.knob + "=" + e.value + ", " + e.source + ")";
       });
 
-  m.def(
-      "current_tuning", [] { return Tuning(current_tuning()); },
-      "The tuning that calls here and now run with.");
-  m.def(
-      "show_config", [] { return show_config(current_tuning(), process_tuning()); },
-      "Every knob with value and source.");
+  m.def("current_tuning", [] { return Tuning(current_tuning()); });
+  m.def("show_config", [] { return show_config(current_tuning(), process_tuning()); });
 }
 
 }  // namespace moesaic::python

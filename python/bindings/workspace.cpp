@@ -56,15 +56,11 @@ std::shared_ptr<Workspace> make_workspace(const LayerRef& layer, std::int32_t to
 }  // namespace
 
 void bind_workspace(py::module_& m) {
-  py::class_<Workspace, std::shared_ptr<Workspace>>(
-      m, "Workspace", py::is_final(),
-      "Scratch memory of the caller, for one forward at a time. A call without workspace= uses "
-      "one\n"
-      "from a cache. Using one from two threads at once raises WorkspaceError.")
+  py::class_<Workspace, std::shared_ptr<Workspace>>(m, "Workspace", py::is_final())
       .def(py::init([](std::size_t nbytes, const std::string& device) {
              return std::make_shared<Workspace>(nbytes, backend_for(parse_device(device)));
            }),
-           py::arg("nbytes"), py::arg("device") = "cpu", "Raises OutOfMemoryError, DeviceError.")
+           py::arg("nbytes"), py::arg("device") = "cpu")
       .def_static(
           "for_layer",
           [](const LayerObject& layer, std::int64_t max_tokens) {
@@ -72,15 +68,15 @@ void bind_workspace(py::module_& m) {
             return make_workspace(LayerRef(*held), held->config().top_k, max_tokens,
                                   "Workspace.for_layer");
           },
-          py::arg("layer"), py::arg("max_tokens") = 512,
-          "Enough for any path of `layer` with up to `max_tokens` tokens under the current tuning.")
+          py::arg("layer"), py::arg("max_tokens") = 512)
       .def_static(
           "for_stack",
           [](const std::shared_ptr<ExpertStack>& stack, std::int32_t top_k,
              std::int64_t max_tokens) {
             LayerRef layer;
             layer.stack = stack.get();
-            // Whatever routes the logits: its memory per thread is largest with a group per expert.
+            // The router of the calls to come is not known here. A router with a group per expert
+            // needs the most memory, so a workspace for it suffices for any.
             RouterConfig router;
             router.num_experts = stack->num_experts();
             router.num_groups = stack->num_experts();
@@ -88,9 +84,8 @@ void bind_workspace(py::module_& m) {
             layer.router = &router;
             return make_workspace(layer, top_k, max_tokens, "Workspace.for_stack");
           },
-          py::arg("stack").none(false), py::arg("top_k"), py::arg("max_tokens") = 512,
-          "The same for moe_forward over a bare stack.")
-      .def_property_readonly("nbytes", &Workspace::size, "Size in bytes.")
+          py::arg("stack").none(false), py::arg("top_k"), py::arg("max_tokens") = 512)
+      .def_property_readonly("nbytes", &Workspace::size)
       .def("__repr__", [](const Workspace& w) {
         return "moesaic.Workspace(" + std::to_string(w.size()) + " bytes)";
       });

@@ -1,12 +1,22 @@
 """moesaic: a mixture-of-experts layer engine.
 
-Open the expert weights of one layer of a GGUF file, route tokens, run the experts, combine::
+It opens the expert weights of one layer, routes tokens, runs their experts, and sums up.
 
-    import moesaic as mo
-    with mo.GgufFile("model.gguf") as f, mo.MoeLayer.from_gguf(f, 0) as layer:
-        y = layer(x)                      # x [T, H]: numpy, torch, anything with DLPack
+Arrays are numpy's, torch's, or anything else with the buffer protocol or ``__dlpack__``; a result
+is the kind of array that went in. Every error is a ``moesaic.Error``.
 
-Letters in shapes: T tokens, H hidden, I intermediate, E experts, P = T * top_k pairs.
+Letters in shapes: T tokens, H hidden size, I intermediate size, E experts, P = T * top_k pairs. A
+pair is ``t * top_k + slot``.
+
+Examples
+--------
+>>> import moesaic as mo, numpy as np
+>>> _ = mo.testing.write_moe_gguf("model.gguf")  # a small model with random weights
+>>> x = np.ones((3, 256), np.float32)  # [T, H]
+>>> with mo.GgufFile("model.gguf") as f, mo.MoeLayer.from_gguf(f, 0) as layer:
+...     y = layer(x)
+>>> y.shape
+(3, 256)
 """
 
 import logging as _logging

@@ -4,17 +4,41 @@ Both follow ``contextvars``: they hold in this thread or task only. Carry them t
 with ``contextvars.copy_context().run``.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from moesaic import _core
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from moesaic._core import _TuningKnobs
+
 
 @contextmanager
-def tuning(**knobs: Any) -> Iterator[_core.Tuning]:
-    """Change knobs for the calls inside the block; see ``Tuning`` for their names.
+def tuning(**knobs: Unpack[_TuningKnobs]) -> Iterator[_core.Tuning]:
+    """Change knobs for the calls inside the block.
 
+    Parameters
+    ----------
+    **knobs
+        Names and values of ``Tuning``; the others stay as they are.
+
+    Yields
+    ------
+    Tuning
+        The tuning that the calls inside run with.
+
+    Raises
+    ------
+    ConfigError
+        An unknown knob, or a value out of range.
+
+    Examples
+    --------
     >>> import moesaic as mo
     >>> with mo.tuning(block_size=32, gemm="aligned") as t:
     ...     t.gemm
@@ -32,10 +56,25 @@ def tuning(**knobs: Any) -> Iterator[_core.Tuning]:
 def profile(mode: Literal["counters", "events", "sync"] | None = None) -> Iterator[_core.Profile]:
     """Time the calls inside the block; the innermost block collects.
 
-    ``mode`` is "events" (keeps every zone, for the trace), "counters" (totals only) or "sync"
-    (events, and each zone waits for the device, so that its time is the device's); None takes
-    the tuning's ``profile`` knob, where "off" means "events".
+    Parameters
+    ----------
+    mode : str, optional
+        'events' keeps every zone, for the trace; 'counters' keeps totals only; 'sync' is 'events'
+        where each zone waits for the device, so that its time is the device's. None takes the
+        knob ``profile``, where 'off' means 'events'.
 
+    Yields
+    ------
+    Profile
+        What is collected.
+
+    Raises
+    ------
+    ConfigError
+        An unknown mode.
+
+    Examples
+    --------
     >>> import moesaic as mo
     >>> with mo.profile() as p:
     ...     pass

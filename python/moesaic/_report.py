@@ -4,7 +4,7 @@ from moesaic import _core
 
 
 class Facts(dict[str, str]):
-    """Ordered names and values; ``str`` gives one aligned line each."""
+    """Names and values in order, a ``dict``; ``str`` gives one aligned line each."""
 
     def __str__(self) -> str:
         width = max(map(len, self), default=0)
@@ -12,7 +12,7 @@ class Facts(dict[str, str]):
 
 
 class ConfigTable(list[_core.ConfigEntry]):
-    """The knobs; ``str`` gives an aligned table."""
+    """The knobs as a ``list`` of ``ConfigEntry``; ``str`` gives an aligned table."""
 
     def __str__(self) -> str:
         rows = [(e.knob, e.value, e.source, e.variable, e.help) for e in self]
@@ -25,8 +25,20 @@ class ConfigTable(list[_core.ConfigEntry]):
 
 
 def show_config() -> ConfigTable:
-    """Every knob with its effective value and where that came from.
+    """Return every knob with its value in effect and where that came from.
 
+    Returns
+    -------
+    ConfigTable
+        A list of ``ConfigEntry`` that prints as a table.
+
+    Raises
+    ------
+    ConfigError
+        The environment has a bad value.
+
+    Examples
+    --------
     >>> import moesaic as mo
     >>> with mo.tuning(block_size=32):
     ...     [(e.value, e.source) for e in mo.show_config() if e.knob == "block_size"]
@@ -36,9 +48,31 @@ def show_config() -> ConfigTable:
 
 
 def explain(layer: _core.MoeLayer, num_tokens: int = 8) -> Facts:
-    """What a call of ``layer`` with ``num_tokens`` tokens would do under the current tuning:
-    path, precision, block size, kernels, bytes, and why.
+    """Return what a call would do under the current tuning, and why.
 
-    Raises DeviceError for a closed layer.
+    Parameters
+    ----------
+    layer : MoeLayer
+        The layer that would be called.
+    num_tokens : int
+        T of the call.
+
+    Returns
+    -------
+    Facts
+        Path, precision, block size, kernels, bytes and reasons, by name; it prints as lines.
+
+    Raises
+    ------
+    DeviceError
+        The layer is closed.
+
+    Examples
+    --------
+    >>> import moesaic as mo
+    >>> _ = mo.testing.write_moe_gguf("model.gguf")  # a small model with random weights
+    >>> with mo.GgufFile("model.gguf") as f, mo.MoeLayer.from_gguf(f, 0) as layer:
+    ...     mo.explain(layer, num_tokens=1)["path"]
+    'gemv'
     """
     return Facts(_core.explain(layer, num_tokens))

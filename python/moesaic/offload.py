@@ -30,27 +30,62 @@ class MoEExecMode(str, enum.Enum):
 class ExpertProfile:
     """How often each expert of each layer was used, over all tokens and over time.
 
-    >>> import numpy as np
-    >>> from moesaic import ExpertPool, ExpertProfile
-    >>> profile = ExpertProfile.from_counts(np.array([[0, 5, 1, 7]]))
-    >>> pool = ExpertPool(4, 2)
+    Letters in shapes: L layers, E experts.
+
+    Parameters
+    ----------
+    layer_indices : int32 array [L]
+        Block numbers in the model.
+    counts : int64 array [L, E]
+        Token-expert pairs.
+    tokens : int64 array [L]
+        Tokens.
+    history : tuple of int64 array [rows, E]
+        Counts over time of each layer.
+    intervals : int64 array [L]
+        Forwards per row of the history.
+    coactivation : tuple of int64 array [E, E]
+        Tokens of each layer that used both experts; or empty.
+
+    Examples
+    --------
+    >>> import moesaic as mo, numpy as np
+    >>> profile = mo.ExpertProfile.from_counts(np.array([[0, 5, 1, 7]]))
+    >>> pool = mo.ExpertPool(4, 2)
     >>> profile.warm([pool])
     >>> pool.residents.tolist()
     [1, 3]
     """
 
-    layer_indices: npt.NDArray[np.int32]  #: [L], block numbers in the model
-    counts: npt.NDArray[np.int64]  #: [L, E], token-expert pairs
-    tokens: npt.NDArray[np.int64]  #: [L]
-    history: tuple[npt.NDArray[np.int64], ...]  #: per layer [rows, E], counts over time
-    intervals: npt.NDArray[np.int64]  #: [L], forwards per row of history
-    coactivation: tuple[npt.NDArray[np.int64], ...]  #: per layer [E, E], or empty
+    layer_indices: npt.NDArray[np.int32]
+    counts: npt.NDArray[np.int64]
+    tokens: npt.NDArray[np.int64]
+    history: tuple[npt.NDArray[np.int64], ...]
+    intervals: npt.NDArray[np.int64]
+    coactivation: tuple[npt.NDArray[np.int64], ...]
 
     @staticmethod
     def from_counts(
         counts: npt.ArrayLike, layer_indices: Sequence[int] | None = None
     ) -> ExpertProfile:
-        """Return a profile of counts [L, E] from elsewhere. Raises ShapeError."""
+        """Return a profile of counts from elsewhere.
+
+        Parameters
+        ----------
+        counts : int array [L, E]
+            Token-expert pairs, none negative.
+        layer_indices : sequence of int, optional
+            Block number of each layer. None: 0, 1 and so on.
+
+        Returns
+        -------
+        ExpertProfile
+
+        Raises
+        ------
+        ShapeError
+            Another number of dimensions, or a negative count.
+        """
         array = np.asarray(counts, np.int64)
         if array.ndim != 2 or (array < 0).any():
             raise _core.ShapeError(
@@ -68,7 +103,22 @@ class ExpertProfile:
 
     @staticmethod
     def of_store(store: _core.MoeExpertStore) -> ExpertProfile:
-        """Return what the pools that ``store`` runs with have seen. Raises ConfigError if none."""
+        """Return what the pools that a store runs with have seen.
+
+        Parameters
+        ----------
+        store : MoeExpertStore
+            Layers that run without a pool are left out.
+
+        Returns
+        -------
+        ExpertProfile
+
+        Raises
+        ------
+        ConfigError
+            No layer runs with a pool.
+        """
         used = [
             (layer, pool)
             for layer, pool in zip(store.layers, store.pools(), strict=True)
@@ -93,7 +143,15 @@ class ExpertProfile:
     def warm(self, pools: Sequence[_core.ExpertPool]) -> None:
         """Give each pool its layer's counts as scores, and the placement that they ask for.
 
-        Raises ShapeError unless there is one pool of the right size per layer.
+        Parameters
+        ----------
+        pools : sequence of ExpertPool
+            One per layer.
+
+        Raises
+        ------
+        ShapeError
+            Another number of pools, or a pool of another size; then none has changed.
         """
         if len(pools) != len(self.counts):
             raise _core.ShapeError(
@@ -110,20 +168,49 @@ class ExpertProfile:
             pool.warm(counts.astype(np.float64).tolist())
 
     def best_hit_rate(self, budget: int) -> npt.NDArray[np.float64]:
-        """Return [L]: pairs on the ``budget`` most used experts, the best of all fixed sets."""
+        """Return the hit rate that the best fixed set of experts would have had.
+
+        Parameters
+        ----------
+        budget : int
+            Experts of each layer in fast memory.
+
+        Returns
+        -------
+        float64 array [L]
+            Pairs on the ``budget`` most used experts, as a part of all pairs.
+        """
         best = np.sort(self.counts, axis=1)[:, ::-1][:, : max(budget, 0)].sum(axis=1)
         rate: npt.NDArray[np.float64] = best / np.maximum(self.counts.sum(axis=1), 1)
         return rate
 
     def effective_experts(self) -> npt.NDArray[np.float64]:
-        """Return [L]: exp of the entropy of the counts; E when all are used alike."""
+        """Return over how many experts the pairs are spread.
+
+        Returns
+        -------
+        float64 array [L]
+            The exponential of the entropy of the counts: E when all experts are used equally
+            often, 1 when only one is used.
+        """
         share = self.counts / np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
         logs = np.log(share, where=share > 0, out=np.zeros_like(share))
         result: npt.NDArray[np.float64] = np.exp(-(share * logs).sum(axis=1))
         return result
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write an .npz file (exactly this name)."""
+        """Write the profile as an .npz file, which ``load`` reads.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file, by exactly this name; it is overwritten.
+
+        Raises
+        ------
+        OSError
+            It cannot be written.
+        """
         arrays: dict[str, Any] = {
             "format": np.array(1),
             "layer_indices": self.layer_indices,
@@ -138,7 +225,24 @@ class ExpertProfile:
 
     @staticmethod
     def load(path: str | PathLike[str]) -> ExpertProfile:
-        """Read what save() wrote. Raises FormatError, FileNotFoundError, OSError."""
+        """Read a profile that ``save`` wrote.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file.
+
+        Returns
+        -------
+        ExpertProfile
+
+        Raises
+        ------
+        FileNotFoundError, OSError
+            It is absent or cannot be read.
+        FormatError
+            It is no profile.
+        """
         try:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:  # noqa: PTH123
                 names = set(data.files)
@@ -161,9 +265,19 @@ class ExpertProfile:
             ) from error
 
     def plot(self, path: str | PathLike[str]) -> None:
-        """Write the heat map, experts by layers, as PNG.
+        """Write a heat map, experts by layers, as PNG.
 
-        Raises UnsupportedError without matplotlib (the extra ``plot``).
+        Parameters
+        ----------
+        path : str or path-like
+            The file, which is overwritten.
+
+        Raises
+        ------
+        UnsupportedError
+            matplotlib is missing (the extra ``plot``).
+        OSError
+            The file cannot be written.
         """
         try:
             import matplotlib
@@ -185,8 +299,8 @@ class ExpertProfile:
         )
         axis.set_xticks(across, [str(self.layer_indices[t]) for t in across])
         axis.set_yticks(up)
-        axis.set(xlabel="layer", ylabel="expert", title="share of an expert, 1 = all alike")
-        figure.colorbar(image)
+        axis.set(xlabel="layer", ylabel="expert", title="How much each expert is used")
+        figure.colorbar(image, label="use over the average use of its layer")
         figure.tight_layout()
         figure.savefig(path, dpi=120)
         pyplot.close(figure)

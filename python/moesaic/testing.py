@@ -16,44 +16,107 @@ __all__ = ["MoeWeights", "dequantize", "quant_types", "quantize", "write_moe_ggu
 
 
 def quantize(w: Any, type: str) -> npt.NDArray[np.uint8]:
-    """Encode f32 ``w`` [..., cols] row by row, as bytes of a GGUF tensor [..., row bytes].
+    """Encode weights row by row, as the bytes of a GGUF tensor.
 
-    Rounds to nearest; ggml's own encoders search for better scales. Raises ConfigError for an
-    unknown type, UnsupportedError for one without an encoder, ShapeError when cols is not a
-    multiple of the type's block.
+    Rounds to nearest; ggml's own encoders search for better scales. The formats are those of
+    ggml-common.h and ggml-quants.c in the ggml repository.
 
-    >>> import numpy as np
-    >>> quantize(np.ones((2, 32), np.float32), "Q8_0").shape
+    Parameters
+    ----------
+    w : f32 array [..., cols]
+        Dense, with 1 to 4 dimensions.
+    type : str
+        Element type as ggml spells it, such as 'Q4_K'.
+
+    Returns
+    -------
+    uint8 array [..., row bytes]
+
+    Raises
+    ------
+    ConfigError
+        An unknown type.
+    UnsupportedError
+        A type without an encoder.
+    ShapeError, DTypeError
+        ``w`` does not fit, or cols is not a multiple of the type's block.
+
+    Examples
+    --------
+    >>> import moesaic as mo, numpy as np
+    >>> mo.testing.quantize(np.ones((2, 32), np.float32), "Q8_0").shape
     (2, 34)
     """
     return _core.quantize(w, type)
 
 
 def dequantize(data: Any, type: str, shape: Sequence[int]) -> npt.NDArray[np.float32]:
-    """Decode the bytes of a GGUF tensor to f32 of ``shape`` (row-major, outermost first).
+    """Decode the bytes of a GGUF tensor.
 
-    Raises ConfigError, UnsupportedError, ShapeError.
+    Parameters
+    ----------
+    data : array
+        The bytes, dense.
+    type : str
+        Element type as ggml spells it, such as 'Q4_K'.
+    shape : sequence of int
+        Sizes in elements, outermost first.
+
+    Returns
+    -------
+    f32 array of ``shape``
+
+    Raises
+    ------
+    ConfigError
+        An unknown type.
+    UnsupportedError
+        A type without a decoder.
+    ShapeError
+        Another number of bytes than ``shape`` needs.
     """
     return _core.dequantize(data, type, shape)
 
 
 def quant_types() -> dict[str, dict[str, Any]]:
-    """Every known element type: id, block_elems, block_bytes, bits_per_weight, decodes, encodes."""
+    """Return facts of every known element type, by name.
+
+    Returns
+    -------
+    dict of dict
+        id (ggml's number), block_elems, block_bytes, bits_per_weight, decodes and encodes.
+    """
     return _core.quant_types()
 
 
 @dataclass(frozen=True)
 class MoeWeights:
-    """One layer of a file by ``write_moe_gguf``: what its quantised bytes decode to, in f32."""
+    """One layer of a file by ``write_moe_gguf``: what its quantised bytes decode to, in f32.
 
-    router: npt.NDArray[np.float32]  #: [E, H]
-    gate: npt.NDArray[np.float32]  #: [E, I, H]
-    up: npt.NDArray[np.float32]  #: [E, I, H]
-    down: npt.NDArray[np.float32]  #: [E, H, I]
-    shared_gate: npt.NDArray[np.float32] | None = None  #: [S, H]
-    shared_up: npt.NDArray[np.float32] | None = None  #: [S, H]
-    shared_down: npt.NDArray[np.float32] | None = None  #: [H, S]
-    shared_router: npt.NDArray[np.float32] | None = None  #: [H]
+    Parameters
+    ----------
+    router : f32 array [E, H]
+        Router.
+    gate, up : f32 array [E, I, H]
+        Routed experts.
+    down : f32 array [E, H, I]
+        Routed experts.
+    shared_gate, shared_up : f32 array [S, H], optional
+        Shared experts, with an intermediate size of S.
+    shared_down : f32 array [H, S], optional
+        Shared experts.
+    shared_router : f32 array [H], optional
+        Weight of the sigmoid that scales the shared experts.
+    """
+
+    router: npt.NDArray[np.float32]
+    gate: npt.NDArray[np.float32]
+    up: npt.NDArray[np.float32]
+    down: npt.NDArray[np.float32]
+    shared_gate: npt.NDArray[np.float32] | None = None
+    shared_up: npt.NDArray[np.float32] | None = None
+    shared_down: npt.NDArray[np.float32] | None = None
+    shared_router: npt.NDArray[np.float32] | None = None
 
 
 def _random(rng: np.random.Generator, *shape: int) -> npt.NDArray[np.float32]:
@@ -79,12 +142,46 @@ def write_moe_gguf(
 ) -> list[MoeWeights]:
     """Write a GGUF file with the MoE tensors of a small model and random weights.
 
-    ``up_type`` is ``gate_type`` when not given. ``fused_gate_up`` stores one gate_up tensor (both
-    then need one type). ``shared_intermediate`` > 0 adds shared experts with a sigmoid gate, as
-    qwen2moe has them. Returns the weights per layer as the file's bytes decode. Needs the
-    ``gguf`` package.
+    Parameters
+    ----------
+    path : str or path-like
+        The file, which is overwritten.
+    num_experts : int
+        E.
+    top_k : int
+        Experts per token.
+    hidden : int
+        H.
+    intermediate : int
+        I.
+    layers : int
+        Blocks, each with experts.
+    gate_type : str
+        Element type of the gate, as ggml spells it.
+    up_type : str, optional
+        Element type of the up matrices. None: that of the gate.
+    down_type : str
+        Element type of the down matrices.
+    fused_gate_up : bool
+        Whether gate and up are one tensor, which has one type.
+    shared_intermediate : int
+        I of shared experts with a sigmoid gate, as qwen2moe has them; 0: none.
+    arch : str
+        Architecture string of the file.
+    seed : int
+        Seed of the random weights.
 
-    Raises ConfigError, UnsupportedError, ShapeError as ``quantize``.
+    Returns
+    -------
+    list of MoeWeights
+        The weights of each layer, as the bytes of the file decode.
+
+    Raises
+    ------
+    ConfigError, UnsupportedError, ShapeError
+        As ``quantize``; also two types for a fused tensor.
+    OSError
+        The file cannot be written.
     """
     import gguf
 

@@ -1,6 +1,6 @@
 """Every weight format at the Qwen3-30B-A3B shape, each beside ggml, and beside Q4_K of its minute.
 
-`python tests/bench/formats.py` writes formats.json, from which readme_tables.py makes a table.
+`python tests/bench/formats.py` writes formats/<date>.json; readme_tables.py shows the last one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import moesaic as mo
 from moesaic.bench import SHAPES, BenchOptions, run
 from moesaic.bench.run import BenchResult
 
-RESULTS = Path(__file__).parent / "formats.json"
+RESULTS = Path(__file__).parent / "formats"
 SHAPE = SHAPES["qwen3-30b-a3b"]
 BASE = "Q4_K"
 TOKENS = (1, 512)
@@ -57,7 +57,8 @@ def main() -> None:
             print(rows[-1], flush=True)
         before = after
     facts = {"shape": SHAPE.name, "base": BASE, "machine": own.machine, "date": own.date}
-    RESULTS.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+    text = json.dumps({**facts, "rows": rows}, indent=1) + "\n"
+    (RESULTS / f"{own.date}.json").write_text(text)
 
 
 if __name__ == "__main__":

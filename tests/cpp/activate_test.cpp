@@ -5,12 +5,12 @@
 #include <array>
 #include <cmath>
 #include <limits>
-#include <random>
 #include <vector>
 
 #include "activate_f64.hpp"
 #include "cpu/dispatch.hpp"
 #include "cpu/isa.hpp"
+#include "random.hpp"
 
 namespace moesaic::testing {
 namespace {
@@ -23,13 +23,12 @@ struct Rows {
 
 /// Normal values, and some far out.
 Rows random_rows(std::size_t count, std::uint32_t seed) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<float> normal(0.0F, 3.0F);
+  Random random(seed);
   Rows rows;
   for (std::size_t i = 0; i < count; ++i) {
     const float far = i % 7 == 0 ? 20.0F : 1.0F;
-    rows.gate.push_back(far * normal(generator));
-    rows.up.push_back(normal(generator));
+    rows.gate.push_back(far * random.normal(3.0F));
+    rows.up.push_back(random.normal(3.0F));
   }
   rows.gate[0] = 1e-6F;  // where a tangent by quotients loses its digits
   return rows;
@@ -103,7 +102,7 @@ class ActivateKernels : public ::testing::TestWithParam<CpuIsa> {
   }
 };
 INSTANTIATE_TEST_SUITE_P(Isas, ActivateKernels, ::testing::ValuesIn(cpu::supported_isas()),
-                         [](const auto& info) { return std::string(cpu::name_of(info.param)); });
+                         [](const auto& info) { return std::string(name_of(info.param)); });
 
 TEST_P(ActivateKernels, AgreeWithTheirFormulas) {
   const Rows rows = random_rows(200, 1);

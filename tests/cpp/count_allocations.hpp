@@ -1,13 +1,19 @@
 #pragma once
 
-/// Counts allocations of a test program. Include it in one source file only: it replaces operator
-/// new.
+/// Counts allocations of a test program. Include it in one source file only: it replaces malloc and
+/// its kin where glibc lets us (operator new and std::vector ask it too), else operator new.
+/// Sanitizers bring a malloc of their own.
 
 #include <atomic>
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <new>
+
+#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define MOESAIC_COUNTS_MALLOC 1
+#endif
 
 namespace moesaic::test {
 
@@ -20,6 +26,46 @@ long count_allocations(Body&& body) {
   body();
   return allocations.load() - before;
 }
+
+}  // namespace moesaic::test
+
+#if defined(MOESAIC_COUNTS_MALLOC)
+
+extern "C" {
+void* __libc_malloc(std::size_t);
+void* __libc_calloc(std::size_t, std::size_t);
+void* __libc_realloc(void*, std::size_t);
+void* __libc_memalign(std::size_t, std::size_t);
+void* malloc(std::size_t n) noexcept {
+  ++moesaic::test::allocations;
+  return __libc_malloc(n);
+}
+void* calloc(std::size_t n, std::size_t size) noexcept {
+  ++moesaic::test::allocations;
+  return __libc_calloc(n, size);
+}
+void* realloc(void* p, std::size_t n) noexcept {
+  ++moesaic::test::allocations;
+  return __libc_realloc(p, n);
+}
+void* memalign(std::size_t alignment, std::size_t n) noexcept {
+  ++moesaic::test::allocations;
+  return __libc_memalign(alignment, n);
+}
+void* aligned_alloc(std::size_t alignment, std::size_t n) noexcept {
+  ++moesaic::test::allocations;
+  return __libc_memalign(alignment, n);
+}
+int posix_memalign(void** out, std::size_t alignment, std::size_t n) noexcept {
+  ++moesaic::test::allocations;
+  *out = __libc_memalign(alignment, n);
+  return *out != nullptr ? 0 : ENOMEM;
+}
+}
+
+#else
+
+namespace moesaic::test {
 
 inline void* counted(std::size_t bytes, std::size_t alignment) noexcept {
   ++allocations;
@@ -35,7 +81,7 @@ inline void* counted_or_throw(std::size_t bytes, std::size_t alignment) {
 
 }  // namespace moesaic::test
 
-// Not inlined: GCC takes an inlined free() for a mismatch with operator new.
+// Not inlined, because GCC takes an inlined free() for a mismatch with operator new.
 #define MOESAIC_REPLACE [[gnu::noinline]]
 MOESAIC_REPLACE void* operator new(std::size_t bytes) {
   return moesaic::test::counted_or_throw(bytes, alignof(std::max_align_t));
@@ -57,3 +103,5 @@ MOESAIC_REPLACE void operator delete(void* memory, std::size_t, std::align_val_t
   std::free(memory);
 }
 #undef MOESAIC_REPLACE
+
+#endif

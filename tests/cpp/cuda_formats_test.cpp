@@ -22,8 +22,8 @@ std::vector<QuantType> packed_types() {
 TestRole random_bytes_role(QuantType type, std::int64_t rows, std::int64_t cols,
                            std::uint32_t seed) {
   TestRole role = make_role(2, rows, cols, type, seed, false);
-  std::mt19937 generator(seed);
-  for (std::byte& b : *role.bytes) b = static_cast<std::byte>(generator());
+  Random random(seed);
+  for (std::byte& b : *role.bytes) b = random.byte();
   return role;
 }
 
@@ -158,7 +158,7 @@ TEST(CudaFormats, EveryBitOfAUnitHasOneUse) {
     ASSERT_EQ(map.words(), row.unit_bytes / 4) << row.name;
     for (int w = 0; w < map.words(); ++w) {
       std::uint32_t used = 0;
-      for (const CodePlace* p = map.begin(w); p != map.end(w); ++p) {
+      for (const CodeBits* p = map.begin(w); p != map.end(w); ++p) {
         EXPECT_EQ(used & p->mask << p->bit, 0U) << row.name;
         used |= p->mask << p->bit;
       }

@@ -71,10 +71,7 @@ struct Recipe {
 inline constexpr int kAwqNibble[8] = {0, 4, 1, 5, 2, 6, 3, 7};
 
 inline Checkpoint make_checkpoint(const Recipe& r, std::uint32_t seed = 1) {
-  std::mt19937 generator(seed);
-  const auto pick = [&](int below) {
-    return static_cast<int>(generator() % static_cast<std::uint32_t>(below));
-  };
+  Random random(seed);
   Checkpoint c;
   c.experts = r.experts;
   c.k = r.k;
@@ -92,9 +89,9 @@ inline Checkpoint make_checkpoint(const Recipe& r, std::uint32_t seed = 1) {
       for (std::int64_t i = 0; i < c.k; ++i)
         order[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(i / c.group_size);
       if (r.order == Order::Permuted) {
-        std::shuffle(order.begin(), order.end(), generator);
+        random.shuffle(order);
       } else {
-        for (auto& g : order) g = pick(static_cast<int>(c.groups));
+        for (auto& g : order) g = random.below(c.groups);
       }
       c.g_idx.insert(c.g_idx.end(), order.begin(), order.end());
     }
@@ -105,13 +102,13 @@ inline Checkpoint make_checkpoint(const Recipe& r, std::uint32_t seed = 1) {
     m.groups = c.groups;
     m.g_idx = order;
     for (std::int64_t i = 0; i < c.k * c.n; ++i)
-      m.codes.push_back(static_cast<std::uint8_t>(pick(16)));
+      m.codes.push_back(static_cast<std::uint8_t>(random.below(16)));
     for (std::int64_t i = 0; i < c.groups * c.n; ++i) {
-      const float s = (0.2F + static_cast<float>(pick(1000)) / 1000.0F) /
+      const float s = (0.2F + static_cast<float>(random.below(1000)) / 1000.0F) /
                       (8.0F * std::sqrt(static_cast<float>(c.k)));
       m.scales.push_back(r.f32_scales ? s : f16_to_f32(f32_to_f16(s)));
       m.zeros.push_back(static_cast<std::uint8_t>(
-          !r.zeros ? 8 : pick(16) + (r.format == CheckpointFormat::Gptq ? 1 : 0)));
+          !r.zeros ? 8 : random.below(16) + (r.format == CheckpointFormat::Gptq ? 1 : 0)));
     }
     // Scales of groups without columns are not kept.
     std::vector<bool> used(static_cast<std::size_t>(c.groups));
@@ -195,6 +192,14 @@ inline std::string describe_recipe(const Recipe& r) {
          std::to_string(r.group_size) + (r.zeros ? " zeros" : "") + " order " +
          std::to_string(static_cast<int>(r.order)) + (r.shared_order ? "" : " per expert") +
          (r.f32_scales ? " f32 " : " f16 ") + name_of(r.format);
+}
+
+/// A case of these sizes for make_routing.
+inline Case int4_case(std::int64_t tokens, std::int64_t hidden, std::int64_t intermediate,
+                      std::int32_t experts, std::int32_t top_k,
+                      RoutingShape routing = RoutingShape::Uniform) {
+  const QuantType type = QuantType::INT4;
+  return {"marlin", tokens, hidden, intermediate, experts, top_k, type, type, type, routing};
 }
 
 /// y = W x of one expert in f64.

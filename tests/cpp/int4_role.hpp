@@ -2,8 +2,7 @@
 
 /// INT4 roles for tests, from random GPTQ tensors.
 
-#include <algorithm>
-#include <numeric>
+#include <cmath>
 
 #include "layers.hpp"
 #include "moesaic/marlin_stack.hpp"
@@ -19,27 +18,27 @@ struct Int4Recipe {
 
 inline TestRole make_int4_role(std::int32_t experts, std::int64_t rows, std::int64_t cols,
                                const Int4Recipe& recipe, std::uint32_t seed, bool epilogue) {
-  std::mt19937 generator(seed);
+  Random random(seed);
   const std::int64_t group = recipe.group_size < 0 ? cols : recipe.group_size;
   const std::int64_t groups = (cols + group - 1) / group;
   std::vector<std::uint32_t> codes(static_cast<std::size_t>(experts * (cols / 8) * rows));
-  for (auto& word : codes) word = generator();
+  for (auto& word : codes) word = random.bits();
   std::vector<std::uint32_t> zeros(
       static_cast<std::size_t>(recipe.zeros ? experts * groups * ((rows + 7) / 8) : 0));
-  for (auto& word : zeros) word = generator();
+  for (auto& word : zeros) word = random.bits();
   Floats scales =
       random_values(experts * groups * rows, seed + 1, 0.2F / std::sqrt(static_cast<float>(cols)));
   std::vector<std::uint16_t> halves;
   for (const float s : scales) halves.push_back(f32_to_f16(s));
   std::vector<std::int32_t> g_idx;
-  std::mt19937 shuffler(5);  // roles of the same width have the same order
+  Random shuffler(5);  // so that roles of one width have one order
   if (recipe.order != Int4Recipe::Plain) {
     for (std::int32_t e = 0; e < (recipe.order == Int4Recipe::Shared ? 1 : experts); ++e) {
       std::vector<std::int32_t> order(static_cast<std::size_t>(cols));
       for (std::int64_t i = 0; i < cols; ++i) {
         order[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(i / group);
       }
-      std::shuffle(order.begin(), order.end(), shuffler);
+      shuffler.shuffle(order);
       g_idx.insert(g_idx.end(), order.begin(), order.end());
     }
   }
@@ -63,13 +62,7 @@ inline TestRole make_int4_role(std::int32_t experts, std::int64_t rows, std::int
   role.weights = stack->weights();
   role.weights.owner = stack;
   role.decoded = decode_role(role.weights);
-  if (epilogue) {
-    role.weights.bias =
-        std::make_shared<const Floats>(random_values(experts * rows, seed + 50, 0.3F));
-    Floats scale = random_values(experts, seed + 60, 0.2F);
-    for (float& s : scale) s += 1.0F;
-    role.weights.scale = std::make_shared<const Floats>(std::move(scale));
-  }
+  if (epilogue) add_epilogue(role, seed);
   return role;
 }
 

@@ -6,6 +6,6 @@
 
 int main() {
   for (const moesaic::CpuIsa isa : moesaic::cpu::supported_isas()) {
-    std::cout << moesaic::cpu::name_of(isa) << '\n';
+    std::cout << moesaic::name_of(isa) << '\n';
   }
 }

@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -16,6 +15,7 @@
 #include "moesaic/config.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/gguf.hpp"
+#include "random.hpp"
 
 namespace moesaic::test {
 
@@ -54,18 +54,17 @@ struct FileBuilder {
         .u32("expert_count", kExperts)
         .u32("expert_used_count", 2);
   }
-  /// Of small values, which differ from tensor to tensor, so that a layer of them can run.
+  /// Small values that differ from tensor to tensor, so that a layer of them can run.
   FileBuilder& tensor(const std::string& name, const std::vector<std::int64_t>& shape,
                       QuantType type = QuantType::F32) {
     std::int64_t rows = 1;
     for (std::size_t i = 0; i + 1 < shape.size(); ++i) rows *= shape[i];
     const std::int64_t cols = shape.back(), stride = row_bytes(type, cols);
     std::string data(static_cast<std::size_t>(rows * stride), '\0');
-    std::mt19937 random(static_cast<std::uint32_t>(std::hash<std::string>{}(name)));
-    std::normal_distribution<float> normal(0.0F, 0.2F);
+    testing::Random random(static_cast<std::uint32_t>(std::hash<std::string>{}(name)));
     std::vector<float> row(static_cast<std::size_t>(cols));
     for (std::int64_t r = 0; r < rows; ++r) {
-      for (float& v : row) v = normal(random);
+      for (float& v : row) v = random.normal(0.2F);
       quantize_row(type, row.data(), reinterpret_cast<std::byte*>(data.data() + r * stride), cols);
     }
     writer.tensor("blk.1." + name, {shape.rbegin(), shape.rend()}, static_cast<std::uint32_t>(type),
@@ -93,23 +92,24 @@ struct FileBuilder {
 /// A file with everything that a row asks for, and no more.
 inline FileBuilder file_of(const Preset& p) {
   constexpr std::int64_t kLatent = 32;
+  const Model& m = *p.model;
   FileBuilder b{std::string(p.architecture)};
   b.sizes().u32("expert_feed_forward_length", kWidth);
   if (p.score_key == Use::Required) b.u32("expert_gating_func", 2);
   if (p.renormalize_key == Use::Required) b.boolean("expert_weights_norm", true);
   if (p.scale_key == Use::Required) b.f32("expert_weights_scale", 1.5F);
   if (p.limit_key == Use::Required) b.f32("swiglu_clamp_exp", 5.0F);
-  if (p.activation == ActivationKind::SiTu) {
+  if (m.activation == ActivationKind::SiTu) {
     b.f32("activation.situ_beta", 4.0F).f32("activation.situ_linear_beta", 25.0F);
   }
-  if (p.input_norm || p.router_input == RouterInput::Norm || !p.latent_key.empty()) {
+  if (m.input_norm || m.router_input == RouterInput::Norm || !p.latent_key.empty()) {
     b.f32("attention.layer_norm_rms_epsilon", 1e-5F);
   }
-  if (p.router_bias == Use::Required) b.values("ffn_gate_inp.bias", {1, 2, 3, 4});
-  if (p.selection_bias == Use::Required) b.values("exp_probs_b.bias", {1, 2, 3, 4});
-  if (p.input_norm) b.tensor("pre_ffw_norm_2.weight", {kHidden});
-  if (p.router_input == RouterInput::Norm) b.tensor("ffn_gate_inp.scale", {kHidden});
-  const bool gated = Activation{p.activation}.gated();
+  if (m.router_bias == Use::Required) b.values("ffn_gate_inp.bias", {1, 2, 3, 4});
+  if (p.bias_use(m) == Use::Required) b.values("exp_probs_b.bias", {1, 2, 3, 4});
+  if (m.input_norm) b.tensor("pre_ffw_norm_2.weight", {kHidden});
+  if (m.router_input == RouterInput::Norm) b.tensor("ffn_gate_inp.scale", {kHidden});
+  const bool gated = Activation{m.activation}.gated();
   const std::int64_t hidden = p.latent_key.empty() ? kHidden : kLatent;
   if (!p.latent_key.empty()) {
     b.u32(std::string(p.latent_key), kLatent)
@@ -120,7 +120,7 @@ inline FileBuilder file_of(const Preset& p) {
   if (gated) b.tensor("ffn_gate_exps.weight", {kExperts, kWidth, hidden}, QuantType::Q8_0);
   b.tensor("ffn_up_exps.weight", {kExperts, kWidth, hidden}, QuantType::Q4_0)
       .tensor("ffn_down_exps.weight", {kExperts, hidden, kWidth}, QuantType::Q8_0);
-  if (p.shared == SharedKind::None) return b;
+  if (p.shared_tensors == Use::Ignored) return b;
   if (p.shared_width == SharedWidth::Key) b.u32("expert_shared_feed_forward_length", 2 * kWidth);
   if (p.shared_width == SharedWidth::Count) b.u32("expert_shared_count", 2);
   if (p.shared_width == SharedWidth::KeyTimesCount) {
@@ -129,7 +129,7 @@ inline FileBuilder file_of(const Preset& p) {
   if (gated) b.tensor("ffn_gate_shexp.weight", {2 * kWidth, kHidden});
   b.tensor("ffn_up_shexp.weight", {2 * kWidth, kHidden})
       .tensor("ffn_down_shexp.weight", {kHidden, 2 * kWidth});
-  if (p.shared == SharedKind::SigmoidGated) b.tensor("ffn_gate_inp_shexp.weight", {kHidden});
+  if (m.shared == SharedKind::SigmoidGated) b.tensor("ffn_gate_inp_shexp.weight", {kHidden});
   return b;
 }
 

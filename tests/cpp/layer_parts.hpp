@@ -1,6 +1,6 @@
 #pragma once
 
-/// Layers with the rarer parts, inputs for them, and the same in f64 apart from every other
+/// Layers with the rarer parts, inputs for them, and their results in f64, apart from every other
 /// implementation.
 
 #include <algorithm>
@@ -9,8 +9,10 @@
 #include <ostream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "layer_case.hpp"
 #include "layers.hpp"
 
 namespace moesaic::testing::parts {
@@ -92,12 +94,6 @@ inline constexpr Spec kSpecs[] = {
      .router_input = RouterInput::Norm},
 };
 
-inline Floats positive_values(std::int64_t count, std::uint32_t seed) {
-  Floats values = random_values(count, seed, 0.2F);
-  for (float& v : values) v += 1.0F;
-  return values;
-}
-
 /// A layer with its parts decoded, and inputs for it.
 struct Model {
   Spec spec;
@@ -133,9 +129,9 @@ struct Model {
       latent_down = make_role(1, kLatent, kHidden, QuantType::Q8_0, 18, false);
       latent_up = make_role(1, kHidden, kLatent, QuantType::F16, 19, false);
     }
-    if (s.latent_norm) latent_norm = positive_values(kLatent, 20);
-    if (s.input_norm) input_norm = positive_values(kHidden, 21);
-    if (s.router_input == RouterInput::Norm) router_norm = positive_values(kHidden, 22);
+    if (s.latent_norm) latent_norm = random_factors(kLatent, 20);
+    if (s.input_norm) input_norm = random_factors(kHidden, 21);
+    if (s.router_input == RouterInput::Norm) router_norm = random_factors(kHidden, 22);
     for (std::int64_t i = 0; s.table && i < kVocabulary * kTopK; ++i) {
       table.push_back(static_cast<std::int32_t>((i * 5 + i / kTopK) % kExperts));
     }
@@ -220,7 +216,7 @@ inline Doubles ffn(const Activation& a, const TestRole& gate, const TestRole& up
   Doubles u = apply_f64(up, expert, x.data());
   const Doubles g = a.gated() ? apply_f64(gate, expert, x.data()) : Doubles(u.size());
   for (std::size_t i = 0; i < u.size(); ++i) {
-    u[i] = static_cast<double>(activate(a, static_cast<float>(g[i]), static_cast<float>(u[i])));
+    u[i] = activate_f64(a, g[i], u[i]);
   }
   return apply_f64(down, expert, u.data());
 }
@@ -318,20 +314,20 @@ struct Batch {
     }
   }
 
-  ForwardIo io(const Model& m, const TensorView& out) {
-    ForwardIo io;
-    io.x = ConstTensorView(x.data(), DType::F32, {tokens, kHidden});
-    io.out = out;
+  /// This batch through `layer`, which is `m` on some backend.
+  LayerCase on(const Model& m, const LayerRef& layer = {}) {
+    LayerCase c{.layer = layer, .x = rows_of(std::as_const(x), kHidden)};
     if (m.spec.router_input == RouterInput::Separate) {
-      io.router_input = ConstTensorView(separate.data(), DType::F32, {tokens, kHidden});
+      c.router_input = rows_of(std::as_const(separate), kHidden);
     }
     if (m.spec.table) {
-      io.token_ids = ConstTensorView(token_ids.data(), DType::I32, {tokens});
+      c.token_ids = ConstTensorView(token_ids.data(), DType::I32, {tokens});
     } else if (m.spec.select_on == SelectOn::Given) {
-      io.routing = {topk_ids.data(), nullptr, tokens, kTopK};
+      c.routing = {topk_ids.data(), nullptr, tokens, kTopK};
     }
-    return io;
+    return c;
   }
+  ForwardIo io(const Model& m, const TensorView& out) { return on(m).io(out); }
 
   Doubles expected(const Model& m, std::vector<Chosen>& chosen) const {
     Doubles all;

@@ -4,45 +4,23 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
-#include <optional>
 #include <string>
 
 #include "count_allocations.hpp"
 #include "fake_backend.hpp"
+#include "run_case.hpp"
 
 namespace moesaic::testing {
 namespace {
 
 using namespace parts;
 
-struct Way {
-  const char* name;
-  std::optional<GemmMode> gemm;  ///< empty: moe_forward chooses
-  RowSpaceMode rows;
-};
-constexpr Way kWays[] = {
-    {"auto", {}, RowSpaceMode::Auto},
-    {"bucketed_pairs", GemmMode::Bucketed, RowSpaceMode::TokenPairs},
-    {"bucketed_packed", GemmMode::Bucketed, RowSpaceMode::PackedRows},
-    {"aligned_pairs", GemmMode::Aligned, RowSpaceMode::TokenPairs},
-    {"aligned_packed", GemmMode::Aligned, RowSpaceMode::PackedRows},
-};
-
-void run(Context& context, const MoeLayer& layer, const ForwardIo& io, const Way& way) {
+/// A call whose output the test holds, to see what an error leaves of it.
+void run(Context& context, const MoeLayer& layer, const ForwardIo& io, const Way& way = kWays[0]) {
   Workspace workspace(workspace_bytes(context, layer, kTopK, io.x.dim(0)));
-  if (way.gemm) {
-    moe_forward_bucketed(context, layer, io, workspace, *way.gemm, way.rows);
-  } else {
-    moe_forward(context, layer, io, workspace);
-  }
-}
-
-Tuning exact_poisoned() {
-  Tuning tuning;
-  tuning.precision = Precision::Exact;
-  tuning.poison = true;
-  return tuning;
+  forward(context, layer, io, workspace, way);
 }
 
 class Parts : public ::testing::TestWithParam<Spec> {};
@@ -56,13 +34,10 @@ TEST_P(Parts, EveryWayAgreesWithF64AndTheReference) {
     Batch batch(m, tokens);
     std::vector<Chosen> chosen;
     const Doubles want = batch.expected(m, chosen);
-
-    Tensor reference(DType::F32, tokens, kHidden);
-    Routing routed(tokens, kTopK);
-    ForwardIo io = batch.io(m, reference.view());
-    io.routing_out = routed.view();
-    moe_forward_cpu(layer, io);
-    EXPECT_LE(rel_l2(reference.values(), want), 1e-5) << tokens;
+    LayerCase c = batch.on(m, layer);
+    const Outcome reference = run_reference(c);
+    EXPECT_LE(reference.error(want), 1e-5) << tokens;
+    const Routing& routed = reference.routing;
     for (std::size_t pair = 0; pair < routed.topk_ids().size(); ++pair) {
       EXPECT_EQ(routed.topk_ids()[pair], chosen[pair / kTopK].ids[pair % kTopK]);
       EXPECT_NEAR(static_cast<double>(routed.topk_weights()[pair]),
@@ -70,35 +45,24 @@ TEST_P(Parts, EveryWayAgreesWithF64AndTheReference) {
     }
     for (const Way& way : kWays) {
       SCOPED_TRACE(std::string(way.name) + ", " + std::to_string(tokens) + " tokens");
-      Context context(Device{}, exact_poisoned());
-      Tensor y(DType::F32, tokens, kHidden);
-      Routing got(tokens, kTopK);
-      io = batch.io(m, y.view());
-      io.routing_out = got.view();
-      run(context, layer, io, way);
-      EXPECT_LE(rel_l2(y.values(), want), 2e-3);
-      EXPECT_EQ(std::vector(got.topk_ids().begin(), got.topk_ids().end()),
-                std::vector(routed.topk_ids().begin(), routed.topk_ids().end()));
+      Context context = poisoned_context(backend_for(Device{}), Precision::Exact);
+      Outcome got = run_case(context, c, way);
+      EXPECT_LE(got.error(want), 2e-3);
+      EXPECT_TRUE(std::ranges::equal(got.routing.topk_ids(), routed.topk_ids()));
 
-      // The same routing from outside gives the same bits.
-      Tensor again(DType::F32, tokens, kHidden);
-      ForwardIo ready;
-      ready.x = io.x;
-      ready.out = again.view();
-      ready.routing = got.view();
-      run(context, layer, ready, way);
-      EXPECT_EQ(again.values(), y.values());
+      // That routing from outside gives the same bits.
+      LayerCase ready{.layer = layer, .x = c.x, .routing = got.routing.view()};
+      EXPECT_EQ(run_case(context, ready, way).values(), got.values());
 
-      // Added to an output of another type: rounded once.
-      Floats before = random_values(tokens * kHidden, 33);
-      Tensor half(DType::F16, tokens, kHidden, before);
-      before = half.values();
-      ready.out = half.view();
-      ready.accumulate = true;
-      run(context, layer, ready, way);
-      for (std::size_t i = 0; i < before.size(); ++i) {
-        const float sum = before[i] + y.values()[i];
-        EXPECT_NEAR(half.get(i), sum, 1e-3F * (1.0F + std::fabs(sum)));
+      // Added to an output of another type, it is rounded once.
+      const Floats old = random_values(tokens * kHidden, 33);
+      ready.out = DType::F16;
+      ready.added_to = &old;
+      const Outcome half = run_case(context, ready, way);
+      const Floats sums = half.values(), alone = got.values();
+      for (std::size_t i = 0; i < sums.size(); ++i) {
+        const float sum = half.before[i] + alone[i];
+        EXPECT_NEAR(sums[i], sum, 1e-3F * (1.0F + std::fabs(sum)));
       }
     }
   }
@@ -108,7 +72,7 @@ TEST_P(Parts, WorkspaceIsExactAndCallsDoNotAllocate) {
   const Model m(GetParam());
   const MoeLayer layer = m.layer();
   Batch batch(m, 5);
-  Context context(Device{}, exact_poisoned());
+  Context context = poisoned_context(backend_for(Device{}), Precision::Exact);
   const std::size_t bytes = workspace_bytes(context, layer, kTopK, 5);
   GuardedMemory memory(bytes);
   Workspace enough(memory.data(), bytes), short_of_one(memory.data(), bytes - 1);
@@ -120,7 +84,7 @@ TEST_P(Parts, WorkspaceIsExactAndCallsDoNotAllocate) {
   EXPECT_TRUE(memory.guard_untouched());
   const Floats first = y.values();
   const LayerRef ref(layer);
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#if defined(MOESAIC_COUNTS_MALLOC)
   EXPECT_EQ(test::count_allocations([&] { moe_forward(context, ref, io, enough); }), 0);
 #endif
   EXPECT_EQ(y.values(), first);
@@ -132,16 +96,16 @@ TEST_P(Parts, BackendsWithoutThemSayWhich) {
   const MoeLayer layer = m.layer(fake);
   Batch batch(m, 3);
   Tensor y(DType::F32, 3, kHidden);
-  Context context(fake, exact_poisoned(), ThreadPool::shared(1));
+  Context context = poisoned_context(fake, Precision::Exact, 1);
   const Spec& s = m.spec;
   const bool rare = s.weight_on == WeightOn::Input || s.identity > 0 || s.latent || s.input_norm ||
                     s.router_input == RouterInput::Norm || s.select_on == SelectOn::Given;
   if (!rare) {
-    EXPECT_NO_THROW(run(context, layer, batch.io(m, y.view()), kWays[0]));
+    EXPECT_NO_THROW(run(context, layer, batch.io(m, y.view())));
     return;
   }
   try {
-    run(context, layer, batch.io(m, y.view()), kWays[0]);
+    run(context, layer, batch.io(m, y.view()));
     ADD_FAILURE() << "ran on a backend that lacks the part";
   } catch (const UnsupportedError& error) {
     EXPECT_NE(std::string(error.what()).find("fake"), std::string::npos) << error.what();
@@ -151,9 +115,9 @@ TEST_P(Parts, BackendsWithoutThemSayWhich) {
 
 template <class E>
 std::string error_of(const MoeLayer& layer, const ForwardIo& io) {
-  Context context(Device{}, exact_poisoned());
+  Context context = poisoned_context(backend_for(Device{}), Precision::Exact);
   try {
-    run(context, layer, io, kWays[0]);
+    run(context, layer, io);
   } catch (const E& error) {
     return error.what();
   }
@@ -260,7 +224,7 @@ TEST(PartsErrors, NoTokensIsLegal) {
   Batch batch(m, 0);
   Tensor y(DType::F32, 0, kHidden);
   for (const Way& way : kWays) {
-    Context context(Device{}, exact_poisoned());
+    Context context = poisoned_context(backend_for(Device{}), Precision::Exact);
     EXPECT_NO_THROW(run(context, layer, batch.io(m, y.view()), way));
   }
 }

@@ -1,37 +1,26 @@
 #pragma once
 
-/// Layers, routings and oracles for tests, made from the case list.
+/// Layers and routings for tests, made from the case list, and their results in f64.
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
-#include <limits>
 #include <memory>
-#include <random>
 #include <vector>
 
 #include "../cases/cases.hpp"
+#include "activate_f64.hpp"
+#include "compare.hpp"
 #include "dot_f64.hpp"
 #include "moesaic/backend.hpp"
 #include "moesaic/forward.hpp"
+#include "random.hpp"
+#include "tensor.hpp"
 
 namespace moesaic::testing {
 
 using cases::Case;
 using cases::RoutingShape;
-using Floats = std::vector<float>;
-using Doubles = std::vector<double>;
-
-inline constexpr float kPoison = std::numeric_limits<float>::quiet_NaN();
-
-inline Floats random_values(std::int64_t count, std::uint32_t seed, float scale = 1.0F) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<float> normal(0.0F, scale);
-  Floats values(static_cast<std::size_t>(count));
-  for (float& v : values) v = normal(generator);
-  return values;
-}
 
 /// One role as stored bytes (encoded values, or bytes of a type without an encoder), and decoded.
 struct TestRole {
@@ -40,6 +29,47 @@ struct TestRole {
   RoleWeights weights;
 };
 
+/// A bias per row and a factor per expert.
+inline void add_epilogue(TestRole& role, std::uint32_t seed) {
+  const WeightRef& ref = role.weights.ref;
+  role.weights.bias =
+      std::make_shared<const Floats>(random_values(ref.num_experts * ref.rows, seed + 50, 0.3F));
+  role.weights.scale = std::make_shared<const Floats>(random_factors(ref.num_experts, seed + 60));
+}
+
+/// Overwrites the scales of a block of random bytes with small ones, which files could hold.
+inline void set_scales(QuantType type, std::byte* block, Random& random) {
+  const auto half = [&] {
+    return f32_to_f16(0.01F + 0.001F * static_cast<float>(random.below(32)));
+  };
+  const auto put_half = [&](int offset) {
+    const std::uint16_t h = half();
+    std::memcpy(block + offset, &h, 2);
+  };
+  switch (type) {
+    case QuantType::IQ1_M: {
+      // The top nibbles of four words make an f16.
+      const std::uint16_t h = half();
+      for (int i = 0; i < 4; ++i) {
+        std::byte& top = block[48 + 2 * i + 1];
+        top = (top & std::byte{0x0F}) | static_cast<std::byte>((h >> (4 * i) & 15) << 4);
+      }
+      break;
+    }
+    case QuantType::TQ1_0:
+      put_half(52);
+      break;
+    case QuantType::TQ2_0:
+      put_half(64);
+      break;
+    default:
+      put_half(0);
+  }
+}
+
+/// [experts, rows, cols] in the order of a file. Weights are normal with deviation 1 / sqrt(cols);
+/// a type without an encoder gets random bytes, which reach every code. `epilogue` adds biases and
+/// factors.
 inline TestRole make_role(std::int32_t experts, std::int64_t rows, std::int64_t cols,
                           QuantType type, std::uint32_t seed, bool epilogue) {
   TestRole role;
@@ -47,15 +77,18 @@ inline TestRole make_role(std::int32_t experts, std::int64_t rows, std::int64_t 
   role.bytes =
       std::make_shared<std::vector<std::byte>>(static_cast<std::size_t>(experts * rows * stride));
   role.decoded.resize(static_cast<std::size_t>(experts * rows * cols));
-  std::mt19937 generator(seed);  // bytes below 0x40, so that every f16 scale is below 2
-  const Floats values =
-      random_values(experts * rows * cols, seed, 1.0F / std::sqrt(static_cast<float>(cols)));
+  Random random(seed);
+  Floats values(static_cast<std::size_t>(cols));
   for (std::int64_t r = 0; r < experts * rows; ++r) {
     std::byte* at = role.bytes->data() + r * stride;
     if (has_encoder(type)) {
-      quantize_row(type, values.data() + r * cols, at, cols);
+      for (float& v : values) v = random.normal(1.0F / std::sqrt(static_cast<float>(cols)));
+      quantize_row(type, values.data(), at, cols);
     } else {
-      for (std::int64_t i = 0; i < stride; ++i) at[i] = std::byte(generator() & 0x3FU);
+      for (std::int64_t i = 0; i < stride; ++i) at[i] = random.byte();
+      for (std::int64_t i = 0; i < stride; i += traits(type).block_bytes) {
+        set_scales(type, at + i, random);
+      }
     }
     dequantize_row(type, at, role.decoded.data() + r * cols, cols);
   }
@@ -70,13 +103,7 @@ inline TestRole make_role(std::int32_t experts, std::int64_t rows, std::int64_t 
                       .layout = WeightLayout::Rows,
                       .slot_map = nullptr};
   role.weights.owner = role.bytes;
-  if (epilogue) {
-    role.weights.bias =
-        std::make_shared<const Floats>(random_values(experts * rows, seed + 50, 0.3F));
-    Floats scale = random_values(experts, seed + 60, 0.2F);
-    for (float& s : scale) s += 1.0F;
-    role.weights.scale = std::make_shared<const Floats>(std::move(scale));
-  }
+  if (epilogue) add_epilogue(role, seed);
   return role;
 }
 
@@ -115,24 +142,26 @@ struct TestLayer {
     parts.down = down.weights;
     return parts;
   }
-  /// In the backend's own layout; as stored without a backend.
-  ExpertStack stack(const Backend* backend = nullptr) const {
+  /// As the backend prepares it; as stored without a backend.
+  ExpertStack stack(const Backend* backend = nullptr,
+                    StackLayout layout = StackLayout::Auto) const {
     ExpertStack::Parts p = parts();
     LoadOptions options;
     options.backend = backend;
+    options.layout = layout;
     if (backend != nullptr) backend->prepare(p, options);
     return ExpertStack(std::move(p));
   }
 };
 
+/// Experts for every token of a case, and positive weights that do not add up to 1.
 inline Routing make_routing(const Case& c, std::uint32_t seed = 7) {
   Routing routing(c.tokens, c.top_k);
-  std::mt19937 generator(seed);
-  std::uniform_real_distribution<float> uniform(0.0F, 1.0F);
+  Random random(seed);
   for (std::int64_t t = 0; t < c.tokens; ++t) {
     std::vector<std::pair<float, std::int32_t>> order;
     for (std::int32_t e = 0; e < c.experts; ++e) {
-      float key = uniform(generator);
+      float key = random.uniform();
       if (c.routing == RoutingShape::Zipf) key *= static_cast<float>(1 + e);
       if (c.routing == RoutingShape::AllToOne && e == c.experts - 1) key = -1.0F;
       if (c.routing == RoutingShape::EmptyExperts && e >= c.experts / 2) key += 2.0F;
@@ -141,9 +170,9 @@ inline Routing make_routing(const Case& c, std::uint32_t seed = 7) {
     std::sort(order.begin(), order.end());
     for (std::int32_t s = 0; s < c.top_k; ++s) {
       const auto pair = static_cast<std::size_t>(t * c.top_k + s);
-      const bool skip = c.routing == RoutingShape::Skipped && (t == 0 || uniform(generator) < 0.3F);
+      const bool skip = c.routing == RoutingShape::Skipped && (t == 0 || random.uniform() < 0.3F);
       routing.topk_ids()[pair] = skip ? -1 : order[static_cast<std::size_t>(s)].second;
-      routing.topk_weights()[pair] = 0.1F + uniform(generator);
+      routing.topk_weights()[pair] = 0.1F + random.uniform();
     }
   }
   return routing;
@@ -167,17 +196,13 @@ inline Doubles apply_f64(const TestRole& role, std::int32_t expert, const double
   return y;
 }
 
+/// The hidden row of one expert: activation(gate x, up x).
 inline Doubles hidden_f64(const TestLayer& layer, std::int32_t expert, const double* x) {
   Doubles up = apply_f64(layer.up, expert, x);
   const Doubles gate =
       layer.activation.gated() ? apply_f64(layer.gate, expert, x) : Doubles(up.size());
   for (std::size_t i = 0; i < up.size(); ++i) {
-    if (layer.activation.kind == ActivationKind::SwiGlu) {
-      up[i] *= gate[i] / (1.0 + std::exp(-gate[i]));
-    } else {
-      up[i] = static_cast<double>(
-          activate(layer.activation, static_cast<float>(gate[i]), static_cast<float>(up[i])));
-    }
+    up[i] = activate_f64(layer.activation, gate[i], up[i]);
   }
   return up;
 }
@@ -203,76 +228,21 @@ inline Doubles forward_f64(const TestLayer& layer, const Floats& x, const Routin
   return y;
 }
 
-/// |a - b| / |b|; not a number when `a` holds one.
-template <class A, class B>
-double rel_l2(const std::vector<A>& a, const std::vector<B>& b) {
-  double difference = 0.0, norm = 0.0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    const double d = static_cast<double>(a[i]) - static_cast<double>(b[i]);
-    difference += d * d;
-    norm += static_cast<double>(b[i]) * static_cast<double>(b[i]);
+/// y += the shared expert's output for x, times sigmoid(gate . x) where there is a gate.
+inline void add_shared_f64(const TestLayer& shared, const Floats& gate, const Floats& x,
+                           Doubles& y) {
+  const std::int64_t hidden = shared.shape.hidden;
+  Routing all(static_cast<std::int64_t>(x.size()) / hidden, 1);
+  for (std::int64_t t = 0; t < all.num_tokens(); ++t) {
+    const auto token = static_cast<std::size_t>(t);
+    all.topk_ids()[token] = 0;
+    all.topk_weights()[token] = 1.0F;
+    if (gate.empty()) continue;
+    const double logit = dot_f64(gate.data(), x.data() + t * hidden, hidden);
+    all.topk_weights()[token] = static_cast<float>(1.0 / (1.0 + std::exp(-logit)));
   }
-  return difference == 0.0 ? 0.0 : std::sqrt(difference / std::max(norm, 1e-300));
+  const Doubles more = forward_f64(shared, x, all);
+  for (std::size_t i = 0; i < y.size(); ++i) y[i] += more[i];
 }
-
-/// Elements in any dtype, poisoned or from f32.
-struct Tensor {
-  DType dtype;
-  std::int64_t rows, cols;
-  std::vector<std::byte> bytes;
-
-  Tensor(DType type, std::int64_t r, std::int64_t c)
-      : dtype(type), rows(r), cols(c), bytes(static_cast<std::size_t>(r * c) * size_of(type)) {
-    std::fill(bytes.begin(), bytes.end(), std::byte{0xFF});  // NaN in every float type
-  }
-  Tensor(DType type, std::int64_t r, std::int64_t c, const Floats& values) : Tensor(type, r, c) {
-    for (std::size_t i = 0; i < values.size(); ++i) set(i, values[i]);
-  }
-  void set(std::size_t i, float value) {
-    if (dtype == DType::F32) {
-      std::memcpy(bytes.data() + i * 4, &value, 4);
-      return;
-    }
-    const std::uint16_t bits = dtype == DType::F16 ? f32_to_f16(value) : f32_to_bf16(value);
-    std::memcpy(bytes.data() + i * 2, &bits, 2);
-  }
-  float get(std::size_t i) const {
-    if (dtype == DType::F32) {
-      float value;
-      std::memcpy(&value, bytes.data() + i * 4, 4);
-      return value;
-    }
-    std::uint16_t bits;
-    std::memcpy(&bits, bytes.data() + i * 2, 2);
-    return dtype == DType::F16 ? f16_to_f32(bits) : bf16_to_f32(bits);
-  }
-  Floats values() const {
-    Floats out(static_cast<std::size_t>(rows * cols));
-    for (std::size_t i = 0; i < out.size(); ++i) out[i] = get(i);
-    return out;
-  }
-  TensorView view() { return {bytes.data(), dtype, {rows, cols}}; }
-};
-
-/// 64-byte aligned memory with guard bytes behind it.
-class GuardedMemory {
- public:
-  explicit GuardedMemory(std::size_t bytes) : bytes_(bytes), memory_(bytes + 2 * kGuard) {
-    const auto address = reinterpret_cast<std::uintptr_t>(memory_.data());
-    data_ = memory_.data() + (kGuard - address % kGuard) % kGuard;
-    std::fill(memory_.begin(), memory_.end(), std::byte{0xA5});
-  }
-  std::byte* data() { return data_; }
-  bool guard_untouched() const {
-    return std::all_of(data_ + bytes_, data_ + bytes_ + kGuard,
-                       [](std::byte b) { return b == std::byte{0xA5}; });
-  }
-
- private:
-  static constexpr std::size_t kGuard = 64;
-  std::size_t bytes_;
-  std::vector<std::byte> memory_;
-  std::byte* data_;
-};
 
 }  // namespace moesaic::testing

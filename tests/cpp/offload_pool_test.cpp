@@ -4,13 +4,13 @@
 
 #include <algorithm>
 #include <numeric>
-#include <random>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "moesaic/error.hpp"
 #include "moesaic/expert_pool.hpp"
+#include "random.hpp"
 
 namespace moesaic {
 namespace {
@@ -219,19 +219,19 @@ TEST(ExpertPool, InvariantsOverRandomTraces) {
   for (const Ranking ranking : {Ranking::Hits, Ranking::Recency, Ranking::Fixed}) {
     for (std::int32_t budget = 0; budget <= kExperts; ++budget) {
       ExpertPoolConfig c = config(kExperts, budget, ranking);
-      std::mt19937 generator(static_cast<std::uint32_t>(budget));
+      testing::Random random(static_cast<std::uint32_t>(budget));
       c.decay = budget % 3 * 0.5;
       c.margin = budget % 2 * 0.25;
       c.min_dwell = budget % 4;
       ExpertPool pool(c), twin(c);
       for (int step = 0; step < 60; ++step) {
-        Ids ids(1 + generator() % 7);
+        Ids ids(static_cast<std::size_t>(1 + random.below(7)));
         for (std::int32_t& id : ids) {
-          id = static_cast<std::int32_t>(generator() % (kExperts + 1)) - 1;
+          id = random.below(kExperts + 1) - 1;
         }
         const Ids before = pool.slot_map();
         std::vector<SlotLoad> loads;
-        const bool staged = generator() % 2 == 0;
+        const bool staged = random.below(2) == 0;
         if (staged) {
           loads = pool.stage(ids);
           EXPECT_EQ(twin.stage(ids), loads);

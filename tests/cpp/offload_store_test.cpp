@@ -10,6 +10,7 @@
 #include "count_allocations.hpp"
 #include "moesaic/offload.hpp"
 #include "offload_file.hpp"
+#include "run_case.hpp"
 
 namespace moesaic::testing {
 namespace {
@@ -42,21 +43,11 @@ Pools make_pools(const MoeExpertStore& store, std::int32_t budget) {
   return pools;
 }
 
-Floats run(Context& context, const MoeLayer& layer, const Floats& x, std::int64_t tokens,
-           const Routing* routing = nullptr) {
-  const std::int64_t hidden = layer.config().hidden_size;
-  Tensor in(DType::F32, tokens, hidden, x), out(DType::F32, tokens, hidden);
-  Routing copy;
-  ForwardIo io;
-  io.x = in.view();
-  io.out = out.view();
-  if (routing != nullptr) {
-    copy = *routing;
-    io.routing = copy.view();
-  }
-  Workspace workspace(workspace_bytes(context, layer, layer.config().top_k, tokens));
-  moe_forward(context, layer, io, workspace);
-  return out.values();
+/// The layer's output for `x`, with a routing or by its own router.
+Floats run(Context& context, const MoeLayer& layer, const Floats& x, Routing* routing = nullptr) {
+  LayerCase c{.layer = layer, .x = rows_of(x, layer.config().hidden_size)};
+  if (routing != nullptr) c.routing = routing->view();
+  return run_case(context, c).values();
 }
 
 LoadOptions on_cpu() {
@@ -75,12 +66,12 @@ StoreOptions disk(const MoeExpertStore& mapped, std::int32_t staging) {
   return options;
 }
 
-struct Way {
+struct Knobs {
   GemmMode gemm;
   RowSpaceMode rows;
   Precision precision;
 };
-constexpr Way kWays[] = {
+constexpr Knobs kKnobs[] = {
     {GemmMode::Auto, RowSpaceMode::Auto, Precision::Auto},
     {GemmMode::Bucketed, RowSpaceMode::PackedRows, Precision::Fast},
     {GemmMode::Aligned, RowSpaceMode::TokenPairs, Precision::Exact},
@@ -96,11 +87,11 @@ TEST_P(Layers, AreBitwiseThoseOfAFullStack) {
   const auto mapped = MoeExpertStore::from_gguf(gguf);
   const std::int64_t most = 40;
   const Floats x = random_values(most * spec.hidden, 5);
-  for (const Way& way : kWays) {
+  for (const Knobs& knobs : kKnobs) {
     Tuning tuning;
-    tuning.gemm = way.gemm;
-    tuning.row_space = way.rows;
-    tuning.precision = way.precision;
+    tuning.gemm = knobs.gemm;
+    tuning.row_space = knobs.rows;
+    tuning.precision = knobs.precision;
     Context context(Device{}, tuning);
     for (const bool from_disk : {false, true}) {
       const auto store = from_disk ? MoeExpertStore::from_gguf(gguf, disk(*mapped, 3)) : mapped;
@@ -110,7 +101,7 @@ TEST_P(Layers, AreBitwiseThoseOfAFullStack) {
           const MoeLayer layer = store->make_layer(1, pools[1], on_miss, on_cpu());
           for (const std::int64_t tokens : {std::int64_t{1}, std::int64_t{3}, most}) {
             const Floats rows(x.begin(), x.begin() + tokens * spec.hidden);
-            EXPECT_EQ(run(context, layer, rows, tokens), run(context, whole, rows, tokens))
+            EXPECT_EQ(run(context, layer, rows), run(context, whole, rows))
                 << spec.name << ", budget " << budget << ", " << tokens << " tokens, "
                 << (from_disk ? "disk" : "mapped") << ", on_miss " << static_cast<int>(on_miss);
             store->apply(context, pools);
@@ -208,7 +199,7 @@ TEST_F(Store, CountsAForwardOnce) {
   Routing routing(2, 3);
   std::ranges::copy(std::vector<std::int32_t>{0, 1, 6, 1, 6, -1}, routing.topk_ids().begin());
   std::ranges::fill(routing.topk_weights(), 0.5F);
-  run(context, layer, random_values(2 * 256, 1), 2, &routing);
+  run(context, layer, random_values(2 * 256, 1), &routing);
   const PoolStats stats = pool->stats();
   EXPECT_EQ(stats.forwards, 1);
   EXPECT_EQ(stats.hit_experts, 2);
@@ -222,14 +213,13 @@ TEST_F(Store, CountsAForwardOnce) {
 TEST_F(Store, AMissCanBeAnError) {
   const auto pool = make_pool(8, 4);
   const MoeLayer layer = store->make_layer(0, pool, OnMiss::Error, on_cpu());
-  Tensor x(DType::F32, 1, 256, random_values(256, 1)), out(DType::F32, 1, 256);
+  const Floats x = random_values(256, 1);
+  Tensor out(DType::F32, 1, 256);
   Routing routing(1, 2);
   routing.topk_ids()[0] = 1;
   routing.topk_ids()[1] = 5;
-  ForwardIo io;
-  io.x = x.view();
-  io.out = out.view();
-  io.routing = routing.view();
+  const LayerCase c{.layer = layer, .x = rows_of(x, 256), .routing = routing.view()};
+  const ForwardIo io = c.io(out.view());
   Workspace workspace(workspace_bytes(context, layer, 2, 1));
   const auto poisoned = out.bytes;
   EXPECT_THROW(moe_forward(context, layer, io, workspace), DeviceError);
@@ -245,16 +235,16 @@ TEST_F(Store, SkippedPairsNeedNoExpert) {
   const MoeLayer layer = store->make_layer(0, make_pool(8, 0), OnMiss::Error, on_cpu());
   Routing routing(2, 3);
   std::ranges::fill(routing.topk_ids(), -1);
-  EXPECT_EQ(run(context, layer, random_values(512, 1), 2, &routing), Floats(512, 0.0F));
+  EXPECT_EQ(run(context, layer, random_values(512, 1), &routing), Floats(512, 0.0F));
 }
 
 TEST_F(Store, AResidentForwardDoesNotAllocate) {
   const auto pool = make_pool(8, 8);
   const MoeLayer layer = store->make_layer(0, pool, OnMiss::Stage, on_cpu());
-  Tensor x(DType::F32, 4, 256, random_values(4 * 256, 1)), out(DType::F32, 4, 256);
-  ForwardIo io;
-  io.x = x.view();
-  io.out = out.view();
+  const Floats x = random_values(4 * 256, 1);
+  Tensor out(DType::F32, 4, 256);
+  const LayerCase c{.layer = layer, .x = rows_of(x, 256)};
+  const ForwardIo io = c.io(out.view());
   Workspace workspace(workspace_bytes(context, layer, 3, 4));
   moe_forward(context, layer, io, workspace);
   EXPECT_EQ(test::count_allocations([&] { moe_forward(context, layer, io, workspace); }), 0);
@@ -290,15 +280,15 @@ TEST_F(Store, AFileThatShrinksIsAnErrorAndNoMore) {
   const auto disk_store = MoeExpertStore::from_gguf(gguf, options);
   const MoeLayer layer = disk_store->make_layer(1, make_pool(8, 2), OnMiss::Stage, on_cpu());
   const Floats x = random_values(256, 3);
-  const Floats want = run(context, MoeLayer::from_gguf(gguf, 1, on_cpu()), x, 1);
+  const Floats want = run(context, MoeLayer::from_gguf(gguf, 1, on_cpu()), x);
   const auto copy = file.path().string() + ".copy";
   std::filesystem::copy_file(file.path(), copy);
   std::filesystem::resize_file(file.path(), 4096);
-  EXPECT_THROW(run(context, layer, x, 1), FormatError);
-  // The same inode gets its bytes back.
+  EXPECT_THROW(run(context, layer, x), FormatError);
+  // The bytes go back into that inode, which the store still has open.
   std::ifstream in(copy, std::ios::binary);
   std::ofstream(file.path(), std::ios::binary) << in.rdbuf();
-  EXPECT_EQ(run(context, layer, x, 1), want);
+  EXPECT_EQ(run(context, layer, x), want);
 }
 
 /// Forwards that compute and stage in three threads, while a fourth moves experts.
@@ -311,7 +301,7 @@ int wrong_while_moving(const std::shared_ptr<GgufFile>& gguf, MoeExpertStore& st
   std::vector<Floats> inputs, answers;
   for (std::uint32_t i = 0; i < 6; ++i) {
     inputs.push_back(random_values(2 * 256, i));
-    answers.push_back(run(context, whole, inputs.back(), 2));
+    answers.push_back(run(context, whole, inputs.back()));
   }
   std::atomic<int> wrong{0};
   std::atomic<bool> done{false};
@@ -328,7 +318,7 @@ int wrong_while_moving(const std::shared_ptr<GgufFile>& gguf, MoeExpertStore& st
       Context own;
       for (std::size_t i = 0; i < 40; ++i) {
         const std::size_t at = i % inputs.size();
-        if (run(own, *layer, inputs[at], 2) != answers[at]) ++wrong;
+        if (run(own, *layer, inputs[at]) != answers[at]) ++wrong;
       }
     });
   }

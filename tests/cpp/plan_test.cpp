@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <random>
 #include <span>
 #include <vector>
 
@@ -10,6 +9,7 @@
 #include "gtest/gtest.h"
 #include "moesaic/error.hpp"
 #include "moesaic/tuning.hpp"
+#include "random.hpp"
 
 namespace moesaic {
 namespace {
@@ -38,14 +38,14 @@ const Case kCases[] = {
 };
 
 Routing random_routing(const Case& c, std::uint32_t seed) {
-  std::mt19937 random(seed);
+  testing::Random random(seed);
   Routing routing(c.num_tokens, c.top_k);
   Ids experts(static_cast<std::size_t>(c.num_experts));
   for (std::int32_t t = 0; t < c.num_tokens; ++t) {
     for (std::size_t e = 0; e < experts.size(); ++e) experts[e] = static_cast<std::int32_t>(e);
-    std::ranges::shuffle(experts, random);
+    random.shuffle(experts);
     for (std::int32_t s = 0; s < c.top_k; ++s) {
-      const bool skip = static_cast<int>(random() % 100) < c.skip_percent;
+      const bool skip = random.below(100) < c.skip_percent;
       routing.topk_ids()[static_cast<std::size_t>(t * c.top_k + s)] =
           skip ? -1 : experts[static_cast<std::size_t>(s)];
     }

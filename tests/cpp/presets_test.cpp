@@ -15,6 +15,16 @@
 namespace moesaic::test {
 namespace {
 
+TEST(Models, AreSortedAndSourced) {
+  EXPECT_TRUE(std::ranges::is_sorted(models(), {}, &Model::name));
+  for (const Model& model : models()) {
+    EXPECT_TRUE(model.source.starts_with("transformers ") || model.source.starts_with("llama.cpp "))
+        << model.name;
+    EXPECT_EQ(&find_model(model.name), &model);
+  }
+  EXPECT_THROW(find_model("no such model"), ConfigError);
+}
+
 TEST(Presets, AreSortedAndSourced) {
   const auto names = known_architectures();
   EXPECT_GE(names.size(), 60U);
@@ -23,16 +33,17 @@ TEST(Presets, AreSortedAndSourced) {
 }
 
 /// A row that uses every key, as families beyond the first ones do.
+constexpr Model kEveryModel{.name = "every",
+                            .source = "this test",
+                            .router_bias = Use::Optional,
+                            .selection_bias = Use::Optional,
+                            .activation = ActivationKind::SwiGluClampInput};
 constexpr Preset kEveryKey{.architecture = "every",
                            .source = "this test",
-                           .score = ScoreFunction::Softmax,
+                           .model = &kEveryModel,
                            .score_key = Use::Optional,
-                           .renormalize = false,
                            .renormalize_key = Use::Optional,
                            .scale_key = Use::Optional,
-                           .router_bias = Use::Optional,
-                           .selection_bias = Use::Optional,
-                           .activation = ActivationKind::SwiGluClampInput,
                            .limit_key = Use::Required};
 
 FileBuilder every_file() {
@@ -107,22 +118,29 @@ TEST(Presets, EveryRowOpensALayer) {
       continue;
     }
     const MoeConfig c = MoeLayer::from_gguf(open.file, 1).config();
+    const Model& m = *p.model;
     EXPECT_EQ(c.architecture, p.architecture);
-    EXPECT_EQ(c.router.score, p.score_key == Use::Required ? ScoreFunction::Sigmoid : p.score);
-    EXPECT_EQ(c.router.select_on, p.select_on);
-    EXPECT_EQ(c.router.renormalize, p.renormalize_key == Use::Required || p.renormalize);
+    EXPECT_EQ(c.router.score, p.score_key == Use::Required ? ScoreFunction::Sigmoid : m.score);
+    EXPECT_EQ(c.router.select_on, m.select_on);
+    EXPECT_EQ(c.router.renormalize, p.renormalize_key == Use::Required ||
+                                        (p.renormalize_key == Use::Ignored && m.renormalize));
+    EXPECT_EQ(c.router.guard, m.guard);
+    EXPECT_EQ(c.router.guard_eps, m.guard_eps);
+    EXPECT_EQ(c.router.group_reduce, m.group_reduce);
+    EXPECT_EQ(c.router.group_mask, m.group_mask);
     EXPECT_EQ(c.router.scale, p.scale_key == Use::Required ? 1.5F : 1.0F);
-    EXPECT_EQ(c.router.weight_on, p.weight_on);
-    EXPECT_EQ(c.router.selection_bias.empty(), p.selection_bias != Use::Required);
-    EXPECT_EQ(c.router.router_bias.empty(), p.router_bias != Use::Required);
+    EXPECT_EQ(c.router.weight_on, m.weight_on);
+    EXPECT_EQ(c.router.selection_bias.empty(), p.bias_use(m) != Use::Required);
+    EXPECT_EQ(c.router.router_bias.empty(), m.router_bias != Use::Required);
     const bool clamp_off = p.limit_key == Use::Optional;
-    EXPECT_EQ(c.activation.kind, clamp_off ? ActivationKind::SwiGlu : p.activation);
+    EXPECT_EQ(c.activation.kind, clamp_off ? ActivationKind::SwiGlu : m.activation);
     EXPECT_EQ(c.activation.limit, p.limit_key == Use::Required ? 5.0F : 7.0F);
-    EXPECT_EQ(c.shared, p.shared);
-    EXPECT_EQ(c.shared_intermediate_size, p.shared == SharedKind::None ? 0 : 2 * kWidth);
+    const bool shared = p.shared_tensors != Use::Ignored;
+    EXPECT_EQ(c.shared, shared ? m.shared : SharedKind::None);
+    EXPECT_EQ(c.shared_intermediate_size, shared ? 2 * kWidth : 0);
     EXPECT_EQ(c.latent_size, p.latent_key.empty() ? 0 : 32);
-    EXPECT_EQ(c.input_norm, p.input_norm);
-    EXPECT_EQ(c.router_input, p.router_input);
+    EXPECT_EQ(c.input_norm, m.input_norm);
+    EXPECT_EQ(c.router_input, m.router_input);
   }
 }
 
@@ -141,8 +159,18 @@ TEST(Presets, EveryRowMissesWhatItRequires) {
     without(&Preset::renormalize_key, "expert_weights_norm");
     without(&Preset::scale_key, "expert_weights_scale");
     without(&Preset::limit_key, "swiglu_clamp_exp");
-    without(&Preset::router_bias, "ffn_gate_inp.bias");
-    without(&Preset::selection_bias, "exp_probs_b.bias");
+    Model asked_less = *p.model;
+    asked_less.router_bias = Use::Optional;
+    Preset less = p;
+    less.model = &asked_less;
+    if (p.model->router_bias == Use::Required) {
+      expect_contains(error_of<FormatError>(file_of(less)), "ffn_gate_inp.bias");
+    }
+    less = p;
+    less.selection_bias = Use::Optional;
+    if (p.bias_use(*p.model) == Use::Required) {
+      expect_contains(error_of<FormatError>(file_of(less)), "exp_probs_b.bias");
+    }
   }
 }
 
@@ -199,6 +227,29 @@ TEST(Presets, HashLayers) {
   EXPECT_EQ(read(file_of(p).u32("hash_layer_count", 1)).router.select_on, SelectOn::Scores);
   expect_contains(error_of<FormatError>(file_of(unbiased).u32("hash_layer_count", 1)),
                   "exp_probs_b.bias");
+}
+
+/// One architecture, two models: DeepSeek-V2 scores by softmax, its successors by the sigmoid.
+TEST(Presets, DeepSeekV2IsNotItsSuccessor) {
+  const auto groups = [](FileBuilder file) {
+    return read(file.u32("expert_group_count", 2).u32("expert_group_used_count", 1)).router;
+  };
+  const Preset& p = *std::ranges::find(presets(), "deepseek2", &Preset::architecture);
+  for (const RouterConfig& v2 :
+       {groups(file_of(p)), groups(file_of(p).u32("expert_gating_func", 1))}) {
+    EXPECT_EQ(v2.score, ScoreFunction::Softmax);
+    EXPECT_EQ(v2.group_reduce, GroupReduce::Max);
+    EXPECT_EQ(v2.group_mask, GroupMask::Zero);
+  }
+  const std::vector<float> bias{1, 2, 3, 4};
+  for (const RouterConfig& v3 :
+       {groups(file_of(p).u32("expert_gating_func", 2)),
+        groups(file_of(p).u32("expert_gating_func", 2).values("exp_probs_b.bias", bias)),
+        groups(file_of(p).u32("expert_gating_func", 1).values("exp_probs_b.bias", bias))}) {
+    EXPECT_EQ(v3.group_reduce, GroupReduce::Top2Sum);
+    EXPECT_EQ(v3.group_mask, GroupMask::MinusInfinity);
+    EXPECT_EQ(v3.guard, NormGuard::AddEps);
+  }
 }
 
 TEST(Presets, GlmFlashIsKnownByItsSizes) {
@@ -322,7 +373,7 @@ TEST(Presets, InWords) {
   const auto qwen2 = std::ranges::find(rows, "qwen2moe", &ArchitectureFacts::architecture);
   EXPECT_EQ(qwen2->score, "softmax");
   EXPECT_EQ(qwen2->renormalize, "no");
-  EXPECT_EQ(qwen2->shared, "sigmoid-gated");
+  EXPECT_EQ(qwen2->shared, "sigmoid_gated");
   const auto v4 = std::ranges::find(rows, "deepseek4", &ArchitectureFacts::architecture);
   EXPECT_EQ(v4->score, "key");
   EXPECT_NE(v4->selection.find("by token id"), std::string::npos);

@@ -17,16 +17,16 @@ TEST(Profile, NamesAreComplete) {
   for (int z = 0; z < static_cast<int>(Zone::Count); ++z) {
     EXPECT_TRUE(names.insert(name_of(static_cast<Zone>(z))).second);
   }
-  EXPECT_EQ(name_of(Zone::Sync), "sync");
-  EXPECT_EQ(name_of(Zone::GateUp), "gate_up");
-  EXPECT_EQ(name_of(Zone::Combine), "combine");
-  EXPECT_EQ(name_of(Zone::Prefetch), "prefetch");
+  EXPECT_STREQ(name_of(Zone::Sync), "sync");
+  EXPECT_STREQ(name_of(Zone::GateUp), "gate_up");
+  EXPECT_STREQ(name_of(Zone::Combine), "combine");
+  EXPECT_STREQ(name_of(Zone::Upload), "upload");
   names.clear();
   for (int c = 0; c < static_cast<int>(Counter::Count); ++c) {
     EXPECT_TRUE(names.insert(name_of(static_cast<Counter>(c))).second);
   }
-  EXPECT_EQ(name_of(Counter::PaddedRows), "padded_rows");
-  EXPECT_EQ(name_of(Counter::NonfiniteRows), "nonfinite_rows");
+  EXPECT_STREQ(name_of(Counter::PaddedRows), "padded_rows");
+  EXPECT_STREQ(name_of(Counter::NonfiniteRows), "nonfinite_rows");
   EXPECT_EQ(names.count(""), 0U);
 }
 

@@ -7,19 +7,24 @@
 #include <cstring>
 #include <fstream>
 #include <limits>
-#include <random>
 #include <set>
 #include <string>
 #include <vector>
 
+#include "compare.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/types.hpp"
 #include "quant/codebooks.hpp"
 #include "quant/iq_grids.hpp"
 #include "quant/k_scales.hpp"
+#include "random.hpp"
 
 namespace moesaic {
 namespace {
+
+using testing::Random;
+using testing::random_values;
+using testing::rel_l2;
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
@@ -49,18 +54,6 @@ std::vector<float> decoded(QuantType type, const std::vector<std::byte>& row, st
 
 std::vector<float> round_trip(QuantType type, const std::vector<float>& values) {
   return decoded(type, encoded(type, values), static_cast<std::int64_t>(values.size()));
-}
-
-std::vector<float> normal_weights(std::size_t count, float sigma, std::uint32_t seed) {
-  std::mt19937 random(seed);
-  std::vector<float> values(count);
-  for (std::size_t i = 0; i < count; ++i) {  // Box-Muller: the same on every standard library
-    const double u = (static_cast<double>(random()) + 1.0) / 4294967297.0;
-    const double v = static_cast<double>(random()) / 4294967296.0;
-    values[i] = static_cast<float>(sigma * std::sqrt(-2.0 * std::log(u)) *
-                                   std::cos(2.0 * 3.14159265358979 * v));
-  }
-  return values;
 }
 
 std::vector<QuantType> types_with_encoder() {
@@ -223,16 +216,14 @@ TEST(QuantDecode, BlocksNeedNoAlignment) {
 
 // Any bytes decode: no code may index outside a table, whatever the scale.
 TEST(QuantDecode, AcceptsAnyBytes) {
-  std::mt19937 random(1);
+  Random random(1);
   for (const QuantTraits& t : quant_table()) {
     if (t.dequantize == nullptr) continue;
     constexpr int kBlocks = 8;
     std::vector<std::byte> row(static_cast<std::size_t>(kBlocks * t.block_bytes));
     for (int fill = 0; fill < 12; ++fill) {
       for (std::byte& b : row) {
-        b = fill == 0   ? std::byte{0}
-            : fill == 1 ? std::byte{0xff}
-                        : static_cast<std::byte>(random() & 255u);
+        b = fill == 0 ? std::byte{0} : fill == 1 ? std::byte{0xff} : random.byte();
       }
       decoded(t.type, row, kBlocks * t.block_elems);
     }
@@ -260,12 +251,12 @@ TEST(QuantScales, Fp4ScaleFormats) {
 }
 
 TEST(QuantScales, KScalesPackAndUnpack) {
-  std::mt19937 random(2);
+  Random random(2);
   for (int trial = 0; trial < 100; ++trial) {
     quant::ScaleMin6 s;
     for (int j = 0; j < 8; ++j) {
-      s.scale[j] = random() & 63u;
-      s.min[j] = random() & 63u;
+      s.scale[j] = random.bits() & 63u;
+      s.min[j] = random.bits() & 63u;
     }
     std::uint8_t packed[12];
     quant::pack_scale_min6(s.scale, s.min, packed);
@@ -274,7 +265,7 @@ TEST(QuantScales, KScalesPackAndUnpack) {
 
     std::int8_t scales[16];
     std::int8_t scales_back[16];
-    for (std::int8_t& scale : scales) scale = static_cast<std::int8_t>(random() % 64 - 32);
+    for (std::int8_t& scale : scales) scale = static_cast<std::int8_t>(random.below(64) - 32);
     quant::pack_scale6(scales, packed);
     quant::unpack_scale6(packed, scales_back);
     EXPECT_EQ(std::memcmp(scales, scales_back, sizeof scales), 0);
@@ -296,29 +287,23 @@ struct ErrorBound {
   double relative_rms;
 };
 
-class QuantEncode : public testing::TestWithParam<ErrorBound> {};
+class QuantEncode : public ::testing::TestWithParam<ErrorBound> {};
 
 TEST_P(QuantEncode, RoundTripStaysWithinTheBound) {
   const auto [type, bound] = GetParam();
   // NVFP4 has no scale of the whole: its range starts higher.
   for (const float sigma :
        type == QuantType::NVFP4 ? std::vector{1.0f, 30.0f} : std::vector{0.02f, 1.0f, 300.0f}) {
-    const std::vector<float> values = normal_weights(256 * 64, sigma, 5);
+    const std::vector<float> values = random_values(256 * 64, 5, sigma);
     const std::vector<float> got = round_trip(type, values);
-    double error = 0;
-    double power = 0;
-    for (std::size_t i = 0; i < values.size(); ++i) {
-      error += std::pow(static_cast<double>(got[i]) - values[i], 2);
-      power += std::pow(static_cast<double>(values[i]), 2);
-    }
-    EXPECT_LE(std::sqrt(error / power), bound) << "sigma " << sigma;
+    EXPECT_LE(rel_l2(got, values), bound) << "sigma " << sigma;
   }
 }
 
 TEST_P(QuantEncode, ShiftedWeights) {
   const QuantType type = GetParam().type;
   for (const float shift : {-4.0f, 4.0f}) {
-    std::vector<float> values = normal_weights(1024, 0.5f, 6);
+    std::vector<float> values = random_values(1024, 6, 0.5f);
     for (float& v : values) v += shift;
     const std::vector<float> got = round_trip(type, values);
     for (std::size_t i = 0; i < values.size(); ++i) ASSERT_NEAR(got[i], values[i], 1.6) << i;
@@ -339,7 +324,7 @@ TEST_P(QuantEncode, AnyInputGivesAValidBlock) {
   const QuantType type = GetParam().type;
   const auto elems = static_cast<std::size_t>(traits(type).block_elems);
   for (const float bad : {kInf, -kInf, kNaN, 3e38f, -3e38f, 1e-40f, 1e-30f}) {
-    std::vector<float> values = normal_weights(2 * elems, 1.0f, 8);
+    std::vector<float> values = random_values(static_cast<std::int64_t>(2 * elems), 8, 1.0f);
     values[0] = bad;
     values[elems / 2] = bad;
     const std::vector<float> got = round_trip(type, values);
@@ -353,7 +338,7 @@ TEST_P(QuantEncode, AnyInputGivesAValidBlock) {
 TEST_P(QuantEncode, IsDeterministicAndLocal) {
   const QuantType type = GetParam().type;
   const auto elems = static_cast<std::size_t>(traits(type).block_elems);
-  const std::vector<float> values = normal_weights(3 * elems, 1.0f, 9);
+  const std::vector<float> values = random_values(static_cast<std::int64_t>(3 * elems), 9, 1.0f);
   const std::vector<std::byte> whole = encoded(type, values);
   EXPECT_EQ(whole, encoded(type, values));
   const std::vector<std::byte> last = encoded(
@@ -371,7 +356,7 @@ constexpr ErrorBound kBounds[] = {
     {QuantType::MXFP4, 0.14}, {QuantType::NVFP4, 0.11},
 };
 
-INSTANTIATE_TEST_SUITE_P(Types, QuantEncode, testing::ValuesIn(kBounds),
+INSTANTIATE_TEST_SUITE_P(Types, QuantEncode, ::testing::ValuesIn(kBounds),
                          [](const auto& info) { return name_of(info.param.type); });
 
 TEST(QuantEncode, EveryEncoderHasABound) {

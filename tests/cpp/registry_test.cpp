@@ -180,7 +180,7 @@ TEST(CpuBackend, AllocatesAlignedMemory) {
 
 TEST(CpuBackend, DetailNamesTheIsaThatRuns) {
   const std::string detail = backends().front()->info().detail;
-  EXPECT_TRUE(detail.starts_with(cpu::name_of(cpu::active_isa(Tuning::process())))) << detail;
+  EXPECT_TRUE(detail.starts_with(name_of(cpu::active_isa(Tuning::process())))) << detail;
 }
 
 TEST(InputRowsOf, Ranks) {

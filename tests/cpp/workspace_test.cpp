@@ -59,7 +59,7 @@ TEST(Workspace, IsAligned) {
   for (const std::size_t bytes : {1, 63, 64, 1000}) {
     const Workspace workspace(bytes);
     EXPECT_EQ(workspace.size(), bytes);
-    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(workspace.data()) % kSlotAlignment, 0U);
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(workspace.data()) % kWorkspaceAlignment, 0U);
   }
 }
 

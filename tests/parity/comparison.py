@@ -3,13 +3,10 @@
 from typing import Any
 
 import numpy as np
+from oracle import rel_l2
 from reference import MARGIN, Reference, margins
 
 import moesaic as mo
-
-
-def rel_l2(got: Any, want: Any) -> float:
-    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
 
 
 def compare(layer: mo.MoeLayer, reference: Reference, **call: Any) -> None:

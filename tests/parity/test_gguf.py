@@ -1,4 +1,4 @@
-"""The same weights in a GGUF file, under the architecture that llama.cpp gives such a model."""
+"""Weights of a transformers module in GGUF, under the architecture that llama.cpp gives them."""
 
 from typing import Any
 
@@ -12,9 +12,11 @@ from arrays import (
     router_weight_of,
     shared_of,
 )
-from comparison import compare, rel_l2
+from comparison import compare
 from models import MODELS, Model
+from oracle import moe_f64, rel_l2
 from reference import Reference, make_reference
+from values import expert_weights, normal
 
 import moesaic as mo
 
@@ -119,13 +121,9 @@ def test_same_weights_in_gguf(model: Model, tmp_path):
 
 def test_phimoe(tmp_path):
     """llama.cpp takes the softmax of the best two, where transformers has SparseMixer."""
-    rng = np.random.default_rng(3)
     experts, hidden, inter, tokens = 6, 32, 24, 20
-    router, gate, up = (
-        rng.standard_normal(shape).astype(np.float32) * hidden**-0.5
-        for shape in ((experts, hidden), (experts, inter, hidden), (experts, inter, hidden))
-    )
-    down = rng.standard_normal((experts, hidden, inter)).astype(np.float32) * inter**-0.5
+    router = normal(experts, hidden, scale=hidden**-0.5)
+    gate, up, down = expert_weights(experts, hidden, inter)
     path = tmp_path / "phi.gguf"
     writer = gguf.GGUFWriter(path, "phimoe")
     for key, value in {
@@ -141,15 +139,11 @@ def test_phimoe(tmp_path):
     writer.write_tensors_to_file()
     writer.close()
 
-    x = rng.standard_normal((tokens, hidden)).astype(np.float32)
-    want = np.zeros((tokens, hidden))
-    for t, row in enumerate(x.astype(np.float64)):
-        odds = np.exp(router @ row)
-        best = np.argsort(-odds)[:2]
-        for e in best:
-            g = gate[e] @ row
-            want[t] += (
-                odds[e] / odds[best].sum() * (down[e] @ (g / (1 + np.exp(-g)) * (up[e] @ row)))
-            )
+    x = normal(tokens, hidden, seed=9)
+    odds = np.exp(x.astype(np.float64) @ router.T)
+    best = np.argsort(-odds, axis=1)[:, :2]
+    weights = np.take_along_axis(odds, best, 1)
+    weights /= weights.sum(1, keepdims=True)
+    want = moe_f64(x, best, weights, gate, up, down)
     with mo.GgufFile(path) as file, mo.MoeLayer.from_gguf(file, 0) as layer:
         assert rel_l2(layer(x, precision="exact"), want) < 1e-5

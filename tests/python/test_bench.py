@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import moesaic as mo
-from moesaic.bench import BenchOptions, BenchShape, gpu, report, roofline, run
+from moesaic.bench import BenchOptions, BenchShape, gpu, records, report, roofline, run
 from moesaic.bench.weights import SCALE_AT, answer_f64, make_layers
+from moesaic.cli import main
 
 TINY = BenchShape("tiny", 256, 256, 8, 2)
 
@@ -43,10 +44,50 @@ def test_report_and_comparison(result: object, tmp_path: Path) -> None:
     for point in plain["points"]:
         point["us"] /= 10
     slower = report.compare(result, plain)  # type: ignore[arg-type]
-    assert len(slower) == 6 and "x at equal floor" in slower[0]
+    assert len(slower) == 6 and "x at equal limits" in slower[0]
     pytest.importorskip("matplotlib")
     roofline.plot(json.loads(json.dumps(result.to_json())), str(tmp_path / "r.png"))  # type: ignore[attr-defined]
     assert (tmp_path / "r.png").stat().st_size > 1000
+
+
+def test_results_keep_their_history(result: object, tmp_path: Path) -> None:
+    """A folder has one file per date; later runs of a day join it, equal ones are replaced."""
+    plain = json.loads(json.dumps(result.to_json()))  # type: ignore[attr-defined]
+    first = {**plain, "date": "2000-01-01"}
+    other = {**first, "shape": {**first["shape"], "name": "other"}}
+    second = {**plain, "date": "2000-01-02"}
+    for results in ([first], [other], [first], [second]):
+        written = records.save(results, tmp_path)
+    assert written.name == "2000-01-02.json"
+    assert len(records.load(tmp_path / "2000-01-01.json")) == 2
+    entries = records.history(records.load_folder(tmp_path))
+    of_one = [e for e in entries if (e.engine, e.tokens) == ("moesaic", 1) and "tiny" in e.shape]
+    assert [e.date for e in of_one] == ["2000-01-01", "2000-01-02"]
+    assert of_one[0].us == plain["points"][0]["us"]
+    pytest.importorskip("matplotlib")
+    records.plot_history(entries, tmp_path / "history.png")
+    assert (tmp_path / "history.png").stat().st_size > 1000
+
+
+def test_the_history_command(result: object, tmp_path: Path, capsys) -> None:
+    assert main(["bench", "--history", str(tmp_path)]) == 2
+    assert "<date>.json" in capsys.readouterr().err
+    plain = json.loads(json.dumps(result.to_json()))  # type: ignore[attr-defined]
+    records.save([plain], tmp_path)
+    assert main(["bench", "--history", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert out.count(plain["date"]) == len(plain["points"])
+    assert "time/limit: " in out
+
+
+def test_recorded_results_are_read() -> None:
+    folder = Path(__file__).parents[1] / "bench" / "results"
+    assert {entry.error < 0.1 for entry in records.history(records.load_folder(folder))} == {True}
+
+
+def test_headings_are_explained() -> None:
+    for heading in ("us/layer", "spread", "GB/s", "GOP/s", "time/limit", "error"):
+        assert heading in report.lines([]) and f"{heading}: " in report.LEGEND
 
 
 @pytest.mark.parametrize("quant", SCALE_AT)
@@ -78,7 +119,7 @@ def test_gpu_report() -> None:
     point = gpu.GpuPoint(
         "moesaic", 8, 12, 51.6, 36.0, 35.5, 38.0, 29.2, "memory", 4100.0, 1.5, 3e-3
     )
-    assert "51.6" in gpu.lines([point]) and "81 %" in gpu.lines([point])
+    assert "51.6" in gpu.lines([point]) and "1.23" in gpu.lines([point])
     facts = {"gpu": "X, sm_90", "copy_gb_per_s": 4300.0, "bf16_tflop_per_s": 790.0}
     result = {
         "shape": TINY.__dict__,

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
-from conftest import moe_f64, rel_l2, write_small
+from files import write_small
+from oracle import moe_f64, rel_l2
+from values import normal, poisoned
 
 import moesaic as mo
 
@@ -20,7 +22,7 @@ PATHS = {
 def run(path, x, logits, stack, **arguments):
     """One path; out is poisoned. "gemv" goes one token at a time."""
     knobs, bucketed = PATHS[path]
-    out = np.full(x.shape, np.nan, np.float32)
+    out = poisoned(*x.shape)
     with mo.tuning(**knobs):
         if path == "gemv":
             routing = arguments.pop("routing", None)
@@ -52,9 +54,7 @@ def odd(tmp_path_factory):
 @pytest.mark.parametrize("tokens", [0, 1, 3, 40])
 def test_paths(odd, path, tokens):
     stack = mo.ExpertStack.open_and_load(odd.path, 0)
-    rng = np.random.default_rng(tokens)
-    x = rng.standard_normal((tokens, odd.hidden)).astype(np.float32)
-    logits = rng.standard_normal((tokens, 5)).astype(np.float32)
+    x, logits = normal(tokens, odd.hidden), normal(tokens, 5, seed=1)
     routing = mo.route(logits, top_k=3)
     w = odd.weights[0]
     want = moe_f64(x, routing.topk_ids, routing.topk_weights, w.gate, w.up, w.down)
@@ -70,9 +70,7 @@ def test_paths(odd, path, tokens):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_f32_weights_are_exact_on_every_path(stack, dense, path):
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((9, 24)).astype(np.float32)
-    logits = rng.standard_normal((9, 5)).astype(np.float32)
+    x, logits = normal(9, 24), normal(9, 5, seed=1)
     routing = mo.route(logits, top_k=2, renormalize=False)
     want = moe_f64(x, routing.topk_ids, routing.topk_weights, *dense)
     assert rel_l2(run(path, x, logits, stack, top_k=2, renormalize=False), want) < 1e-5
@@ -80,10 +78,9 @@ def test_f32_weights_are_exact_on_every_path(stack, dense, path):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_skipped_pairs(stack, dense, path):
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((4, 24)).astype(np.float32)
+    x = normal(4, 24)
     ids = np.array([[0, -1], [-1, -1], [3, 3], [-1, 2]])
-    routing = mo.Routing(ids, rng.random((4, 2), np.float32))
+    routing = mo.Routing(ids, np.abs(normal(4, 2, seed=1)))
     want = moe_f64(x, ids, routing.topk_weights, *dense)
     got = run(path, x, None, stack, routing=routing)
     assert rel_l2(got, want) < 1e-5
@@ -92,7 +89,7 @@ def test_skipped_pairs(stack, dense, path):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_all_to_one_expert(stack, dense, path):
-    x = np.random.default_rng(0).standard_normal((70, 24)).astype(np.float32)
+    x = normal(70, 24)
     routing = mo.Routing(np.full((70, 1), 4), np.ones((70, 1), np.float32))
     want = moe_f64(x, routing.topk_ids, routing.topk_weights, *dense)
     assert rel_l2(run(path, x, None, stack, routing=routing), want) < 1e-5
@@ -112,19 +109,15 @@ def test_nan_logits_route_somewhere(stack, path):
 
 def test_permuting_tokens_permutes_outputs(odd):
     stack = mo.ExpertStack.open_and_load(odd.path, 0)
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((33, odd.hidden)).astype(np.float32)
-    logits = rng.standard_normal((33, 5)).astype(np.float32)
-    order = rng.permutation(33)
+    x, logits = normal(33, odd.hidden), normal(33, 5, seed=1)
+    order = np.random.default_rng(0).permutation(33)
     y = mo.moe_forward(x, logits, stack, top_k=3)
     assert rel_l2(mo.moe_forward(x[order], logits[order], stack, top_k=3), y[order]) < 1e-6
 
 
 def test_batch_invariant(odd):
     stack = mo.ExpertStack.open_and_load(odd.path, 0)
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((33, odd.hidden)).astype(np.float32)
-    logits = rng.standard_normal((33, 5)).astype(np.float32)
+    x, logits = normal(33, odd.hidden), normal(33, 5, seed=1)
     with mo.tuning(batch_invariant=True):
         y = mo.moe_forward(x, logits, stack, top_k=3)
         for part in (slice(0, 1), slice(5, 20), slice(20, 33)):
@@ -134,7 +127,7 @@ def test_batch_invariant(odd):
 
 def test_activation(stack, dense):
     gate, up, down = dense
-    x = np.random.default_rng(0).standard_normal((2, 24)).astype(np.float32)
+    x = normal(2, 24)
     routing = mo.Routing(np.array([[1], [4]]), np.ones((2, 1), np.float32))
     for kind in ("reglu", mo.Activation("reglu")):
         got = mo.moe_forward(x, None, stack, routing=routing, activation=kind)
@@ -144,9 +137,8 @@ def test_activation(stack, dense):
 
 
 def test_operations_compose_to_the_forward(stack):
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((6, 24)).astype(np.float32)
-    routing = mo.route(rng.standard_normal((6, 5)).astype(np.float32), top_k=2)
+    x = normal(6, 24)
+    routing = mo.route(normal(6, 5, seed=1), top_k=2)
     plan = mo.BucketPlan.build(routing, 5)
     want = mo.moe_forward_cpu(x, routing, stack)
     np.testing.assert_array_equal(mo.gather_rows(x, plan), x[plan.row_token])
@@ -154,7 +146,7 @@ def test_operations_compose_to_the_forward(stack):
     pairs = stack.gemm_down(mo.silu_mul(gate_up), plan)
     assert rel_l2(mo.weighted_sum(pairs.reshape(6, 2, 24), routing), want) < 1e-5
     packed = pairs[plan.row_pair]
-    out = np.full((6, 24), np.nan, np.float32)
+    out = poisoned(6, 24)
     assert mo.combine(packed, plan, routing, out=out) is out
     assert rel_l2(out, want) < 1e-5
     mo.combine(packed, plan, routing, out=out, accumulate=True)

@@ -1,14 +1,14 @@
 """MoeLayer.from_safetensors: every tensor of a block finds its place, or an error names it."""
 
-import json
+import itertools
 
 import numpy as np
 import pytest
-from conftest import rel_l2
+from files import write_checkpoint
+from oracle import rel_l2
+from values import expert_weights, normal
 
 import moesaic as mo
-
-writer = pytest.importorskip("safetensors.numpy")
 
 E, H, I, S, TOP_K, LAYER = 6, 64, 32, 48, 2, 1
 BLOCK = f"model.layers.{LAYER}.mlp"
@@ -25,27 +25,26 @@ QWEN2 = {
 }  # fmt: skip
 
 
-def matrix(rng, *shape):
-    return rng.standard_normal(shape, np.float32) * shape[-1] ** -0.5
-
-
 class Checkpoint:
     """The tensors and configuration of one layer."""
 
     def __init__(self, config, seed=0):
-        rng = np.random.default_rng(seed)
+        seeds = itertools.count(100 * seed)
+
+        def matrix(*shape):
+            return normal(*shape, seed=next(seeds), scale=shape[-1] ** -0.5)
+
         self.config = dict(config)
         qwen = config["model_type"] == "qwen2_moe"
         self.width = S if qwen else I
         self.shared_name = "shared_expert" if qwen else "shared_experts"
-        self.gate, self.up = matrix(rng, E, I, H), matrix(rng, E, I, H)
-        self.down = matrix(rng, E, H, I)
+        self.gate, self.up, self.down = expert_weights(E, H, I, seed=seed)
         self.shared = {
-            "gate": matrix(rng, self.width, H),
-            "up": matrix(rng, self.width, H),
-            "down": matrix(rng, H, self.width),
+            "gate": matrix(self.width, H),
+            "up": matrix(self.width, H),
+            "down": matrix(H, self.width),
         }
-        self.router = matrix(rng, E, H) * 2
+        self.router = matrix(E, H) * 2
         self.tensors = {f"{BLOCK}.gate.weight": self.router}
         for role, weights in (("gate", self.gate), ("up", self.up), ("down", self.down)):
             for e in range(E):
@@ -53,21 +52,18 @@ class Checkpoint:
             self.tensors[f"{BLOCK}.{self.shared_name}.{role}_proj.weight"] = self.shared[role]
         self.shared_gate, self.bias = None, []
         if qwen:
-            self.shared_gate = matrix(rng, 1, H)
+            self.shared_gate = matrix(1, H)
             self.tensors[f"{BLOCK}.shared_expert_gate.weight"] = self.shared_gate
         else:
-            bias = rng.standard_normal(E).astype(np.float32) * 0.1
+            bias = normal(E, seed=next(seeds), scale=0.1)
             self.tensors[f"{BLOCK}.gate.e_score_correction_bias"] = bias
             self.bias = bias.tolist()
         # Other layers and other parts of the layer are no concern of the loader.
-        self.tensors["model.layers.0.mlp.gate_proj.weight"] = matrix(rng, 8, H)
-        self.tensors[f"model.layers.{LAYER}.input_layernorm.weight"] = matrix(rng, H)
+        self.tensors["model.layers.0.mlp.gate_proj.weight"] = matrix(8, H)
+        self.tensors[f"model.layers.{LAYER}.input_layernorm.weight"] = matrix(H)
 
-    def write(self, folder):
-        tensors = {name: np.ascontiguousarray(t) for name, t in self.tensors.items()}
-        writer.save_file(tensors, folder / "model.safetensors")
-        (folder / "config.json").write_text(json.dumps(self.config))
-        return folder
+    def write(self, folder, types=None):
+        return write_checkpoint(folder, self.tensors, self.config, types)
 
     def from_parts(self):
         config = mo.MoeConfig.from_hf(self.config, LAYER)
@@ -85,7 +81,7 @@ def test_whole_layer(tmp_path, config):
     want = checkpoint.from_parts()
     assert layer.config == want.config and layer.config.layer == LAYER
     np.testing.assert_array_equal(layer.router_weight, checkpoint.router)
-    x = np.random.default_rng(2).standard_normal((9, H)).astype(np.float32)
+    x = normal(9, H)
     np.testing.assert_array_equal(layer(x), want(x))
     assert layer.memory()["shared"] > 0
     assert any("shared" in p.what for p in seen)
@@ -102,22 +98,14 @@ def test_dense_shared_beside_quantised_experts(tmp_path):
         checkpoint.tensors[name] = codes
         checkpoint.tensors[f"{name}_scale_inv"] = np.full((1, 1), 2.0**-6, np.float32)
         values[name] = np.ldexp(1 + (codes & 7) / 8, (codes >> 3).astype(int) - 7 - 6)
-    folder = checkpoint.write(tmp_path)
-    path = folder / "model.safetensors"
-    data = path.read_bytes()
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    for name in values:
-        header[name]["dtype"] = "F8_E4M3"
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    folder = checkpoint.write(tmp_path, dict.fromkeys(values, "F8_E4M3"))
     layer = mo.MoeLayer.from_safetensors(folder, LAYER)
     for role in ("gate", "up", "down"):
         for e in range(E):
             want = values[f"{BLOCK}.experts.{e}.{role}_proj.weight"]
             np.testing.assert_array_equal(layer.stack.dequantize(role, e), want)
             getattr(checkpoint, role)[e] = want
-    x = np.random.default_rng(2).standard_normal((4, H)).astype(np.float32)
+    x = normal(4, H)
     got, want = (f(x, precision="exact") for f in (layer, checkpoint.from_parts()))
     assert rel_l2(got, want) < 1e-6
 

@@ -6,7 +6,8 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import write_small
+from files import write_small
+from values import normal, poisoned
 
 import moesaic as mo
 
@@ -22,7 +23,7 @@ def store(file):
 
 
 def inputs(small, tokens, seed=0):
-    return np.random.default_rng(seed).standard_normal((tokens, small.hidden)).astype(np.float32)
+    return normal(tokens, small.hidden, seed=seed)
 
 
 def make_pools(store, budget, **settings):
@@ -137,8 +138,7 @@ def test_store_of_arrays(dense):
     assert weights.gate.expert_stride == 24 * 40
     stack = mo.ExpertStack.from_dense_stacks(*dense)
     config = mo.MoeConfig(24, 40, 5, 2)
-    router = np.random.default_rng(0).standard_normal((5, 24)).astype(np.float32)
-    x = np.random.default_rng(1).standard_normal((6, 24)).astype(np.float32)
+    router, x = normal(5, 24), normal(6, 24, seed=1)
     whole = mo.MoeLayer(stack, config, router)
     part = mo.MoeLayer.from_store(
         store, 0, mo.ExpertPool(5, 2), "stage", config=config, router_weight=router
@@ -157,7 +157,7 @@ def test_a_miss_can_be_an_error(small, store):
     pools = make_pools(store, 4)
     with mo.MoeLayer.from_store(store, 0, pools[0], "error") as layer:
         store.apply(pools)
-        out = np.full((1, small.hidden), np.nan, np.float32)
+        out = poisoned(1, small.hidden)
         weights = np.ones((1, 2), np.float32)
         with pytest.raises(mo.DeviceError, match="expert 6"):
             layer(inputs(small, 1), routing=mo.Routing(np.array([[1, 6]]), weights), out=out)

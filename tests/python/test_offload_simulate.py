@@ -8,6 +8,7 @@ import pytest
 import moesaic as mo
 from moesaic import simulate as sim
 from moesaic.cli import main
+from moesaic.cli import trace as trace_command
 from moesaic.simulate import measure
 
 EXPERTS, TOP_K, STEPS = 64, 6, 240
@@ -120,7 +121,9 @@ def test_simulate_command(capsys, tmp_path):
     arguments = ["simulate-offload", "--experts", "16", "--top-k", "2", "--steps", "30"]
     assert main([*arguments, "--trace", "drift", "--seeds", "2", "--budgets", "1/4,8"]) == 0
     out = capsys.readouterr().out
-    assert "tokens/s" in out and out.count("\n") == 2 + 2 * len(sim.POLICIES)
+    rows, legend = out.split("\n\n")
+    assert "tokens/s" in rows and rows.count("\n") == 1 + 2 * len(sim.POLICIES)
+    assert legend.startswith("budget: ")
     make(sim.zipf, 0, steps=5).save(tmp_path / "t.npz")
     command = ["simulate-offload", "--trace", str(tmp_path / "t.npz"), "--policies", "lru"]
     assert main([*command, "--markdown"]) == 0
@@ -141,7 +144,10 @@ def test_trace_command(small, capsys, tmp_path):
         ]) == 0
     )  # fmt: skip
     out = capsys.readouterr().out
-    assert "24 tokens" in out and "hit rate" in out
+    assert "24 tokens" in out
+    head = out.split("\n\n")[1].splitlines()[0]
+    for heading in trace_command.HEADER[1:]:
+        assert heading in head and f"{heading}: " in trace_command.LEGEND.replace("\n", " ")
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     recorded = sim.Trace.load(trace)
     assert recorded.ids.shape == (12, 2, 2, small.top_k)

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from conftest import rel_l2, silu
+from oracle import expert_f64, rel_l2, silu
+from values import expert_weights, normal
 
 import moesaic as mo
 
@@ -10,21 +11,16 @@ H, I, E, K, T = 24, 40, 5, 2, 6
 
 
 def values(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape, np.float32) * np.float32(0.3)
+    return normal(*shape, seed=seed, scale=0.3)
 
 
 def make_stack(hidden=H, inter=I, experts=E, seed=1):
-    arrays = (
-        values(experts, inter, hidden, seed=seed),
-        values(experts, inter, hidden, seed=seed + 1),
-    )
-    down = values(experts, hidden, inter, seed=seed + 2)
-    return mo.ExpertStack.from_dense_stacks(*arrays, down), (*arrays, down)
+    arrays = expert_weights(experts, hidden, inter, seed=seed)
+    return mo.ExpertStack.from_dense_stacks(*arrays), arrays
 
 
 def expert(arrays, e, x):
-    gate, up, down = (np.asarray(a[e], np.float64) for a in arrays)
-    return down @ (silu(gate @ x) * (up @ x))
+    return expert_f64(x, *(role[e] for role in arrays))
 
 
 def norm(x, weight, eps):

@@ -3,7 +3,8 @@ import time
 
 import numpy as np
 import pytest
-from conftest import write_small
+from files import write_small
+from values import normal
 
 import moesaic as mo
 
@@ -15,8 +16,7 @@ def busy(tmp_path_factory):
         tmp_path_factory.mktemp("busy") / "busy.gguf",
         num_experts=16, top_k=4, hidden=512, intermediate=512,
     )  # fmt: skip
-    x = np.random.default_rng(0).standard_normal((64, 512)).astype(np.float32)
-    return mo.MoeLayer.from_gguf(mo.GgufFile(small.path), 0), x
+    return mo.MoeLayer.from_gguf(mo.GgufFile(small.path), 0), normal(64, 512)
 
 
 @pytest.mark.parametrize("gemm", ["bucketed", "aligned"])

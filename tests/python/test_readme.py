@@ -1,4 +1,4 @@
-"""The README tells the truth: generated tables are current, the example runs, named paths exist."""
+"""The READMEs tell the truth: tables are current, the example runs, links lead somewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
+import moesaic as mo
+
 ROOT = Path(__file__).parents[2]
+LINKED = (
+    *("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"),
+    *("python/README.md", "cpp/README.md", "cpp/src/model/README.md"),
+    *("tests/README.md", "tests/bench/README.md"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +27,8 @@ def tables():
 
 
 def test_tables_are_current(tables) -> None:
-    text = (ROOT / "README.md").read_text()
-    assert all(f"<!-- begin {name} -->" in text for name in tables.TABLES)
-    assert tables.renewed(text) == text, "run python tests/readme_tables.py --write"
+    """Also, every table stands on some page."""
+    assert tables.check(write=False) == []
 
 
 def test_a_stale_table_is_noticed(tables) -> None:
@@ -30,14 +36,20 @@ def test_a_stale_table_is_noticed(tables) -> None:
     assert tables.renewed(text) != text
 
 
-def test_the_example_runs() -> None:
+def test_the_first_page_is_short() -> None:
+    assert len((ROOT / "README.md").read_bytes()) <= 8192
+
+
+def test_the_example_runs(tmp_path, monkeypatch, capsys) -> None:
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(compile(block, "README.md", "exec"), names)
     assert names["y"].shape == names["x"].shape
+    assert float(capsys.readouterr().out) < 2e-2
 
 
-@pytest.mark.parametrize("readme", ["README.md", "cpp/README.md", "tests/README.md"])
+@pytest.mark.parametrize("readme", LINKED)
 def test_links_lead_somewhere(readme: str) -> None:
     path = ROOT / readme
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text())
@@ -49,3 +61,17 @@ def test_the_way_of_one_token_names_files_that_exist() -> None:
     named = re.findall(r"`((?!include)[a-z]+/[\w/]+\.[ch]pp)`", text)
     assert named
     assert [name for name in named if not (ROOT / "cpp/src" / name).exists()] == []
+
+
+def test_the_citation_has_the_version() -> None:
+    version = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), flags=re.M)
+    assert version and version[1] == mo.__version__
+
+
+def test_extras_of_the_pages_exist() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    extras = project.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    known = set(re.findall(r"^(\w+) = \[", extras, flags=re.M))
+    pages = [*ROOT.glob("*.md"), *(ROOT / "python/docs/pages").glob("*.md")]
+    named = {n for page in pages for n in re.findall(r"install '\.\[(\w+)\]'", page.read_text())}
+    assert named and named <= known

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from values import normal
 
 import moesaic as mo
 
@@ -18,7 +19,7 @@ STATM = Path("/proc/self/statm")
 
 @pytest.fixture
 def x(small) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((4, small.hidden), np.float32)
+    return normal(4, small.hidden)
 
 
 @pytest.mark.parametrize(
@@ -309,9 +310,8 @@ def test_shapes_of_no_array(shape):
 
 
 def test_arrays_of_any_order_make_the_same_stack(dense):
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((4, 24), np.float32)
-    routing = mo.route(rng.standard_normal((4, 5), np.float32), top_k=2)
+    x = normal(4, 24)
+    routing = mo.route(normal(4, 5, seed=1), top_k=2)
     want = mo.moe_forward_cpu(x, routing, mo.ExpertStack.from_dense_stacks(*dense))
     for change in (np.asfortranarray, lambda a: np.repeat(a, 2, 2)[:, :, ::2]):
         stack = mo.ExpertStack.from_dense_stacks(*map(change, dense))

@@ -2,15 +2,13 @@ import itertools
 
 import numpy as np
 import pytest
-from conftest import rel_l2, silu, write_small
+from files import write_small
+from oracle import rel_l2, silu
+from values import normal, poisoned
 
 import moesaic as mo
 
 IDS = np.array([[0, 4], [2, -1], [1, 1]], np.int32)
-
-
-def poisoned(*shape):
-    return np.full(shape, np.nan, np.float32)
 
 
 def test_sizes(stack):
@@ -24,8 +22,7 @@ def test_sizes(stack):
 def test_gemv(stack, dense, role):
     weight = dense[("gate", "up", "down").index(role)]
     rows, cols = weight.shape[1:]
-    rng = np.random.default_rng(0)
-    per_slot = rng.standard_normal((3, 2, cols)).astype(np.float32)
+    per_slot = normal(3, 2, cols)
     inputs = [per_slot] if role == "down" else [per_slot, per_slot[:, 0], per_slot[0, 0]]
     for x in inputs:
         ids = IDS[0] if x.ndim == 1 else IDS
@@ -41,16 +38,14 @@ def test_gemv(stack, dense, role):
 
 
 def test_gemv_gate_up_silu(stack):
-    x = np.random.default_rng(0).standard_normal((3, 24)).astype(np.float32)
+    x = normal(3, 24)
     got = stack.gemv_gate_up_silu(x, IDS)
     want = silu(stack.gemv_gate(x, IDS).astype(np.float64)) * stack.gemv_up(x, IDS)
     assert rel_l2(got, want) < 1e-5
 
 
 def test_gemm_is_gemv_per_pair(stack):
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((3, 24)).astype(np.float32)
-    h = rng.standard_normal((6, 40)).astype(np.float32)
+    x, h = normal(3, 24), normal(6, 40, seed=1)
     plan = mo.BucketPlan.build(mo.Routing(IDS, np.ones(IDS.shape, np.float32)), 5)
     valid = IDS.ravel() >= 0
     for role in ("gate", "up"):

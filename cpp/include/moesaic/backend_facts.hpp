@@ -44,7 +44,6 @@ enum class LayerPart : std::uint8_t {
   Norms,            ///< RMS norms of the inputs or of the latent sum
   LatentExperts,    ///< projections around the experts
 };
-const char* name_of(LayerPart part) noexcept;
 
 /// Bytes of an array that a layer holds in host memory.
 using HostValues = std::span<const std::byte>;

@@ -1,7 +1,8 @@
 #pragma once
 
-/// Which experts of one layer are kept in fast memory: bookkeeping only, no weights move here.
-/// The rules with `Ranking::Hits` and decay 0 are those of the TIDE expert pool (RLX).
+/// Which experts of one layer are kept in fast memory. This is bookkeeping only: a pool decides
+/// which expert has which slot (it places experts), and offload.hpp moves the weights. The rules
+/// with `Ranking::Hits` and decay 0 are those of the TIDE expert pool (RLX).
 
 #include <cstddef>
 #include <cstdint>
@@ -13,11 +14,12 @@
 
 namespace moesaic {
 
-/// When a pool asks to be refreshed. `step` counts in the unit of the policy.
+/// When a pool asks to be refreshed. `step` of should_refresh counts what the policy names: decode
+/// or denoise steps.
 struct RefreshPolicy {
   enum class Every : std::uint8_t { Forward, DecodeSteps, DenoiseSteps, Manual };
   Every every = Every::DenoiseSteps;
-  std::int64_t steps = 1;  ///< of the step policies, at least 1
+  std::int64_t steps = 1;  ///< every how many steps, at least 1
 
   static RefreshPolicy every_forward() { return {Every::Forward, 1}; }
   static RefreshPolicy every_decode_steps(std::int64_t n) { return {Every::DecodeSteps, n}; }
@@ -32,7 +34,7 @@ enum class ExecMode : std::uint8_t {
   Refresh,  ///< forced
 };
 
-/// What makes an expert worth its place.
+/// What makes an expert worth its slot.
 enum class Ranking : std::uint8_t {
   Hits,     ///< score = decay * score + hits, once per observed forward
   Recency,  ///< the last forward that used it
@@ -44,17 +46,17 @@ struct ExpertPoolConfig {
   std::int32_t budget = 0;  ///< experts in fast memory; more than num_experts means all
   RefreshPolicy refresh{};
   Ranking ranking = Ranking::Hits;
-  double decay = 0.0;          ///< of Ranking::Hits, 0 (only the last forward counts) to 1
+  double decay = 0.0;          ///< for Ranking::Hits: 0 (only the last forward counts) to 1
   double margin = 0.0;         ///< a challenger's score must exceed the incumbent's * (1 + margin)
   std::int64_t min_dwell = 0;  ///< observed forwards that an expert stays at least
-  bool admit = true;           ///< whether stage() gives slots; else only refreshes do
+  bool admit = true;           ///< whether stage() gives slots, or only refreshes do
 };
 
-/// A load that a new placement asks for.
+/// A move that a new placement asks for: `expert` into `slot`.
 struct SlotLoad {
   std::int32_t expert;
   std::int32_t slot;
-  std::int32_t evicted;  ///< who had the slot, -1 if nobody
+  std::int32_t evicted;  ///< the expert that had the slot, -1 if none
   bool operator==(const SlotLoad&) const = default;
 };
 
@@ -63,10 +65,11 @@ struct RefreshResult {
   std::vector<std::int32_t> target;  ///< wanted experts, best first; may be shorter than the budget
   std::vector<SlotLoad> promotions;  ///< in target order, each paired with its victim
   std::vector<std::int32_t> demotions;
-  std::int64_t bytes = 0;  ///< that the promotions will move; 0 where the expert size is unknown
+  std::int64_t bytes = 0;  ///< what the promotions will move; 0 where the expert size is unknown
 };
 
-/// Cumulative; a forward of a layer counts once, not once per role.
+/// What a pool did since its start or reset_stats(). A forward of a layer counts once, not once per
+/// role.
 struct PoolStats {
   std::int64_t forwards = 0;
   std::int64_t refreshes = 0, promotions = 0, demotions = 0;
@@ -132,11 +135,11 @@ class ExpertPool {
   RefreshResult refresh();
   /// observe, then refresh.
   RefreshResult refresh_from_indices(std::span<const std::int32_t> ids);
-  /// The same with a target from outside. Errors: ShapeError on an id out of range or twice, or on
-  /// more than budget ids.
+  /// A refresh whose target comes from outside. Errors: ShapeError on an id out of range or twice,
+  /// or on more than budget ids.
   RefreshResult apply_target(std::span<const std::int32_t> target);
-  /// Scores from a profile, and the placement they ask for; to Ranking::Recency they are older than
-  /// any use. Errors: ShapeError unless [E] and >= 0.
+  /// Takes scores from a profile and places the experts that they favour. For Ranking::Recency they
+  /// are older than any use. Errors: ShapeError unless there are E scores, none below 0.
   RefreshResult warm(std::span<const double> scores);
 
   /// Observes a forward and gives its missing experts slots, best first, at the cost of colder ones
@@ -187,17 +190,17 @@ class ExpertPool {
   std::vector<double> scores_;
   std::vector<std::int32_t> slots_;      ///< [E]
   std::vector<std::int32_t> pins_;       ///< [E]
-  std::vector<std::int64_t> placed_at_;  ///< [E], clock of its promotion
-  std::int64_t clock_ = 0;               ///< observed forwards
+  std::vector<std::int64_t> placed_at_;  ///< [E], clock_ at its promotion
+  std::int64_t clock_ = 0;               ///< number of observed forwards
   PoolStats stats_;
   ExpertUsage usage_;
 };
 
-/// Hits per expert; ids outside [0, E) are left out.
+/// How often each expert occurs in `ids`; ids outside [0, num_experts) are left out.
 std::vector<std::int64_t> count_hits(std::span<const std::int32_t> ids, std::int32_t num_experts);
 
-/// The experts with the most hits, descending, ties to the lower id; without hits left out; at most
-/// `budget`.
+/// The experts with the most hits, at most `budget` of them, in descending order, ties to the lower
+/// id; experts without hits are left out.
 std::vector<std::int32_t> target_from_counts(std::span<const std::int64_t> counts,
                                              std::int32_t budget);
 
@@ -207,7 +210,8 @@ std::vector<std::int32_t> target_from_counts(std::span<const std::int64_t> count
 std::int32_t budget_from_memory(std::int64_t free, std::int64_t reserve, std::int64_t expert_bytes,
                                 std::int64_t layers, std::int32_t num_experts);
 
-/// Union over layers. Errors: ShapeError on pools of different sizes.
+/// [E], 1 for an expert that any of the pools holds. Errors: ShapeError on pools of different
+/// sizes.
 std::vector<std::uint8_t> merged_resident_mask(std::span<const ExpertPool* const> pools);
 
 }  // namespace moesaic

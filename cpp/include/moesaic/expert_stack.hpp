@@ -1,6 +1,7 @@
 #pragma once
 
-/// The expert weights of one layer: three roles, each a view of bytes that stay compressed.
+/// The expert weights of one layer: up to three roles (gate, up, down), each a view of bytes that
+/// stay compressed.
 
 #include <cstddef>
 #include <cstdint>
@@ -30,10 +31,6 @@ struct StackShape {
 };
 
 enum class Role : std::uint8_t { Gate, Up, Down };
-const char* name_of(Role role) noexcept;
-
-/// "rows", "panels", "cuda_units".
-const char* name_of(WeightLayout layout) noexcept;
 
 /// One role with what keeps it alive and its epilogue: y = (W x) * scale[e] + bias[e].
 struct RoleWeights {
@@ -101,7 +98,7 @@ class ExpertStack {
     RoleWeights up;
     RoleWeights down;
     LoadReport report;
-    /// What the roles view, or null.
+    /// The Marlin stacks whose memory the roles view, or null.
     std::shared_ptr<const MarlinExpertStack> gate_up_marlin, down_marlin;
   };
 
@@ -152,17 +149,17 @@ class ExpertStack {
   /// "stacked", "per_expert" or "marlin"; derived from the references, so it cannot contradict
   /// them.
   const char* kind() const;
-  std::int64_t nbytes() const;  ///< of all roles as kept
+  std::int64_t nbytes() const;  ///< bytes of all roles as they are in memory
   std::int64_t bytes_per_expert() const;
-  std::int64_t packed_cols() const;  ///< of the widest INT4 role, 0 without one
-  bool shares_units() const;         ///< gate and up lie together (UnitHalf)
+  std::int64_t packed_cols() const;  ///< packed columns of the widest INT4 role; 0 without one
+  bool shares_units() const;         ///< whether gate and up share units (UnitHalf)
 
  private:
   Parts parts_;
 };
 
-/// Decodes row `row` of expert `expert` to f32 [cols], whatever the layout. The oracle's only door
-/// to weights.
+/// Decodes row `row` of expert `expert` to f32 [cols], whatever the layout. The reference
+/// (moe_forward_cpu) reads weights only through this, so that it shares nothing with the kernels.
 void dequantize_expert_row(const WeightRef& weight, std::int32_t expert, std::int64_t row,
                            float* out);
 

@@ -62,7 +62,6 @@ struct ForwardIo {
 };
 
 enum class Path : std::uint8_t { Gemv, Bucketed, Aligned };
-const char* name_of(Path path) noexcept;
 
 /// How a call will run; a pure function of sizes and tuning.
 /// Path: tuning.gemm when given; else gemv for one token, buckets from two on (experts can repeat).
@@ -133,7 +132,7 @@ void combine(Context& context, const ConstTensorView& rows, const BucketPlan& pl
 /// out [T, H] = sum over slots of weight * pairs[t, slot].
 void weighted_sum(Context& context, const ConstTensorView& pairs, const Routing& routing,
                   TensorView out, bool accumulate = false);
-/// Both sums with a routing on the context's device; ids below 0 are skipped.
+/// combine and weighted_sum with a routing on the context's device; ids below 0 are skipped.
 void combine(Context& context, const ConstTensorView& rows, const BucketPlan& plan,
              const RoutingView& routing, TensorView out, bool accumulate = false);
 void weighted_sum(Context& context, const ConstTensorView& pairs, const RoutingView& routing,

@@ -15,19 +15,20 @@
 #include <variant>
 #include <vector>
 
+#include "moesaic/names.hpp"
 #include "moesaic/quant.hpp"
 
 namespace moesaic {
 
-/// GGUF metadata value types, by their ids in the file.
+/// Types of metadata values. The enumerators count as their ids in the file do.
 enum class GgufType : std::uint8_t {
   // clang-format off
   U8, I8, U16, I16, U32, I32, F32, Bool, String, Array, U64, I64, F64,
   // clang-format on
 };
 
-/// An array left as stored. Element i of strings is found by walking, so read them in one go.
-/// Lives as long as its GgufFile, closed or not.
+/// An array left as stored; it lives as long as its GgufFile, closed or not. A string is found by
+/// walking over those before it, so read strings all at once.
 struct GgufArray {
   GgufType element = GgufType::U8;
   std::uint64_t count = 0;
@@ -49,9 +50,9 @@ struct GgufTensor {
   std::string name;
   QuantType quant;
   int rank = 0;
-  /// Row-major, outermost first (the reverse of ggml's ne): [E, rows, cols] for experts.
+  /// Row-major dimensions, outermost first (the reverse of ggml's ne): [E, rows, cols] for experts.
   std::int64_t shape[4] = {1, 1, 1, 1};
-  std::uint64_t offset = 0;  ///< absolute, in its shard
+  std::uint64_t offset = 0;  ///< byte in its shard
   std::uint64_t nbytes = 0;
   std::uint32_t shard = 0;
 };
@@ -82,7 +83,7 @@ class GgufFile {
   const std::filesystem::path& path() const;
   std::span<const std::filesystem::path> shard_paths() const;
   std::uint32_t version() const;
-  std::uint64_t file_bytes() const;  ///< of all shards
+  std::uint64_t file_bytes() const;  ///< bytes of all shards
   bool mapped() const;               ///< Options::mmap of open()
 
   std::span<const GgufEntry> metadata() const;
@@ -92,7 +93,7 @@ class GgufFile {
   std::optional<double> number(std::string_view key) const;
   std::optional<bool> boolean(std::string_view key) const;
   std::optional<std::string> string(std::string_view key) const;
-  /// A scalar, or element `layer` of an array with one value per layer.
+  /// The key's scalar, or element `layer` of its array with one value per layer.
   std::optional<std::int64_t> integer_for_layer(std::string_view key, std::int32_t layer) const;
   std::optional<double> number_for_layer(std::string_view key, std::int32_t layer) const;
 
@@ -104,8 +105,9 @@ class GgufFile {
   /// Blocks that hold expert tensors (stacked, fused or one per expert), ascending.
   std::vector<std::int32_t> moe_layers() const;
 
-  /// Unmaps. Throws DeviceError while mapped tensors of this file are still held elsewhere (buffers
-  /// of read mode are their holders' own). Idempotent. Metadata and tensor infos stay readable.
+  /// Unmaps the file. Throws DeviceError while mapped tensors of this file are still held elsewhere
+  /// (buffers of read mode are their holders' own). Idempotent. Metadata and tensor infos stay
+  /// readable.
   void close();
   bool closed() const;
 
@@ -134,7 +136,7 @@ struct MoeTensors {
   const GgufTensor *latent_down = nullptr, *latent_up = nullptr;
   const GgufTensor* latent_norm = nullptr;  ///< ffn_routed_norm.weight [L]
   const GgufTensor* input_norm = nullptr;   ///< pre_ffw_norm_2.weight or ffn_norm_exps.weight [H]
-  const GgufTensor* chunk_up = nullptr;     ///< ffn_up_chexps.weight, of GroveMoE
+  const GgufTensor* chunk_up = nullptr;     ///< ffn_up_chexps.weight (GroveMoE)
   /// Old Mixtral files: blk.N.ffn_{gate,up,down}.E.weight, one 2-D tensor per expert.
   std::vector<const GgufTensor*> expert_gate, expert_up, expert_down;
 

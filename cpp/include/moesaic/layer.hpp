@@ -58,7 +58,7 @@ class MoeLayer {
   /// Everything from the file. Errors as MoeConfig::from_gguf and ExpertStack::load_from_gguf.
   static MoeLayer from_gguf(const std::shared_ptr<GgufFile>& file, std::int32_t layer,
                             const LoadOptions& options = {});
-  /// The same around experts that are loaded already.
+  /// A layer of the file around experts that are loaded already. Errors as MoeConfig::from_gguf.
   static MoeLayer from_gguf(const std::shared_ptr<GgufFile>& file, std::int32_t layer,
                             const LoadOptions& options, std::shared_ptr<const ExpertStack> stack,
                             std::shared_ptr<ExpertResidency> residency);

@@ -22,12 +22,10 @@ class Context;
 /// How a checkpoint packs codes and zero points.
 enum class CheckpointFormat : std::uint8_t {
   Gptq,    ///< codes 8 to a word along K, low bits first; the stored zero point is one too small
-  GptqV2,  ///< the same with zero points as they are
+  GptqV2,  ///< codes as Gptq; zero points as they are
   Awq,     ///< codes 8 to a word along N, interleaved; zero points as they are
   PackQuantized,  ///< compressed-tensors: rows are N; codes along K, zero points as they are
 };
-/// "gptq", "gptq_v2", "awq", "pack_quantized"
-const char* name_of(CheckpointFormat format) noexcept;
 
 /// Tensors of a linear layer as a checkpoint holds them. For one expert the leading E is absent.
 /// `groups` is K / group_size rounded up, 1 per channel. Any strides along E, the rest dense.
@@ -68,8 +66,7 @@ struct MarlinDispatch {
   std::int64_t in_row = 0, out_row = 0, rows = 0;
 };
 
-/// A dense layer cut out of a stack: y = W x + bias.
-class MarlinLinear;
+class MarlinLinear;  // a dense layer cut out of a stack
 
 /// The matrices [K, n_per_expert] of all experts, INT4 in memory. gate_up stacks have n_per_expert
 /// = 2I with columns [gate | up]. Copies share the memory.
@@ -79,7 +76,7 @@ class MarlinExpertStack {
   struct Spec {
     std::int32_t num_experts = 0;
     std::int64_t k = 0, n_per_expert = 0;
-    std::int64_t group_size = 128;  ///< -1: per channel
+    std::int64_t group_size = 128;  ///< -1: one group (per channel)
     CheckpointFormat format = CheckpointFormat::Gptq;
     DType scale_dtype = DType::F16;  ///< F16, or F32 for f32 and bf16 scales
     bool zeros = false;              ///< false: every zero point must be 8
@@ -120,17 +117,19 @@ class MarlinExpertStack {
   bool symmetric() const { return !weights_.ref.int4.zeros; }
   bool act_order() const { return g_idx_ != nullptr; }
   Device device() const;        ///< where the products run
-  std::int64_t nbytes() const;  ///< in memory of the device, padding included
+  std::int64_t nbytes() const;  ///< in memory of the device, with padding
   /// The host's panels, which every other use of the weights reads: [E, n_per_expert, K].
   const RoleWeights& weights() const { return weights_; }
-  /// The stack for products on the device of `options.backend` (null: the CPU), which must outlive
-  /// it: a copy there in the kernels' layout, beside the same host's panels. Errors:
-  /// UnsupportedError (a backend without INT4 kernels), OutOfMemoryError, OperationCancelled.
+  /// This stack with its products on the device of `options.backend` (null: the CPU), which must
+  /// outlive it. A device gets a copy in its kernels' layout; the host's panels stay beside it.
+  /// Errors: UnsupportedError (a backend without INT4 kernels), OutOfMemoryError,
+  /// OperationCancelled.
   MarlinExpertStack to(const LoadOptions& options) const;
-  /// The same of rows [first_col, first_col + cols), sharing memory; first_col is a multiple of 16.
-  /// Errors: ShapeError.
+  /// The host's panels of output columns [first_col, first_col + cols) of all experts, sharing
+  /// memory with this stack: [E, cols, K]. first_col is a multiple of 16. Errors: ShapeError.
   RoleWeights columns(std::int64_t first_col, std::int64_t cols) const;
-  /// The same from any column on, in memory of its own.
+  /// A copy of output columns [first_col, first_col + cols), from any column on. Errors:
+  /// ShapeError, OutOfMemoryError.
   RoleWeights copy_columns(std::int64_t first_col, std::int64_t cols) const;
   /// One expert, unpacked; exactly what it was made of (scales of groups without columns are 0).
   Int4Matrix unpack(std::int32_t expert) const;
@@ -139,9 +138,10 @@ class MarlinExpertStack {
   /// that clear a Marlin workspace before each phase.
   void zero_workspace() const {}
 
-  // Products. x and out lie on the stack's device, which is the context's (else DeviceError);
-  // dispatches and aligned routings in host memory. A device gets copies of them and scratch for
-  // the length of the call, which is a CaptureError while its stream records a graph.
+  // The products of one phase, gate_up or down. x and out lie on the stack's device, which must be
+  // the context's (else DeviceError); dispatches and aligned routings lie in host memory. A device
+  // gets copies of them, and scratch for the length of the call, which is a CaptureError while its
+  // stream records a graph.
 
   /// For each dispatch: out rows = W[expert] x rows. x f32, f16 or bf16 [*, K]; out f32 [*, N],
   /// dense. Any number of rows; rows of `out` that no dispatch names are left alone. Errors:
@@ -165,20 +165,24 @@ class MarlinExpertStack {
  private:
   MarlinExpertStack() = default;
   /// What the kernels of the stack's device read.
-  const RoleWeights& placed() const { return backend_ != nullptr ? placed_ : weights_; }
+  const RoleWeights& kernel_weights() const {
+    return backend_ != nullptr ? device_weights_ : weights_;
+  }
   RoleWeights weights_;
-  const Backend* backend_ = nullptr;  ///< of placed_; null: the products read weights_
-  RoleWeights placed_;
+  const Backend* backend_ = nullptr;  ///< where device_weights_ lie; null: the CPU reads weights_
+  RoleWeights device_weights_;
   std::shared_ptr<const std::vector<std::int32_t>> g_idx_;  ///< null, [K] or [E, K]
 };
 
+/// A dense layer y = W x + bias, cut out of one expert of a stack (make_expert_linear).
 class MarlinLinear {
  public:
   std::int64_t in_features() const { return weights_.ref.cols; }
   std::int64_t out_features() const { return weights_.ref.rows; }
   Device device() const { return device_; }
-  /// out [m, out_features] f32, dense = x [m, in_features] W^T + bias; as the products of the
-  /// stack. Errors: ShapeError, DTypeError, DeviceError, CaptureError.
+  /// out [m, out_features] f32, dense = x [m, in_features] W^T + bias. The rules for x, out and
+  /// devices are those of the products of a stack. Errors: ShapeError, DTypeError, DeviceError,
+  /// CaptureError.
   void forward(Context& context, const ConstTensorView& x, TensorView out,
                Precision precision = Precision::Auto) const;
 

@@ -1,23 +1,38 @@
 #pragma once
 
-/// The whole C++ library, in reading order.
+/// The whole C++ library, in reading order: no header needs one that stands below it.
 
-#include "moesaic/backend.hpp"
-#include "moesaic/config.hpp"
-#include "moesaic/context.hpp"
+// clang-format off
+// What everything speaks of.
 #include "moesaic/error.hpp"
-#include "moesaic/expert_pool.hpp"
-#include "moesaic/expert_stack.hpp"
-#include "moesaic/forward.hpp"
-#include "moesaic/gguf.hpp"
-#include "moesaic/layer.hpp"
-#include "moesaic/marlin_stack.hpp"
-#include "moesaic/offload.hpp"
-#include "moesaic/plan.hpp"
-#include "moesaic/profile.hpp"
-#include "moesaic/quant.hpp"
-#include "moesaic/routing.hpp"
-#include "moesaic/thread_pool.hpp"
-#include "moesaic/tuning.hpp"
+#include "moesaic/names.hpp"
 #include "moesaic/types.hpp"
+#include "moesaic/quant.hpp"
+
+// Which expert gets which token.
+#include "moesaic/routing.hpp"
+#include "moesaic/plan.hpp"
+
+// A layer: its facts, the file that they stand in, its weights.
+#include "moesaic/config.hpp"
+#include "moesaic/gguf.hpp"
+#include "moesaic/expert_stack.hpp"
+#include "moesaic/layer.hpp"
+
+// What a call runs on.
+#include "moesaic/tuning.hpp"
+#include "moesaic/thread_pool.hpp"
+#include "moesaic/profile.hpp"
+#include "moesaic/backend.hpp"
+#include "moesaic/context.hpp"
 #include "moesaic/workspace.hpp"
+
+// The call.
+#include "moesaic/forward.hpp"
+
+// Beside it: INT4 checkpoints, experts in slow memory, the limits of the machine.
+#include "moesaic/marlin_stack.hpp"
+#include "moesaic/expert_pool.hpp"
+#include "moesaic/offload.hpp"
+#include "moesaic/measure.hpp"
+// clang-format on

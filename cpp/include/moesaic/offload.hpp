@@ -21,9 +21,9 @@ namespace moesaic {
 
 /// What a forward does with an expert that has no slot.
 enum class OnMiss : std::uint8_t {
-  Compute,  ///< on the slow side, where it lies; residents stay as they are
-  Stage,    ///< bring it to fast memory first, in a slot if the pool gives it one
-  Error,    ///< DeviceError before anything is written
+  Compute,  ///< compute it where it lies in slow memory; residents stay as they are
+  Stage,    ///< bring it to fast memory first, into a slot if the pool gives it one
+  Error,    ///< throw DeviceError before anything is written
 };
 
 /// Runs the experts of a forward when not all of them are in fast memory.
@@ -47,11 +47,11 @@ class RoleView {
   std::int32_t num_experts() const { return ref_.num_experts; }
   std::int64_t k() const { return ref_.cols; }  ///< input features
   std::int64_t n() const { return ref_.rows; }  ///< output features
-  /// From one expert to the next in the description's units: k * n elements of F32, else bytes.
+  /// From one expert to the next: k * n elements for F32, bytes for every other type.
   std::int64_t expert_stride() const;
   /// The bytes of one expert, as stored. Errors: ShapeError.
   std::span<const std::byte> expert_slice(std::int32_t expert) const;
-  /// All experts. Errors: UnsupportedError when they do not lie one behind the other.
+  /// The bytes of all experts. Errors: UnsupportedError when they do not lie one behind the other.
   std::span<const std::byte> as_slice() const;
 
  private:
@@ -62,7 +62,7 @@ struct LayerMoeWeights {
   std::int32_t layer_index = 0;              ///< block number in the model
   std::shared_ptr<const ExpertStack> stack;  ///< as stored
   RoleView gate, up, down;                   ///< gate and up: k = H, n = I; down: k = I, n = H
-  std::int64_t expert_bytes = 0;             ///< of one expert, all roles, as stored
+  std::int64_t expert_bytes = 0;             ///< bytes of one expert, all roles, as stored
 };
 
 struct StoreOptions {
@@ -77,7 +77,7 @@ struct StoreOptions {
   std::int32_t read_ahead = 4;
 };
 
-/// Bytes held by a store.
+/// Bytes that a store holds in fast memory and staging buffers.
 struct StoreMemory {
   std::int64_t slots = 0, staging = 0;
   std::int64_t limit = 0;  ///< 0: none
@@ -89,7 +89,7 @@ struct IoStats {
   std::int64_t most_in_flight = 0;
   std::int64_t cached = 0;      ///< experts asked for that were in staging already
   std::int64_t ahead = 0;       ///< experts read ahead
-  std::int64_t ahead_used = 0;  ///< of those, asked for later
+  std::int64_t ahead_used = 0;  ///< experts read ahead and asked for later
 };
 
 /// Experts of all MoE layers of a model. Thread safe; refers to its file while it lives.
@@ -106,7 +106,8 @@ class MoeExpertStore : public std::enable_shared_from_this<MoeExpertStore> {
     std::int32_t layer_index = 0;
     ConstTensorView gate, up, down;  ///< [E, H, I], [E, H, I], [E, I, H]
   };
-  /// Transposed once into own memory. Errors: ShapeError, DTypeError naming layer and role.
+  /// Copies the arrays, transposed, into memory of its own. Errors: ShapeError, DTypeError naming
+  /// layer and role.
   static std::shared_ptr<MoeExpertStore> from_arrays(std::span<const ArrayLayer> layers);
 
   ~MoeExpertStore();
@@ -129,11 +130,11 @@ class MoeExpertStore : public std::enable_shared_from_this<MoeExpertStore> {
   /// not resident, and the next call tries again. Errors: ShapeError, ConfigError (a layer already
   /// runs with another pool, the memory limit), IoError, FormatError.
   std::int64_t apply(Context& context, Pools pools);
-  /// The same for one layer.
+  /// apply() for one layer and its pool.
   std::int64_t apply(Context& context, std::int32_t i, const std::shared_ptr<ExpertPool>& pool);
 
-  /// Layer `i` on its slots. Loads nothing: experts are cold until apply() or, with OnMiss::Stage,
-  /// until they are needed. Errors: as apply.
+  /// Runs layer `i` on the slots of its pool. Loads nothing: experts are cold until apply() or,
+  /// with OnMiss::Stage, until they are needed. Errors: as apply.
   std::shared_ptr<ExpertResidency> residency(std::int32_t i,
                                              const std::shared_ptr<ExpertPool>& pool,
                                              OnMiss on_miss, const Backend& backend);

@@ -22,11 +22,14 @@ namespace moesaic {
 
 enum class DType : std::uint8_t { F32, F16, BF16, F64, I32, I64, U8, U16, Bool };
 
-/// How activations meet quantised weights on the CPU. Auto: Exact where memory is the limit (few
-/// pairs per expert), Fast elsewhere. Exact: two int8 planes (about 16 bits). Fast: one plane.
-enum class Precision : std::uint8_t { Auto, Exact, Fast };
+/// How activations meet quantised weights on the CPU.
+enum class Precision : std::uint8_t {
+  Auto,  ///< Exact where memory is the limit (few pairs per expert) and it costs nothing, else Fast
+  Exact,  ///< two int8 planes per activation, about 16 bits
+  Fast,   ///< one int8 plane
+};
 
-/// Values are ggml type ids, but for INT4.
+/// The values are ggml's type ids, except for INT4.
 enum class QuantType : std::uint8_t {
   // clang-format off
   F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q8_1 = 9,
@@ -46,15 +49,18 @@ enum class WeightLayout : std::uint8_t {
   CudaUnits,  ///< CUDA repack, on the device: units of 16 rows (cuda/formats/README.md)
 };
 
-/// Where the rows of a role stand in the 16-row units of the CUDA layout.
+/// Which rows of the 16-row units of the CUDA layout are a role's.
 enum class UnitHalf : std::uint8_t {
   Alone,   ///< 16 rows of this role
-  First,   ///< 8 rows of this role (gate), then 8 of the other (up), in memory that both share
-  Second,  ///< 8 rows of the other, then 8 of this role (up), in that memory
+  First,   ///< rows 0 .. 7 are of this role (gate), 8 .. 15 of the other (up); both share memory
+  Second,  ///< rows 8 .. 15 are of this role (up), 0 .. 7 of the other, in that memory
 };
 
-/// What a sorted id means: the pair itself, or the packed row of a bucket plan.
-enum class RowSpace : std::uint8_t { TokenPairs, PackedRows };
+/// What a sorted id counts.
+enum class RowSpace : std::uint8_t {
+  TokenPairs,  ///< pairs, whose rows a product reads in place
+  PackedRows,  ///< packed rows of a bucket plan, gathered before the product
+};
 
 // ------------------------------------------------------------------------------------ rows ----
 
@@ -127,19 +133,18 @@ struct RowMap {
 
 // --------------------------------------------------------------------------------- weights ----
 
-/// How an INT4 role lies in its panels (cpp/src/int4/README.md); unset for other types.
-/// Columns are stored group after group, in the order of `gather`, each group padded to whole steps
-/// of 32.
+/// How an INT4 role lies in its panels (cpp/src/int4/README.md); unset for other types. Columns are
+/// stored group after group, in the order of `gather`, each group padded to whole steps of 32.
 struct Int4Format {
-  std::int64_t group_size = 0;  ///< as in the checkpoint; all columns when per channel
+  std::int64_t group_size = 0;  ///< as in the checkpoint; all columns when there is one group
   std::int64_t groups = 0;
   std::int64_t packed_cols = 0;  ///< columns in memory, a multiple of 32
-  std::int32_t scale_cols = 0;   ///< columns of a stored scale: 32, 64, 128 or 256
+  std::int32_t scale_cols = 0;   ///< columns of a scale group: 32, 64, 128 or 256
   bool scale_f32 = false;        ///< scales are f32, else f16
   bool zeros = false;            ///< a zero point per scale, else 8 everywhere
-  /// [packed_cols] column of x, -1 = padding; null: as they are
+  /// [packed_cols]: which column of x each packed column is, -1 for padding; null: its own number.
   const std::int32_t* gather = nullptr;
-  std::int64_t gather_stride = 0;  ///< elements to the next expert's `gather`, 0: all share it
+  std::int64_t gather_stride = 0;  ///< elements to the next expert's `gather`; 0: all share it
 
   const std::int32_t* gather_of(std::int32_t expert) const {
     return gather != nullptr ? gather + expert * gather_stride : nullptr;
@@ -151,14 +156,14 @@ struct WeightRef {
   const std::byte* base = nullptr;          ///< expert e at base + e * expert_stride ...
   const std::byte* const* table = nullptr;  ///< ... or at table[e] when each expert lies elsewhere
   std::int64_t expert_stride = 0;           ///< bytes
-  std::int64_t row_stride = 0;              ///< bytes; of a panel in the panel layout
+  std::int64_t row_stride = 0;              ///< bytes from row to row, or from panel to panel
   std::int32_t num_experts = 0;
   std::int64_t rows = 0;  ///< output features
   std::int64_t cols = 0;  ///< input features
   QuantType type = QuantType::F32;
   WeightLayout layout = WeightLayout::Rows;
   UnitHalf half = UnitHalf::Alone;
-  const std::int32_t* slot_map = nullptr;  ///< null, or [E]: expert -> slot, -1 = not resident
+  const std::int32_t* slot_map = nullptr;  ///< null, or [E]: slot of each expert, -1 = not resident
   Int4Format int4{};                       ///< for QuantType::INT4, which is never in rows
 
   const std::byte* expert(std::int32_t e) const {
@@ -211,21 +216,34 @@ enum class ScoreFunction : std::uint8_t {
   Sigmoid,
   SqrtSoftplus,  ///< sqrt(log(1 + exp(logit)))
 };
-/// Score of a group of experts.
+/// The score of a group of experts: the sum of its two best (DeepSeek-V3) or its best
+/// (DeepSeek-V2).
 enum class GroupReduce : std::uint8_t { Top2Sum, Max };
-/// What the experts of other groups become.
+/// What the scores of the experts in other groups become before top-k. With Zero an expert of a
+/// chosen group whose biased score is negative loses to a masked one, as in some models.
 enum class GroupMask : std::uint8_t { MinusInfinity, Zero };
-/// Guard of the renormalising division: none, sum + eps, or max(sum, eps).
-enum class NormGuard : std::uint8_t { None, AddEps, ClampMin };
-/// Input: x is scaled before the expert (Llama-4), which then counts with weight 1.
-enum class WeightOn : std::uint8_t { Output, Input };
-/// What the selection reads. Given: the ids come with the call, from the caller or from a table by
-/// token id (hash-routed layers); only their weights are computed.
-enum class SelectOn : std::uint8_t { Scores, Logits, Given };
+/// What keeps the renormalising division from zero.
+enum class NormGuard : std::uint8_t {
+  None,
+  AddEps,    ///< w / (sum + eps)
+  ClampMin,  ///< w / max(sum, eps)
+};
+/// Where the weight of a pair acts.
+enum class WeightOn : std::uint8_t {
+  Output,
+  Input,  ///< x is scaled before the expert (Llama-4), whose output then counts with weight 1
+};
+/// What the selection reads.
+enum class SelectOn : std::uint8_t {
+  Scores,
+  Logits,
+  Given,  ///< ids from the caller or a table by token id; only their weights are computed
+};
 
-/// A router without its biases, factored into independent facts. Steps in order: logits (+
-/// router_bias), score, selection (score or logit, + selection_bias, group limit), top-k, weights
-/// from the unbiased scores, renormalisation, scale. Source of each preset: `model/presets.cpp`.
+/// A router without its biases, factored into facts that do not depend on one another. The steps in
+/// their order: logits (+ router_bias), score, selection (score or logit, + selection_bias, group
+/// limit), top-k, weights from the unbiased scores, renormalisation, scale. Those of each model,
+/// with their source, stand in model/model_table.hpp.
 struct RouterRules {
   std::int32_t num_experts = 0;  ///< E of the logits, identity experts included
   std::int32_t top_k = 0;
@@ -233,7 +251,7 @@ struct RouterRules {
   bool renormalize = true;
   NormGuard guard = NormGuard::None;
   float guard_eps = 0.0F;
-  float scale = 1.0F;  ///< 0 and 1 both mean none
+  float scale = 1.0F;  ///< factor on the weights; 0 and 1 both mean none
   SelectOn select_on = SelectOn::Scores;
   std::int32_t num_groups = 1;
   std::int32_t groups_used = 1;
@@ -243,8 +261,9 @@ struct RouterRules {
   std::int32_t identity_experts = 0;  ///< the last ids, without weights: they give x itself
 };
 
-/// topk_ids i32 [T, top_k] and topk_weights f32 [T, top_k], both dense; descending selection score
-/// (the weight, where no bias or group takes part), ties to the lower expert id. A pair is `t *
+/// topk_ids i32 [T, top_k] and topk_weights f32 [T, top_k], both dense. The slots of a token stand
+/// in descending order of what the selection read (which is the order of the weights where no bias
+/// and no group takes part); of equal ones the lower expert id comes first. A pair is `token *
 /// top_k + slot`; id -1 marks a skipped one.
 struct RoutingView {
   std::int32_t* topk_ids = nullptr;

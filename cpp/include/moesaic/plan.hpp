@@ -1,7 +1,8 @@
 #pragma once
 
-/// Plans: pairs sorted by expert (buckets), and the same padded to blocks (aligned).
-/// "Packed row" = position of a pair after a stable sort by expert.
+/// Plans: the order in which a grouped product takes the pairs of a routing. A bucket plan sorts
+/// them by expert; an aligned routing pads each expert's pairs to whole blocks besides. A packed
+/// row is the position of a pair after the stable sort by expert.
 
 #include <cstddef>
 #include <cstdint>
@@ -14,7 +15,8 @@ namespace moesaic {
 
 struct Tuning;
 
-/// Stable counting sort of the pairs by expert. Ids must have been checked. No allocation.
+/// Sorts the pairs by expert with a stable counting sort. The ids must have been checked. It does
+/// not allocate.
 void build_bucket_plan(const op::BucketPlan& call);
 
 /// A bucket plan that owns its arrays. Only `build` and `rebuild` make one, so "sorted" is a fact.
@@ -22,7 +24,7 @@ class BucketPlan {
  public:
   /// Errors: ShapeError on ids < -1 or >= num_experts.
   static BucketPlan build(const Routing& routing, std::int32_t num_experts);
-  /// Reuses memory; no allocation when T and E are not larger than before.
+  /// Keeps the memory, so that it allocates only when T or E is larger than before.
   void rebuild(const Routing& routing);
 
   std::int32_t num_experts() const { return num_experts_; }
@@ -50,7 +52,8 @@ std::int64_t aligned_capacity(std::int64_t num_pairs, std::int32_t num_experts,
 std::int64_t aligned_block_capacity(std::int64_t num_pairs, std::int32_t num_experts,
                                     std::int32_t block_size);
 
-/// Pads each expert's rows to `block_size` (vLLM's moe_align_block_size), any E. No allocation.
+/// Pads each expert's rows to `block_size`, as vLLM's moe_align_block_size does, for any E. It does
+/// not allocate.
 void align_block_size(const op::Align& call);
 
 /// An aligned routing that owns its arrays.
@@ -82,10 +85,10 @@ class AlignedRouting {
 inline constexpr std::int32_t kBlockSizes[] = {8, 16, 32, 48, 64};
 inline constexpr std::int32_t kMaxBlockSize = 64;
 
-/// Block size of the aligned GEMM. `expert_offsets` ([E + 1]) may be empty (device route: counts
-/// are not on the host). Rule: tuning.block_size wins; on the device route large_m_block_size from
-/// large_m_min_pairs pairs on, else 16; else the first of 64, 32, 16 whose padded rows stay within
-/// 1.30 times the real ones; no pairs give 16.
+/// The block size of the aligned GEMM. `expert_offsets` [E + 1] may be empty on the device route,
+/// where the counts are not known to the host. tuning.block_size wins. Else the device route takes
+/// large_m_block_size from large_m_min_pairs pairs on, and 16 below. Else it is the first of 64, 32
+/// and 16 whose padded rows stay within 1.30 times the real ones; no pairs give 16.
 std::int32_t pick_block_size(std::span<const std::int32_t> expert_offsets, bool device_route,
                              std::int64_t total_pairs, const Tuning& tuning);
 

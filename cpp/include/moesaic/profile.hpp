@@ -1,6 +1,6 @@
 #pragma once
 
-/// Zones and counters of the forward. Off costs one branch per zone.
+/// Zones and counters of the forward. Without a profiler a zone costs one branch.
 
 #include <array>
 #include <chrono>
@@ -10,23 +10,33 @@
 #include <string_view>
 #include <vector>
 
+#include "moesaic/names.hpp"
+
 namespace moesaic {
 
 class Context;
 
-/// One per step of the forward, in order (cpp/README.md).
+/// The steps of a forward in order (cpp/README.md), and the copies between host and device or
+/// between slow and fast memory.
 // clang-format off
 enum class Zone : std::uint8_t {
-  Sync, Download, Router, Route, Plan, Align, Gather, GateUp, Activate, Down, Combine, Shared,
-  Load, Upload, Prefetch, Count,
+  Sync,      ///< earlier work of the stream; where the profiler waits
+  Router,    ///< logits from x
+  Download,  ///< logits to the host, where routing runs there although the layer is on a device
+  Route, Plan, Align, Gather, GateUp, Activate, Down, Combine, Shared,
+  Upload,    ///< a routing to the device, or experts into the slots of a pool
+  Count,
 };
+/// Sums over the forwards. What lies in device memory is not read back for them.
 enum class Counter : std::uint8_t {
-  Calls, Tokens, Pairs, PaddedRows, ExpertsTouched, WeightBytes, NonfiniteRows, Count,
+  Calls, Tokens, Pairs,
+  PaddedRows,      ///< rows that only fill blocks; on the CPU
+  ExpertsTouched,  ///< routed experts with at least one pair; on the CPU
+  WeightBytes,     ///< of the experts touched, the shared ones and the projections; on the CPU
+  NonfiniteRows,   ///< of logits; on the CPU, on Metal, and on CUDA under `strict`
+  Count,
 };
 // clang-format on
-
-std::string_view name_of(Zone zone) noexcept;
-std::string_view name_of(Counter counter) noexcept;
 
 struct ZoneTotal {
   std::int64_t calls = 0;
@@ -53,7 +63,7 @@ class Profiler {
   void add(Counter c, std::int64_t amount);
   void reset();
   std::vector<Event> events() const;
-  /// Chrome trace-event JSON (chrome://tracing, Perfetto).
+  /// The events as Chrome trace-event JSON, for chrome://tracing or Perfetto.
   std::string chrome_trace() const;
 
  private:
@@ -71,8 +81,8 @@ class ScopedZone {
   ScopedZone(Profiler* profiler, Zone zone) : profiler_(profiler), zone_(zone) {
     if (profiler_ != nullptr) begin_ = std::chrono::steady_clock::now();
   }
-  /// With the context's profiler; where that waits, its stream is waited for, unless it records a
-  /// graph.
+  /// Uses the context's profiler. Where that one waits, the end of the zone waits for the context's
+  /// stream, unless the stream records a graph.
   ScopedZone(Context& context, Zone zone);
   ~ScopedZone() {
     if (profiler_ == nullptr) return;
@@ -86,7 +96,7 @@ class ScopedZone {
   void wait() const noexcept;
 
   Profiler* profiler_;
-  Context* context_ = nullptr;  ///< to be waited for
+  Context* context_ = nullptr;  ///< not null: its stream is waited for
   Zone zone_;
   std::chrono::steady_clock::time_point begin_;
 };

@@ -35,7 +35,7 @@ std::optional<QuantType> quant_type_from_name(std::string_view name) noexcept;
 /// empty for known ids.
 std::string_view quant_id_remark(std::uint32_t id) noexcept;
 
-/// Bytes of a row of `cols` weights. Throws ShapeError when cols is not a multiple of the block.
+/// Bytes of a row of `cols` weights. Throws ShapeError when cols is not a multiple of block_elems.
 std::int64_t row_bytes(QuantType type, std::int64_t cols);
 
 /// Decodes one row to f32. Throws UnsupportedError for types without a decoder, ShapeError for a

@@ -1,6 +1,7 @@
 #pragma once
 
-/// Router description and its result. Ids are int32, weights f32; -1 marks a skipped pair.
+/// The description of a router, and what it gives: expert ids (int32) and weights (f32). An id of
+/// -1 marks a pair that is skipped.
 
 #include <cstdint>
 #include <span>
@@ -25,7 +26,8 @@ struct RouterConfig : RouterRules {
   void validate() const;
 };
 
-/// A routing that owns its arrays; resize keeps capacity.
+/// A routing that owns its arrays. `resize` keeps their capacity, so that a call of the same size
+/// does not allocate.
 class Routing {
  public:
   Routing() = default;
@@ -56,14 +58,14 @@ std::int64_t route_scratch_elems(const RouterRules& router);
 /// The operation of a router that has nothing to route yet.
 op::Route route_by(const RouterConfig& config);
 
-/// Routes in the calling thread, in host memory; `scratch` has route_scratch_elems. No allocation,
-/// never throws on values: order is finite and +inf > -inf > NaN, +inf counts as the largest float,
-/// NaN and -inf get weight 0, a row without any finite or +inf logit gives ids 0..top_k-1 with
-/// weights 1/top_k.
+/// Routes in the calling thread, in host memory; `scratch` has route_scratch_elems. It does not
+/// allocate, and no value makes it throw, because a token that overflowed must not stop the batch:
+/// the order is finite and +inf > -inf > NaN, +inf counts as the largest float, NaN and -inf get
+/// weight 0, and a row without any finite or +inf logit gives ids 0..top_k-1 with weights 1/top_k.
 RouteStats route_rows(const op::Route& call);
 
-/// Checks shapes, resizes `out` (no allocation once its capacity suffices) and routes.
-/// With SelectOn::Given `out` brings its ids and its size.
+/// Checks shapes, resizes `out` and routes. It allocates only while the capacity of `out` is too
+/// small. With SelectOn::Given `out` brings its ids and its size.
 /// Errors: ShapeError (logits not [T, E], ids out of range), DTypeError (not f32), ConfigError.
 RouteStats route(const ConstTensorView& logits, const RouterConfig& config, Routing& out);
 

@@ -1,8 +1,8 @@
 #pragma once
 
-/// Knobs. Precedence: call > tuning() context > environment > default. One table (base/env.cpp)
-/// lists every MOESAIC_* variable with its parser and help text; unknown names warn once, bad
-/// values throw.
+/// Knobs. A value in a call wins over the tuning() context, that over the environment, that over
+/// the default. One table (base/env.cpp) lists every knob with its MOESAIC_* variable, parser and
+/// help text. An unknown name in the environment warns once, a bad value throws.
 
 #include <cstdint>
 #include <filesystem>
@@ -27,9 +27,11 @@ enum class CpuIsa : std::uint8_t { Auto, Scalar, Avx2, AvxVnni, Avx512Vnni, Neon
 
 struct Tuning {
   std::optional<std::int32_t> block_size;          ///< 8, 16, 32, 48, 64
-  std::optional<std::int32_t> large_m_block_size;  ///< device route only
+  std::optional<std::int32_t> large_m_block_size;  ///< where the counts lie on a device
   std::int64_t large_m_min_pairs = 1024;
   GemmMode gemm = GemmMode::Auto;
+  /// Where the routing of a layer runs. Auto: on its own device. Host: there, also for a layer on
+  /// a device, whose logits the call then waits for. Device: a ConfigError on the CPU.
   RouteMode route = RouteMode::Auto;
   RowSpaceMode row_space = RowSpaceMode::Auto;
   Precision precision = Precision::Auto;
@@ -37,13 +39,13 @@ struct Tuning {
   ProfileMode profile = ProfileMode::Off;
   bool strict = false;  ///< recorded decisions (fallbacks, non-finite rows) become errors
   std::optional<std::int32_t> threads;
-  CpuIsa cpu_isa = CpuIsa::Auto;
-  std::string backend;  ///< empty: chosen by the device asked for
+  CpuIsa cpu_isa = CpuIsa::Auto;  ///< Auto: MOESAIC_CPU_ISA, else the best one here
+  std::string backend;            ///< empty: chosen by the device asked for
   /// The CUDA plug-in; empty: beside this library. Read from the environment alone, when the
   /// backends are first asked for.
   std::filesystem::path cuda_plugin;
-  LogLevel log = LogLevel::Warn;
-  bool poison = false;  ///< fill workspaces with NaN before each call
+  LogLevel log = LogLevel::Warn;  ///< of the Python logger; read from the environment alone
+  bool poison = false;            ///< fill workspaces with NaN before each call
 
   bool operator==(const Tuning&) const = default;
 
@@ -60,7 +62,7 @@ struct Tuning {
   static std::span<const std::string> process_warnings();
 };
 
-/// One knob as shown by show_config(): name, environment variable, value as text, source.
+/// One knob as show_config() lists it, its value as text that set_knob() accepts.
 struct ConfigEntry {
   std::string knob, variable, value, source, help;
 };

@@ -9,12 +9,12 @@
 #include <string>
 #include <type_traits>
 
+#include "moesaic/names.hpp"
 #include "moesaic/operands.hpp"
 
 namespace moesaic {
 
 std::size_t size_of(DType dtype) noexcept;
-const char* name_of(DType dtype) noexcept;  ///< "f32", "bf16", ...
 
 enum class DeviceType : std::uint8_t { Cpu, Cuda, Metal };
 

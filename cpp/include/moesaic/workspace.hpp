@@ -1,6 +1,7 @@
 #pragma once
 
-/// Caller-owned scratch. One carve function lays out named slots; run over a null base it counts.
+/// Caller-owned scratch. One carve function lays out named pieces; run over a null base it only
+/// counts.
 
 #include <atomic>
 #include <cstddef>
@@ -14,7 +15,7 @@ namespace moesaic {
 
 class Backend;
 
-inline constexpr std::size_t kSlotAlignment = 64;
+inline constexpr std::size_t kWorkspaceAlignment = 64;
 
 /// Hands out aligned pieces of a byte range. With `base == nullptr` it only counts.
 class Carver {
@@ -23,27 +24,27 @@ class Carver {
   static Carver counting() { return {nullptr, 0}; }
 
   /// `count` elements of T, 64-byte aligned; null when counting. Throws WorkspaceError naming
-  /// `slot`, the bytes needed so far and the bytes available.
+  /// `piece`, the bytes needed so far and the bytes available.
   template <class T>
-  T* take(std::int64_t count, std::string_view slot) {
-    return static_cast<T*>(take_bytes(static_cast<std::size_t>(count) * sizeof(T), slot));
+  T* take(std::int64_t count, std::string_view piece) {
+    return static_cast<T*>(take_bytes(static_cast<std::size_t>(count) * sizeof(T), piece));
   }
   std::size_t used() const { return used_; }
 
  private:
-  void* take_bytes(std::size_t bytes, std::string_view slot);
+  void* take_bytes(std::size_t bytes, std::string_view piece);
   std::byte* base_;
   std::size_t capacity_;
   std::size_t used_ = 0;
 };
 
-/// Owned or borrowed bytes for one forward at a time. Using one workspace from two threads at once
-/// throws WorkspaceError.
+/// Owned or borrowed bytes that one forward at a time works in. Using one workspace from two
+/// threads at once throws WorkspaceError.
 class Workspace {
  public:
   explicit Workspace(std::size_t bytes);
   Workspace(std::size_t bytes, const Backend& backend);  ///< in the backend's memory
-  /// Borrowed, on `device`; must be 64-byte aligned.
+  /// Borrows memory on `device`, which must be 64-byte aligned and outlive the workspace.
   Workspace(void* memory, std::size_t bytes, Device device = {});
   ~Workspace();
   Workspace(const Workspace&) = delete;

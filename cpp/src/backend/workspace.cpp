@@ -11,10 +11,10 @@
 namespace moesaic {
 namespace {
 
-constexpr std::align_val_t kAlignment{kSlotAlignment};
+constexpr std::align_val_t kAlignment{kWorkspaceAlignment};
 
 /// What an owned workspace of no bytes points at: a null base would mean "only count" to a Carver.
-alignas(kSlotAlignment) std::byte nothing[kSlotAlignment];
+alignas(kWorkspaceAlignment) std::byte nothing[kWorkspaceAlignment];
 
 std::byte* allocate(std::size_t bytes) {
   void* memory = ::operator new(bytes, kAlignment, std::nothrow);
@@ -26,17 +26,18 @@ std::byte* allocate(std::size_t bytes) {
 
 }  // namespace
 
-void* Carver::take_bytes(std::size_t bytes, std::string_view slot) {
-  constexpr std::size_t kMax = std::numeric_limits<std::size_t>::max() - kSlotAlignment;
+void* Carver::take_bytes(std::size_t bytes, std::string_view piece) {
+  constexpr std::size_t kMax = std::numeric_limits<std::size_t>::max() - kWorkspaceAlignment;
   require<WorkspaceError>(used_ <= kMax && bytes <= kMax - used_, [&] {
-    return Problem{"Workspace", std::string(slot), "a size in range",
+    return Problem{"Workspace", std::string(piece), "a size in range",
                    std::to_string(bytes) + " bytes", ""};
   });
-  const std::size_t begin = (used_ + kSlotAlignment - 1) / kSlotAlignment * kSlotAlignment;
+  const std::size_t begin =
+      (used_ + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment;
   const std::size_t end = begin + bytes;
   if (base_ != nullptr) {
     require<WorkspaceError>(end <= capacity_, [&] {
-      return Problem{"Workspace", std::string(slot), "at least " + std::to_string(end) + " bytes",
+      return Problem{"Workspace", std::string(piece), "at least " + std::to_string(end) + " bytes",
                      std::to_string(capacity_), "workspace_bytes() gives the size"};
     });
   }
@@ -64,9 +65,10 @@ Workspace::Workspace(std::size_t bytes, const Backend& backend)
 Workspace::Workspace(void* memory, std::size_t bytes, Device device)
     : data_(static_cast<std::byte*>(memory)), size_(bytes), device_(device) {
   require<WorkspaceError>(
-      memory != nullptr && reinterpret_cast<std::uintptr_t>(memory) % kSlotAlignment == 0, [&] {
+      memory != nullptr && reinterpret_cast<std::uintptr_t>(memory) % kWorkspaceAlignment == 0,
+      [&] {
         return Problem{"Workspace", "memory",
-                       "an address that is a multiple of " + std::to_string(kSlotAlignment),
+                       "an address that is a multiple of " + std::to_string(kWorkspaceAlignment),
                        std::to_string(reinterpret_cast<std::uintptr_t>(memory)), ""};
       });
 }

@@ -20,7 +20,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// Version 2: "max 100000" or "200000 100000".
+/// Version 2 keeps quota and period in one file: "max 100000" or "200000 100000".
 std::optional<double> quota_v2(const fs::path& folder) {
   std::ifstream file(folder / "cpu.max");
   double quota = 0.0;
@@ -29,7 +29,7 @@ std::optional<double> quota_v2(const fs::path& folder) {
   return {};
 }
 
-/// Version 1: two files; a quota of -1 means none.
+/// Version 1 keeps them in two files; a quota of -1 means none.
 std::optional<double> quota_v1(const fs::path& folder) {
   std::ifstream quota_file(folder / "cpu.cfs_quota_us");
   std::ifstream period_file(folder / "cpu.cfs_period_us");
@@ -45,7 +45,7 @@ bool names_cpu(const std::string& controllers) {
   return ("," + controllers + ",").find(",cpu,") != std::string::npos;
 }
 
-/// Affinity mask of the calling thread.
+/// The number of CPUs in the affinity mask of the calling thread.
 int affinity_cpus() {
 #if defined(__linux__)
   // The kernel refuses a mask smaller than its own.

@@ -14,7 +14,7 @@ namespace moesaic {
 namespace {
 
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
-/// Below, rounding up to huge pages would waste more than they save.
+/// Smaller allocations would lose more by rounding up to huge pages than these save.
 constexpr std::size_t kHugeFrom = std::size_t{4} << 20;
 constexpr std::align_val_t kAlignment{64};
 

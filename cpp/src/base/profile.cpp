@@ -8,14 +8,8 @@
 namespace moesaic {
 namespace {
 
-constexpr std::array<std::string_view, static_cast<std::size_t>(Zone::Count)> kZoneNames{
-    "sync",     "download", "router",  "route",  "plan", "align",  "gather",  "gate_up",
-    "activate", "down",     "combine", "shared", "load", "upload", "prefetch"};
-constexpr std::array<std::string_view, static_cast<std::size_t>(Counter::Count)> kCounterNames{
-    "calls", "tokens", "pairs", "padded_rows", "experts_touched", "weight_bytes", "nonfinite_rows"};
-static_assert(!kZoneNames.back().empty() && !kCounterNames.back().empty());
-
-/// Small numbers in order of first use, because trace viewers read thread ids as doubles.
+/// A small number for the calling thread, in order of first use, because trace viewers read thread
+/// ids as doubles.
 std::uint64_t thread_number() {
   static std::atomic<std::uint64_t> next{0};
   thread_local const std::uint64_t number = next++;
@@ -27,18 +21,13 @@ std::string microseconds(std::int64_t nanoseconds) {
   const std::int64_t value = std::max<std::int64_t>(nanoseconds, 0);
   std::string text = std::to_string(value / 1000);
   text += '.';
-  for (std::int64_t unit = 100; unit > 0; unit /= 10) {
-    text += static_cast<char>('0' + value / unit % 10);
+  for (std::int64_t power = 100; power > 0; power /= 10) {
+    text += static_cast<char>('0' + value / power % 10);
   }
   return text;
 }
 
 }  // namespace
-
-std::string_view name_of(Zone zone) noexcept { return kZoneNames[static_cast<std::size_t>(zone)]; }
-std::string_view name_of(Counter counter) noexcept {
-  return kCounterNames[static_cast<std::size_t>(counter)];
-}
 
 Profiler::Profiler(bool keep_events, bool waits)
     : start_(std::chrono::steady_clock::now()), keep_events_(keep_events), waits_(waits) {}
@@ -103,9 +92,9 @@ std::string Profiler::chrome_trace() const {
   }
   append({"\n", R"(],"otherData":{)"});
   separator = "";
-  for (std::size_t i = 0; i < kCounterNames.size(); ++i) {
+  for (std::size_t i = 0; i < names_of<Counter>().size(); ++i) {
     const std::int64_t value = counter(static_cast<Counter>(i));
-    append({separator, "\"", kCounterNames[i], "\":", std::to_string(value)});
+    append({separator, "\"", names_of<Counter>()[i], "\":", std::to_string(value)});
     separator = ",";
   }
   append({"}}\n"});

@@ -33,11 +33,12 @@ constexpr std::int64_t kMaxRound = 0x7fffffff;
 constexpr std::uint32_t kCallerSleeps = 0x80000000U;
 constexpr std::size_t kCacheLine = 64;
 
-/// Ticket: the call's number above, the chunks not yet taken below.
+/// A ticket holds the number of the call in its upper half and the chunks not yet taken in its
+/// lower.
 constexpr std::uint64_t kCallStep = std::uint64_t{1} << 32;
 constexpr std::uint32_t untaken(std::uint64_t ticket) { return static_cast<std::uint32_t>(ticket); }
 
-/// Spins until `done()` or kSpinTime has passed; whether it was done.
+/// Spins until `done()` or until kSpinTime has passed; returns whether it was done.
 template <class Done>
 bool spin_until(Done&& done) {
   using Clock = std::chrono::steady_clock;
@@ -89,7 +90,7 @@ struct ThreadPool::Impl {
   const int num_threads;
   std::vector<pthread_t> workers;  ///< those running in this process
   std::vector<int> cpus;           ///< where workers start
-  bool forked = false;             ///< this is a child and its workers have not been started
+  bool forked = false;             ///< in a forked child whose workers have not been started
 
   alignas(kCacheLine) std::atomic<std::uint64_t> ticket{0};
   std::atomic<Invoke> invoke{nullptr};
@@ -97,8 +98,8 @@ struct ThreadPool::Impl {
   std::atomic<std::int64_t> first{0};   ///< chunk that ticket `round` stands for
   std::atomic<std::uint32_t> round{0};  ///< chunks of this round
 
-  alignas(kCacheLine) std::atomic<std::uint32_t> pending{
-      0};  ///< chunks not done, and kCallerSleeps
+  /// Chunks of the round that are not done, and in its top bit kCallerSleeps.
+  alignas(kCacheLine) std::atomic<std::uint32_t> pending{0};
 
   alignas(kCacheLine) std::atomic<bool> busy{false};
   std::atomic<bool> stop{false};
@@ -177,7 +178,7 @@ struct ThreadPool::Impl {
     workers.clear();
   }
 
-  /// In a forked child, where only the forking thread lives on.
+  /// Forgets the workers in a forked child, where only the forking thread lives on.
   void reset_after_fork() {
     workers.clear();
     forked = true;
@@ -190,7 +191,8 @@ struct ThreadPool::Impl {
   void take_chunks(int thread) {
     std::uint64_t seen = ticket.load(std::memory_order_acquire);
     while (untaken(seen) != 0) {
-      // Valid if the exchange succeeds: they change only while no chunk is left to take.
+      // These four belong together if the exchange below succeeds, because they change only while
+      // no chunk is left to take.
       const Invoke call = invoke.load(std::memory_order_relaxed);
       void* const context = body.load(std::memory_order_relaxed);
       const std::int64_t begin = first.load(std::memory_order_relaxed);

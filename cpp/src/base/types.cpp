@@ -47,47 +47,14 @@ std::size_t size_of(DType dtype) noexcept {
   return 0;
 }
 
-const char* name_of(DType dtype) noexcept {
-  switch (dtype) {
-    case DType::F32:
-      return "f32";
-    case DType::F16:
-      return "f16";
-    case DType::BF16:
-      return "bf16";
-    case DType::F64:
-      return "f64";
-    case DType::I32:
-      return "i32";
-    case DType::I64:
-      return "i64";
-    case DType::U8:
-      return "u8";
-    case DType::U16:
-      return "u16";
-    case DType::Bool:
-      return "bool";
-  }
-  return "?";
-}
-
 std::string to_string(Device device) {
-  switch (device.type) {
-    case DeviceType::Cpu:
-      return "cpu";
-    case DeviceType::Cuda:
-      return "cuda:" + std::to_string(device.index);
-    case DeviceType::Metal:
-      return "metal";
-  }
-  return "?";
+  std::string text = name_of(device.type);
+  if (device.type == DeviceType::Cuda) text += ":" + std::to_string(device.index);
+  return text;
 }
 
 Device parse_device(const std::string& text) {
-  if (text == "cpu") return {DeviceType::Cpu, 0};
-  if (text == "metal") return {DeviceType::Metal, 0};
-  if (text == "cuda") return {DeviceType::Cuda, 0};
-
+  if (const auto type = find_name<DeviceType>(text)) return {*type, 0};
   constexpr std::string_view prefix = "cuda:";
   int index = -1;
   if (text.starts_with(prefix)) {

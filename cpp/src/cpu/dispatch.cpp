@@ -28,7 +28,7 @@ const Format* find_format(QuantType type) {
   return nullptr;
 }
 
-/// "gemm_q4_k_avx512vnni", "gemm_q4_k_rows_avx512vnni"
+/// For example "gemm_q4_k_avx512vnni", or "gemm_q4_k_rows_avx512vnni" for the row layout.
 std::string mechanical_name(const Format& format, WeightLayout layout, CpuIsa isa) {
   return std::string("gemm_") + format.name + (layout == WeightLayout::Rows ? "_rows_" : "_") +
          name_of(isa);

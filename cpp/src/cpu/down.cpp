@@ -11,8 +11,8 @@
 namespace moesaic::cpu {
 namespace {
 
-constexpr std::int64_t kSmallPairs = 128;     ///< up to which a unit is some rows of all experts
-constexpr std::int64_t kLocalFloats = 16384;  ///< 64 KiB of pair rows on a unit's stack
+constexpr std::int64_t kSmallPairs = 128;     ///< up to which a job is some rows of all experts
+constexpr std::int64_t kLocalFloats = 16384;  ///< 64 KiB of pair rows on a job's stack
 
 struct Phase {
   Context& context;
@@ -22,14 +22,14 @@ struct Phase {
   const Activations& activations;
   const WeightRef& weight;
 
-  /// rows[destination * stride + row - first_row] = W hidden for the unit.
-  void products(const Unit& unit, const std::uint8_t* then, float* rows, std::int64_t stride,
+  /// rows[destination * stride + row - first_row] = W hidden for the job.
+  void products(const Job& job, const std::uint8_t* next_weights, float* rows, std::int64_t stride,
                 std::int64_t first_row) const {
-    const Epilogue epilogue(call.weight, unit.bucket->expert);
-    run_unit(
-        kernels, weight, activations, call.map, buckets, unit, then,
+    const Epilogue epilogue(call.weight, job.bucket->expert);
+    run_job(
+        kernels, weight, activations, call.map, buckets, job, next_weights,
         [&](int t) {
-          const std::int32_t entry = buckets.entries[unit.bucket->first + unit.first_token + t];
+          const std::int32_t entry = buckets.entries[job.bucket->first + job.first_token + t];
           return rows + call.map.destination_of(entry) * stride - first_row;
         },
         [&](std::int64_t row, int count, float* values, float* to) {
@@ -65,26 +65,26 @@ struct Phase {
     }
   }
 
-  /// Few pairs: a unit is some rows of every expert; its pair rows stay in the cache.
+  /// Few pairs: a job is some rows of every expert; its pair rows stay in the cache.
   void few_pairs() const {
     const std::int64_t panels = panels_of(weight);
     const std::int64_t fit = std::min(kLocalFloats / call.map.limit, kLocalFloats / 8) / kPanel;
     const std::int64_t spread = panels / (std::int64_t{8} * context.pool().threads());
     const std::int64_t range = std::clamp<std::int64_t>(spread, 1, fit);
-    const std::int64_t units = (panels + range - 1) / range;
-    context.pool().parallel_for(units, [&](std::int64_t i, int) {
+    const std::int64_t jobs = (panels + range - 1) / range;
+    context.pool().parallel_for(jobs, [&](std::int64_t i, int) {
       alignas(64) float rows[kLocalFloats];
       const std::int64_t first = i * range * kPanel;
       const std::int64_t count = std::min(range * kPanel, weight.rows - first);
       for (std::int32_t b = 0; b < buckets.num; ++b) {
         const Bucket& bucket = buckets.list[b];
-        const std::uint8_t* then = b + 1 < buckets.num
-                                       ? panel_bytes(weight, buckets.list[b + 1].expert, i * range)
-                                       : nullptr;
-        for (std::int32_t t = 0; t < bucket.count; t += bucket.block) {
-          products({&bucket, t, std::min(bucket.block, bucket.count - t), i * range,
+        const std::uint8_t* next_weights =
+            b + 1 < buckets.num ? panel_bytes(weight, buckets.list[b + 1].expert, i * range)
+                                : nullptr;
+        for (std::int32_t t = 0; t < bucket.count; t += bucket.job_tokens) {
+          products({&bucket, t, std::min(bucket.job_tokens, bucket.count - t), i * range,
                     std::min(panels, (i + 1) * range)},
-                   then, rows, count, first);
+                   next_weights, rows, count, first);
         }
       }
       combine(rows, count, first, count);
@@ -93,11 +93,11 @@ struct Phase {
 
   void many_pairs() const {
     const std::int64_t panels = panels_of(weight);
-    const std::int64_t units = plan_units(
+    const std::int64_t jobs = plan_jobs(
         buckets, panels, static_cast<double>(weight.expert_bytes()) / static_cast<double>(panels),
         2.0 * kPanel * static_cast<double>(weight.cols), context.pool().threads());
-    context.pool().parallel_for(units, [&](std::int64_t i, int) {
-      products(find_unit(buckets, panels, i), nullptr, static_cast<float*>(call.rows), weight.rows,
+    context.pool().parallel_for(jobs, [&](std::int64_t i, int) {
+      products(find_job(buckets, panels, i), nullptr, static_cast<float*>(call.rows), weight.rows,
                0);
     });
   }
@@ -112,10 +112,7 @@ void CpuBackend::down(Context& context, const op::Down& call) const {
     const ScopedZone zone(context, Zone::Down);
     const IsaKernels& kernels = kernels_of(active_isa(context.tuning()));
     Carver carver(call.scratch, std::numeric_limits<std::size_t>::max());
-    const Buckets buckets = group_by_expert(call.map, weight, carver);
-    if (Profiler* profiler = context.profiler(); profiler != nullptr) {
-      profiler->add(Counter::WeightBytes, buckets.num * weight.expert_bytes());
-    }
+    const Buckets buckets = make_buckets(call.map, weight, carver);
     if (buckets.num > 0) {
       const Activations activations =
           prepare_activations(context, kernels, call.in, weight, call.map, buckets,

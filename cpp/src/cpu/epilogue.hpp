@@ -1,6 +1,7 @@
 #pragma once
 
-/// y = (W x) * scale[e] + bias[e], in place on the rows that a kernel gave.
+/// What follows a product: y = (W x) * scale[e] + bias[e], in place on the f32 rows that a kernel
+/// gave.
 
 #include <cstdint>
 
@@ -15,6 +16,7 @@ class Epilogue {
         scale_(scaled_ ? weight.scale[expert] : 1.0F),
         bias_(weight.bias != nullptr ? weight.bias + expert * weight.ref.rows : nullptr) {}
 
+  /// Finishes the products of rows [row, row + rows) of the expert.
   void apply(std::int64_t row, int rows, float* values) const {
     if (scaled_) {
       for (int i = 0; i < rows; ++i) values[i] *= scale_;

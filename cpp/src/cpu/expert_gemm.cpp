@@ -19,23 +19,23 @@ void CpuBackend::expert_gemm(Context& context, const op::Gemm& call) const {
   const WeightRef& weight = call.weight.ref;
   const IsaKernels& kernels = kernels_of(active_isa(context.tuning()));
   Carver carver(call.scratch, std::numeric_limits<std::size_t>::max());
-  const Buckets buckets = group_by_expert(call.map, weight, carver);
+  const Buckets buckets = make_buckets(call.map, weight, carver);
   if (buckets.num == 0) return;
   const Activations activations =
       prepare_activations(context, kernels, call.in, weight, call.map, buckets,
                           planes_of(weight.type, call.precision), carver);
   auto* const out = static_cast<float*>(call.out);
   const std::int64_t panels = panels_of(weight);
-  const std::int64_t units = plan_units(
+  const std::int64_t jobs = plan_jobs(
       buckets, panels, static_cast<double>(weight.expert_bytes()) / static_cast<double>(panels),
       2.0 * kPanel * static_cast<double>(weight.cols), context.pool().threads());
-  context.pool().parallel_for(units, [&](std::int64_t i, int) {
-    const Unit unit = find_unit(buckets, panels, i);
-    const Epilogue epilogue(call.weight, unit.bucket->expert);
-    run_unit(
-        kernels, weight, activations, call.map, buckets, unit, nullptr,
+  context.pool().parallel_for(jobs, [&](std::int64_t i, int) {
+    const Job job = find_job(buckets, panels, i);
+    const Epilogue epilogue(call.weight, job.bucket->expert);
+    run_job(
+        kernels, weight, activations, call.map, buckets, job, nullptr,
         [&](int t) {
-          const std::int32_t entry = buckets.entries[unit.bucket->first + unit.first_token + t];
+          const std::int32_t entry = buckets.entries[job.bucket->first + job.first_token + t];
           return out + call.map.destination_of(entry) * weight.rows;
         },
         [&](std::int64_t row, int rows, float* values, float* to) {

@@ -28,26 +28,27 @@ struct Phase {
     }
     epilogue.apply(row, rows, values);
   }
-  float* hidden_row(const Unit& unit, int t) const {
-    const std::int32_t entry = buckets.entries[unit.bucket->first + unit.first_token + t];
+  float* hidden_row(const Job& job, int t) const {
+    const std::int32_t entry = buckets.entries[job.bucket->first + job.first_token + t];
     return hidden + call.map.destination_of(entry) * intermediate;
   }
-  void gate(const Activations& activations, const Unit& unit, const std::uint8_t* then) const {
-    const Epilogue epilogue(call.gate, unit.bucket->expert);
-    run_unit(
-        kernels, call.gate.ref, activations, call.map, buckets, unit, then,
-        [&](int t) { return hidden_row(unit, t); },
+  void gate(const Activations& activations, const Job& job,
+            const std::uint8_t* next_weights) const {
+    const Epilogue epilogue(call.gate, job.bucket->expert);
+    run_job(
+        kernels, call.gate.ref, activations, call.map, buckets, job, next_weights,
+        [&](int t) { return hidden_row(job, t); },
         [&](std::int64_t row, int rows, float* values, float* to) {
           finish(epilogue, row, rows, values, to);
           copy_products(to, values, rows);
         });
   }
-  void up(const Activations& activations, const Unit& unit) const {
-    const Epilogue epilogue(call.up, unit.bucket->expert);
+  void up(const Activations& activations, const Job& job) const {
+    const Epilogue epilogue(call.up, job.bucket->expert);
     const ActivateKernel activate = kernels.activate[static_cast<int>(call.activation.kind)];
-    run_unit(
-        kernels, call.up.ref, activations, call.map, buckets, unit, nullptr,
-        [&](int t) { return hidden_row(unit, t); },
+    run_job(
+        kernels, call.up.ref, activations, call.map, buckets, job, nullptr,
+        [&](int t) { return hidden_row(job, t); },
         [&](std::int64_t row, int rows, float* values, float* to) {
           finish(epilogue, row, rows, values, to);
           activate(call.activation, to, values, rows);
@@ -71,13 +72,8 @@ void CpuBackend::gate_up(Context& context, const op::GateUp& call) const {
   const bool gated = static_cast<bool>(gate);
   const IsaKernels& kernels = kernels_of(active_isa(context.tuning()));
   Carver carver(call.scratch, std::numeric_limits<std::size_t>::max());
-  const Buckets buckets = group_by_expert(call.map, up, carver);
+  const Buckets buckets = make_buckets(call.map, up, carver);
   if (buckets.num == 0) return;
-  if (Profiler* profiler = context.profiler(); profiler != nullptr) {
-    profiler->add(Counter::ExpertsTouched, buckets.num);
-    profiler->add(Counter::WeightBytes,
-                  buckets.num * (up.expert_bytes() + (gated ? gate.expert_bytes() : 0)));
-  }
 
   const Phase phase{context, call, kernels, buckets, static_cast<float*>(call.hidden), up.rows};
   const std::int64_t panels = panels_of(up);
@@ -90,24 +86,24 @@ void CpuBackend::gate_up(Context& context, const op::GateUp& call) const {
     Carver first = carver;
     const Activations for_gate =
         prepare_activations(context, kernels, call.in, gate, call.map, buckets, gate_planes, first);
-    const std::int64_t units =
-        plan_units(buckets, panels, panel_weight_bytes(gate), panel_ops(gate), threads);
-    context.pool().parallel_for(units, [&](std::int64_t i, int) {
-      phase.gate(for_gate, find_unit(buckets, panels, i), nullptr);
+    const std::int64_t jobs =
+        plan_jobs(buckets, panels, panel_weight_bytes(gate), panel_ops(gate), threads);
+    context.pool().parallel_for(jobs, [&](std::int64_t i, int) {
+      phase.gate(for_gate, find_job(buckets, panels, i), nullptr);
     });
   }
   const Activations activations =
       prepare_activations(context, kernels, call.in, up, call.map, buckets, up_planes, carver);
-  const std::int64_t units =
-      plan_units(buckets, panels, panel_weight_bytes(up) + (both ? panel_weight_bytes(gate) : 0.0),
-                 panel_ops(up) * (both ? 2.0 : 1.0), threads);
-  // A unit does all its gate panels, then all its up panels: one stream of weights at a time.
-  context.pool().parallel_for(units, [&](std::int64_t i, int) {
-    const Unit unit = find_unit(buckets, panels, i);
+  const std::int64_t jobs =
+      plan_jobs(buckets, panels, panel_weight_bytes(up) + (both ? panel_weight_bytes(gate) : 0.0),
+                panel_ops(up) * (both ? 2.0 : 1.0), threads);
+  // A job does all its gate panels, then all its up panels: one stream of weights at a time.
+  context.pool().parallel_for(jobs, [&](std::int64_t i, int) {
+    const Job job = find_job(buckets, panels, i);
     if (both) {
-      phase.gate(activations, unit, panel_bytes(up, unit.bucket->expert, unit.first_panel));
+      phase.gate(activations, job, panel_bytes(up, job.bucket->expert, job.first_panel));
     }
-    phase.up(activations, unit);
+    phase.up(activations, job);
   });
 }
 

@@ -25,7 +25,7 @@ struct Features {
 
 #if defined(__x86_64__) || defined(__i386__)
 
-/// The register states that the operating system saves.
+/// Bits of the register states that the operating system saves when it switches threads.
 std::uint64_t xgetbv0() {
   std::uint32_t low = 0;
   std::uint32_t high = 0;
@@ -98,7 +98,7 @@ const Features& features() {
   return detected;
 }
 
-/// Ascending speed.
+/// By ascending speed.
 constexpr CpuIsa kAll[] = {CpuIsa::Scalar, CpuIsa::Neon, CpuIsa::Avx2, CpuIsa::AvxVnni,
                            CpuIsa::Avx512Vnni};
 
@@ -129,24 +129,6 @@ bool built(CpuIsa isa) {
 }
 
 }  // namespace
-
-const char* name_of(CpuIsa isa) noexcept {
-  switch (isa) {
-    case CpuIsa::Auto:
-      return "auto";
-    case CpuIsa::Scalar:
-      return "scalar";
-    case CpuIsa::Avx2:
-      return "avx2";
-    case CpuIsa::AvxVnni:
-      return "avxvnni";
-    case CpuIsa::Avx512Vnni:
-      return "avx512vnni";
-    case CpuIsa::Neon:
-      return "neon";
-  }
-  return "unknown";
-}
 
 bool cpu_has(CpuIsa isa) noexcept {
   switch (isa) {
@@ -184,18 +166,19 @@ CpuIsa best_isa() noexcept {
 }
 
 CpuIsa active_isa(const Tuning& tuning) {
-  if (tuning.cpu_isa == CpuIsa::Auto) return best_isa();
-  require<UnsupportedError>(supported(tuning.cpu_isa), [&] {
+  const CpuIsa asked = tuning.cpu_isa != CpuIsa::Auto ? tuning.cpu_isa : Tuning::process().cpu_isa;
+  if (asked == CpuIsa::Auto) return best_isa();
+  require<UnsupportedError>(supported(asked), [&] {
     std::string usable;
     for (const CpuIsa isa : supported_isas()) {
       if (!usable.empty()) usable += ", ";
       usable += name_of(isa);
     }
-    return Problem{"cpu backend", "cpu_isa", usable, name_of(tuning.cpu_isa),
-                   cpu_has(tuning.cpu_isa) ? "this build has no kernels for it"
-                                           : "this CPU or operating system lacks it"};
+    return Problem{"cpu backend", "cpu_isa", usable, name_of(asked),
+                   cpu_has(asked) ? "this build has no kernels for it"
+                                  : "this CPU or operating system lacks it"};
   });
-  return tuning.cpu_isa;
+  return asked;
 }
 
 }  // namespace moesaic::cpu

@@ -8,18 +8,17 @@
 
 namespace moesaic::cpu {
 
-/// "scalar", "avx2", "avxvnni", "avx512vnni", "neon", "auto".
-const char* name_of(CpuIsa isa) noexcept;
-/// By cpuid and xgetbv (x86) or the auxiliary vector (Arm).
+/// Whether this CPU and operating system have it, by cpuid and xgetbv (x86) or the auxiliary vector
+/// (Arm).
 bool cpu_has(CpuIsa isa) noexcept;
-/// cpu_has, and this build has the kernels.
+/// Whether cpu_has(isa) holds and this build has its kernels.
 bool supported(CpuIsa isa) noexcept;
-/// The best supported one.
+/// The fastest supported instruction set.
 CpuIsa best_isa() noexcept;
-/// tuning.cpu_isa, or the best one for Auto. Throws UnsupportedError when a forced one cannot run
-/// here.
+/// tuning.cpu_isa; for Auto what MOESAIC_CPU_ISA forces in this process, else the best one. Throws
+/// UnsupportedError when a forced one cannot run here.
 CpuIsa active_isa(const Tuning& tuning);
-/// In ascending speed, "scalar" first.
+/// All supported ones by ascending speed, scalar first.
 std::vector<CpuIsa> supported_isas();
 
 }  // namespace moesaic::cpu

@@ -14,7 +14,7 @@ double seconds_since(std::chrono::steady_clock::time_point begin) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-/// Several sums, so that loads and not one chain of additions set the pace.
+/// Keeps several sums, so that loads and not one chain of additions set the pace.
 std::uint64_t sum_words(const std::uint64_t* words, std::size_t count) {
   constexpr std::size_t kLanes = 16;
   std::uint64_t lanes[kLanes] = {};

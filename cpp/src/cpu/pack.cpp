@@ -22,7 +22,8 @@ const std::uint8_t* bytes_of(const std::byte* p) {
   return reinterpret_cast<const std::uint8_t*>(p);
 }
 
-/// Rows [first, first + 16) of an expert as one panel; rows behind the last are zero.
+/// Writes rows [first, first + 16) of an expert as one panel; rows behind the expert's last are
+/// zero.
 void pack_panel(const PanelFormat& format, const WeightRef& from, const std::byte* expert,
                 std::int64_t first, const std::uint8_t* zero_row, std::uint8_t* panel) {
   const std::uint8_t* rows[kRows];
@@ -47,7 +48,7 @@ struct RolePlan {
 class Meter {
  public:
   Meter(const LoadOptions& options, std::int64_t total) : options_(options), total_(total) {}
-  /// Adds bytes; the calling thread 0 reports. Not to be called after cancelled().
+  /// Adds bytes that are done. Thread 0, the caller of the load, also reports them.
   void add(std::int64_t bytes, int thread) {
     const std::int64_t done = done_.fetch_add(bytes) + bytes;
     if (thread != 0 || !options_.progress || done - reported_ < kReportEvery) return;
@@ -80,7 +81,7 @@ class Meter {
   static constexpr std::int64_t kReportEvery = std::int64_t{16} << 20;
   const LoadOptions& options_;
   std::int64_t total_;
-  std::int64_t reported_ = 0;  // of thread 0
+  std::int64_t reported_ = 0;  // only thread 0 reads and writes it
   std::atomic<std::int64_t> done_{0};
   std::atomic<bool> cancelled_{false};
   std::exception_ptr error_;
@@ -95,7 +96,8 @@ void pack_role(RoleWeights& weights, const LoadOptions& options, Meter& meter) {
       allocate_pages(static_cast<std::size_t>(from.num_experts * to.expert_stride));
   to.base = memory.get();
 
-  // A chunk is some panels of one expert, about 256 KiB: small enough to report and to balance.
+  // A chunk is some panels of one expert, about 256 KiB: small enough to report progress often and
+  // to keep all threads busy.
   const std::int64_t per_chunk =
       std::clamp<std::int64_t>((std::int64_t{256} << 10) / std::max<std::int64_t>(1, to.row_stride),
                                1, std::max<std::int64_t>(1, panels));
@@ -137,7 +139,7 @@ void pack_panels(const WeightRef& from, const std::byte* expert, std::int64_t fi
                  std::int64_t last, std::byte* to) {
   const PanelFormat& format = *find_panel_format(from.type);
   const std::int64_t stride = panel_bytes(format, from.cols);
-  std::vector<std::uint8_t> zero_row;  // of the rows that the last panel lacks
+  std::vector<std::uint8_t> zero_row;  // stands for the rows that the last panel lacks
   if (last * kRows > from.rows) {
     zero_row.resize(static_cast<std::size_t>(row_bytes(from.type, from.cols)), 0);
   }

@@ -1,7 +1,7 @@
 #pragma once
 
 /// Row panels: kPanelRows rows side by side, so that one vector holds the same 4 columns of every
-/// row.
+/// row. kernels/panel_format.hpp says where each byte lies.
 
 #include <cstddef>
 #include <cstdint>
@@ -12,11 +12,12 @@ namespace moesaic::cpu {
 
 inline constexpr int kPanelRows = 16;
 
-/// Inverse of the repack for one row: writes the row's blocks exactly as the file had them.
+/// The inverse of the repack for one row: writes the row's quant blocks exactly as the file had
+/// them. Errors: UnsupportedError for weights that are not in panels.
 void panel_row(const WeightRef& weight, std::int32_t expert, std::int64_t row, std::byte* blocks);
 
-/// Where the weights would lie in panels, one expert behind the other, without memory; false for
-/// types without panels.
+/// Fills `panels` with how the weights of `rows` would lie in panels, one expert behind the other,
+/// without memory of their own; false for types without panels.
 bool panel_layout(const WeightRef& rows, WeightRef& panels);
 
 /// Repacks panels [first, last) of one expert, whose rows start at `expert`, into `to`, where the

@@ -1,6 +1,7 @@
 #pragma once
 
-/// Register-only loops of the dot-product instruction, one per instruction set.
+/// Loops of the dot-product instruction that touch registers only, one per instruction set: their
+/// speed is the peak that kernels are compared with.
 
 #include <cstdint>
 

@@ -8,7 +8,7 @@
 namespace moesaic::cpu {
 namespace {
 
-/// Segments that name no resident expert take no part.
+/// Segments of an expert below 0, or of one that is not resident, take no part.
 bool skipped(const WeightRef& weight, std::int32_t expert) {
   return expert < 0 || (weight.slot_map != nullptr && weight.slot_map[expert] < 0);
 }
@@ -29,7 +29,7 @@ const void* row_pointer(const InputRows& in, std::int64_t row) {
   return static_cast<const std::byte*>(in.data) + in.element_offset(row) * bytes;
 }
 
-/// The bucket that holds position `at` of the entries.
+/// The bucket that holds position `at` of Buckets::entries.
 const Bucket& bucket_at(const Buckets& buckets, std::int64_t at) {
   const Bucket* b = std::upper_bound(
       buckets.list, buckets.list + buckets.num, at,
@@ -37,23 +37,24 @@ const Bucket& bucket_at(const Buckets& buckets, std::int64_t at) {
   return b[-1];
 }
 
-/// Where entry `t` of a bucket lies among its groups.
-struct GroupSlot {
-  std::uint8_t* group;
+/// Where entry `t` of a bucket lies: its bundle, the tokens of that bundle, and which of them it
+/// is.
+struct BundlePosition {
+  std::uint8_t* bundle;
   int tokens, t;
 };
-GroupSlot group_slot(const Activations& a, const Bucket& bucket, std::int32_t t) {
-  const std::int32_t first = t / bucket.group * bucket.group;
+BundlePosition bundle_position(const Activations& a, const Bucket& bucket, std::int32_t t) {
+  const std::int32_t first = t / bucket.bundle * bucket.bundle;
   return {a.packed + (bucket.first + first) * a.token_bytes,
-          std::min(bucket.group, bucket.count - first), t - first};
+          std::min(bucket.bundle, bucket.count - first), t - first};
 }
 
-/// Rounded up so that f32 rows of any length fit.
+/// The most bytes that one token's activations take, in any of the formats.
 std::int64_t worst_token_bytes(std::int64_t cols) { return (cols + 31) / 32 * 32 * 4; }
 
 }  // namespace
 
-Buckets group_by_expert(const RowMap& map, const WeightRef& weight, Carver& carver) {
+Buckets make_buckets(const RowMap& map, const WeightRef& weight, Carver& carver) {
   Buckets out;
   auto* cursor = carver.take<std::int32_t>(weight.num_experts, "expert entries");
   std::fill_n(cursor, weight.num_experts, 0);
@@ -96,12 +97,12 @@ Buckets group_by_expert(const RowMap& map, const WeightRef& weight, Carver& carv
 Activations prepare_activations(Context& context, const IsaKernels& kernels, const InputRows& in,
                                 const WeightRef& weight, const RowMap& map, const Buckets& buckets,
                                 int planes, Carver& carver) {
-  const int max_group = kernels.group_tokens[planes];
+  const int max_bundle = kernels.bundle_tokens[planes];
   for (std::int32_t b = 0; b < buckets.num; ++b) {
     Bucket& bucket = buckets.list[b];
-    const std::int32_t groups = (bucket.count + max_group - 1) / max_group;
-    bucket.group = (bucket.count + groups - 1) / groups;
-    bucket.block = kMaxTaskTokens / bucket.group * bucket.group;
+    const std::int32_t bundles = (bucket.count + max_bundle - 1) / max_bundle;
+    bucket.bundle = (bucket.count + bundles - 1) / bundles;
+    bucket.job_tokens = kMaxTaskTokens / bucket.bundle * bucket.bundle;
   }
   Activations out;
   out.planes = planes;
@@ -120,29 +121,29 @@ Activations prepare_activations(Context& context, const IsaKernels& kernels, con
                                          out.rows + row * out.token_bytes, 1, 0);
                       }
                     });
-    // Buckets of one entry read the row where it is; they come last.
+    // A bucket of one entry reads the quantised row where it is. Such buckets come last.
     if (buckets.num > 0 && buckets.list[0].count == 1) return out;
   }
   out.packed = carver.take<std::uint8_t>(buckets.num_entries * out.token_bytes, "activations");
-  parallel_ranges(context.pool(), buckets.num_entries, share ? work / 4 : work,
-                  [&](std::int64_t begin, std::int64_t end, int) {
-                    const Bucket* bucket = &bucket_at(buckets, begin);
-                    for (std::int64_t at = begin; at < end; ++at) {
-                      while (at >= bucket->first + bucket->count) ++bucket;
-                      if (share && bucket->count == 1) return;
-                      const GroupSlot slot =
-                          group_slot(out, *bucket, static_cast<std::int32_t>(at - bucket->first));
-                      const std::int32_t row = map.source_of(buckets.entries[at]);
-                      if (share) {
-                        kernels.place(out.rows + row * out.token_bytes, cols, planes, slot.group,
-                                      slot.tokens, slot.t);
-                      } else {
-                        kernels.quantize(row_pointer(in, row), source, cols, planes,
-                                         int4.gather_of(bucket->expert), slot.group, slot.tokens,
-                                         slot.t);
-                      }
-                    }
-                  });
+  parallel_ranges(
+      context.pool(), buckets.num_entries, share ? work / 4 : work,
+      [&](std::int64_t begin, std::int64_t end, int) {
+        const Bucket* bucket = &bucket_at(buckets, begin);
+        for (std::int64_t at = begin; at < end; ++at) {
+          while (at >= bucket->first + bucket->count) ++bucket;
+          if (share && bucket->count == 1) return;
+          const BundlePosition to =
+              bundle_position(out, *bucket, static_cast<std::int32_t>(at - bucket->first));
+          const std::int32_t row = map.source_of(buckets.entries[at]);
+          if (share) {
+            kernels.copy_token(out.rows + row * out.token_bytes, cols, planes, to.bundle, to.tokens,
+                               to.t);
+          } else {
+            kernels.quantize(row_pointer(in, row), source, cols, planes,
+                             int4.gather_of(bucket->expert), to.bundle, to.tokens, to.t);
+          }
+        }
+      });
   return out;
 }
 
@@ -151,19 +152,19 @@ std::size_t product_bytes(std::int32_t num_experts, std::int64_t num_pairs, std:
   counter.take<std::int32_t>(num_experts, "expert entries");
   counter.take<Bucket>(std::min<std::int64_t>(num_experts, num_pairs), "buckets");
   counter.take<std::int32_t>(num_pairs, "entries");
-  // Shared rows are at most half as many as the entries.
+  // Rows are quantised once for several entries only when they are at most half as many.
   counter.take<std::uint8_t>(num_pairs / 2 * worst_token_bytes(cols), "activation rows");
   counter.take<std::uint8_t>(num_pairs * worst_token_bytes(cols), "activations");
   return counter.used();
 }
 
-std::int64_t plan_units(const Buckets& buckets, std::int64_t panels, double bytes_per_panel,
-                        double ops_per_panel_token, int threads) {
-  // What one thread does per nanosecond, roughly: only the sizes of the units depend on these rates,
-  // never a result.
+std::int64_t plan_jobs(const Buckets& buckets, std::int64_t panels, double bytes_per_panel,
+                       double ops_per_panel_token, int threads) {
+  // Roughly what one thread reads from memory and computes per nanosecond. They need not be exact:
+  // only the sizes of the jobs depend on them, never a result.
   constexpr double kBytesPerNs = 20.0;
   constexpr double kOpsPerNs = 400.0;
-  constexpr double kUnitsPerThread = 8.0;
+  constexpr double kJobsPerThread = 8.0;
   constexpr double kMinNs = 20e3;
   constexpr double kMaxNs = 500e3;
   const auto panel_ns = [&](std::int64_t tokens) {
@@ -175,40 +176,42 @@ std::int64_t plan_units(const Buckets& buckets, std::int64_t panels, double byte
     total += static_cast<double>(panels) * panel_ns(buckets.list[b].count);
   }
   const double target =
-      threads == 1 ? kMaxNs : std::clamp(total / (threads * kUnitsPerThread), kMinNs, kMaxNs);
-  std::int64_t units = 0;
+      threads == 1 ? kMaxNs : std::clamp(total / (threads * kJobsPerThread), kMinNs, kMaxNs);
+  std::int64_t jobs = 0;
   for (std::int32_t b = 0; b < buckets.num; ++b) {
     Bucket& bucket = buckets.list[b];
-    const std::int64_t tokens = std::min(bucket.block, bucket.count);
+    const std::int64_t tokens = std::min(bucket.job_tokens, bucket.count);
     const double ideal = target / panel_ns(tokens);
     const std::int64_t most = std::max<std::int64_t>(1, static_cast<std::int64_t>(ideal));
     const std::int64_t ranges = (panels + most - 1) / most;
-    bucket.range = static_cast<std::int32_t>((panels + ranges - 1) / ranges);
-    bucket.num_ranges = static_cast<std::int32_t>((panels + bucket.range - 1) / bucket.range);
-    bucket.first_unit = units;
-    units += std::int64_t{bucket.num_ranges} * ((bucket.count + bucket.block - 1) / bucket.block);
+    bucket.job_panels = static_cast<std::int32_t>((panels + ranges - 1) / ranges);
+    bucket.panel_jobs =
+        static_cast<std::int32_t>((panels + bucket.job_panels - 1) / bucket.job_panels);
+    bucket.first_job = jobs;
+    jobs += std::int64_t{bucket.panel_jobs} *
+            ((bucket.count + bucket.job_tokens - 1) / bucket.job_tokens);
   }
-  return units;
+  return jobs;
 }
 
-Unit find_unit(const Buckets& buckets, std::int64_t panels, std::int64_t unit) {
+Job find_job(const Buckets& buckets, std::int64_t panels, std::int64_t job) {
   const Bucket* b = std::upper_bound(
-      buckets.list, buckets.list + buckets.num, unit,
-      [](std::int64_t index, const Bucket& bucket) { return index < bucket.first_unit; });
+      buckets.list, buckets.list + buckets.num, job,
+      [](std::int64_t index, const Bucket& bucket) { return index < bucket.first_job; });
   const Bucket& bucket = b[-1];
-  const std::int64_t local = unit - bucket.first_unit;
-  Unit out;
+  const std::int64_t local = job - bucket.first_job;
+  Job out;
   out.bucket = &bucket;
-  out.first_token = static_cast<std::int32_t>(local / bucket.num_ranges) * bucket.block;
-  out.tokens = std::min(bucket.block, bucket.count - out.first_token);
-  out.first_panel = local % bucket.num_ranges * bucket.range;
-  out.last_panel = std::min(panels, out.first_panel + bucket.range);
+  out.first_token = static_cast<std::int32_t>(local / bucket.panel_jobs) * bucket.job_tokens;
+  out.tokens = std::min(bucket.job_tokens, bucket.count - out.first_token);
+  out.first_panel = local % bucket.panel_jobs * bucket.job_panels;
+  out.last_panel = std::min(panels, out.first_panel + bucket.job_panels);
   return out;
 }
 
-PanelTask unit_task(const WeightRef& weight, const Activations& activations, const RowMap& map,
-                    const Buckets& buckets, const Unit& unit) {
-  const Bucket& bucket = *unit.bucket;
+PanelTask job_task(const WeightRef& weight, const Activations& activations, const RowMap& map,
+                   const Buckets& buckets, const Job& job) {
+  const Bucket& bucket = *job.bucket;
   PanelTask task;
   task.rows_layout = weight.layout == WeightLayout::Rows;
   task.row_stride = weight.row_stride;
@@ -217,14 +220,14 @@ PanelTask unit_task(const WeightRef& weight, const Activations& activations, con
   task.scale_f32 = weight.int4.scale_f32;
   task.zeros = weight.int4.zeros;
   task.planes = activations.planes;
-  task.tokens = unit.tokens;
-  task.group = std::min(bucket.group, unit.tokens);
+  task.tokens = job.tokens;
+  task.bundle = std::min(bucket.bundle, job.tokens);
   if (activations.rows != nullptr && bucket.count == 1) {
     const std::int32_t row = map.source_of(buckets.entries[bucket.first]);
     task.activations = activations.rows + row * activations.token_bytes;
   } else {
     task.activations =
-        activations.packed + (bucket.first + unit.first_token) * activations.token_bytes;
+        activations.packed + (bucket.first + job.first_token) * activations.token_bytes;
   }
   return task;
 }

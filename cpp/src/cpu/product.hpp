@@ -1,8 +1,13 @@
 #pragma once
 
-/// One grouped product: the entries of a row map sorted by expert, their activations as the kernels
-/// read them, and the units of work. All three operations (gate_up, down, expert_gemm) are made of
-/// it.
+/// One grouped product, of which gate_up, down and expert_gemm are made:
+///
+///   make_buckets         the entries of a row map, sorted by expert
+///   prepare_activations  their input rows, quantised, in the bundles that the kernels read
+///   plan_jobs            the work, cut into jobs of some tokens x some panels
+///   run_job              one job on one thread: panel after panel, kernel, then sink
+///
+/// "Token" here means an entry of the map: a row of x that meets one expert.
 
 #include <algorithm>
 #include <cstdint>
@@ -19,32 +24,33 @@ struct Bucket {
   std::int32_t expert = 0;
   std::int32_t first = 0;  ///< position of its first entry in Buckets::entries
   std::int32_t count = 0;
-  std::int32_t group = 1;  ///< tokens per group of activations
-  std::int32_t block = 1;  ///< tokens per unit, a multiple of group
-  std::int32_t range = 1;  ///< panels per unit
-  std::int32_t num_ranges = 1;
-  std::int64_t first_unit = 0;
+  std::int32_t bundle = 1;      ///< tokens of a bundle of activations
+  std::int32_t job_tokens = 1;  ///< tokens of a job, a multiple of `bundle`
+  std::int32_t job_panels = 1;  ///< panels of a job
+  std::int32_t panel_jobs = 1;  ///< jobs that together cover all panels for the same tokens
+  std::int64_t first_job = 0;
 };
 
 struct Buckets {
-  Bucket* list = nullptr;  ///< most entries first
+  Bucket* list = nullptr;  ///< in descending order of their number of entries
   std::int32_t num = 0;
   std::int32_t* entries = nullptr;  ///< map entries, bucket after bucket
   std::int32_t num_entries = 0;
 };
 
-/// Groups the map's entries by expert, so that a weight is read once however the pairs came.
-Buckets group_by_expert(const RowMap& map, const WeightRef& weight, Carver& carver);
+/// Sorts the map's entries by expert, so that a weight is read once in whatever order the pairs
+/// came. Entries of experts that are not resident are left out.
+Buckets make_buckets(const RowMap& map, const WeightRef& weight, Carver& carver);
 
-/// Quantised rows of all entries.
+/// The input rows of all entries, quantised.
 struct Activations {
   int planes = 0;
   std::int64_t token_bytes = 0;
-  std::uint8_t* packed = nullptr;  ///< bucket b at b.first * token_bytes, group after group
-  std::uint8_t* rows = nullptr;    ///< one group of one token per source row, or null
+  std::uint8_t* packed = nullptr;  ///< bucket b at b.first * token_bytes, bundle after bundle
+  std::uint8_t* rows = nullptr;    ///< a bundle of one token for each source row, or null
 };
-/// Sets Bucket::group and Bucket::block. Source rows that several entries share are quantised once,
-/// unless the experts of `weight` want their columns in different orders.
+/// Sets Bucket::bundle and Bucket::job_tokens. Source rows that several entries share are quantised
+/// once, unless the experts of `weight` want their columns in different orders.
 Activations prepare_activations(Context& context, const IsaKernels& kernels, const InputRows& in,
                                 const WeightRef& weight, const RowMap& map, const Buckets& buckets,
                                 int planes, Carver& carver);
@@ -53,33 +59,38 @@ Activations prepare_activations(Context& context, const IsaKernels& kernels, con
 inline std::int64_t kernel_cols(const WeightRef& weight) {
   return weight.type == QuantType::INT4 ? weight.int4.packed_cols : weight.cols;
 }
-/// Whether both roles read the same activations, given the same planes.
+/// Whether both roles read the same activations when their planes are the same.
 inline bool same_columns(const WeightRef& a, const WeightRef& b) {
   return a.int4.gather == b.int4.gather && a.int4.gather_stride == b.int4.gather_stride &&
          kernel_cols(a) == kernel_cols(b);
 }
 
-/// Scratch of one product with up to these sizes; what the functions above take from a Carver.
+/// Bytes that the functions above take from a Carver for a product of up to these sizes.
 std::size_t product_bytes(std::int32_t num_experts, std::int64_t num_pairs, std::int64_t cols);
 
-/// Cuts the buckets into units of some tokens x some panels: enough for the threads to share
-/// evenly, none so small that taking it costs more than a few percent. Returns the number of units.
-std::int64_t plan_units(const Buckets& buckets, std::int64_t panels, double bytes_per_panel,
-                        double ops_per_panel_token, int threads);
+/// Cuts the buckets into jobs of some tokens x some panels: enough of them for the threads to share
+/// the work evenly, none so small that taking it costs more than a few percent. Sets the buckets'
+/// job fields and returns the number of jobs. `bytes_per_panel` are read once per job,
+/// `ops_per_panel_token` done for each of its tokens.
+std::int64_t plan_jobs(const Buckets& buckets, std::int64_t panels, double bytes_per_panel,
+                       double ops_per_panel_token, int threads);
 
-struct Unit {
+/// Some tokens of one bucket x some panels of its expert: what one thread does without a break.
+struct Job {
   const Bucket* bucket;
   std::int32_t first_token;  ///< in the bucket
   std::int32_t tokens;
   std::int64_t first_panel, last_panel;
 };
-Unit find_unit(const Buckets& buckets, std::int64_t panels, std::int64_t unit);
+/// Job number `job` of those that plan_jobs counted.
+Job find_job(const Buckets& buckets, std::int64_t panels, std::int64_t job);
 
-/// What run_unit prepares for the kernel.
-PanelTask unit_task(const WeightRef& weight, const Activations& activations, const RowMap& map,
-                    const Buckets& buckets, const Unit& unit);
+/// The task of a job as run_job gives it to the kernel, but for weights, rows and output, which
+/// change from panel to panel.
+PanelTask job_task(const WeightRef& weight, const Activations& activations, const RowMap& map,
+                   const Buckets& buckets, const Job& job);
 
-inline constexpr std::int64_t kPanel = 16;  ///< rows
+inline constexpr std::int64_t kPanel = 16;  ///< rows of a panel
 inline std::int64_t panels_of(const WeightRef& weight) {
   return (weight.rows + kPanel - 1) / kPanel;
 }
@@ -91,7 +102,8 @@ inline const std::uint8_t* panel_bytes(const WeightRef& weight, std::int32_t exp
          panel * rows * weight.row_stride;
 }
 
-/// Copies the products of one panel and token; nearly always a whole panel.
+/// Copies the products of one panel and token. Nearly always the panel is whole, and then the copy
+/// has a constant size.
 inline void copy_products(float* to, const float* from, int rows) {
   if (rows == kPanel) {
     std::memcpy(to, from, sizeof(float) * kPanel);
@@ -100,33 +112,34 @@ inline void copy_products(float* to, const float* from, int rows) {
   }
 }
 
-/// Runs one role over one unit. target(t) is where the products of token t belong, so that row r
-/// goes to target(t)[r]; sink(row, rows, values, to) puts the f32 products of rows [row, row +
-/// rows) there. `then` is what the thread reads afterwards (null if unknown): its loads start while
-/// the last panel is worked on, as do those of the lines that the sink will write.
+/// Runs one role over one job. target(t) is where the products of token t belong: row r goes to
+/// target(t)[r]. sink(row, rows, values, to) puts the f32 products of rows [row, row + rows) there,
+/// to = target(t) + row. `next_weights` is what the thread reads after this job (null if unknown);
+/// its loads start while the last panel is worked on. The lines that the sink will write are
+/// fetched before the kernel runs.
 template <class Target, class Sink>
-void run_unit(const IsaKernels& kernels, const WeightRef& weight, const Activations& activations,
-              const RowMap& map, const Buckets& buckets, const Unit& unit, const std::uint8_t* then,
-              const Target& target, const Sink& sink) {
+void run_job(const IsaKernels& kernels, const WeightRef& weight, const Activations& activations,
+             const RowMap& map, const Buckets& buckets, const Job& job,
+             const std::uint8_t* next_weights, const Target& target, const Sink& sink) {
   alignas(64) float values[kMaxTaskTokens * kPanel];
   float* to[kMaxTaskTokens];
-  for (int t = 0; t < unit.tokens; ++t) to[t] = target(t);
-  PanelTask task = unit_task(weight, activations, map, buckets, unit);
+  for (int t = 0; t < job.tokens; ++t) to[t] = target(t);
+  PanelTask task = job_task(weight, activations, map, buckets, job);
   task.out = values;
   const PanelKernel kernel = kernels.gemm[static_cast<int>(weight.type)];
-  // One stream of weights per thread: interleaved ones cost half the bandwidth.
-  task.weights = panel_bytes(weight, unit.bucket->expert, unit.first_panel);
-  for (std::int64_t panel = unit.first_panel; panel < unit.last_panel; ++panel) {
+  // A thread reads one stream of weights at a time: interleaved streams cost half the bandwidth.
+  task.weights = panel_bytes(weight, job.bucket->expert, job.first_panel);
+  for (std::int64_t panel = job.first_panel; panel < job.last_panel; ++panel) {
     const std::int64_t row = panel * kPanel;
     const int rows = static_cast<int>(std::min(kPanel, weight.rows - row));
-    const bool last = panel + 1 == unit.last_panel;
-    const std::uint8_t* next = panel_bytes(weight, unit.bucket->expert, panel + 1);
+    const bool last = panel + 1 == job.last_panel;
+    const std::uint8_t* next = panel_bytes(weight, job.bucket->expert, panel + 1);
     task.rows = rows;
-    task.then = last ? then : next;
-    for (int t = 0; t < unit.tokens; ++t) __builtin_prefetch(to[t] + row, 1);
+    task.next_weights = last ? next_weights : next;
+    for (int t = 0; t < job.tokens; ++t) __builtin_prefetch(to[t] + row, 1);
     kernel(task);
     task.weights = next;
-    for (int t = 0; t < unit.tokens; ++t) sink(row, rows, values + t * kPanel, to[t] + row);
+    for (int t = 0; t < job.tokens; ++t) sink(row, rows, values + t * kPanel, to[t] + row);
   }
 }
 

@@ -4,35 +4,7 @@
 
 namespace moesaic {
 
-const char* name_of(Path path) noexcept {
-  switch (path) {
-    case Path::Gemv:
-      return "gemv";
-    case Path::Bucketed:
-      return "bucketed";
-    case Path::Aligned:
-      return "aligned";
-  }
-  return "unknown";
-}
-
 namespace forward {
-
-std::string_view name_of(RowSpace row_space) noexcept {
-  return row_space == RowSpace::TokenPairs ? "token_pairs" : "packed_rows";
-}
-
-std::string_view name_of(Precision precision) noexcept {
-  switch (precision) {
-    case Precision::Auto:
-      return "auto";
-    case Precision::Exact:
-      return "exact";
-    case Precision::Fast:
-      return "fast";
-  }
-  return "unknown";
-}
 
 PrecisionChoice choose_precision(std::int64_t num_pairs, std::int32_t num_experts,
                                  const Tuning& tuning) {

@@ -21,7 +21,4 @@ PrecisionChoice choose_precision(std::int64_t num_pairs, std::int32_t num_expert
 Precision decide(Precision asked, std::int64_t num_pairs, std::int32_t num_experts,
                  const Tuning& tuning);
 
-std::string_view name_of(RowSpace row_space) noexcept;
-std::string_view name_of(Precision precision) noexcept;
-
 }  // namespace moesaic::forward

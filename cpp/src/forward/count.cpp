@@ -20,7 +20,10 @@ void count_call(const Call& call, const RoutingView& routing) {
   }
   const std::int64_t touched = std::count(seen, seen + experts, 1);
   profiler->add(Counter::ExpertsTouched, touched);
-  profiler->add(Counter::WeightBytes, touched * call.stack().bytes_per_expert());
+  std::int64_t bytes = touched * call.stack().bytes_per_expert();
+  if (call.layer.shared != nullptr) bytes += call.layer.shared->stack.nbytes();
+  if (call.layer.latent != nullptr) bytes += call.layer.latent->projections.nbytes();
+  profiler->add(Counter::WeightBytes, bytes);
 }
 
 }  // namespace moesaic::forward

@@ -76,9 +76,9 @@ Explanation explain(const Context& context, const LayerRef& layer, std::int32_t 
   facts.emplace_back("pairs", std::to_string(num_tokens * top_k));
   facts.emplace_back("path", name_of(choice.path));
   facts.emplace_back("path reason", choice.reason);
-  facts.emplace_back("row_space", forward::name_of(choice.row_space));
+  facts.emplace_back("row_space", name_of(choice.row_space));
   if (choice.path == Path::Aligned) facts.emplace_back("block_size", block_size_fact(tuning));
-  facts.emplace_back("precision", forward::name_of(choice.precision));
+  facts.emplace_back("precision", name_of(choice.precision));
   facts.emplace_back("precision reason", precision.reason);
   facts.emplace_back("activation", name_of(layer.activation.kind));
   facts.emplace_back("activation fused with gate_up",

@@ -46,6 +46,7 @@ void run(const char* operation, Context& context, const LayerRef& layer, const F
   check_supported(operation, context, layer);
   if (sizes.num_tokens == 0) return;
   if (backend.device_type() != DeviceType::Cpu) check_device_ids(operation, context, layer, io);
+  if (!sizes.ready_routing) check_route_mode(operation, context);
   ready_host_values(operation, context, layer, io, sizes);
 
   if (context.profiler() != nullptr && context.profiler()->waits()) {

@@ -2,22 +2,6 @@
 
 namespace moesaic {
 
-const char* name_of(LayerPart part) noexcept {
-  switch (part) {
-    case LayerPart::InputWeights:
-      return "weights on the experts' input";
-    case LayerPart::IdentityExperts:
-      return "identity experts";
-    case LayerPart::GivenIds:
-      return "given expert ids";
-    case LayerPart::Norms:
-      return "norms of the layer";
-    case LayerPart::LatentExperts:
-      return "latent experts";
-  }
-  return "unknown";
-}
-
 namespace forward {
 
 bool has_norm(const RmsNorm* norm) { return norm != nullptr && *norm; }

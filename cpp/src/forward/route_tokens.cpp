@@ -67,15 +67,20 @@ RoutingView route_tokens(const Call& call) {
   RoutingView routing = call.io.routing;
   if (!call.sizes.ready_routing) {
     const Logits logits = logits_of(call);
-    const ScopedZone zone(call.context, Zone::Route);
     routing = call.scratch.routing;
-    take_given_ids(call, routing);
-    op::Route route = route_by(*call.layer.router);
-    route.logits = logits.data;
-    route.row_stride = logits.stride;
-    route.out = routing;
-    route.scratch = call.scratch.route;
-    check_finite(call, call.backend().route(call.context, route));
+    if (routes_on_host(call.context)) {
+      take_given_ids(call, routing);
+      check_finite(call, route_on_host(call, logits.data, logits.stride, routing));
+    } else {
+      const ScopedZone zone(call.context, Zone::Route);
+      take_given_ids(call, routing);
+      op::Route route = route_by(*call.layer.router);
+      route.logits = logits.data;
+      route.row_stride = logits.stride;
+      route.out = routing;
+      route.scratch = call.scratch.route;
+      check_finite(call, call.backend().route(call.context, route));
+    }
   }
   if (call.io.routing_out.topk_ids != nullptr) {
     copy_routing(call, routing, call.io.routing_out);

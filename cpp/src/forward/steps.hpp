@@ -32,6 +32,16 @@ InputRows expert_input(Context& context, const LayerRef& layer, const ForwardIo&
 /// What the router reads: its own tensor, x under its own norm, or what the experts read.
 InputRows router_input(const Call& call);
 
+/// What the knob `route` asks for can be had: ConfigError for "device" on the CPU, CaptureError for
+/// "host" while the context's stream records a graph.
+void check_route_mode(const char* operation, const Context& context);
+/// Whether routing runs on the host for a layer on a device.
+bool routes_on_host(const Context& context);
+/// route_rows of logits in device memory: they are copied to the host, the routing to the device.
+/// Allocates, and waits for the stream twice.
+RouteStats route_on_host(const Call& call, const float* logits, std::int64_t row_stride,
+                         const RoutingView& out);
+
 /// Router logits when none are given, then top-k or the ids that were given; or the ready routing
 /// of the call. Throws Error for non-finite logits under `strict`, ShapeError for a token id
 /// outside the layer's table.

@@ -41,7 +41,7 @@ std::string_view Cursor::read_string(std::string_view field, std::uint64_t max_b
 
 HeadBytes Cursor::release(std::uint64_t size) {
   if (size == 0) return {};
-  // Shrinking cannot fail in practice; if it does, the larger block is as good.
+  // Shrinking does not fail in practice; if it did, the larger block would be as good.
   if (void* smaller = std::realloc(bytes_.get(), static_cast<std::size_t>(size))) {
     (void)bytes_.release();
     bytes_.reset(static_cast<std::byte*>(smaller));
@@ -64,7 +64,7 @@ void Cursor::load(std::uint64_t size, std::string_view field) {
   constexpr std::uint64_t kFirst = std::uint64_t{1} << 18;
   const std::uint64_t target =
       std::min(file_.size(), std::max(end, loaded_ + loaded_ / 2 + kFirst));
-  // realloc, not a vector: large blocks grow in place, so the peak is the final size.
+  // A large block grows in place with realloc, where a vector would hold two copies at its peak.
   void* larger = std::realloc(bytes_.get(), static_cast<std::size_t>(target));
   require<OutOfMemoryError>(larger != nullptr, [&] {
     return Problem{"GgufFile",

@@ -19,7 +19,7 @@ namespace moesaic::gguf {
 
 static_assert(std::endian::native == std::endian::little, "GGUF is read in its own byte order");
 
-/// A file with more metadata than this is refused. Real ones have some 10 MB.
+/// A file with more metadata than this is refused; real ones have some 10 MB.
 inline constexpr std::uint64_t kMaxHeadBytes = std::uint64_t{1} << 30;
 
 /// Throws FormatError: "GgufFile: PATH, byte OFFSET: FIELD: expected ..., got ... (hint)".
@@ -27,10 +27,10 @@ inline constexpr std::uint64_t kMaxHeadBytes = std::uint64_t{1} << 30;
                        std::string_view field, std::string expected, std::string got,
                        std::string hint = {});
 
-/// Text from a file made safe for a message: quoted, shortened, control characters escaped.
+/// Makes text from a file safe for a message: quoted, shortened, with control characters escaped.
 std::string quote(std::string_view text);
 
-/// a * b and a + b into `out`; false when they do not fit.
+/// Write a * b or a + b to `out`; false when the result does not fit.
 inline bool checked_multiply(std::uint64_t a, std::uint64_t b, std::uint64_t& out) {
   return !__builtin_mul_overflow(a, b, &out);
 }
@@ -53,7 +53,8 @@ class Cursor {
   std::uint64_t remaining() const { return file_.size() - position_; }
   const std::filesystem::path& path() const { return file_.path(); }
 
-  /// The next `size` bytes, valid until the next call. FormatError beyond the end of the file.
+  /// The next `size` bytes, valid until the next call. Throws FormatError beyond the end of the
+  /// file.
   const std::byte* take(std::uint64_t size, std::string_view field) {
     if (size > loaded_ - position_) load(size, field);
     const std::byte* result = bytes_.get() + position_;
@@ -69,10 +70,11 @@ class Cursor {
     return value;
   }
 
-  /// A string: u64 length, then bytes. `max_bytes` bounds the length before anything is read.
+  /// Reads a string, which is a u64 length and then its bytes. `max_bytes` bounds the length before
+  /// anything is read.
   std::string_view read_string(std::string_view field, std::uint64_t max_bytes = kMaxHeadBytes);
 
-  /// Everything read up to `size`, given away; the cursor is spent.
+  /// Gives away the first `size` bytes of what was read. The cursor must not be used afterwards.
   HeadBytes release(std::uint64_t size);
 
  private:

@@ -31,7 +31,7 @@ struct GgufFile::Impl {
   std::uint64_t file_bytes = 0;
   bool mapped = true;
 
-  gguf::HeadBytes metadata;  // the arrays in `entries` point into it
+  gguf::HeadBytes metadata;  // what the arrays in `entries` point into
   std::vector<GgufEntry> entries;
   std::vector<GgufTensor> tensors;
   NameIndex entry_index, tensor_index;
@@ -65,7 +65,7 @@ struct GgufFile::Impl {
     entries = std::move(index.entries);
   }
 
-  /// The vectors are final from here on: the indexes view the names in them.
+  /// Call last: the indexes view names in `entries` and `tensors`, which must not change any more.
   void build_indexes() {
     for (std::size_t i = 0; i < entries.size(); ++i) entry_index.emplace(entries[i].key, i);
     for (std::size_t i = 0; i < tensors.size(); ++i) {
@@ -137,7 +137,8 @@ std::shared_ptr<GgufFile> GgufFile::open(const std::filesystem::path& path, Opti
       if (!total) total = shard.split.tensors;
       require_shard(shard_path, "split.tensors.count", total.value_or(0),
                     shard.split.tensors.value_or(total.value_or(0)));
-      if (i == 0) impl.add_metadata(shard.index);  // all but split.* stands in the first shard only
+      // Only the first shard holds metadata besides the split.* keys.
+      if (i == 0) impl.add_metadata(shard.index);
       impl.add_shard(std::move(shard.file), shard.index, options);
     }
     const auto found = static_cast<std::int64_t>(impl.tensors.size());
@@ -182,7 +183,8 @@ GgufBytes GgufFile::bytes(const GgufTensor& tensor) const {
     shard = impl_->shards[tensor.shard];
   }
   if (tensor.nbytes == 0) return {shard.mapping, {}};
-  // True for every tensor of this file; a tensor of another file must not read outside.
+  // This holds for every tensor of this file; a tensor of another file must not make it read
+  // outside.
   require<FormatError>(
       tensor.nbytes <= shard.size && tensor.offset <= shard.size - tensor.nbytes, [&] {
         return Problem{

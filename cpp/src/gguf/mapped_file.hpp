@@ -1,6 +1,7 @@
 #pragma once
 
-/// A file on disk: explicit reads and one whole-file mapping. The only place that calls the system.
+/// A file on disk, to be read or mapped as a whole. In this room only these functions call the
+/// system.
 
 #include <cstddef>
 #include <cstdint>
@@ -34,7 +35,7 @@ class InputFile {
   InputFile& operator=(const InputFile&) = delete;
 
   const std::filesystem::path& path() const { return path_; }
-  std::uint64_t size() const { return size_; }  ///< when it was opened
+  std::uint64_t size() const { return size_; }  ///< as it was when the file was opened
 
   /// Fills `out` from `offset`. Throws IoError, and FormatError when the file has become shorter.
   void read(std::uint64_t offset, std::span<std::byte> out) const;

@@ -10,38 +10,6 @@
 namespace moesaic {
 namespace gguf {
 
-std::string_view name_of(GgufType type) {
-  switch (type) {
-    case GgufType::U8:
-      return "u8";
-    case GgufType::I8:
-      return "i8";
-    case GgufType::U16:
-      return "u16";
-    case GgufType::I16:
-      return "i16";
-    case GgufType::U32:
-      return "u32";
-    case GgufType::I32:
-      return "i32";
-    case GgufType::F32:
-      return "f32";
-    case GgufType::Bool:
-      return "bool";
-    case GgufType::String:
-      return "string";
-    case GgufType::Array:
-      return "array";
-    case GgufType::U64:
-      return "u64";
-    case GgufType::I64:
-      return "i64";
-    case GgufType::F64:
-      return "f64";
-  }
-  return "unknown";
-}
-
 std::uint64_t scalar_bytes(GgufType type) {
   switch (type) {
     case GgufType::U8:
@@ -76,9 +44,8 @@ namespace {
 
 std::string describe(const GgufEntry& entry) {
   const auto* array = std::get_if<GgufArray>(&entry.value);
-  if (array == nullptr) return std::string(gguf::name_of(entry.type));
-  return "array of " + std::to_string(array->count) + " " +
-         std::string(gguf::name_of(array->element));
+  if (array == nullptr) return std::string(name_of(entry.type));
+  return "array of " + std::to_string(array->count) + " " + std::string(name_of(array->element));
 }
 
 [[noreturn]] void fail_type(const GgufEntry& entry, std::string expected) {
@@ -99,13 +66,14 @@ T element_at(const GgufArray& array, std::uint64_t i) {
   return value;
 }
 
-/// Callers have checked i < count; this checks that the bytes agree with the count.
+/// Checks that an array's bytes agree with its count; callers have checked indices against the
+/// count.
 void require_elements(const GgufArray& array) {
   const std::uint64_t size = gguf::scalar_bytes(array.element);
   if (size == 0 || array.bytes.size() / size < array.count) {
-    fail_value("array", std::to_string(array.count) + " numbers",
-               std::to_string(array.bytes.size()) + " bytes of " +
-                   std::string(gguf::name_of(array.element)));
+    fail_value(
+        "array", std::to_string(array.count) + " numbers",
+        std::to_string(array.bytes.size()) + " bytes of " + std::string(name_of(array.element)));
   }
 }
 
@@ -133,7 +101,7 @@ std::int64_t integer_at(const GgufArray& array, std::uint64_t i, const std::stri
       return byte;
     }
     default:
-      fail_value(what, "integers or bools", std::string(gguf::name_of(array.element)));
+      fail_value(what, "integers or bools", std::string(name_of(array.element)));
   }
 }
 
@@ -148,13 +116,13 @@ double number_at(const GgufArray& array, std::uint64_t i, const std::string& wha
     case GgufType::Bool:
     case GgufType::String:
     case GgufType::Array:
-      fail_value(what, "numbers", std::string(gguf::name_of(array.element)));
+      fail_value(what, "numbers", std::string(name_of(array.element)));
     default:
       return static_cast<double>(integer_at(array, i, what));
   }
 }
 
-/// The array of a per-layer key, checked to have a value for `layer`.
+/// The array of a key with one value per layer, checked to have one for `layer`.
 const GgufArray& layer_array(const GgufEntry& entry, std::int32_t layer) {
   const auto& array = std::get<GgufArray>(entry.value);
   if (gguf::scalar_bytes(array.element) == 0) fail_type(entry, "a number, or one per layer");
@@ -199,7 +167,7 @@ std::int64_t integer_of(const GgufEntry& entry) {
 
 std::vector<std::int64_t> GgufArray::as_integers() const {
   if (element == GgufType::F32 || element == GgufType::F64) {
-    fail_value("array", "integers or bools", std::string(gguf::name_of(element)));
+    fail_value("array", "integers or bools", std::string(name_of(element)));
   }
   require_elements(*this);
   std::vector<std::int64_t> out(static_cast<std::size_t>(count));
@@ -217,7 +185,7 @@ std::vector<double> GgufArray::as_numbers() const {
 
 std::vector<std::string> GgufArray::as_strings() const {
   if (element != GgufType::String) {
-    fail_value("array", "strings", std::string(gguf::name_of(element)));
+    fail_value("array", "strings", std::string(name_of(element)));
   }
   std::span<const std::byte> rest = bytes;
   const auto require_bytes = [&](std::uint64_t size) {

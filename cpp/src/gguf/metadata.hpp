@@ -1,6 +1,6 @@
 #pragma once
 
-/// Values of GGUF metadata: type facts and checked conversions.
+/// Values of GGUF metadata: facts of their types, and checked conversions.
 
 #include <cstdint>
 #include <span>
@@ -10,14 +10,12 @@
 
 namespace moesaic::gguf {
 
-/// "u8", "string", "array", ...
-std::string_view name_of(GgufType type);
-/// Bytes of one value; 0 for strings and arrays.
+/// Bytes of one value of a type; 0 for strings and arrays, whose size varies.
 std::uint64_t scalar_bytes(GgufType type);
 
-/// Null when absent.
+/// The entry of a key; null when absent.
 const GgufEntry* find_entry(std::span<const GgufEntry> entries, std::string_view key);
-/// Throws FormatError unless the value is an integer that fits.
+/// The value as an integer. Throws FormatError unless it is one that fits.
 std::int64_t integer_of(const GgufEntry& entry);
 
 }  // namespace moesaic::gguf

@@ -18,12 +18,13 @@ constexpr std::uint64_t kMaxKeyBytes = 65535;
 constexpr std::uint64_t kMaxTensorNameBytes = 63;
 constexpr std::uint64_t kMaxArrayElements = std::uint64_t{1} << 30;
 constexpr std::uint64_t kMaxInt64 = std::numeric_limits<std::int64_t>::max();
-// The least bytes a key-value pair (length, 1 byte of key, type, 1 byte of value) and a tensor info
-// (length, 1 byte of name, number of dimensions, type, offset) take: bounds for their counts.
+// A key-value pair takes at least its length, 1 byte of key, its type and 1 byte of value; a tensor
+// info its length, 1 byte of name, the number of dimensions, its type and offset. So the bytes left
+// in a file bound how many of them it can have.
 constexpr std::uint64_t kMinEntryBytes = 8 + 1 + 4 + 1;
 constexpr std::uint64_t kMinTensorInfoBytes = 8 + 1 + 4 + 4 + 8;
 
-/// UTF-8 without control characters and not empty.
+/// Whether `text` is UTF-8 without control characters and not empty.
 bool is_name(std::string_view text) {
   std::size_t i = 0;
   while (i < text.size()) {
@@ -95,13 +96,13 @@ GgufType read_type(Cursor& cursor, const std::string& field) {
   return static_cast<GgufType>(id);
 }
 
-/// Where an array's elements lie, until the bytes they point into are final.
-struct ArrayPlace {
+/// Where an array's elements lie in the file; they become pointers when its bytes stop moving.
+struct ArrayRange {
   std::size_t entry;
   std::uint64_t begin, size;
 };
 
-GgufArray read_array(Cursor& cursor, const std::string& key, ArrayPlace& place) {
+GgufArray read_array(Cursor& cursor, const std::string& key, ArrayRange& range) {
   GgufArray array;
   const std::uint64_t type_at = cursor.position();
   array.element = read_type(cursor, key + ": array element type");
@@ -118,14 +119,14 @@ GgufArray read_array(Cursor& cursor, const std::string& key, ArrayPlace& place) 
     fail(cursor.path(), count_at, count_field, "at most " + std::to_string(kMaxArrayElements),
          std::to_string(array.count));
   }
-  place.begin = cursor.position();
+  range.begin = cursor.position();
   if (array.element == GgufType::String) {
     const std::string field = key + ": array string";
     for (std::uint64_t i = 0; i < array.count; ++i) cursor.read_string(field);
   } else {
-    cursor.take(array.count * element_bytes, key);  // no overflow: both factors are bounded above
+    cursor.take(array.count * element_bytes, key);  // both factors are bounded, so no overflow
   }
-  place.size = cursor.position() - place.begin;
+  range.size = cursor.position() - range.begin;
   return array;
 }
 
@@ -178,7 +179,7 @@ GgufScalar read_scalar(Cursor& cursor, GgufType type, const std::string& key) {
 }
 
 void read_entries(Cursor& cursor, std::uint64_t count, FileIndex& index,
-                  std::vector<ArrayPlace>& arrays, std::uint32_t& alignment) {
+                  std::vector<ArrayRange>& arrays, std::uint32_t& alignment) {
   std::unordered_set<std::string> seen;
   for (std::uint64_t i = 0; i < count; ++i) {
     const std::uint64_t start = cursor.position();
@@ -191,9 +192,9 @@ void read_entries(Cursor& cursor, std::uint64_t count, FileIndex& index,
     const std::uint64_t type_at = cursor.position();
     entry.type = read_type(cursor, key + ": value type");
     if (entry.type == GgufType::Array) {
-      ArrayPlace place{index.entries.size(), 0, 0};
-      entry.value = read_array(cursor, key, place);
-      arrays.push_back(place);
+      ArrayRange range{index.entries.size(), 0, 0};
+      entry.value = read_array(cursor, key, range);
+      arrays.push_back(range);
     } else {
       entry.value = read_scalar(cursor, entry.type, key);
     }
@@ -211,7 +212,7 @@ void read_entries(Cursor& cursor, std::uint64_t count, FileIndex& index,
   }
 }
 
-/// A tensor info as stored: the offset counts from the data section.
+/// A tensor info as stored: its offset counts from the start of the data section.
 struct TensorInfo {
   GgufTensor tensor;
   std::uint64_t info_at = 0;
@@ -284,7 +285,7 @@ TensorInfo read_tensor_info(Cursor& cursor, std::uint64_t number) {
   return info;
 }
 
-/// `value` rounded up to a multiple of `alignment`, a power of two; false on overflow.
+/// Rounds `value` up to a multiple of `alignment`, a power of two; false on overflow.
 bool align_up(std::uint64_t value, std::uint64_t alignment, std::uint64_t& out) {
   std::uint64_t sum = 0;
   if (!checked_add(value, alignment - 1, sum)) return false;
@@ -293,8 +294,8 @@ bool align_up(std::uint64_t value, std::uint64_t alignment, std::uint64_t& out) 
 }
 
 /// Checks the tensors' ranges and makes their offsets absolute.
-void place_tensors(const InputFile& file, std::uint64_t infos_end, std::uint64_t alignment,
-                   std::vector<TensorInfo>& infos) {
+void locate_tensors(const InputFile& file, std::uint64_t infos_end, std::uint64_t alignment,
+                    std::vector<TensorInfo>& infos) {
   std::uint64_t data_at = 0;
   if (!align_up(infos_end, alignment, data_at)) {
     fail(file.path(), infos_end, "data section", "a start below 2^64", "more");
@@ -336,7 +337,7 @@ FileIndex read_index(const InputFile& file) {
   const std::uint64_t tensor_count = read_count(cursor, "tensor count", kMinTensorInfoBytes);
   const std::uint64_t entry_count = read_count(cursor, "metadata count", kMinEntryBytes);
 
-  std::vector<ArrayPlace> arrays;
+  std::vector<ArrayRange> arrays;
   std::uint32_t alignment = kDefaultAlignment;
   read_entries(cursor, entry_count, index, arrays, alignment);
   const std::uint64_t entries_end = cursor.position();
@@ -351,14 +352,14 @@ FileIndex read_index(const InputFile& file) {
            "the name a second time");
     }
   }
-  place_tensors(file, cursor.position(), alignment, infos);
+  locate_tensors(file, cursor.position(), alignment, infos);
   index.tensors.reserve(infos.size());
   for (TensorInfo& info : infos) index.tensors.push_back(std::move(info.tensor));
 
   if (!arrays.empty()) index.metadata = cursor.release(entries_end);
-  for (const ArrayPlace& place : arrays) {
-    std::get<GgufArray>(index.entries[place.entry].value).bytes = {
-        index.metadata.get() + place.begin, static_cast<std::size_t>(place.size)};
+  for (const ArrayRange& range : arrays) {
+    std::get<GgufArray>(index.entries[range.entry].value).bytes = {
+        index.metadata.get() + range.begin, static_cast<std::size_t>(range.size)};
   }
   return index;
 }

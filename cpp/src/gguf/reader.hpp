@@ -1,6 +1,6 @@
 #pragma once
 
-/// One GGUF file checked and turned into an index.
+/// Reads the head of one GGUF file, checks it and turns it into an index.
 
 #include <cstdint>
 #include <vector>
@@ -18,9 +18,9 @@ struct FileIndex {
   std::vector<GgufTensor> tensors;
 };
 
-/// Reads versions 2 and 3, little-endian. As ggml does, wants the tensors in the order of their
-/// infos, without gaps other than the padding to `general.alignment`; so ranges cannot overlap.
-/// Throws IoError and FormatError.
+/// Reads versions 2 and 3, little-endian. Tensors must lie in the order of their infos, without
+/// gaps other than the padding to `general.alignment`, as ggml asks; so their ranges cannot
+/// overlap. Throws IoError and FormatError.
 FileIndex read_index(const InputFile& file);
 
 }  // namespace moesaic::gguf

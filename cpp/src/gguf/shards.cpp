@@ -13,7 +13,7 @@ namespace {
 
 constexpr std::int64_t kMaxShards = 65535;  // split.count is a u16
 
-/// "-00001-of-00003.gguf"
+/// How the name of a shard ends, e.g. "-00001-of-00003.gguf".
 std::string shard_suffix(std::int64_t index, std::int64_t count) {
   char text[64];
   std::snprintf(text, sizeof(text), "-%05" PRId64 "-of-%05" PRId64 ".gguf", index + 1, count);
@@ -32,7 +32,7 @@ std::optional<std::int64_t> optional_integer(std::span<const GgufEntry> entries,
 SplitInfo read_split(const std::filesystem::path& path, std::span<const GgufEntry> entries) {
   SplitInfo split;
   split.count = optional_integer(entries, "split.count").value_or(1);
-  if (split.count == 0) split.count = 1;  // some writers mean "not split"
+  if (split.count == 0) split.count = 1;  // some writers say 0 for a file that is not split
   require<FormatError>(split.count >= 1 && split.count <= kMaxShards, [&] {
     return Problem{"GgufFile",
                    path.string() + ": split.count",

@@ -1,7 +1,8 @@
 #pragma once
 
-/// Split files: `name-00001-of-00003.gguf` and the split.* keys. The other shards' names are made
-/// from the given path alone, never from what a file says, so no file leads out of the directory.
+/// Models in several files: names like `name-00001-of-00003.gguf`, and the split.* keys. The names
+/// of the other shards are made from the given path alone, never from what a file says, so that no
+/// file leads out of its directory.
 
 #include <cstdint>
 #include <filesystem>
@@ -16,10 +17,11 @@ namespace moesaic::gguf {
 struct SplitInfo {
   std::int64_t index = 0;  ///< from 0
   std::int64_t count = 1;
-  std::optional<std::int64_t> tensors;  ///< of all shards
+  std::optional<std::int64_t> tensors;  ///< number of tensors in all shards
 };
 
-/// The split.* keys of one file; index 0 of 1 when it is not split. Throws FormatError.
+/// Reads the split.* keys of one file; a file that is not split is number 0 of 1. Throws
+/// FormatError.
 SplitInfo read_split(const std::filesystem::path& path, std::span<const GgufEntry> entries);
 
 /// The paths of all shards beside `path`, which must be named as shard `split.index` of

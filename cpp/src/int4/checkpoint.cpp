@@ -4,24 +4,10 @@
 
 namespace moesaic {
 
-const char* name_of(CheckpointFormat format) noexcept {
-  switch (format) {
-    case CheckpointFormat::Gptq:
-      return "gptq";
-    case CheckpointFormat::GptqV2:
-      return "gptq_v2";
-    case CheckpointFormat::Awq:
-      return "awq";
-    case CheckpointFormat::PackQuantized:
-      break;
-  }
-  return "pack_quantized";
-}
-
 namespace int4 {
 namespace {
 
-/// Nibble of column c in an AWQ word.
+/// Which nibble of an AWQ word holds column c of its 8.
 constexpr int kAwqNibble[8] = {0, 4, 1, 5, 2, 6, 3, 7};
 
 std::string dims(std::int64_t a, std::int64_t b) {

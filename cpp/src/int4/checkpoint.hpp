@@ -1,6 +1,7 @@
 #pragma once
 
-/// Reads the tensors of one linear layer, whatever checkpoint format packed them.
+/// Reads the tensors of one linear layer of an INT4 checkpoint, whichever format packed them
+/// (CheckpointFormat; README.md has the layouts).
 
 #include <cstdint>
 #include <string>
@@ -10,18 +11,18 @@
 
 namespace moesaic::int4 {
 
-/// Groups of K columns; group_size -1 means one.
+/// The number of groups of a layer with K input columns; group_size -1 means one group.
 std::int64_t count_groups(std::int64_t k, std::int64_t group_size);
 
-/// A g_idx row [K] as a vector. Errors: ShapeError, DTypeError; FormatError for a group out of
-/// range.
+/// Copies a g_idx row [K]. Errors: ShapeError, DTypeError; FormatError for a group out of range.
 std::vector<std::int32_t> read_g_idx(const ConstTensorView& g_idx, std::int64_t k,
                                      std::int64_t groups, const std::string& name);
 
 /// The tensors of one expert of a stack: views without the leading E. Errors: ShapeError.
 GptqTensors expert_slice(const GptqTensors& tensors, std::int32_t expert);
 
-/// K and N of one linear layer, from the shape of its qweight (the last two dimensions).
+/// K and N of one linear layer, from the last two dimensions of its qweight. Errors: ShapeError,
+/// UnsupportedError for a K that is not a multiple of 8.
 struct LinearSize {
   std::int64_t k = 0, n = 0;
 };
@@ -42,9 +43,9 @@ class LinearReader {
   /// out[i] = code[k, n + i] for i < count.
   void codes(std::int64_t k, std::int64_t n, int count, std::uint32_t* out) const;
   float scale(std::int64_t group, std::int64_t n) const;
-  /// 0 .. 16
+  /// The zero point of a group and column, 0 .. 16; 8 where the checkpoint has none.
   int zero(std::int64_t group, std::int64_t n) const;
-  /// The zero point that every position must have for `zeros` to be left out.
+  /// When every zero point is this one, a stack does not store them.
   static constexpr int kSymmetricZero = 8;
   bool symmetric() const;
 

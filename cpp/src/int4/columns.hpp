@@ -1,6 +1,6 @@
 #pragma once
 
-/// The order of an INT4 stack's columns in memory: group after group, whatever g_idx says.
+/// The order of an INT4 stack's columns in memory: group after group, however g_idx scatters them.
 
 #include <cstdint>
 #include <span>
@@ -8,15 +8,16 @@
 
 namespace moesaic::int4 {
 
-/// Where the columns of one or more experts lie. Every group starts at a multiple of `scale_cols`,
-/// so a stored scale serves one group; columns that fill up a group have position -1.
+/// Which column of x each packed column is, for one order that all experts share or for one each.
+/// Every group starts at a multiple of `scale_cols`, so that a stored scale serves one group only;
+/// groups are filled up with columns -1.
 struct ColumnOrder {
-  std::int64_t packed_cols = 0;      ///< the same for all experts, a multiple of 32
-  std::int32_t scale_cols = 32;      ///< 32, 64, 128 or 256
-  std::int64_t units = 0;            ///< packed_cols / scale_cols, rounded up
-  bool identity = true;              ///< packed column = column
+  std::int64_t packed_cols = 0;   ///< one number for all experts, a multiple of 32
+  std::int32_t scale_cols = 32;   ///< 32, 64, 128 or 256
+  std::int64_t scale_groups = 0;  ///< packed_cols / scale_cols, rounded up
+  bool identity = true;  ///< whether every packed column is the column of x with its number
   std::vector<std::int32_t> column;  ///< [orders, packed_cols]: column of x, -1 = padding
-  std::vector<std::int32_t> group;   ///< [orders, units], -1 behind the last group
+  std::vector<std::int32_t> group;   ///< [orders, scale_groups]: its group, -1 behind the last
 };
 
 /// The order for each row of `g_idx` ([orders, K], groups in range); an empty g_idx means k /

@@ -8,7 +8,7 @@
 namespace moesaic::int4 {
 namespace {
 
-/// Order of 8 values in a word: value kNibbles[i] lies in nibble i.
+/// The order of 8 values in a word: value kNibbles[i] lies in nibble i.
 constexpr int kNibbles[8] = {0, 2, 4, 6, 1, 3, 5, 7};
 
 std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
@@ -19,7 +19,8 @@ std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
       .operation = "marlin layout", .what = what, .expected = expected, .got = got, .hint = {}});
 }
 
-/// Visits (position among the values of word order, k, n) of every code.
+/// Calls fn(i, k, n) for every code: code (k, n) is value i of the packed words, counted nibble
+/// after nibble.
 template <class Fn>
 void for_codes(std::int64_t k, std::int64_t n, Fn&& fn) {
   const auto& perm = marlin_weight_perm();
@@ -27,7 +28,7 @@ void for_codes(std::int64_t k, std::int64_t n, Fn&& fn) {
     for (std::int64_t slab = 0; slab < n / kMarlinTileN; ++slab) {
       const std::int64_t first = (kt * n + slab * kMarlinTileN) * kMarlinTileK;
       for (std::int64_t i = 0; i < 1024; ++i) {
-        const std::int64_t at = perm[index(i)];  // tile, row, column
+        const std::int64_t at = perm[index(i)];  // 256 * tile + 16 * row + column
         fn(first + i, kt * kMarlinTileK + at % 256 / 16,
            slab * kMarlinTileN + at / 256 * 16 + at % 16);
       }
@@ -35,7 +36,7 @@ void for_codes(std::int64_t k, std::int64_t n, Fn&& fn) {
   }
 }
 
-/// Visits (position, column) of a row of N zero points, in word order.
+/// Calls fn(i, column) for a row of N zero points: that of `column` is value i of the packed words.
 template <class Fn>
 void for_zeros(std::int64_t n, Fn&& fn) {
   const std::vector<std::int32_t> perm = marlin_scale_perm(true);

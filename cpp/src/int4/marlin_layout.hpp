@@ -1,7 +1,7 @@
 #pragma once
 
-/// The Marlin layout (IST-DASLab and vLLM kernels take the same bytes): tiles of 16 k x 64 n,
-/// permuted so that a lane's tensor-core fragment is one 16-byte load. Pure host code; every
+/// The Marlin layout, which the kernels of IST-DASLab and of vLLM both take: tiles of 16 k x 64 n,
+/// permuted so that a lane's tensor-core fragment is one 16-byte load. Host code only; every
 /// function has its inverse.
 
 #include <array>
@@ -15,10 +15,11 @@ namespace moesaic::int4 {
 inline constexpr std::int64_t kMarlinTileK = 16;
 inline constexpr std::int64_t kMarlinTileN = 64;
 
-/// Within 1024 codes (16 k x 64 n, in 16 x 16 tiles): packed[i] = tiles[perm[i]].
+/// The permutation within 1024 codes (16 k x 64 n, as four tiles of 16 x 16): packed[i] =
+/// tiles[perm[i]].
 const std::array<std::int32_t, 1024>& marlin_weight_perm();
-/// Of scales: within 64 columns with several groups, within 32 with one; packed[i] =
-/// plain[perm[i]].
+/// The permutation of scales, packed[i] = plain[perm[i]]: within 64 columns when the layer has
+/// several groups (`grouped`), within 32 when it has one.
 std::vector<std::int32_t> marlin_scale_perm(bool grouped);
 
 /// One expert for a Marlin kernel. With act-order, rows of the codes are sorted by group and the
@@ -27,8 +28,8 @@ struct MarlinMatrix {
   std::int64_t k = 0, n = 0, group_size = 0, groups = 0;
   std::vector<std::uint32_t> qweight;  ///< [K/16, 2N]
   std::vector<float> scales;           ///< [groups, N], permuted
-  std::vector<std::uint32_t>
-      qzeros;  ///< [groups, N/8], permuted and interleaved; empty: every zero is 8
+  /// [groups, N/8], permuted and interleaved; empty when every zero point is 8.
+  std::vector<std::uint32_t> qzeros;
   std::vector<std::int32_t> perm;   ///< [K], or empty
   std::vector<std::int32_t> g_idx;  ///< [K], or empty
 };
@@ -36,7 +37,7 @@ struct MarlinMatrix {
 /// Errors: UnsupportedError for K not a multiple of 16, N not a multiple of 64, a zero point of 16
 /// (a nibble cannot hold it), and for a g_idx whose groups are not of one size.
 MarlinMatrix to_marlin(const Int4Matrix& matrix);
-/// The exact inverse.
+/// The exact inverse of to_marlin.
 Int4Matrix from_marlin(const MarlinMatrix& matrix);
 
 /// Codes [K, N] to words [K/16, 2N], and back.

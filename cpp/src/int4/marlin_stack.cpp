@@ -7,14 +7,14 @@
 #include "int4/checkpoint.hpp"
 #include "int4/columns.hpp"
 #include "int4/panels.hpp"
-#include "int4/place.hpp"
+#include "int4/to_device.hpp"
 #include "moesaic/thread_pool.hpp"
 
 namespace moesaic {
 namespace {
 
 constexpr std::int64_t kPanelRows = 16;
-constexpr std::int64_t kTileCols = 64;  // of a Marlin kernel
+constexpr std::int64_t kTileCols = 64;  // what the tiles of Marlin kernels can be cut at
 
 std::int64_t panels_of(std::int64_t rows) { return (rows + kPanelRows - 1) / kPanelRows; }
 
@@ -26,13 +26,14 @@ Problem problem(std::string what, std::string expected, std::string got, std::st
           .hint = std::move(hint)};
 }
 
-/// The memory of a stack.
+/// The memory that a stack's WeightRef points into.
 struct Memory {
   std::shared_ptr<std::byte> panels;
   std::vector<std::int32_t> gather;
 };
 
-/// Rows of g_idx, one or one per expert; empty for k / group_size.
+/// The rows of g_idx one behind the other: one for all experts or one each; empty when the groups
+/// are k / group_size.
 std::vector<std::int32_t> read_orders(const MarlinExpertStack::Spec& spec, std::int64_t groups) {
   std::vector<std::int32_t> all;
   const ConstTensorView& g_idx = spec.g_idx;
@@ -80,7 +81,7 @@ MarlinExpertStack::Builder::Builder(const Spec& spec) : state_(std::make_unique<
   s.per_expert_order = static_cast<std::int64_t>(g_idx.size()) > spec.k;
   const std::int64_t group_size = spec.group_size < 0 ? spec.k : spec.group_size;
   s.order = int4::order_columns(spec.k, group_size, groups, g_idx);
-  s.spec.g_idx = {};  // the caller's memory
+  s.spec.g_idx = {};  // it viewed memory of the caller, which may be gone later
   s.filled.assign(static_cast<std::size_t>(spec.num_experts), 0);
 
   WeightRef& ref = s.stack.weights_.ref;
@@ -146,7 +147,7 @@ void MarlinExpertStack::Builder::add(std::int32_t expert, std::int64_t first_col
   const std::int32_t* column =
       s.order.column.data() + order * static_cast<std::size_t>(s.order.packed_cols);
   const std::int32_t* group =
-      s.order.group.data() + order * static_cast<std::size_t>(s.order.units);
+      s.order.group.data() + order * static_cast<std::size_t>(s.order.scale_groups);
   std::byte* to = s.memory->panels.get() + expert * ref.expert_stride;
   const std::int64_t first = first_col / kPanelRows;
   const std::int64_t count = panels_of(first_col + reader.n()) - first;
@@ -239,7 +240,7 @@ RoleWeights MarlinExpertStack::copy_columns(std::int64_t first_col, std::int64_t
   const WeightRef& from = weights_.ref;
   struct Copy {
     std::shared_ptr<std::byte> panels;
-    std::shared_ptr<const void> original;  // holds the gather index
+    std::shared_ptr<const void> original;  // keeps the gather index alive
   };
   const auto memory = std::make_shared<Copy>();
   RoleWeights part = weights_;
@@ -321,7 +322,7 @@ MarlinLinear MarlinExpertStack::make_expert_linear(std::int32_t expert, std::int
   if (backend_ == nullptr) return MarlinLinear(std::move(one), Device{});
   LoadOptions options;
   options.backend = backend_;
-  return MarlinLinear(int4::place(one, options), device());
+  return MarlinLinear(int4::to_device(one, options), device());
 }
 
 }  // namespace moesaic

@@ -12,11 +12,12 @@ namespace {
 std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
 std::int64_t round_up(std::int64_t value, std::int64_t to) { return (value + to - 1) / to * to; }
 
-/// Byte and shift of the code (row, k) of a unit.
+/// Where a code lies: a byte, and the shift of its nibble in it.
 struct Nibble {
   std::int64_t byte;
   int shift;
 };
+/// Where a unit holds the code of its row and k.
 Nibble unit_nibble(std::int64_t row, std::int64_t k) {
   const std::int64_t lane = row % 8 * 4 + k % 8 / 2;
   const std::int64_t word = lane * 4 + k / 16;
@@ -24,13 +25,13 @@ Nibble unit_nibble(std::int64_t row, std::int64_t k) {
   return {word * 4 + nibble / 2, nibble % 2 * 4};
 }
 
-/// Place of a row among the 16 scales of a group.
-std::int64_t scale_slot(std::int64_t row) { return row % 8 * 2 + row / 8; }
+/// Index of a row's scale among the 16 scales of a group.
+std::int64_t scale_index(std::int64_t row) { return row % 8 * 2 + row / 8; }
 
-/// Byte positions of one matrix.
-class Places {
+/// Where the codes, scales and zero points of one matrix lie, in bytes from its start.
+class Positions {
  public:
-  explicit Places(const P4Matrix& m)
+  explicit Positions(const P4Matrix& m)
       : m_(m),
         single_(m.groups == 1),
         chunk_cols_(!single_ && m.group_size == 128 ? 128 : 64),
@@ -42,7 +43,7 @@ class Places {
     return m_.packed_cols / kP4Cols * kP4UnitBytes +
            chunks * chunk_groups_ * kP4Rows * (scale_bytes_ + (m_.asymmetric ? 1 : 0));
   }
-  /// Packed row of output column n.
+  /// The packed row of output column n.
   std::int64_t row(std::int64_t n) const {
     if (!m_.interleaved) return n;
     const std::int64_t half = m_.n / 2, j = n % half;
@@ -54,16 +55,16 @@ class Places {
     return {chunk(row, k / chunk_cols_) + unit * kP4UnitBytes + at.byte, at.shift};
   }
   std::int64_t scale(std::int64_t row, std::int64_t group) const {
-    if (single_) return (row / kP4Rows * kP4Rows + scale_slot(row % kP4Rows)) * scale_bytes_;
+    if (single_) return (row / kP4Rows * kP4Rows + scale_index(row % kP4Rows)) * scale_bytes_;
     const std::int64_t c = group / chunk_groups_;
     return scales(row, c) +
-           (group % chunk_groups_ * kP4Rows + scale_slot(row % kP4Rows)) * scale_bytes_;
+           (group % chunk_groups_ * kP4Rows + scale_index(row % kP4Rows)) * scale_bytes_;
   }
   std::int64_t zero(std::int64_t row, std::int64_t group) const {
-    if (single_) return row / kP4Rows * kP4Rows + scale_slot(row % kP4Rows);
+    if (single_) return row / kP4Rows * kP4Rows + scale_index(row % kP4Rows);
     const std::int64_t c = group / chunk_groups_;
     return scales(row, c) + chunk_groups_ * kP4Rows * scale_bytes_ +
-           group % chunk_groups_ * kP4Rows + scale_slot(row % kP4Rows);
+           group % chunk_groups_ * kP4Rows + scale_index(row % kP4Rows);
   }
 
  private:
@@ -130,15 +131,15 @@ P4Matrix to_p4(const Int4Matrix& matrix, bool interleave_gate_up) {
                   "group " + std::to_string(group) + " at sorted column " + std::to_string(i));
     }
   }
-  m.row_block_bytes = Places(m).row_block_bytes();
-  const Places places(m);
+  m.row_block_bytes = Positions(m).row_block_bytes();
+  const Positions positions(m);
   m.bytes.assign(index(m.packed_rows / kP4Rows * m.row_block_bytes), 0);
   if (m.groups == 1) {
     m.side_scales.assign(index(m.packed_rows * (m.scale_f32 ? 4 : 2)), 0);
     if (m.asymmetric) m.side_zeros.assign(index(m.packed_rows), 0);
   }
   std::vector<std::int64_t> column(index(m.packed_rows), -1);  // by packed row
-  for (std::int64_t n = 0; n < m.n; ++n) column[index(places.row(n))] = n;
+  for (std::int64_t n = 0; n < m.n; ++n) column[index(positions.row(n))] = n;
 
   for (std::int64_t row = 0; row < m.packed_rows; ++row) {
     const std::int64_t n = column[index(row)];
@@ -150,16 +151,16 @@ P4Matrix to_p4(const Int4Matrix& matrix, bool interleave_gate_up) {
         const std::int64_t group = m.groups == 1 ? 0 : i / m.group_size;
         code = std::min<int>(matrix.zeros[index(group * m.n + n)], 15);
       }
-      const Nibble at = places.code(row, i);
+      const Nibble at = positions.code(row, i);
       m.bytes[index(at.byte)] |= static_cast<std::uint8_t>(code << at.shift);
     }
     if (n < 0) continue;
     std::vector<std::uint8_t>& scales = m.groups == 1 ? m.side_scales : m.bytes;
     std::vector<std::uint8_t>& zeros = m.groups == 1 ? m.side_zeros : m.bytes;
     for (std::int64_t g = 0; g < m.groups; ++g) {
-      put_scale(&scales[index(places.scale(row, g))], matrix.scales[index(g * m.n + n)],
+      put_scale(&scales[index(positions.scale(row, g))], matrix.scales[index(g * m.n + n)],
                 m.scale_f32);
-      if (m.asymmetric) zeros[index(places.zero(row, g))] = matrix.zeros[index(g * m.n + n)];
+      if (m.asymmetric) zeros[index(positions.zero(row, g))] = matrix.zeros[index(g * m.n + n)];
     }
   }
   return m;
@@ -175,20 +176,20 @@ Int4Matrix from_p4(const P4Matrix& matrix) {
   m.codes.resize(index(m.k * m.n));
   m.scales.resize(index(m.groups * m.n));
   m.zeros.assign(index(m.groups * m.n), 8);
-  const Places places(matrix);
+  const Positions positions(matrix);
   const std::vector<std::uint8_t>& scales = m.groups == 1 ? matrix.side_scales : matrix.bytes;
   const std::vector<std::uint8_t>& zeros = m.groups == 1 ? matrix.side_zeros : matrix.bytes;
   for (std::int64_t n = 0; n < m.n; ++n) {
-    const std::int64_t row = places.row(n);
+    const std::int64_t row = positions.row(n);
     for (std::int64_t i = 0; i < m.k; ++i) {
-      const Nibble at = places.code(row, i);
+      const Nibble at = positions.code(row, i);
       const std::int64_t k = matrix.perm.empty() ? i : matrix.perm[index(i)];
       m.codes[index(k * m.n + n)] = matrix.bytes[index(at.byte)] >> at.shift & 15;
     }
     for (std::int64_t g = 0; g < m.groups; ++g) {
       m.scales[index(g * m.n + n)] =
-          get_scale(&scales[index(places.scale(row, g))], matrix.scale_f32);
-      if (matrix.asymmetric) m.zeros[index(g * m.n + n)] = zeros[index(places.zero(row, g))];
+          get_scale(&scales[index(positions.scale(row, g))], matrix.scale_f32);
+      if (matrix.asymmetric) m.zeros[index(g * m.n + n)] = zeros[index(positions.zero(row, g))];
     }
   }
   return m;

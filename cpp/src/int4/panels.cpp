@@ -12,8 +12,8 @@ Int4Layout layout_of(const Int4Format& format) {
   return {format.scale_cols, format.scale_f32, format.zeros};
 }
 
-/// The rows of a reader that lie in one panel: lanes [lane, lane + count), columns [first, ...) of
-/// it.
+/// The columns of a reader that lie in one panel: [first, first + count), in lanes (rows of the
+/// panel) [lane, lane + count).
 struct Lanes {
   int lane, count;
   std::int64_t first;
@@ -22,7 +22,7 @@ struct Lanes {
 void write_codes(const LinearReader& reader, const std::int32_t* column, int steps, const Lanes& at,
                  std::byte* record) {
   for (int vector = 0; vector < steps * 4; ++vector) {
-    // Word r: four columns of row r in the low nibbles, four more in the high ones.
+    // Word r holds four columns of row r in the low nibbles of its bytes and four in the high ones.
     std::uint32_t words[kInt4Rows] = {};
     for (int i = 0; i < 8; ++i) {
       const std::int32_t k = column[vector / 4 * 32 + vector % 4 * 4 + i / 4 * 16 + i % 4];
@@ -38,20 +38,20 @@ void write_codes(const LinearReader& reader, const std::int32_t* column, int ste
 
 void write_scales(const LinearReader& reader, const Int4Layout& layout, const std::int32_t* group,
                   int steps, const Lanes& at, std::byte* record) {
-  for (int unit = 0; unit < int4_units(layout, steps); ++unit) {
-    if (group[unit] < 0) continue;
+  for (int scale_group = 0; scale_group < int4_scale_groups(layout, steps); ++scale_group) {
+    if (group[scale_group] < 0) continue;
     for (int r = 0; r < at.count; ++r) {
-      const int slot = unit * kInt4Rows + at.lane + r;
-      const float scale = reader.scale(group[unit], at.first + r);
+      const int index = scale_group * kInt4Rows + at.lane + r;
+      const float scale = reader.scale(group[scale_group], at.first + r);
       if (layout.scale_f32) {
-        std::memcpy(record + int4_scales_at(steps) + slot * 4, &scale, 4);
+        std::memcpy(record + int4_scales_at(steps) + index * 4, &scale, 4);
       } else {
         const std::uint16_t half = f32_to_f16(scale);
-        std::memcpy(record + int4_scales_at(steps) + slot * 2, &half, 2);
+        std::memcpy(record + int4_scales_at(steps) + index * 2, &half, 2);
       }
       if (layout.zeros) {
-        record[int4_zeros_at(layout, steps) + slot] =
-            static_cast<std::byte>(reader.zero(group[unit], at.first + r));
+        record[int4_zeros_at(layout, steps) + index] =
+            static_cast<std::byte>(reader.zero(group[scale_group], at.first + r));
       }
     }
   }
@@ -87,7 +87,8 @@ void copy_row(const Int4Format& format, const std::byte* from, std::int64_t from
   const std::int64_t from_lane = from_row % kInt4Rows, to_lane = to_row % kInt4Rows;
   from += from_row / kInt4Rows * panel_bytes(format);
   to += to_row / kInt4Rows * panel_bytes(format);
-  // `count` runs of 16 pieces from `at` on, one piece per row.
+  // Copies this row's piece of `count` runs from byte `at` on; a run has one piece for each of 16
+  // rows.
   const auto copy = [&](std::int64_t at, int count, std::int64_t bytes) {
     for (int i = 0; i < count; ++i, at += kInt4Rows * bytes) {
       std::memcpy(to + at + to_lane * bytes, from + at + from_lane * bytes,
@@ -96,10 +97,10 @@ void copy_row(const Int4Format& format, const std::byte* from, std::int64_t from
   };
   for (std::int64_t r = 0; r * kInt4RecordCols < format.packed_cols; ++r) {
     const int steps = int4_steps(format.packed_cols, r);
-    const int units = int4_units(layout, steps);
+    const int scale_groups = int4_scale_groups(layout, steps);
     copy(0, steps * 4, 4);
-    copy(int4_scales_at(steps), units, layout.scale_f32 ? 4 : 2);
-    if (layout.zeros) copy(int4_zeros_at(layout, steps), units, 1);
+    copy(int4_scales_at(steps), scale_groups, layout.scale_f32 ? 4 : 2);
+    if (layout.zeros) copy(int4_zeros_at(layout, steps), scale_groups, 1);
     from += int4_record_bytes(layout, steps);
     to += int4_record_bytes(layout, steps);
   }
@@ -114,17 +115,17 @@ Int4Value read_panel(const WeightRef& weight, std::int32_t expert, std::int64_t 
   const int steps = int4_steps(weight.int4.packed_cols, r);
   const std::byte* record = weight.expert(expert) + row / kInt4Rows * weight.row_stride +
                             r * int4_record_bytes(layout, 8);
-  const int slot = col / layout.scale_cols * kInt4Rows + lane;
+  const int index = col / layout.scale_cols * kInt4Rows + lane;
   Int4Value v{};
   v.code = static_cast<int>(record[int4_byte(col, lane)]) >> int4_shift(col) & 15;
-  v.zero = layout.zeros ? static_cast<int>(record[int4_zeros_at(layout, steps) + slot])
+  v.zero = layout.zeros ? static_cast<int>(record[int4_zeros_at(layout, steps) + index])
                         : LinearReader::kSymmetricZero;
   const std::byte* scale = record + int4_scales_at(steps);
   if (layout.scale_f32) {
-    std::memcpy(&v.scale, scale + slot * 4, 4);
+    std::memcpy(&v.scale, scale + index * 4, 4);
   } else {
     std::uint16_t half;
-    std::memcpy(&half, scale + slot * 2, 2);
+    std::memcpy(&half, scale + index * 2, 2);
     v.scale = f16_to_f32(half);
   }
   return v;

@@ -1,7 +1,6 @@
 #pragma once
 
-/// INT4 panels of the CPU kernels (int4/int4_format.hpp): filled from a checkpoint, read
-/// back.
+/// INT4 panels of the CPU kernels (int4/int4_format.hpp): filled from a checkpoint, and read back.
 
 #include <cstdint>
 
@@ -13,8 +12,9 @@ namespace moesaic::int4 {
 /// Bytes from one panel to the next.
 std::int64_t panel_bytes(const Int4Format& format);
 
-/// Writes rows [first_row, first_row + reader.n()) that lie in panel `panel` of an expert at
-/// `expert`. `column` and `group` are the expert's part of a ColumnOrder.
+/// The columns of `reader` are rows [first_row, first_row + reader.n()) of an expert, whose panels
+/// start at `expert`; writes those of them that lie in panel number `panel`. `column` and `group`
+/// are the expert's part of a ColumnOrder.
 void write_panel(const LinearReader& reader, const Int4Format& format, const std::int32_t* column,
                  const std::int32_t* group, std::int64_t first_row, std::int64_t panel,
                  std::byte* expert);
@@ -23,7 +23,7 @@ void write_panel(const LinearReader& reader, const Int4Format& format, const std
 void copy_row(const Int4Format& format, const std::byte* from, std::int64_t from_row, std::byte* to,
               std::int64_t to_row);
 
-/// One code, scale and zero point of a packed column.
+/// What a panel holds of one weight.
 struct Int4Value {
   int code;
   int zero;
@@ -33,7 +33,7 @@ struct Int4Value {
 Int4Value read_panel(const WeightRef& weight, std::int32_t expert, std::int64_t row,
                      std::int64_t packed_col);
 
-/// dequantize_expert_row of an INT4 role.
+/// dequantize_expert_row (expert_stack.hpp) for an INT4 role.
 void dequantize_int4_row(const WeightRef& weight, std::int32_t expert, std::int64_t row,
                          float* out);
 

@@ -1,4 +1,4 @@
-// The products over a Marlin stack, each as one row map.
+// The products over a Marlin stack: each call becomes one row map and one expert_gemm.
 
 #include <algorithm>
 #include <string>
@@ -14,8 +14,8 @@
 namespace moesaic {
 namespace {
 
-/// Checks that hold for every product: weights, x and out on one device, f32 out [rows, N], float x
-/// [*, K], rows that an int32 counts.
+/// Checks what every product asks: weights, x and out on one device, out f32 [rows, N], x float
+/// [*, K], numbers of rows that an int32 can count.
 void check_call(const char* operation, const Context& context, const WeightRef& weight,
                 Device weights_on, const ConstTensorView& x, const ConstTensorView& out) {
   const Device device = context.backend().device();
@@ -40,10 +40,11 @@ void check_call(const char* operation, const Context& context, const WeightRef& 
   forward::check_apart(operation, "x", x, out);
 }
 
-/// A checked product and the memory that it needs; made before the first launch.
+/// A product whose arguments have been checked, and the memory that it needs. It is made before the
+/// first launch, so that an error leaves the output alone.
 class Product {
  public:
-  /// `rows`: of the map's entries, padding included, and of out, the larger.
+  /// `rows` is the larger of the number of map entries, padding included, and the rows of out.
   Product(const char* operation, Context& context, const RoleWeights& weights, const InputRows& in,
           std::int64_t rows)
       : context_(context), weights_(weights), in_(in), memory_(operation, context) {
@@ -122,9 +123,9 @@ void MarlinExpertStack::gemm_phase_batched(Context& context, const ConstTensorVi
                                            std::span<const MarlinDispatch> dispatches,
                                            TensorView out, Precision precision) const {
   constexpr const char* kName = "gemm_phase_batched";
-  check_call(kName, context, placed().ref, device(), x, out);
+  check_call(kName, context, kernel_weights().ref, device(), x, out);
   check_dispatches(dispatches, num_experts(), x.dim(0), out.dim(0));
-  // One segment per dispatch; its entries name an input and an output row.
+  // Each dispatch becomes a segment, whose entries name an input and an output row.
   std::vector<std::int32_t> expert, offsets{0}, source, destination;
   for (const MarlinDispatch& d : dispatches) {
     if (d.rows == 0) continue;
@@ -137,7 +138,7 @@ void MarlinExpertStack::gemm_phase_batched(Context& context, const ConstTensorVi
   }
   if (source.empty()) return;
   const auto entries = static_cast<std::int64_t>(source.size());
-  Product product(kName, context, placed(), input_rows(x), std::max(entries, out.dim(0)));
+  Product product(kName, context, kernel_weights(), input_rows(x), std::max(entries, out.dim(0)));
   const RowMap map =
       product.memory().place({.num_segments = static_cast<std::int32_t>(expert.size()),
                               .expert = expert.data(),
@@ -154,7 +155,7 @@ void MarlinExpertStack::gemm_phase_vllm(Context& context, const ConstTensorView&
                                         const AlignedRouting& aligned, std::int32_t top_k,
                                         TensorView out, Precision precision) const {
   constexpr const char* kName = "gemm_phase_vllm";
-  check_call(kName, context, placed().ref, device(), x, out);
+  check_call(kName, context, kernel_weights().ref, device(), x, out);
   const std::int64_t pairs = aligned.num_pairs();
   require<ShapeError>(top_k >= 1 && x.dim(0) * top_k == pairs, [&] {
     return Problem{.operation = kName,
@@ -185,13 +186,13 @@ void MarlinExpertStack::gemm_phase_vllm(Context& context, const ConstTensorView&
                    .hint = {}};
   });
   if (pairs == 0) return;
-  // Rows that no id names must be zero; the others are assigned.
+  // The product assigns the rows that ids name; rows that no id names must become zero.
   std::vector<std::int32_t> named(static_cast<std::size_t>(pairs), -1);
   for (const std::int32_t id : aligned.sorted_ids()) {
     if (id >= 0 && id < pairs) named[static_cast<std::size_t>(id)] = 0;
   }
   const bool all = std::ranges::find(named, -1) == named.end();
-  Product product(kName, context, placed(), input_rows(x),
+  Product product(kName, context, kernel_weights(), input_rows(x),
                   std::max<std::int64_t>(pairs, aligned.num_post_pad()));
   const std::int32_t* const rows = all ? nullptr : product.memory().place(named);
   const RowMap map =

@@ -8,20 +8,6 @@
 namespace moesaic {
 namespace {
 
-std::string name_of(ScoreFunction score) {
-  switch (score) {
-    case ScoreFunction::Softmax:
-      return "softmax";
-    case ScoreFunction::SoftmaxSelected:
-      return "softmax of the selected";
-    case ScoreFunction::Sigmoid:
-      return "sigmoid";
-    case ScoreFunction::SqrtSoftplus:
-      return "sqrt(softplus)";
-  }
-  return "unknown";
-}
-
 /// A value that a key may or must give.
 std::string or_key(const std::string& value, Use key) {
   switch (key) {
@@ -35,34 +21,42 @@ std::string or_key(const std::string& value, Use key) {
   return "key";
 }
 
-std::string selection(const Preset& p) {
-  std::string text = p.select_on == SelectOn::Logits ? "logits" : "scores";
-  if (p.selection_bias != Use::Ignored) text += " + bias";
-  if (p.selection_bias == Use::Optional) text += " if stored";
+std::string selection(const Preset& p, const Model& m) {
+  std::string text = name_of(m.select_on);
+  const auto bias = [&](Use use) {
+    if (use != Use::Ignored) text += " + bias";
+    if (use == Use::Optional) text += " if stored";
+  };
+  bias(p.bias_use(m));
+  if (m.group_reduce == GroupReduce::Max) text += "; groups by their best";
   return p.hash_layers ? text + "; first layers by token id" : text;
 }
 
-std::string shared(const Preset& p) {
-  if (p.shared == SharedKind::None) return "";
-  const std::string kind = p.shared == SharedKind::Plain ? "plain" : "sigmoid-gated";
+std::string shared(const Preset& p, const Model& m) {
+  if (p.shared_tensors == Use::Ignored) return "";
+  const std::string kind = name_of(m.shared);
   return p.shared_tensors == Use::Optional ? kind + " if stored" : kind;
 }
 
-std::string activation(const Preset& p) {
-  const std::string kind = name_of(p.activation);
+std::string activation(const Preset& p, const Model& m) {
+  const std::string kind = name_of(m.activation);
   return p.limit_key == Use::Optional ? kind + " if its key is set" : kind;
 }
 
-std::string notes(const Preset& p) {
+std::string notes(const Preset& p, const Model& m) {
   std::string text;
   const auto add = [&](bool there, std::string_view words) {
     if (there) text += (text.empty() ? "" : "; ") + std::string(words);
   };
-  add(p.router_bias == Use::Required, "router bias");
-  add(p.weight_on == WeightOn::Input, "weights on the input");
+  add(m.router_bias == Use::Required, "router bias");
+  add(m.weight_on == WeightOn::Input, "weights on the input");
   add(!p.latent_key.empty(), "latent experts");
-  add(p.router_input == RouterInput::Norm, "router norm");
-  add(p.input_norm, "input norm");
+  add(m.router_input == RouterInput::Norm, "router norm");
+  add(m.input_norm, "input norm");
+  add(p.sigmoid_model != nullptr,
+      p.sigmoid_model == nullptr
+          ? ""
+          : "as " + std::string(p.sigmoid_model->name) + " where the score is sigmoid");
   add(!p.notes.empty(), p.notes);
   return text;
 }
@@ -80,15 +74,18 @@ std::vector<std::string> known_architectures() {
 std::vector<ArchitectureFacts> architecture_table() {
   std::vector<ArchitectureFacts> rows;
   for (const Preset& p : presets()) {
+    const Model& m = *p.model;
+    const bool renormalize = p.renormalize_key == Use::Ignored && m.renormalize;
     rows.push_back({.architecture = std::string(p.architecture),
                     .source = "llama.cpp src/models/" + std::string(p.source),
-                    .score = or_key(name_of(p.score), p.score_key),
-                    .selection = selection(p),
-                    .renormalize = or_key(p.renormalize ? "yes" : "no", p.renormalize_key),
+                    .model_types = std::string(p.model_types),
+                    .score = or_key(name_of(m.score), p.score_key),
+                    .selection = selection(p, m),
+                    .renormalize = or_key(renormalize ? "yes" : "no", p.renormalize_key),
                     .scale = p.scale_key == Use::Ignored ? "" : "key",
-                    .activation = activation(p),
-                    .shared = shared(p),
-                    .notes = notes(p),
+                    .activation = activation(p, m),
+                    .shared = shared(p, m),
+                    .notes = notes(p, m),
                     .missing = std::string(p.missing)});
   }
   return rows;

@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "model/presets.hpp"
+#include "model/model.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/gguf.hpp"
 

@@ -1,280 +1,224 @@
 #include "model/presets.hpp"
 
+#include "model/model_table.hpp"
+
 namespace moesaic {
 namespace {
 
 using enum Use;
-using enum ScoreFunction;
-using enum ActivationKind;
 
-// Parts that many rows share. A row starts from one of them and changes what differs.
+// What many rows share. A row starts from one of them and changes what differs.
 
-/// Nothing stands in keys: softmax over all, the weights of the selected renormalised.
-constexpr Preset kSoftmax{};
+/// No key says anything about the router.
+constexpr Preset kNoKeys{};
 
 /// DeepSeek-like: everything about the router stands in keys.
 constexpr Preset kKeys{.score_key = Optional,
-                       .renormalize = false,
                        .renormalize_key = Optional,
                        .scale_key = Optional,
-                       .selection_bias = Optional,
-                       .shared = SharedKind::Plain,
                        .shared_tensors = Optional,
                        .shared_width = SharedWidth::Count};
 
 using Change = void (*)(Preset&);
 
 /// `base` under a name, with changes.
-constexpr Preset row(std::string_view architecture, std::string_view source, Preset base,
+constexpr Preset row(std::string_view architecture, std::string_view source,
+                     std::string_view model_types, const Model* model, Preset base,
                      Change change = nullptr) {
   base.architecture = architecture;
   base.source = source;
+  base.model_types = model_types;
+  base.model = model;
   if (change != nullptr) change(base);
   return base;
 }
 
-constexpr void shared_plain(Preset& p) {
-  p.shared = SharedKind::Plain;
+constexpr void shared_optional(Preset& p) { p.shared_tensors = Optional; }
+constexpr void shared_of_key(Preset& p) {
   p.shared_tensors = Optional;
+  p.shared_width = SharedWidth::Key;
 }
-constexpr void shared_sigmoid(Preset& p) {
-  p.shared = SharedKind::SigmoidGated;
+constexpr void shared_required(Preset& p) {
   p.shared_tensors = Required;
   p.shared_width = SharedWidth::Key;
 }
-constexpr void shared_of_key(Preset& p) {
-  shared_plain(p);
-  p.shared_width = SharedWidth::Key;
-}
-constexpr void not_renormalized(Preset& p) { p.renormalize = false; }
-constexpr void default_sigmoid(Preset& p) { p.score = Sigmoid; }
 constexpr void required_score(Preset& p) { p.score_key = Required; }
-constexpr void biased_sigmoid(Preset& p) {
-  p.score = Sigmoid;
-  p.selection_bias = Required;
-}
-constexpr void required_score_and_bias(Preset& p) {
+constexpr void required_score_optional_bias(Preset& p) {
   p.score_key = Required;
-  p.selection_bias = Required;
+  p.selection_bias = Optional;
 }
-// Score, renormalisation and activation of a family stand in no key unless the row says so;
-// llama.cpp's graphs fix them.
+constexpr void optional_bias(Preset& p) { p.selection_bias = Optional; }
+
 constexpr Preset kPresets[] = {
-    row("afmoe", "afmoe.cpp", kKeys, biased_sigmoid),
-    row("arctic", "arctic.cpp", kSoftmax,
+    row("afmoe", "afmoe.cpp", "afmoe", model_of("deepseek_v3"), kKeys),
+    row("arctic", "arctic.cpp", "", model_of("arctic"), kNoKeys,
+        [](Preset& p) { p.notes = "x: the layer input; the dense FFN is the caller's"; }),
+    row("bailingmoe", "bailingmoe.cpp", "", model_of("bailing_moe"), kKeys,
+        [](Preset& p) { p.score_key = Ignored; }),
+    row("bailingmoe2", "bailingmoe2.cpp", "", model_of("bailing_moe_v2"), kKeys,
         [](Preset& p) {
-          p.input_norm = true;
-          p.notes = "x: the layer input; the dense FFN is the caller's";
+          required_score_optional_bias(p);
+          p.shared_width = SharedWidth::KeyTimesCount;
         }),
-    row("bailingmoe", "bailingmoe.cpp", kKeys,
-        [](Preset& p) {
-          p.score_key = Ignored;
-          p.selection_bias = Ignored;
-        }),
-    row("bailingmoe2", "bailingmoe2.cpp", kKeys,
+    row("bailingmoe3", "bailingmoe3.cpp", "", model_of("bailing_moe_v3"), kKeys,
         [](Preset& p) {
           p.score_key = Required;
-          p.shared_width = SharedWidth::KeyTimesCount;
-        }),
-    row("bailingmoe3", "bailingmoe3.cpp", kKeys,
-        [](Preset& p) {
-          required_score_and_bias(p);
-          p.activation = SwiGluClampOutput;
           p.limit_key = Optional;
-          p.shared_limit = SharedLimit::Key;
           p.shared_width = SharedWidth::KeyTimesCount;
         }),
-    row("cohere2moe", "cohere2moe.cpp", kKeys,
+    row("cohere2moe", "cohere2moe.cpp", "cohere2_moe", model_of("cohere2_moe"), kKeys,
         [](Preset& p) {
-          p.score = Sigmoid;
-          p.selection_bias = Ignored;
           p.shared_width = SharedWidth::Tensors;
           p.notes = "x: the block's input norm";
         }),
-    row("dbrx", "dbrx.cpp", kSoftmax),
-    row("deepseek", "deepseek.cpp", kSoftmax,
+    row("dbrx", "dbrx.cpp", "dbrx", model_of("dbrx"), kNoKeys),
+    row("deepseek", "deepseek.cpp", "", model_of("deepseek"), kNoKeys,
         [](Preset& p) {
-          p.renormalize = false;
           p.scale_key = Optional;
-          shared_plain(p);
+          shared_optional(p);
           p.shared_width = SharedWidth::Count;
         }),
-    row("deepseek2", "deepseek2.cpp", kKeys, [](Preset& p) { p.sigmoid_if_flash = true; }),
-    row("deepseek2-ocr", "deepseek2ocr.cpp", kKeys),
-    row("deepseek32", "deepseek32.cpp", kKeys, required_score),
-    row("deepseek4", "deepseek4.cpp", kKeys,
+    row("deepseek2", "deepseek2.cpp", "deepseek_v2 deepseek_v3 kimi_k2 glm4_moe_lite",
+        model_of("deepseek_v2"), kKeys,
         [](Preset& p) {
-          p.score = SqrtSoftplus;
+          p.sigmoid_model = model_of("deepseek_v3");
+          p.sigmoid_if_flash = true;
+          optional_bias(p);
+        }),
+    row("deepseek2-ocr", "deepseek2ocr.cpp", "", model_of("deepseek_v2"), kKeys,
+        [](Preset& p) {
+          p.sigmoid_model = model_of("deepseek_v3");
+          optional_bias(p);
+        }),
+    row("deepseek32", "deepseek32.cpp", "deepseek_v32", model_of("deepseek_v3"), kKeys,
+        required_score_optional_bias),
+    row("deepseek4", "deepseek4.cpp", "deepseek_v4", model_of("deepseek_v4"), kKeys,
+        [](Preset& p) {
           p.score_key = Required;
           p.renormalize_key = Required;
           p.scale_key = Required;
-          p.selection_bias = Required;
           p.hash_layers = true;
-          p.activation = SwiGluClampInput;
           p.limit_key = Optional;
-          p.shared_limit = SharedLimit::KeyElseRouted;
+          p.routed_limit_for_shared = true;
           p.notes = "selection bias of text tokens";
         }),
-    row("dflash", "dflash.cpp", kKeys,
+    row("dflash", "dflash.cpp", "", model_of("dflash"), kKeys,
         [](Preset& p) {
           p.score_key = Required;
           p.renormalize_key = Required;
           p.scale_key = Required;
-          p.selection_bias = Required;
-          p.activation = SwiGluClampInput;
           p.limit_key = Optional;
-          p.shared_limit = SharedLimit::KeyElseRouted;
+          p.routed_limit_for_shared = true;
         }),
-    row("dots1", "dots1.cpp", kKeys, required_score),
-    row("dots3note", "dots3note.cpp", kKeys, required_score_and_bias),
-    row("ernie4_5-moe", "ernie4-5-moe.cpp", kSoftmax,
+    row("dots1", "dots1.cpp", "dots1", model_of("deepseek_v3"), kKeys,
+        required_score_optional_bias),
+    row("dots3note", "dots3note.cpp", "dots3_note", model_of("deepseek_v3"), kKeys, required_score),
+    row("ernie4_5-moe", "ernie4-5-moe.cpp", "ernie4_5_moe", model_of("ernie4_5_moe"), kNoKeys,
         [](Preset& p) {
-          p.selection_bias = Optional;
-          shared_plain(p);
+          optional_bias(p);
+          shared_optional(p);
         }),
-    row("exaone-moe", "exaone-moe.cpp", kKeys, required_score),
-    row("gemma4", "gemma4.cpp", kSoftmax,
+    row("exaone-moe", "exaone-moe.cpp", "exaone_moe", model_of("deepseek_v3"), kKeys,
+        required_score_optional_bias),
+    row("gemma4", "gemma4.cpp", "gemma4", model_of("gemma4"), kNoKeys,
         [](Preset& p) {
-          p.activation = GeGluTanh;
-          p.input_norm = true;
-          p.router_input = RouterInput::Norm;
           p.notes = "x: the residual stream; dense MLP and norms of the result are the caller's";
         }),
-    row("glm-dsa", "glm-dsa.cpp", kKeys, default_sigmoid),
-    row("glm4moe", "glm4-moe.cpp", kKeys, biased_sigmoid),
-    row("glm5-next", "glm5-next.cpp", kKeys,
+    row("glm-dsa", "glm-dsa.cpp", "glm_moe_dsa", model_of("deepseek_v3"), kKeys, optional_bias),
+    row("glm4moe", "glm4-moe.cpp", "glm4_moe glm4v_moe", model_of("deepseek_v3"), kKeys),
+    row("glm5-next", "glm5-next.cpp", "glm5_next", model_of("glm5_next"), kKeys,
+        [](Preset& p) { p.limit_key = Optional; }),
+    row("gpt-oss", "openai-moe.cpp", "gpt_oss", model_of("gpt_oss"), kNoKeys),
+    row("granite", "granite.cpp", "", model_of("granitemoe"), kNoKeys, shared_of_key),
+    row("granite_swa", "granite-swa.cpp", "granitemoe_swa", model_of("granitemoe"), kNoKeys,
+        shared_of_key),
+    row("granitehybrid", "granite-hybrid.cpp", "granitemoehybrid", model_of("granitemoe"), kNoKeys,
+        shared_of_key),
+    row("granitemoe", "granite.cpp", "granitemoe granitemoeshared", model_of("granitemoe"), kNoKeys,
+        shared_of_key),
+    row("grok", "grok.cpp", "", model_of("grok"), kNoKeys,
+        [](Preset& p) { p.notes = "a parallel dense FFN is the caller's"; }),
+    row("grovemoe", "grovemoe.cpp", "grovemoe", model_of("grovemoe"), kNoKeys,
+        [](Preset& p) { p.missing = "chunk experts (ffn_*_chexps)"; }),
+    row("hunyuan-moe", "hunyuan-moe.cpp", "hunyuan_v1_moe", model_of("hunyuan_v1_moe"), kNoKeys,
+        shared_of_key),
+    row("hy_v3", "hy-v3.cpp", "hy_v3", model_of("deepseek_v3"), kKeys,
         [](Preset& p) {
-          biased_sigmoid(p);
-          p.activation = SwiGluClampInput;
-          p.limit_key = Optional;
-          p.shared_limit = SharedLimit::Key;
-        }),
-    row("gpt-oss", "openai-moe.cpp", kSoftmax,
-        [](Preset& p) {
-          p.score = SoftmaxSelected;
-          p.renormalize = false;
-          p.router_bias = Required;
-          p.activation = SwiGluOai;
-        }),
-    row("granite", "granite.cpp", kSoftmax, shared_of_key),
-    row("granite_swa", "granite-swa.cpp", kSoftmax, shared_of_key),
-    row("granitehybrid", "granite-hybrid.cpp", kSoftmax, shared_of_key),
-    row("granitemoe", "granite.cpp", kSoftmax, shared_of_key),
-    row("grok", "grok.cpp", kSoftmax,
-        [](Preset& p) {
-          p.activation = GeGluTanh;
-          p.notes = "a parallel dense FFN is the caller's";
-        }),
-    row("grovemoe", "grovemoe.cpp", kSoftmax,
-        [](Preset& p) {
-          p.select_on = SelectOn::Logits;
-          p.missing = "chunk experts (ffn_*_chexps)";
-        }),
-    row("hunyuan-moe", "hunyuan-moe.cpp", kSoftmax, shared_of_key),
-    row("hy_v3", "hy-v3.cpp", kKeys,
-        [](Preset& p) {
-          p.score = Sigmoid;
+          optional_bias(p);
           p.shared_width = SharedWidth::Tensors;
         }),
-    row("hy_v4", "hy-v4.cpp", kKeys,
+    row("hy_v4", "hy-v4.cpp", "hy_v4", model_of("hy_v4"), kKeys,
+        [](Preset& p) {
+          required_score_optional_bias(p);
+          p.limit_key = Optional;
+          p.shared_width = SharedWidth::Tensors;
+        }),
+    row("jamba", "jamba.cpp", "jamba", model_of("olmoe"), kNoKeys),
+    row("kimi-k3", "kimi-k3.cpp", "", model_of("kimi_k3"), kKeys,
         [](Preset& p) {
           p.score_key = Required;
-          p.activation = SwiGluClampInput;
-          p.limit_key = Optional;
-          p.shared_width = SharedWidth::Tensors;
-        }),
-    row("jamba", "jamba.cpp", kSoftmax, not_renormalized),
-    row("kimi-k3", "kimi-k3.cpp", kKeys,
-        [](Preset& p) {
-          required_score_and_bias(p);
-          p.activation = SiTu;
           p.latent_key = "expert_latent_length";
         }),
-    row("kimi-linear", "kimi-linear.cpp", kKeys,
+    row("kimi-linear", "kimi-linear.cpp", "kimi_linear", model_of("deepseek_v3"), kKeys,
         [](Preset& p) {
-          required_score_and_bias(p);
-          p.renormalize = true;
+          p.score_key = Required;
           p.renormalize_key = Ignored;
         }),
-    row("laguna", "laguna.cpp", kKeys,
+    row("laguna", "laguna.cpp", "laguna", model_of("laguna"), kKeys,
+        [](Preset& p) { p.shared_width = SharedWidth::Key; }),
+    row("lfm2moe", "lfm2.cpp", "lfm2_moe", model_of("lfm2_moe"), kNoKeys,
         [](Preset& p) {
-          biased_sigmoid(p);
-          p.shared_width = SharedWidth::Key;
+          p.score_key = Required;
+          p.selection_bias = Required;
         }),
-    row("lfm2moe", "lfm2.cpp", kSoftmax, required_score_and_bias),
-    row("llada-moe", "llada-moe.cpp", kSoftmax, not_renormalized),
-    row("llama", "llama.cpp", kSoftmax, shared_plain),  // Mixtral
-    row("llama4", "llama4.cpp", kSoftmax,
+    row("llada-moe", "llada-moe.cpp", "", model_of("olmoe"), kNoKeys),
+    row("llama", "llama.cpp", "mixtral", model_of("mixtral"), kNoKeys, shared_optional),
+    row("llama4", "llama4.cpp", "llama4", model_of("llama4"), kNoKeys, shared_optional),
+    row("maple", "maple.cpp", "", model_of("maple"), kNoKeys,
+        [](Preset& p) { p.limit_key = Required; }),
+    row("mellum", "mellum.cpp", "mellum", model_of("qwen3_moe"), kNoKeys),
+    row("mimo2", "mimo2.cpp", "mimo_v2_flash", model_of("mimo_v2_flash"), kNoKeys, optional_bias),
+    row("minicpm", "minicpm.cpp", "", model_of("mixtral"), kNoKeys, shared_optional),
+    row("minimax-01", "minimax-01.cpp", "minimax", model_of("qwen3_moe"), kNoKeys),
+    row("minimax-m2", "minimax-m2.cpp", "minimax_m2", model_of("minimax_m2"), kNoKeys,
+        required_score),
+    row("minimax-m3", "minimax-m3.cpp", "minimax_m3_vl", model_of("minimax_m3_vl"), kKeys,
+        required_score),
+    row("mistral3", "mistral3.cpp", "", model_of("mixtral"), kNoKeys, shared_optional),
+    row("mistral4", "deepseek2.cpp", "mistral4", model_of("mistral4"), kKeys, optional_bias),
+    row("nemotron_h_moe", "nemotron-h-moe.cpp", "nemotron_h", model_of("nemotron_h"), kKeys,
         [](Preset& p) {
-          p.score = Sigmoid;
-          p.select_on = SelectOn::Logits;
-          p.renormalize = false;
-          p.weight_on = WeightOn::Input;
-          shared_plain(p);
-        }),
-    row("maple", "maple.cpp", kSoftmax,
-        [](Preset& p) {
-          p.activation = SwiGluClampInput;
-          p.limit_key = Required;
-        }),
-    row("mellum", "mellum.cpp", kSoftmax),
-    row("mimo2", "mimo2.cpp", kSoftmax,
-        [](Preset& p) {
-          p.score = Sigmoid;
-          p.selection_bias = Optional;
-        }),
-    row("minicpm", "minicpm.cpp", kSoftmax, shared_plain),
-    row("minimax-01", "minimax-01.cpp", kSoftmax),
-    row("minimax-m2", "minimax-m2.cpp", kSoftmax, required_score_and_bias),
-    row("minimax-m3", "minimax-m3.cpp", kKeys,
-        [](Preset& p) {
-          required_score_and_bias(p);
-          p.activation = SwiGluOai;
-        }),
-    row("mistral3", "mistral3.cpp", kSoftmax, shared_plain),
-    row("mistral4", "deepseek2.cpp", kKeys),
-    row("nemotron_h_moe", "nemotron-h-moe.cpp", kKeys,
-        [](Preset& p) {
-          biased_sigmoid(p);
           p.score_key = Ignored;
-          p.activation = ReluSquared;
           p.shared_width = SharedWidth::Tensors;
           p.latent_key = "moe_latent_size";
         }),
-    row("nomic-bert-moe", "bert.cpp", kSoftmax,
-        [](Preset& p) {
-          p.renormalize = false;
-          p.activation = GeluTanh;
-        }),
-    row("olmoe", "olmoe.cpp", kSoftmax, not_renormalized),
-    row("phimoe", "phi3.cpp", kSoftmax,
+    row("nomic-bert-moe", "bert.cpp", "", model_of("nomic_bert_moe"), kNoKeys),
+    row("olmoe", "olmoe.cpp", "olmoe", model_of("olmoe"), kNoKeys),
+    row("phimoe", "phi3.cpp", "phimoe", model_of("phimoe"), kNoKeys,
         [](Preset& p) { p.notes = "as llama.cpp: plain softmax, not the model's SparseMixer"; }),
-    row("qwen2moe", "qwen2moe.cpp", kSoftmax,
+    row("qwen2moe", "qwen2moe.cpp", "qwen2_moe", model_of("qwen2_moe"), kNoKeys,
         [](Preset& p) {
-          p.renormalize = false;
           p.width = WidthFallback::FeedForwardOverTopK;
-          shared_sigmoid(p);
+          shared_required(p);
         }),
-    row("qwen35moe", "qwen35moe.cpp", kSoftmax, shared_sigmoid),
-    row("qwen3moe", "qwen3moe.cpp", kSoftmax),
-    row("qwen3next", "qwen3next.cpp", kSoftmax, shared_sigmoid),
-    row("qwen3vlmoe", "qwen3vl-moe.cpp", kSoftmax),
-    row("qwen4exp", "qwen4exp.cpp", kSoftmax, shared_sigmoid),
-    row("refact", "refact.cpp", kSoftmax, shared_plain),
-    row("rnd1", "rnd1.cpp", kSoftmax),
-    row("smallthinker", "smallthinker.cpp", kSoftmax,
+    row("qwen35moe", "qwen35moe.cpp", "qwen3_5_moe", model_of("qwen3_next"), kNoKeys,
+        shared_required),
+    row("qwen3moe", "qwen3moe.cpp", "qwen3_moe", model_of("qwen3_moe"), kNoKeys),
+    row("qwen3next", "qwen3next.cpp", "qwen3_next", model_of("qwen3_next"), kNoKeys,
+        shared_required),
+    row("qwen3vlmoe", "qwen3vl-moe.cpp", "qwen3_vl_moe", model_of("qwen3_moe"), kNoKeys),
+    row("qwen4exp", "qwen4exp.cpp", "qwen4_exp", model_of("qwen3_next"), kNoKeys, shared_required),
+    row("refact", "refact.cpp", "", model_of("mixtral"), kNoKeys, shared_optional),
+    row("rnd1", "rnd1.cpp", "", model_of("qwen3_moe"), kNoKeys),
+    row("smallthinker", "smallthinker.cpp", "", model_of("smallthinker"), kNoKeys,
         [](Preset& p) {
           p.score_key = Required;
-          p.activation = ReGlu;
-          p.router_input = RouterInput::Separate;
           p.notes = "router_input: the layer input before the attention norm";
         }),
-    row("step35", "step35.cpp", kKeys,
+    row("step35", "step35.cpp", "", model_of("step35"), kKeys,
         [](Preset& p) {
-          p.score = Sigmoid;
-          p.activation = SwiGluClampOutput;
+          optional_bias(p);
           p.limit_key = Optional;
-          p.shared_limit = SharedLimit::Key;
           p.shared_width = SharedWidth::Key;
         }),
 };

@@ -1,20 +1,17 @@
 #pragma once
 
-/// How one GGUF architecture states its MoE layers: what its metadata says, and what it leaves
-/// unsaid. presets.cpp is the table, read_preset.cpp applies a row to a file, describe_presets.cpp
-/// puts the rows into words.
+/// How one GGUF architecture states its MoE layers: which model it stores (model.hpp), and which
+/// keys and tensors of the file say more. presets.cpp is the table, read_preset.cpp applies a row
+/// to a file, describe_presets.cpp puts the rows into words.
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string_view>
 
-#include "moesaic/config.hpp"
+#include "model/model.hpp"
 
 namespace moesaic {
-
-/// Whether a metadata key or tensor is looked at. An ignored key may stand in the file without
-/// effect; an ignored tensor is a contradiction, for its numbers would be lost.
-enum class Use : std::uint8_t { Ignored, Optional, Required };
 
 /// The expert width when `expert_feed_forward_length` is absent.
 enum class WidthFallback : std::uint8_t {
@@ -30,46 +27,42 @@ enum class SharedWidth : std::uint8_t {
   KeyTimesCount  ///< the product of both keys
 };
 
-/// The clamp of shared experts where routed ones have one.
-enum class SharedLimit : std::uint8_t {
-  None,
-  Key,           ///< swiglu_clamp_shexp
-  KeyElseRouted  ///< the same; when absent, the limit of the routed experts
-};
-
-/// One architecture. A `..._key` says which metadata key overrides the value before it. The keys of
+/// One architecture. A `..._key` says whether the file is asked before the model. The keys of
 /// group-limited selection (expert_group_count, expert_group_used_count) are read for all.
 struct Preset {
   std::string_view architecture = {};
-  std::string_view source = {};  ///< where the facts were read: a file of llama.cpp's src/models
+  std::string_view source = {};  ///< where the keys were read: a file of llama.cpp's src/models
 
-  ScoreFunction score = ScoreFunction::Softmax;
+  /// The model types of transformers whose checkpoints llama.cpp's converter stores under this
+  /// architecture and python/moesaic/hf_config reads, with spaces between.
+  std::string_view model_types = {};
+  const Model* model = nullptr;
+  /// Another model stored under this architecture, for a file whose score is the sigmoid or that
+  /// has a selection bias; null where there is none.
+  const Model* sigmoid_model = nullptr;
+
   Use score_key = Use::Ignored;   ///< expert_gating_func
   bool sigmoid_if_flash = false;  ///< GLM-4.7-Flash has no such key and is known by its sizes
-  SelectOn select_on = SelectOn::Scores;
-  bool hash_layers = false;  ///< blocks below hash_layer_count route by token id
-  bool renormalize = true;
-  Use renormalize_key = Use::Ignored;  ///< expert_weights_norm
-  Use scale_key = Use::Ignored;        ///< expert_weights_scale
-  WeightOn weight_on = WeightOn::Output;
-  Use router_bias = Use::Ignored;     ///< tensor ffn_gate_inp.bias
-  Use selection_bias = Use::Ignored;  ///< tensor exp_probs_b
-
-  ActivationKind activation = ActivationKind::SwiGlu;
+  bool hash_layers = false;       ///< blocks below hash_layer_count route by token id
+  Use renormalize_key =
+      Use::Ignored;              ///< expert_weights_norm; an optional one is false when absent
+  Use scale_key = Use::Ignored;  ///< expert_weights_scale
   Use limit_key = Use::Ignored;  ///< swiglu_clamp_exp; absent or off makes it plain SwiGlu
-  SharedLimit shared_limit = SharedLimit::None;
+  bool routed_limit_for_shared =
+      false;  ///< where swiglu_clamp_shexp is absent; else that means off
+  /// Tensor exp_probs_b, where llama.cpp's loader asks for it otherwise than the model does.
+  std::optional<Use> selection_bias = {};
 
   WidthFallback width = WidthFallback::FeedForward;
-  SharedKind shared = SharedKind::None;
   Use shared_tensors = Use::Ignored;  ///< ffn_{gate,up,down}_shexp
   SharedWidth shared_width = SharedWidth::Tensors;
-
   std::string_view latent_key = {};  ///< key of the latent width; empty: no latent experts
-  bool input_norm = false;           ///< x is the residual stream, the experts read its norm
-  RouterInput router_input = RouterInput::Experts;
 
   std::string_view notes = {};    ///< what the layer leaves to its caller
   std::string_view missing = {};  ///< the part without which it cannot run
+
+  /// Whether a file of `stored` has the tensor exp_probs_b.
+  Use bias_use(const Model& stored) const { return selection_bias.value_or(stored.selection_bias); }
 };
 
 std::span<const Preset> presets() noexcept;

@@ -2,6 +2,7 @@
 #include <limits>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "model/layer_reader.hpp"
@@ -11,12 +12,6 @@
 
 namespace moesaic {
 namespace {
-
-/// llama.cpp renormalises with max(sum, smallest normal f16).
-constexpr float kNormFloor = 6.103515625e-5F;
-
-/// A clamp limit up to this is off.
-constexpr double kLimitOff = 1e-6;
 
 /// GGUF's expert_gating_func.
 ScoreFunction score_function(const LayerReader& read, std::int64_t id) {
@@ -49,149 +44,128 @@ std::int64_t expert_width(const LayerReader& read, WidthFallback fallback, std::
   return fallback == WidthFallback::FeedForwardOverTopK ? width / top_k : width;
 }
 
-void read_groups(const LayerReader& read, RouterConfig& router) {
+void read_groups(const LayerReader& read, LayerValues& values) {
   const std::int64_t groups = read.integer("expert_group_count", Use::Optional).value_or(1);
   if (groups <= 1) return;
   const std::int64_t used = read.required_size("expert_group_used_count");
-  require<FormatError>(
-      groups <= router.num_experts && router.num_experts % groups == 0 && used <= groups, [&] {
-        return read.problem(read.key("expert_group_count"),
-                            "a divisor of " + std::to_string(router.num_experts) +
-                                " experts, not below expert_group_used_count",
-                            std::to_string(groups) + ", " + std::to_string(used) + " used");
-      });
-  router.num_groups = static_cast<std::int32_t>(groups);
-  router.groups_used = static_cast<std::int32_t>(used);
+  const std::int32_t experts = values.num_experts;
+  require<FormatError>(groups <= experts && experts % groups == 0 && used <= groups, [&] {
+    return read.problem(
+        read.key("expert_group_count"),
+        "a divisor of " + std::to_string(experts) + " experts, not below expert_group_used_count",
+        std::to_string(groups) + ", " + std::to_string(used) + " used");
+  });
+  values.num_groups = static_cast<std::int32_t>(groups);
+  values.groups_used = static_cast<std::int32_t>(used);
 }
 
 /// Blocks below hash_layer_count take their experts from a table by token id.
 void read_table(const LayerReader& read, const Preset& preset, const MoeTensors& tensors,
-                MoeConfig& config) {
+                LayerValues& values) {
   const std::int64_t layers =
       read.integer("hash_layer_count", preset.hash_layers ? Use::Optional : Use::Ignored)
           .value_or(0);
-  const bool hashed = config.layer < layers;
+  const bool hashed = values.layer < layers;
   read.check_use(tensors.token_experts, "ffn_gate_tid2eid.weight",
                  hashed ? Use::Required : Use::Ignored);
   if (!hashed) return;
-  config.router.select_on = SelectOn::Given;
-  config.vocab_size = tensors.token_experts->shape[0];
-  read.check_shape(tensors.token_experts, {config.vocab_size, config.top_k});
+  values.vocab_size = tensors.token_experts->shape[0];
+  read.check_shape(tensors.token_experts, {values.vocab_size, values.top_k});
 }
 
-void read_router(const GgufFile& file, const LayerReader& read, const Preset& preset,
-                 const MoeTensors& tensors, MoeConfig& config) {
-  RouterConfig& router = config.router;
-  router.num_experts = config.num_experts;
-  router.top_k = config.top_k;
-  router.score = preset.score;
+/// What the keys say about the score; empty where they say nothing.
+std::optional<ScoreFunction> read_score(const GgufFile& file, const LayerReader& read,
+                                        const Preset& preset) {
   if (const auto id = read.integer("expert_gating_func", preset.score_key)) {
-    router.score = score_function(read, *id);
-  } else if (preset.sigmoid_if_flash && is_glm_flash(file, read)) {
-    router.score = ScoreFunction::Sigmoid;
+    return score_function(read, *id);
   }
-  router.select_on = preset.select_on;
-  router.renormalize =
-      read.boolean("expert_weights_norm", preset.renormalize_key).value_or(preset.renormalize);
-  router.guard = NormGuard::ClampMin;
-  router.guard_eps = kNormFloor;
-  router.scale =
-      static_cast<float>(read.number("expert_weights_scale", preset.scale_key).value_or(1.0));
-  router.weight_on = preset.weight_on;
-  read_groups(read, router);
-  read_table(read, preset, tensors, config);
+  if (preset.sigmoid_if_flash && is_glm_flash(file, read)) return ScoreFunction::Sigmoid;
+  return std::nullopt;
+}
 
-  const bool hashed = router.select_on == SelectOn::Given;
-  read.check_use(tensors.router_bias, "ffn_gate_inp.bias", preset.router_bias);
+/// Which of the models that share an architecture the file holds.
+const Model& stored_model(const Preset& preset, std::optional<ScoreFunction> score,
+                          const MoeTensors& tensors) {
+  const bool sigmoid = score == ScoreFunction::Sigmoid || tensors.selection_bias != nullptr;
+  return sigmoid && preset.sigmoid_model != nullptr ? *preset.sigmoid_model : *preset.model;
+}
+
+void read_router(const LayerReader& read, const Preset& preset, const Model& model,
+                 const MoeTensors& tensors, LayerValues& values) {
+  if (preset.renormalize_key != Use::Ignored) {
+    values.renormalize =
+        read.boolean("expert_weights_norm", preset.renormalize_key).value_or(false);
+  }
+  values.scale = read.number("expert_weights_scale", preset.scale_key).value_or(1.0);
+  read_groups(read, values);
+  read_table(read, preset, tensors, values);
+
+  const bool hashed = values.vocab_size > 0;
+  read.check_use(tensors.router_bias, "ffn_gate_inp.bias", model.router_bias);
   read.check_use(tensors.selection_bias, "exp_probs_b.bias",
-                 hashed ? Use::Optional : preset.selection_bias);
-  router.router_bias = read.vector(tensors.router_bias, router.num_experts);
+                 hashed ? Use::Optional : preset.bias_use(model));
+  values.router_bias = read.vector(tensors.router_bias, values.num_experts);
   // A table leaves nothing to select.
-  if (!hashed) router.selection_bias = read.vector(tensors.selection_bias, router.num_experts);
-  try {
-    router.validate();
-  } catch (const ConfigError& error) {
-    throw FormatError(read.problem("router", "consistent metadata", error.what()));
-  }
+  if (!hashed) values.selection_bias = read.vector(tensors.selection_bias, values.num_experts);
 }
 
-bool is_clamped(ActivationKind kind) {
-  return kind == ActivationKind::SwiGluClampInput || kind == ActivationKind::SwiGluClampOutput;
-}
-
-/// The clamped form `kind` with its limit; plain SwiGLU where there is none.
-Activation clamped(ActivationKind kind, std::optional<double> limit) {
-  Activation activation;
-  if (!limit || *limit <= kLimitOff) return activation;
-  activation.kind = kind;
-  activation.limit = static_cast<float>(*limit);
-  return activation;
-}
-
-void read_activations(const LayerReader& read, const Preset& preset, MoeConfig& config) {
-  config.activation.kind = preset.activation;
-  if (preset.activation == ActivationKind::SiTu) {
-    const auto beta = [&](std::string_view name) {
-      return static_cast<float>(*read.number(name, Use::Required));
-    };
-    config.activation.beta = beta("activation.situ_beta");
-    config.activation.linear_beta = std::max(0.0F, beta("activation.situ_linear_beta"));
-    require<FormatError>(config.activation.beta > 0.0F, [&] {
+void read_activations(const LayerReader& read, const Preset& preset, const Model& model,
+                      LayerValues& values) {
+  if (model.activation == ActivationKind::SiTu) {
+    values.beta = *read.number("activation.situ_beta", Use::Required);
+    // A negative linear_beta means none, as 0 does.
+    values.linear_beta = std::max(0.0, *read.number("activation.situ_linear_beta", Use::Required));
+    require<FormatError>(static_cast<float>(*values.beta) > 0.0F, [&] {
       return read.problem(read.key("activation.situ_beta"), "a positive number",
-                          std::to_string(config.activation.beta));
+                          std::to_string(*values.beta));
     });
   }
-  config.shared_activation = config.activation;
-  if (!is_clamped(preset.activation)) return;
-  const auto limit = read.number("swiglu_clamp_exp", preset.limit_key);
-  config.activation = clamped(preset.activation, limit);
-  std::optional<double> shared =
-      read.number("swiglu_clamp_shexp",
-                  preset.shared_limit == SharedLimit::None ? Use::Ignored : Use::Optional);
-  if (!shared && preset.shared_limit == SharedLimit::KeyElseRouted) shared = limit;
-  config.shared_activation = clamped(preset.activation, shared);
+  values.limit = read.number("swiglu_clamp_exp", preset.limit_key);
+  const bool shared_key = preset.limit_key != Use::Ignored && model.shared_clamped &&
+                          preset.shared_tensors != Use::Ignored;
+  values.shared_limit =
+      read.number("swiglu_clamp_shexp", shared_key ? Use::Optional : Use::Ignored);
+  if (!values.shared_limit && preset.routed_limit_for_shared) values.shared_limit = values.limit;
 }
 
-void read_inputs(const LayerReader& read, const Preset& preset, const MoeTensors& tensors,
-                 MoeConfig& config) {
-  config.input_norm = preset.input_norm;
-  config.router_input = preset.router_input;
-  if (preset.input_norm) {
+void read_inputs(const LayerReader& read, const Preset& preset, const Model& model,
+                 const MoeTensors& tensors, LayerValues& values) {
+  const std::int64_t hidden = values.hidden_size;
+  if (model.input_norm) {
     read.check_use(tensors.input_norm, "pre_ffw_norm_2.weight or ffn_norm_exps.weight",
                    Use::Required);
-    read.check_shape(tensors.input_norm, {config.hidden_size});
+    read.check_shape(tensors.input_norm, {hidden});
   }
-  const bool own_norm = preset.router_input == RouterInput::Norm;
+  const bool own_norm = model.router_input == RouterInput::Norm;
   read.check_use(tensors.router_scale, "ffn_gate_inp.scale",
                  own_norm ? Use::Required : Use::Ignored);
-  read.check_shape(tensors.router_scale, {config.hidden_size});
+  read.check_shape(tensors.router_scale, {hidden});
 
   const std::int64_t latent =
       preset.latent_key.empty() ? 0 : read.integer(preset.latent_key, Use::Optional).value_or(0);
   require<FormatError>(latent >= 0, [&] {
     return read.problem(read.key(preset.latent_key), "a width", std::to_string(latent));
   });
-  config.latent_size = latent;
+  values.latent_size = latent;
   const Use use = latent > 0 ? Use::Required : Use::Ignored;
   read.check_use(tensors.latent_down, "ffn_latent_down.weight or ffn_routed_down.weight", use);
   read.check_use(tensors.latent_up, "ffn_latent_up.weight or ffn_routed_up.weight", use);
   read.check_use(tensors.latent_norm, "ffn_routed_norm.weight",
                  latent > 0 ? Use::Optional : Use::Ignored);
-  read.check_shape(tensors.latent_down, {latent, config.hidden_size});
-  read.check_shape(tensors.latent_up, {config.hidden_size, latent});
+  read.check_shape(tensors.latent_down, {latent, hidden});
+  read.check_shape(tensors.latent_up, {hidden, latent});
   read.check_shape(tensors.latent_norm, {latent});
-  config.latent_norm = tensors.latent_norm != nullptr;
-  if (config.input_norm || own_norm || config.latent_norm) {
-    config.norm_eps =
-        static_cast<float>(*read.number("attention.layer_norm_rms_epsilon", Use::Required));
+  values.latent_norm = tensors.latent_norm != nullptr;
+  if (model.input_norm || own_norm || values.latent_norm) {
+    values.norm_eps = *read.number("attention.layer_norm_rms_epsilon", Use::Required);
   }
 }
 
-void check_experts(const LayerReader& read, const MoeTensors& tensors, const MoeConfig& config) {
-  const std::int64_t experts = config.num_experts;
-  const std::int64_t hidden = config.latent_size > 0 ? config.latent_size : config.hidden_size;
-  const std::int64_t width = config.intermediate_size;
-  read.check_shape(tensors.router, {experts, config.hidden_size});
+void check_experts(const LayerReader& read, const MoeTensors& tensors, const LayerValues& values) {
+  const std::int64_t experts = values.num_experts;
+  const std::int64_t hidden = values.latent_size > 0 ? values.latent_size : values.hidden_size;
+  const std::int64_t width = values.intermediate_size;
+  read.check_shape(tensors.router, {experts, values.hidden_size});
   read.check_shape(tensors.gate, {experts, width, hidden});
   read.check_shape(tensors.up, {experts, width, hidden});
   read.check_shape(tensors.gate_up, {experts, 2 * width, hidden});
@@ -238,22 +212,21 @@ std::int64_t shared_width(const LayerReader& read, SharedWidth rule, std::int64_
   return stored;
 }
 
-void read_shared(const LayerReader& read, const Preset& preset, const MoeTensors& tensors,
-                 MoeConfig& config) {
+void read_shared(const LayerReader& read, const Preset& preset, const Model& model,
+                 const MoeTensors& tensors, LayerValues& values) {
   read.check_use(tensors.shared_up, "ffn_up_shexp.weight", preset.shared_tensors);
   if (tensors.shared_up == nullptr) return;
   read.check_use(tensors.shared_down, "ffn_down_shexp.weight", Use::Required);
-  config.shared = preset.shared;
-  const std::int64_t hidden = config.hidden_size;
-  const std::int64_t width = shared_width(read, preset.shared_width, config.intermediate_size,
+  const std::int64_t hidden = values.hidden_size;
+  const std::int64_t width = shared_width(read, preset.shared_width, values.intermediate_size,
                                           tensors.shared_down->shape[1]);
-  config.shared_intermediate_size = width;
+  values.shared_intermediate_size = width;
 
-  const bool gated = config.activation.gated();
+  const bool gated = Activation{model.activation}.gated();
   // Granite's sliding-window form stores gate and up as one.
   const bool fused =
       gated && tensors.shared_gate == nullptr && tensors.shared_up->shape[0] == 2 * width;
-  const Use router = preset.shared == SharedKind::SigmoidGated ? Use::Required : Use::Ignored;
+  const Use router = model.shared == SharedKind::SigmoidGated ? Use::Required : Use::Ignored;
   read.check_use(tensors.shared_gate, "ffn_gate_shexp.weight",
                  gated && !fused ? Use::Required : Use::Ignored);
   read.check_use(tensors.shared_router, "ffn_gate_inp_shexp.weight", router);
@@ -299,19 +272,25 @@ MoeConfig config_from_preset(const GgufFile& file, std::int32_t layer, const Pre
   const MoeTensors tensors = find_moe_tensors(file, layer);
   check_layer(file, read, tensors, layer);
 
-  MoeConfig config;
-  config.architecture = preset.architecture;
-  config.layer = layer;
-  config.hidden_size = read.required_size("embedding_length");
-  config.num_experts = static_cast<std::int32_t>(read.required_size("expert_count"));
-  config.top_k = static_cast<std::int32_t>(read.required_size("expert_used_count"));
-  config.intermediate_size = expert_width(read, preset.width, config.top_k);
-  read_activations(read, preset, config);
-  read_router(file, read, preset, tensors, config);
-  read_inputs(read, preset, tensors, config);
-  check_experts(read, tensors, config);
-  read_shared(read, preset, tensors, config);
-  return config;
+  LayerValues values;
+  values.architecture = preset.architecture;
+  values.layer = layer;
+  values.hidden_size = read.required_size("embedding_length");
+  values.num_experts = static_cast<std::int32_t>(read.required_size("expert_count"));
+  values.top_k = static_cast<std::int32_t>(read.required_size("expert_used_count"));
+  values.intermediate_size = expert_width(read, preset.width, values.top_k);
+  values.score = read_score(file, read, preset);
+  const Model& model = stored_model(preset, values.score, tensors);
+  read_activations(read, preset, model, values);
+  read_router(read, preset, model, tensors, values);
+  read_inputs(read, preset, model, tensors, values);
+  check_experts(read, tensors, values);
+  read_shared(read, preset, model, tensors, values);
+  try {
+    return make_config(model, std::move(values));
+  } catch (const ConfigError& error) {
+    throw FormatError(read.problem("router", "consistent metadata", error.what()));
+  }
 }
 
 MoeConfig MoeConfig::from_gguf(const GgufFile& file, std::int32_t layer) {

@@ -1,4 +1,4 @@
-// Slots on the CPU: a packed arena per role, experts repacked into panels as they come.
+// Slots on the CPU: one arena per role, into which experts are repacked as panels when they come.
 
 #include <algorithm>
 #include <cstring>
@@ -14,7 +14,7 @@
 namespace moesaic::offload {
 namespace {
 
-/// The layout of a slot: panels where the type has them, else the bytes as they come.
+/// How a role lies in a slot: in panels where its type has them, else as it comes.
 WeightRef slot_layout(const WeightRef& source) {
   WeightRef slot;
   if (source.layout == WeightLayout::Rows && cpu::panel_layout(source, slot)) return slot;

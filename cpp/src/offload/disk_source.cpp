@@ -1,6 +1,7 @@
-// The disk tier. A few buffers, each large enough for one expert, are filled by threads that pread;
-// an expert is cut into pieces, so that several requests are in flight even for one of them (page
-// faults keep less than one). Reads that somebody waits for go before those ahead of need.
+// The disk tier. A few buffers, each large enough for one expert, are filled by threads that call
+// pread. An expert is cut into pieces, so that several requests are in flight even for a single
+// one; page faults of a mapping would keep less than one in flight. Reads that a forward waits for
+// go before reads ahead.
 //
 //   open ──> demand queue ─┐                 ┌─> buffer: reading ─> ready ─> leased ─> cached (LRU)
 //   expect ─> ahead queue ─┴─> I/O threads ──┘
@@ -34,7 +35,7 @@ std::int64_t aligned(std::int64_t bytes) {
 
 struct Buffer {
   std::byte* memory = nullptr;
-  std::int32_t layer = -1, expert = -1;  ///< -1: holds nothing of use
+  std::int32_t layer = -1, expert = -1;  ///< -1: it holds no expert
   std::int32_t pending = 0;              ///< pieces not read yet
   std::int32_t leases = 0;
   bool ahead = false;  ///< read ahead and not asked for yet
@@ -103,7 +104,7 @@ class DiskSource final : public ExpertSource {
     std::unique_lock lock(mutex_);
     drop_queued_ahead(layer, experts);
     changed_.wait(lock, [&] { return can_lease(layer, experts); });
-    // First those that are there, so that no other expert takes their buffers.
+    // Experts that are there are leased first, so that no other expert takes their buffers.
     for (const std::int32_t expert : experts) {
       Buffer* const buffer = find(layer, expert);
       if (buffer != nullptr) ++buffer->leases;
@@ -226,7 +227,7 @@ class DiskSource final : public ExpertSource {
     }
   }
 
-  /// What is still queued of this buffer is waited for now.
+  /// Moves the queued pieces of a buffer to the demand queue: somebody waits for it now.
   void hasten(Buffer& buffer) {
     if (buffer.pending == 0) return;
     const auto first = std::stable_partition(ahead_.begin(), ahead_.end(),
@@ -302,8 +303,8 @@ class DiskSource final : public ExpertSource {
   std::int64_t nbytes_ = 0;
   std::shared_ptr<std::byte> memory_;
   mutable std::mutex mutex_;
-  std::condition_variable work_;     ///< for the I/O threads: something is queued
-  std::condition_variable changed_;  ///< for their callers: a buffer is full or free
+  std::condition_variable work_;     ///< wakes I/O threads: something is queued
+  std::condition_variable changed_;  ///< wakes their callers: a buffer is full or free
   std::vector<Buffer> buffers_;
   std::vector<Buffer*> dropped_;
   std::deque<Piece> demand_, ahead_;

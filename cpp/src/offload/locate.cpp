@@ -1,4 +1,4 @@
-// From the experts of a mapped GGUF file to ranges of its files.
+// Finds which bytes of which file hold each expert of a mapped GGUF file.
 
 #include <deque>
 #include <string>
@@ -22,7 +22,7 @@ std::vector<const GgufTensor*> expert_tensors(const GgufFile& file, std::int32_t
   return list;
 }
 
-/// Where `bytes` mapped bytes from `at` lie on disk.
+/// Where the `bytes` mapped bytes from `at` on lie on disk.
 FileRange range_of(const GgufFile& file, const std::vector<const GgufTensor*>& tensors,
                    const std::byte* at, std::int64_t bytes) {
   for (const GgufTensor* tensor : tensors) {

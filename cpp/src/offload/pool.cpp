@@ -159,7 +159,8 @@ RefreshResult ExpertPool::refresh() {
 }
 
 RefreshResult ExpertPool::refresh_locked() {
-  const bool fixed = config_.ranking == Ranking::Fixed;  // wanted whatever the scores
+  // With fixed residents the target is empty whatever the scores are, so nobody moves.
+  const bool fixed = config_.ranking == Ranking::Fixed;
   return place_locked(fixed ? std::vector<std::int32_t>() : target_locked(), true);
 }
 
@@ -199,7 +200,7 @@ RefreshResult ExpertPool::warm(std::span<const double> scores) {
                       });
   const std::lock_guard lock(mutex_);
   scores_.assign(scores.begin(), scores.end());
-  if (config_.ranking == Ranking::Recency) {  // older than any use, in the order of the scores
+  if (config_.ranking == Ranking::Recency) {  // below 1, so older than any use, in the same order
     const double scale = 1.0 / (1.0 + *std::ranges::max_element(scores_));
     for (double& score : scores_) score *= scale;
   }
@@ -223,7 +224,8 @@ std::vector<SlotLoad> ExpertPool::stage(std::span<const std::int32_t> ids) {
   std::vector<std::int32_t> victims = victims_locked(needed);
   for (const std::int32_t e : ranked_locked()) {
     if (needed[at(e)] == 0 || slots_[at(e)] >= 0) continue;
-    // It is moved anyway: staying is free, so a victim must only rank below it.
+    // The expert is moved in any case, so keeping it costs nothing: a victim must only rank below
+    // it.
     const auto loser = std::ranges::find_if(victims, [&](std::int32_t v) {
       return scores_[at(e)] > scores_[at(v)] && beats_locked(e, v);
     });

@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "moesaic/error.hpp"
-#include "offload/turn.hpp"
+#include "offload/forward_state.hpp"
 
 namespace moesaic::offload {
 
@@ -33,31 +33,31 @@ std::vector<std::int32_t> MissHistory::likely(std::int32_t count) const {
 PooledExperts::PooledExperts(std::shared_ptr<MoeExpertStore> store, StoreParts& parts,
                              std::shared_ptr<SlotTable> table, OnMiss on_miss)
     : store_(std::move(store)), parts_(parts), table_(std::move(table)), on_miss_(on_miss) {
-  turns_.reserve(16);
-  give_turn(take_turn());  // the first forward finds one
+  states_.reserve(16);
+  give_state(take_state());  // makes one now, so that the first forward need not
 }
 
 PooledExperts::~PooledExperts() = default;
 
-std::unique_ptr<Turn> PooledExperts::take_turn() {
+std::unique_ptr<ForwardState> PooledExperts::take_state() {
   {
-    const std::lock_guard lock(turns_mutex_);
-    if (!turns_.empty()) {
-      std::unique_ptr<Turn> turn = std::move(turns_.back());
-      turns_.pop_back();
-      return turn;
+    const std::lock_guard lock(states_mutex_);
+    if (!states_.empty()) {
+      std::unique_ptr<ForwardState> state = std::move(states_.back());
+      states_.pop_back();
+      return state;
     }
   }
   const LayerMoeWeights& weights = parts_.layers[static_cast<std::size_t>(table_->layer())];
-  return std::make_unique<Turn>(*weights.stack, *table_, on_miss_ == OnMiss::Stage);
+  return std::make_unique<ForwardState>(*weights.stack, *table_, on_miss_ == OnMiss::Stage);
 }
 
-void PooledExperts::give_turn(std::unique_ptr<Turn> turn) {
-  const std::lock_guard lock(turns_mutex_);
-  turns_.push_back(std::move(turn));
+void PooledExperts::give_state(std::unique_ptr<ForwardState> state) {
+  const std::lock_guard lock(states_mutex_);
+  states_.push_back(std::move(state));
 }
 
-/// The layer after this one runs next; its usual misses can be on their way meanwhile.
+/// Asks the source for the experts that the next layer usually misses: it runs after this one.
 void PooledExperts::read_ahead() {
   if (parts_.read_ahead == 0) return;
   const std::size_t next = static_cast<std::size_t>(table_->layer() + 1) % parts_.layers.size();
@@ -69,46 +69,46 @@ void PooledExperts::run(Context& context, const op::GateUp& gate_up, const op::D
   const RoutingView& routing = down.combine.routing;
   const std::span<const std::int32_t> ids(routing.topk_ids,
                                           static_cast<std::size_t>(routing.num_pairs()));
-  struct TurnGuard {
+  struct StateGuard {
     PooledExperts& owner;
-    std::unique_ptr<Turn> turn;
-    ~TurnGuard() { owner.give_turn(std::move(turn)); }
-  } guard{*this, take_turn()};
-  Turn& turn = *guard.turn;
-  turn.collect(routing);
+    std::unique_ptr<ForwardState> state;
+    ~StateGuard() { owner.give_state(std::move(state)); }
+  } guard{*this, take_state()};
+  ForwardState& state = *guard.state;
+  state.collect(routing);
 
   ExpertPool& pool = table_->pool();
-  const ExpertPool::Pins pins(pool, turn.needed);
+  const ExpertPool::Pins pins(pool, state.needed);
   {
     const auto held = table_->hold();
-    turn.count_hits(*table_);
+    state.count_hits(*table_);
   }
   if (on_miss_ == OnMiss::Stage) {
-    turn.stats.staged = static_cast<std::int64_t>(pool.stage(ids).size());
+    state.stats.staged = static_cast<std::int64_t>(pool.stage(ids).size());
     table_->reconcile(context, *parts_.source);
   }
   const auto held = table_->hold();
-  turn.find_cold(*table_);
-  require<DeviceError>(turn.cold.empty() || on_miss_ != OnMiss::Error, [&] {
+  state.find_cold(*table_);
+  require<DeviceError>(state.cold.empty() || on_miss_ != OnMiss::Error, [&] {
     return Problem{.operation = "moe_forward",
-                   .what = "expert " + std::to_string(turn.cold.front()),
+                   .what = "expert " + std::to_string(state.cold.front()),
                    .expected = "a resident expert (on_miss=\"error\")",
-                   .got = std::to_string(turn.cold.size()) + " experts without a slot",
+                   .got = std::to_string(state.cold.size()) + " experts without a slot",
                    .hint = "refresh the pool and apply it, or choose compute or stage"};
   });
   if (on_miss_ == OnMiss::Stage) {
-    turn.stats.streamed = static_cast<std::int64_t>(turn.cold.size());
+    state.stats.streamed = static_cast<std::int64_t>(state.cold.size());
   }
-  pool.count_forward(ids, routing.top_k, turn.stats);
+  pool.count_forward(ids, routing.top_k, state.stats);
   if (parts_.read_ahead > 0) {
-    parts_.misses[static_cast<std::size_t>(table_->layer())]->add(turn.cold);
+    parts_.misses[static_cast<std::size_t>(table_->layer())]->add(state.cold);
   }
-  if (!turn.cold.empty()) {
-    run_mixed(turn, context, gate_up, down);
+  if (!state.cold.empty()) {
+    run_mixed(state, context, gate_up, down);
     return;
   }
   read_ahead();
-  if (turn.needed.empty()) {  // every pair is skipped: only the sum is to be written
+  if (state.needed.empty()) {  // every pair is skipped, so only the sum remains to be written
     context.backend().combine(context, down.combine);
     return;
   }

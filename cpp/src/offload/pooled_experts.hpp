@@ -1,6 +1,7 @@
 #pragma once
 
-/// The experts of one layer in a forward: residents from their slots, the others as OnMiss says.
+/// Runs the experts of one layer in a forward: residents from their slots, the others as OnMiss
+/// says.
 
 #include <memory>
 #include <mutex>
@@ -21,12 +22,12 @@ class MissHistory {
   std::vector<std::int32_t> likely(std::int32_t count) const;
 
  private:
-  static constexpr float kKeep = 0.8F;  ///< of an expert's heat, per forward
+  static constexpr float kKeep = 0.8F;  ///< share of its heat that an expert keeps per forward
   mutable std::mutex mutex_;
   std::vector<float> heat_;
 };
 
-struct Turn;
+struct ForwardState;
 
 /// What the layers of a store share.
 struct StoreParts {
@@ -38,24 +39,26 @@ struct StoreParts {
 
 class PooledExperts final : public ExpertResidency {
  public:
-  /// `store` keeps the parts alive.
+  /// `parts` belong to `store`, which is kept alive.
   PooledExperts(std::shared_ptr<MoeExpertStore> store, StoreParts& parts,
                 std::shared_ptr<SlotTable> table, OnMiss on_miss);
   ~PooledExperts() override;
   void run(Context& context, const op::GateUp& gate_up, const op::Down& down) override;
 
  private:
-  std::unique_ptr<Turn> take_turn();
-  void give_turn(std::unique_ptr<Turn> turn);
-  void run_mixed(Turn& turn, Context& context, const op::GateUp& gate_up, const op::Down& down);
+  std::unique_ptr<ForwardState> take_state();
+  void give_state(std::unique_ptr<ForwardState> state);
+  void run_mixed(ForwardState& state, Context& context, const op::GateUp& gate_up,
+                 const op::Down& down);
   void read_ahead();
 
   const std::shared_ptr<MoeExpertStore> store_;
   StoreParts& parts_;
   const std::shared_ptr<SlotTable> table_;
   const OnMiss on_miss_;
-  std::mutex turns_mutex_;
-  std::vector<std::unique_ptr<Turn>> turns_;  ///< as many as forwards ran at once
+  std::mutex states_mutex_;
+  /// Those not in use now; together as many as forwards ever ran at once.
+  std::vector<std::unique_ptr<ForwardState>> states_;
 };
 
 }  // namespace moesaic::offload

@@ -4,15 +4,15 @@
 
 #include <algorithm>
 
+#include "offload/forward_state.hpp"
 #include "offload/pooled_experts.hpp"
-#include "offload/turn.hpp"
 
 namespace moesaic::offload {
 namespace {
 
 enum Phase : unsigned { kGateUp = 1, kDown = 2, kBoth = kGateUp | kDown };
 
-/// One pass over the experts that `stack` maps to memory.
+/// Runs one pass over the experts that `stack` maps to memory; the others are skipped.
 void run_pass(Context& context, const ExpertStack& stack, unsigned phases,
               const op::GateUp& gate_up, const op::Down& down) {
   const Backend& backend = context.backend();
@@ -35,7 +35,7 @@ void run_pass(Context& context, const ExpertStack& stack, unsigned phases,
 
 }  // namespace
 
-void PooledExperts::run_mixed(Turn& turn, Context& context, const op::GateUp& gate_up,
+void PooledExperts::run_mixed(ForwardState& state, Context& context, const op::GateUp& gate_up,
                               const op::Down& down) {
   const bool stage = on_miss_ == OnMiss::Stage;
   ExpertSource& source = *parts_.source;
@@ -53,18 +53,19 @@ void PooledExperts::run_mixed(Turn& turn, Context& context, const op::GateUp& ga
     } else {
       source.expect(table_->layer(), next);
     }
-    turn.bring(wave, *batch, stage ? &table_->passage() : nullptr, context);
-    run_pass(context, stage ? *turn.passage : turn.slow, phases, gate_up, down);
-    turn.clear(wave);
+    state.bring(wave, *batch, stage ? &table_->passage() : nullptr, context);
+    run_pass(context, stage ? *state.passage : state.slow, phases, gate_up, down);
+    state.clear(wave);
   };
 
-  // Gathered rows of x lie where the rows of down go: then all of gate and up comes first.
+  // When the rows of x were gathered into the memory that down will write, no pass may run down
+  // before every pass has run gate and up.
   const bool shared_rows = gate_up.in.data == down.rows;
   for (const unsigned phases : {shared_rows ? kGateUp : kBoth, kDown}) {
-    if (table_->residents() != nullptr && turn.cold.size() < turn.needed.size()) {
+    if (table_->residents() != nullptr && state.cold.size() < state.needed.size()) {
       run_pass(context, *table_->residents(), phases, gate_up, down);
     }
-    std::span<const std::int32_t> left(turn.cold);
+    std::span<const std::int32_t> left(state.cold);
     while (!left.empty()) {
       const std::span<const std::int32_t> wave = left.first(std::min(most, left.size()));
       left = left.subspan(wave.size());

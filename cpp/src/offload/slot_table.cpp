@@ -24,7 +24,7 @@ ExpertStack stack_over(const ExpertStack& source, const std::array<WeightRef, 3>
   const std::pair<Role, RoleWeights*> roles[] = {
       {Role::Gate, &parts.gate}, {Role::Up, &parts.up}, {Role::Down, &parts.down}};
   for (const auto& [role, weights] : roles) {
-    *weights = source.role(role);  // biases and scales go by expert, not by slot
+    *weights = source.role(role);  // with its bias and scale, which go by expert and not by slot
     if (!weights->ref) continue;
     weights->ref = refs[static_cast<std::size_t>(role)];
     weights->ref.slot_map = slot_map;
@@ -57,8 +57,8 @@ std::vector<std::int32_t> SlotTable::slot_map() {
   return map_;
 }
 
-/// What the pool wants in another slot than it is in; `evicted` is who lies there now. Under
-/// load_mutex_, which alone lets map_ change.
+/// The experts that the pool wants in a slot where they are not; `evicted` is who lies there now.
+/// The caller holds load_mutex_, without which map_ does not change.
 std::vector<SlotLoad> SlotTable::missing_loads() {
   std::vector<SlotLoad> loads;
   if (slots_ == nullptr) return loads;
@@ -82,7 +82,7 @@ void SlotTable::set_slots(std::span<const SlotLoad> loads, bool resident) {
     if (resident) {
       map_[static_cast<std::size_t>(load.expert)] = load.slot;
     } else {
-      map_[static_cast<std::size_t>(load.expert)] = -1;  // it may lie in another slot so far
+      map_[static_cast<std::size_t>(load.expert)] = -1;  // until now it may lie in another slot
       if (load.evicted >= 0) map_[static_cast<std::size_t>(load.evicted)] = -1;
     }
   }
@@ -105,7 +105,7 @@ std::int64_t SlotTable::reconcile(Context& context, ExpertSource& source) {
   const ScopedZone zone(context, Zone::Upload);
   set_slots(loads, false);  // from here on no forward reads these slots
   std::int64_t moved = 0;
-  // Half of the buffers are filled while the other half is copied.
+  // A batch takes half of the buffers: while it is copied, the next one fills the other half.
   const auto most = static_cast<std::size_t>(std::max(1, source.batch_limit() / 2));
   std::span<const SlotLoad> left(loads);
   while (!left.empty()) {
@@ -120,7 +120,7 @@ std::int64_t SlotTable::reconcile(Context& context, ExpertSource& source) {
 }
 
 std::int32_t SlotTable::passage_slots() const {
-  // Also a full budget needs one: an expert that could not be loaded must still pass.
+  // One is needed even when the budget holds all experts: one that could not be loaded must pass.
   return std::clamp(pool_->num_experts() - pool_->budget(), 1, kMostPassageSlots);
 }
 

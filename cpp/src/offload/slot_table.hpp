@@ -14,13 +14,14 @@
 
 namespace moesaic::offload {
 
-/// `source` with its roles in other memory, and a slot map.
+/// The stack `source` with its roles in other memory, addressed through a slot map.
 ExpertStack stack_over(const ExpertStack& source, const std::array<WeightRef, 3>& refs,
                        const std::int32_t* slot_map, std::shared_ptr<const void> owner);
 
 class SlotTable {
  public:
-  /// `layer` counts in the store. Allocates the pool's budget. Errors: as make_slots.
+  /// `layer` is its number in the store. Allocates slots for the pool's budget. Errors: as
+  /// make_slots.
   SlotTable(const LayerMoeWeights& weights, std::int32_t layer, std::shared_ptr<ExpertPool> pool,
             const Backend& backend);
 
@@ -34,19 +35,20 @@ class SlotTable {
   /// meanwhile: only between copies does the map change, while none of them reads it.
   std::int64_t reconcile(Context& context, ExpertSource& source);
 
-  /// While held, the map and the slots it names do not change. Not for a thread that reconciles.
+  /// While this is held, the map and the slots that it names do not change. A thread that
+  /// reconciles must not hold it.
   std::shared_lock<std::shared_mutex> hold() {
     const std::lock_guard turnstile(turnstile_);
     return std::shared_lock(map_mutex_);
   }
-  /// Under hold(): the residents, to be run by kernels. Null when there are no slots.
+  /// The residents as a stack for kernels; null when there are no slots. Needs hold().
   const ExpertStack* residents() const { return residents_.get(); }
-  /// Under hold().
+  /// The slot of an expert, -1 when it is not resident. Needs hold().
   std::int32_t slot_of(std::int32_t expert) const { return map_[static_cast<std::size_t>(expert)]; }
   std::vector<std::int32_t> slot_map();
 
-  /// Slots outside the budget, through which experts pass that get none. One forward at a time uses
-  /// them, under the lock.
+  /// Makes slots outside the budget, through which pass the experts that get none of their own. One
+  /// forward at a time uses them, under passage_mutex().
   void make_passage(const Backend& backend);
   bool has_passage() const { return passage_ != nullptr; }
   ExpertSlots& passage() { return *passage_; }
@@ -64,10 +66,10 @@ class SlotTable {
   std::shared_ptr<ExpertPool> pool_;
   std::unique_ptr<ExpertSlots> slots_;
   std::vector<std::int32_t> map_;     ///< [E], what residents_ reads
-  std::vector<std::int32_t> wanted_;  ///< [E], what the pool said last; under load_mutex_
+  std::vector<std::int32_t> wanted_;  ///< [E], what the pool said last; guarded by load_mutex_
   std::unique_ptr<ExpertStack> residents_;
-  std::shared_mutex map_mutex_;  ///< shared: forwards; exclusive: changes of map_
-  std::mutex turnstile_;   ///< who changes map_ waits for the forwards there are, not for new ones
+  std::shared_mutex map_mutex_;  ///< held shared by forwards, exclusively by changes of map_
+  std::mutex turnstile_;   ///< stops new forwards while a change of map_ waits for the running ones
   std::mutex load_mutex_;  ///< one reconcile at a time
   std::mutex passage_mutex_;
   std::unique_ptr<ExpertSlots> passage_;

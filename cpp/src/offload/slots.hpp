@@ -1,7 +1,7 @@
 #pragma once
 
-/// Places for experts in the memory that kernels read fastest. A device implements this interface
-/// with its own memory, a copy stream and pinned staging; the CPU with panels in huge pages.
+/// Slots for experts in the memory that kernels read fastest. The CPU implements this interface
+/// with panels in huge pages; a device would with its own memory, a copy stream and pinned staging.
 
 #include <array>
 #include <cstddef>
@@ -18,13 +18,16 @@ inline constexpr Role kRoles[] = {Role::Gate, Role::Up, Role::Down};
 /// Where the roles of one expert start in slow memory; null for a role that the layer lacks.
 using ExpertBytes = std::array<const std::byte*, 3>;
 
+/// A number of slots for experts of one layer.
 class ExpertSlots {
  public:
   virtual ~ExpertSlots() = default;
   virtual std::int32_t num_slots() const = 0;
-  virtual std::int64_t nbytes() const = 0;  ///< of all slots
-  /// One role over the slots: slot s is its "expert" s. Empty for a role that the layer lacks.
+  virtual std::int64_t nbytes() const = 0;  ///< bytes of all slots
+  /// A role over the slots, as a weight whose "expert" s is slot s. Empty for a role that the layer
+  /// lacks.
   virtual const WeightRef& ref(Role role) const = 0;
+  /// Keeps the memory that ref() points into alive.
   virtual std::shared_ptr<const void> owner() const = 0;
   /// Starts copying an expert into a slot that no forward reads. `from` stays readable until
   /// wait().
@@ -35,7 +38,7 @@ class ExpertSlots {
 
 /// Bytes that `num_slots` slots for experts of `source` would take on this backend.
 std::int64_t slot_bytes(const Backend& backend, const ExpertStack& source, std::int32_t num_slots);
-/// Errors: UnsupportedError for a backend without slots, OutOfMemoryError.
+/// Makes the slots. Errors: UnsupportedError for a backend without slots, OutOfMemoryError.
 std::unique_ptr<ExpertSlots> make_slots(const Backend& backend, const ExpertStack& source,
                                         std::int32_t num_slots);
 

@@ -1,6 +1,7 @@
 #pragma once
 
-/// Experts in slow memory: where they lie mapped, or read from disk into a few staging buffers.
+/// Where experts come from: a mapped file or arrays, where they are used in place, or a file from
+/// which they are read into a few staging buffers.
 
 #include <cstdint>
 #include <functional>
@@ -21,22 +22,23 @@ class ExpertBatch {
   virtual ExpertBytes wait(std::size_t i) = 0;
 };
 
+/// The experts of all layers of a store in slow memory.
 class ExpertSource {
  public:
   virtual ~ExpertSource() = default;
-  /// Most experts of one batch.
+  /// The most experts of one batch.
   virtual std::int32_t batch_limit() const = 0;
-  /// Asks for all of `experts` at once, at most batch_limit(). The caller holds no other batch of
-  /// this source: with that, waiting for buffers cannot block for ever.
+  /// Asks for all of `experts` at once, at most batch_limit() of them. The caller must hold no
+  /// other batch of this source; otherwise callers could wait for each other's buffers for ever.
   virtual std::unique_ptr<ExpertBatch> open(std::int32_t layer,
                                             std::span<const std::int32_t> experts) = 0;
-  /// These will be asked for soon, the likeliest first; may be ignored.
+  /// Says that these will be asked for soon, the likeliest first. A source may ignore it.
   virtual void expect(std::int32_t layer, std::span<const std::int32_t> experts) = 0;
-  virtual std::int64_t nbytes() const { return 0; }  ///< of own memory
+  virtual std::int64_t nbytes() const { return 0; }  ///< bytes of its own buffers
   virtual IoStats stats() const { return {}; }
 };
 
-/// The layers' own stacks.
+/// A source that gives the bytes of the layers' own stacks, where they are.
 std::unique_ptr<ExpertSource> make_mapped_source(const std::vector<LayerMoeWeights>& layers);
 
 /// A piece of a file.
@@ -54,9 +56,9 @@ using ReadFn =
 
 struct DiskOptions {
   std::int32_t buffers = 16;  ///< experts in memory
-  std::int32_t threads = 8;   ///< requests in flight
+  std::int32_t threads = 8;   ///< each keeps one request in flight
 };
-/// `ranges[layer][expert]`.
+/// A source that reads from disk what `ranges[layer][expert]` names.
 std::unique_ptr<ExpertSource> make_disk_source(std::vector<std::vector<ExpertRanges>> ranges,
                                                ReadFn read, const DiskOptions& options);
 
@@ -64,6 +66,7 @@ std::unique_ptr<ExpertSource> make_disk_source(std::vector<std::vector<ExpertRan
 /// them. Touches no tensor. Errors: UnsupportedError for a file without a mapping.
 std::vector<std::vector<ExpertRanges>> locate_experts(const GgufFile& file,
                                                       const std::vector<LayerMoeWeights>& layers);
+/// A reader of the shards of `file`, which it opens anew.
 ReadFn open_files(const GgufFile& file);
 
 }  // namespace moesaic::offload

@@ -47,14 +47,14 @@ void check_options(const StoreOptions& options) {
         options.memory_limit.value_or(0));
 }
 
-/// Experts between disk and slots.
+/// How many experts the staging buffers between disk and slots hold.
 std::int32_t staging_of(const StoreOptions& options, std::int64_t expert_bytes) {
   if (options.staging > 0) return options.staging;
   const std::int64_t half = *options.memory_limit / 2 / std::max<std::int64_t>(1, expert_bytes);
   return static_cast<std::int32_t>(std::clamp<std::int64_t>(half, kLeastStaging, kDefaultStaging));
 }
 
-/// [E, k, n] read as [E, n, k].
+/// A view [E, k, n] read as [E, n, k].
 ConstTensorView transposed(ConstTensorView view) {
   if (view.rank == 3) {
     std::swap(view.shape[1], view.shape[2]);

@@ -47,28 +47,4 @@ float activate(const Activation& activation, float g, float u) {
   return 0.0F;
 }
 
-const char* name_of(ActivationKind kind) noexcept {
-  switch (kind) {
-    case ActivationKind::SwiGlu:
-      return "swiglu";
-    case ActivationKind::SwiGluClampInput:
-      return "swiglu_clamp_input";
-    case ActivationKind::SwiGluClampOutput:
-      return "swiglu_clamp_output";
-    case ActivationKind::SwiGluOai:
-      return "swiglu_oai";
-    case ActivationKind::GeGluTanh:
-      return "geglu_tanh";
-    case ActivationKind::ReGlu:
-      return "reglu";
-    case ActivationKind::GeluTanh:
-      return "gelu_tanh";
-    case ActivationKind::ReluSquared:
-      return "relu_squared";
-    case ActivationKind::SiTu:
-      return "situ";
-  }
-  return "unknown";
-}
-
 }  // namespace moesaic

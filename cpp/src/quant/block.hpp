@@ -1,7 +1,8 @@
 #pragma once
 
-/// Reading and writing the fields of a block, and the loop over the blocks of a row. Blocks have no
-/// alignment, so every wider field goes byte by byte (the compiler makes one load of it).
+/// Reading and writing the fields of a quant block, and the loop over the blocks of a row. Blocks
+/// have no alignment, so wider fields are put together from bytes, of which the compiler makes one
+/// load.
 
 #include <cstddef>
 #include <cstdint>

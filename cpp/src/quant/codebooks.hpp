@@ -8,7 +8,7 @@
 
 namespace moesaic::quant {
 
-/// IQ4_NL and IQ4_XS (a constant of ggml, MIT licence: see iq_grids.hpp).
+/// The levels of IQ4_NL and IQ4_XS (a constant of ggml, MIT licence: see iq_grids.hpp).
 inline constexpr std::array<std::int8_t, 16> kIq4Levels = {
     -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 

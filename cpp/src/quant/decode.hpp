@@ -1,7 +1,8 @@
 #pragma once
 
-/// One decoder per type: `elems` weights, a multiple of the block, to f32. The block layout is the
-/// comment above each definition, with byte offsets as "@n"; "f16 d@0" is a scale at byte 0.
+/// One decoder per type: it turns `elems` weights, a multiple of the block, into f32. The comment
+/// above each definition is the layout of a block, with byte offsets as "@n": "f16 d@0" is a scale
+/// at byte 0.
 
 #include <cstddef>
 #include <cstdint>

@@ -5,7 +5,8 @@
 namespace moesaic::quant {
 namespace {
 
-/// 16 bytes: the low nibbles index weights 0..15, the high nibbles 16..31; half of that for NVFP4.
+/// Decodes 2 * kBytes weights: the low nibbles of the bytes are the first half, the high nibbles
+/// the second.
 template <int kBytes>
 inline void decode_codes(const std::array<std::int8_t, 16>& levels, const std::uint8_t* codes,
                          float scale, float* y) {

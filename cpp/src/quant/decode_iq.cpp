@@ -7,19 +7,20 @@
 namespace moesaic::quant {
 namespace {
 
-// All types hold 256 weights as 8 groups (`g`) of 32, each 4 runs (`l`) of 8 weights.
+// All types hold 256 weights as 8 sub-blocks (`g`) of 32, each 4 runs (`l`) of 8 weights.
 
-/// y = scale * level, negated where the bit of `signs` is set.
+/// y[k] = scale * level k of the point, negated where bit k of `signs` is set.
 template <std::size_t K>
 inline void decode_point(const std::array<std::int8_t, K>& point, float scale, std::uint32_t signs,
                          float* y) {
   for (std::size_t k = 0; k < K; ++k) {
     const auto bits = std::bit_cast<std::uint32_t>(scale * static_cast<float>(point[k]));
-    y[k] = std::bit_cast<float>(bits ^ (signs >> k & 1u) << 31);  // signs are random: no branch
+    y[k] = std::bit_cast<float>(
+        bits ^ (signs >> k & 1u) << 31);  // signs are random, so a branch would be mispredicted
   }
 }
 
-/// y = scale * (level + shift)
+/// y[k] = scale * (level k of the point + shift)
 inline void decode_shifted(const std::array<std::int8_t, 8>& point, float scale, float shift,
                            float* y) {
   for (std::size_t k = 0; k < 8; ++k) y[k] = scale * (static_cast<float>(point[k]) + shift);
@@ -33,7 +34,8 @@ constexpr float kIq1Shift = 0.125f;
 
 }  // namespace
 
-// f16 d@0, per group 8 bytes@2: u8 index[4], u32 with four times 7 signs and a 4-bit scale on top
+// f16 d@0, per sub-block 8 bytes@2: u8 index[4], u32 with four times 7 signs and a 4-bit scale on
+// top
 void decode_iq2_xxs(const std::byte* blocks, float* out, std::int64_t elems) {
   for_each_block<256, 66>(blocks, out, elems, [](const std::uint8_t* b, float* y) {
     const float d = load_f16(b);
@@ -75,7 +77,7 @@ void decode_iq2_s(const std::byte* blocks, float* out, std::int64_t elems) {
   });
 }
 
-// f16 d@0, u8 index[64]@2, per group a u32@66 with four times 7 signs and a 4-bit scale on top
+// f16 d@0, u8 index[64]@2, per sub-block a u32@66 with four times 7 signs and a 4-bit scale on top
 void decode_iq3_xxs(const std::byte* blocks, float* out, std::int64_t elems) {
   for_each_block<256, 98>(blocks, out, elems, [](const std::uint8_t* b, float* y) {
     const float d = load_f16(b);
@@ -108,8 +110,8 @@ void decode_iq3_s(const std::byte* blocks, float* out, std::int64_t elems) {
   });
 }
 
-// f16 d@0, u8 index[32]@2, per group a u16@34: four times 3 high index bits, 3 bits scale, 1 bit
-// sign of the shift
+// f16 d@0, u8 index[32]@2, per sub-block a u16@34: four times 3 high index bits, 3 bits scale, 1
+// bit sign of the shift
 void decode_iq1_s(const std::byte* blocks, float* out, std::int64_t elems) {
   for_each_block<256, 50>(blocks, out, elems, [](const std::uint8_t* b, float* y) {
     const float d = load_f16(b);

@@ -83,19 +83,19 @@ void decode_q5_k(const std::byte* blocks, float* out, std::int64_t elems) {
 }
 
 // u8 low nibbles[128]@0, u8 high pairs[64]@128, i8 scales[16]@192, f16 d@208. A half of 128 weights
-// takes 64 low bytes (groups 0 and 1 in the low nibbles, 2 and 3 in the high) and 32 high bytes
-// (pair g of bits is group g).
+// takes 64 low bytes (quarters 0 and 1 in the low nibbles, 2 and 3 in the high) and 32 high bytes
+// (pair g of bits is quarter g).
 void decode_q6_k(const std::byte* blocks, float* out, std::int64_t elems) {
   for_each_block<256, 210>(blocks, out, elems, [](const std::uint8_t* b, float* y) {
     const float d = load_f16(b + 208);
-    for (int j = 0; j < 16; ++j) {  // sub-blocks of 16, two to a group
+    for (int j = 0; j < 16; ++j) {  // sub-blocks of 16, two to a quarter
       const float scale = d * static_cast<float>(static_cast<std::int8_t>(b[192 + j]));
       const int half = j / 8;
-      const int group = j % 8 / 2;
-      const std::uint8_t* low = b + 64 * half + 32 * (group % 2) + 16 * (j % 2);
+      const int quarter = j % 8 / 2;
+      const std::uint8_t* low = b + 64 * half + 32 * (quarter % 2) + 16 * (j % 2);
       const std::uint8_t* high = b + 128 + 32 * half + 16 * (j % 2);
       for (int i = 0; i < 16; ++i) {
-        const int q = (low[i] >> (4 * (group / 2)) & 15) | (high[i] >> (2 * group) & 3) << 4;
+        const int q = (low[i] >> (4 * (quarter / 2)) & 15) | (high[i] >> (2 * quarter) & 3) << 4;
         y[16 * j + i] = scale * static_cast<float>(q - 32);
       }
     }

@@ -5,7 +5,8 @@ namespace moesaic::quant {
 namespace {
 
 /// `bytes` bytes of `digits` ternary digits each: digit n of byte i is weight bytes*n + i.
-/// A byte is a fraction of 256 in base 3, so multiplying (modulo 256) brings digit n to the front.
+/// A byte over 256 is a fraction written in base 3, so multiplying it by 3^n (modulo 256) brings
+/// digit n to the front.
 inline void decode_digits(const std::uint8_t* packed, int bytes, int digits, float d, float* y) {
   int power = 1;
   for (int n = 0; n < digits; ++n, power *= 3) {
@@ -18,7 +19,7 @@ inline void decode_digits(const std::uint8_t* packed, int bytes, int digits, flo
 
 }  // namespace
 
-// u8 5 digits[48]@0 (32 bytes, then 16), u8 4 digits[4]@48, f16 d@52
+// u8 of 5 digits[48]@0 (a run of 32 bytes, then one of 16), u8 of 4 digits[4]@48, f16 d@52
 void decode_tq1_0(const std::byte* blocks, float* out, std::int64_t elems) {
   for_each_block<256, 54>(blocks, out, elems, [](const std::uint8_t* b, float* y) {
     const float d = load_f16(b + 52);

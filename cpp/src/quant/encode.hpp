@@ -1,7 +1,7 @@
 #pragma once
 
-/// One encoder per type: `elems` weights, a multiple of the block, from f32. Scales that exceed f16
-/// saturate; a NaN weight gives some valid code.
+/// One encoder per type: it turns `elems` f32 values, a multiple of the block, into quant blocks.
+/// Scales beyond f16 saturate; a NaN gives some valid code.
 
 #include <cstddef>
 #include <cstdint>
@@ -21,7 +21,7 @@ EncodeFn encode_q2_k, encode_q3_k, encode_q4_k, encode_q5_k, encode_q6_k;
 // encode_fp4.cpp
 EncodeFn encode_iq4_nl, encode_iq4_xs, encode_mxfp4, encode_nvfp4;
 
-/// Null for types without an encoder.
+/// The encoder of a type; null when it has none.
 EncodeFn* encoder_of(QuantType type) noexcept;
 
 }  // namespace moesaic::quant

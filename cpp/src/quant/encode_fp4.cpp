@@ -12,8 +12,8 @@
 namespace moesaic::quant {
 namespace {
 
-/// Index of the IQ4 level nearest to v, for v in steps of a half from -128 on (every midpoint of
-/// two levels is such a step).
+/// Index of the IQ4 level nearest to v, for v = -128, -127.5, ..: the midpoint of two levels is
+/// always among these values, so rounding v down to one of them changes no answer.
 constexpr auto kNearestIq4 = [] {
   std::array<std::uint8_t, 512> nearest{};
   for (std::size_t n = 0; n < nearest.size(); ++n) {
@@ -42,7 +42,7 @@ inline void pack_iq4(const float* x, float scale, std::uint8_t* codes) {
   }
 }
 
-/// Index of the doubled E2M1 value nearest to x / scale; the first one among equals.
+/// Index of the doubled E2M1 value nearest to x / scale, the lowest index among equals.
 inline int nearest_e2m1(float x, float scale) {
   int best = 0;
   float best_error = std::numeric_limits<float>::infinity();
@@ -115,8 +115,8 @@ void encode_iq4_xs(const float* values, std::byte* blocks, std::int64_t elems) {
   });
 }
 
-// The scale of the OCP specification: the power of two that brings the largest weight into the
-// largest binade of E2M1, [4, 8).
+// The scale is that of the OCP specification: the power of two that brings the largest weight into
+// the largest binade of E2M1, [4, 8).
 void encode_mxfp4(const float* values, std::byte* blocks, std::int64_t elems) {
   for_each_block<32, 17>(values, blocks, elems, [](const float* x, std::uint8_t* b) {
     const float top = std::min(std::fabs(extreme(x, 32)), std::numeric_limits<float>::max());
@@ -126,7 +126,8 @@ void encode_mxfp4(const float* values, std::byte* blocks, std::int64_t elems) {
   });
 }
 
-// The scale that brings the largest weight to 6, rounded up or down, whichever fits better.
+// The scale is the one that brings the largest weight to 6, rounded up or down, whichever gives the
+// smaller error.
 void encode_nvfp4(const float* values, std::byte* blocks, std::int64_t elems) {
   for_each_block<64, 36>(values, blocks, elems, [](const float* x, std::uint8_t* b) {
     for (int j = 0; j < 4; ++j) {

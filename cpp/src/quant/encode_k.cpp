@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kBlock = 256;
 
-/// Sub-blocks of kSub weights, codes 0..kMaxCode, scales and minima 0..kMaxScale.
+/// A block of sub-blocks of kSub weights with codes 0..kMaxCode, scales and minima 0..kMaxScale.
 template <int kSub, int kMaxCode, int kMaxScale>
 struct AffineBlock {
   static constexpr int kSubs = kBlock / kSub;
@@ -42,7 +42,8 @@ struct AffineBlock {
   }
 };
 
-/// 16 sub-blocks of 16 weights, codes -kHalf..kHalf-1, scales -kHalfScale..kHalfScale-1.
+/// A block of 16 sub-blocks of 16 weights with codes -kHalf..kHalf-1, scales
+/// -kHalfScale..kHalfScale-1.
 template <int kHalf, int kHalfScale>
 struct SymmetricBlock {
   std::int8_t scale[16];
@@ -136,8 +137,8 @@ void encode_q6_k(const float* values, std::byte* blocks, std::int64_t elems) {
     for (int j = 0; j < 16; ++j) b[192 + j] = static_cast<std::uint8_t>(block.scale[j]);
     for (int i = 0; i < kBlock; ++i) {
       const int code = block.codes[i] + 32;
-      const int group = i % 128 / 32;
-      merge(b[64 * (i / 128) + 32 * (group % 2) + i % 32], code & 15, 4 * (group / 2));
+      const int quarter = i % 128 / 32;
+      merge(b[64 * (i / 128) + 32 * (quarter % 2) + i % 32], code & 15, 4 * (quarter / 2));
       merge_pairs(b + 128, i, code >> 4);
     }
   });

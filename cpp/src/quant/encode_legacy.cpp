@@ -5,8 +5,8 @@
 #include "quant/encode.hpp"
 #include "quant/fit.hpp"
 
-// The same bytes as ggml's reference encoders: the scale comes from the extremes of the block, and
-// codes are rounded with the scale before it becomes f16.
+// These encoders write the bytes that ggml's reference encoders write: the scale comes from the
+// extremes of the block, and codes are rounded with the scale before it becomes f16.
 
 namespace moesaic::quant {
 namespace {
@@ -32,7 +32,8 @@ inline void pack5(const unsigned* codes, std::uint8_t* high_bits, std::uint8_t* 
   pack4(codes, nibbles);
 }
 
-/// The largest magnitude becomes code 0: `half` codes on its side of zero.
+/// Makes code 0 of the value of largest magnitude, so that its side of zero has `half` codes and
+/// the other side one less.
 inline void symmetric_codes(const float* x, int half, std::uint8_t* d, unsigned* codes) {
   const float scale = extreme(x, 32) / static_cast<float>(-half);
   const float inv = inverse(scale);
@@ -42,7 +43,7 @@ inline void symmetric_codes(const float* x, int half, std::uint8_t* d, unsigned*
   }
 }
 
-/// Code 0 is the minimum, `high` the maximum.
+/// Makes code 0 of the smallest value and code `high` of the largest.
 inline void affine_codes(const float* x, int high, std::uint8_t* d, std::uint8_t* m,
                          unsigned* codes) {
   const auto [min, max] = std::minmax_element(x, x + 32);

@@ -1,7 +1,8 @@
 #pragma once
 
-/// Scales for the encoders: a start from the extremes of a sub-block, then a few rounds of least
-/// squares (codes for the scale, scale for the codes), of which the best is kept.
+/// Scales for the encoders. The extremes of a sub-block give a first scale; a few rounds of least
+/// squares follow (codes for the scale, then the best scale for these codes), and the scale with
+/// the smallest error is kept.
 
 #include <cmath>
 #include <cstdint>
@@ -36,7 +37,7 @@ inline float store_scale(std::uint8_t* p, float scale) {
 /// v / scale, or 0 for scale 0.
 inline float ratio(float v, float scale) { return scale != 0.0f ? v / scale : 0.0f; }
 
-/// The value of largest magnitude, with its sign; the first one among equals.
+/// The value of largest magnitude with its sign, the first one among equals.
 inline float extreme(const float* x, int n) {
   float best = 0.0f;
   for (int i = 0; i < n; ++i) {
@@ -76,7 +77,7 @@ float fit_scale(const float* x, int n, float largest, Level&& level) {
   return best;
 }
 
-/// x ~ scale * q - min with q in 0..max_code; both parts are at least 0.
+/// A fit x ~ scale * q - min with q in 0..max_code; scale and min are at least 0.
 struct Affine {
   float scale;
   float min;

@@ -6,7 +6,7 @@
 
 namespace moesaic::quant {
 
-/// Q4_K and Q5_K: scale and minimum of 8 sub-blocks.
+/// Scale and minimum of the 8 sub-blocks of Q4_K and Q5_K.
 struct ScaleMin6 {
   std::uint8_t scale[8];
   std::uint8_t min[8];

@@ -52,10 +52,10 @@ constexpr QuantTraits kTable[] = {
     {Q::Q2_0, "Q2_0", 64, 18, decode_q2_0},
 };
 
-/// Codes alone; scales and zero points are counted by WeightRef::expert_bytes.
+/// Codes alone, 8 to 4 bytes; WeightRef::expert_bytes adds scales and zero points.
 constexpr QuantTraits kInt4 = {Q::INT4, "INT4", 8, 4, nullptr};
 
-/// Position in the table by id; -1 where there is no type.
+/// Position in the table for each id; -1 where there is no type.
 constexpr auto kIndex = [] {
   std::array<std::int8_t, 256> index{};
   index.fill(-1);

@@ -45,12 +45,12 @@ void Builder::make(Role role, const RoleSpec& spec, std::int64_t rows, std::int6
         std::to_string(cols));
   });
   const auto experts = static_cast<std::size_t>(shape_.num_experts);
-  Place& place = places_.emplace_back();
-  place.role = role;
-  place.spec = spec;
-  place.seen.assign(experts, false);
-  place.scales.assign(experts, 1.0F);
-  WeightRef& ref = place.weights.ref;
+  RoleBuffer& buffer = buffers_.emplace_back();
+  buffer.role = role;
+  buffer.spec = spec;
+  buffer.seen.assign(experts, false);
+  buffer.scales.assign(experts, 1.0F);
+  WeightRef& ref = buffer.weights.ref;
   ref.type = spec.type;
   ref.num_experts = shape_.num_experts;
   ref.rows = rows;
@@ -59,23 +59,23 @@ void Builder::make(Role role, const RoleSpec& spec, std::int64_t rows, std::int6
   ref.expert_stride = rows * ref.row_stride;
   const std::shared_ptr<std::byte> memory =
       allocate_pages(experts * static_cast<std::size_t>(ref.expert_stride));
-  place.memory = memory.get();
+  buffer.memory = memory.get();
   ref.base = memory.get();
-  place.weights.owner = memory;
+  buffer.weights.owner = memory;
 }
 
 void Builder::add(Role role, std::int32_t expert, std::span<const std::byte> rows, float scale,
                   std::span<const float> bias) {
-  const auto place = std::ranges::find(places_, role, &Place::role);
-  require<ShapeError>(place != places_.end(),
+  const auto buffer = std::ranges::find(buffers_, role, &RoleBuffer::role);
+  require<ShapeError>(buffer != buffers_.end(),
                       [&] { return problem("role", "a role of this stack", name_of(role)); });
   const std::string what = std::string(name_of(role)) + " of expert " + std::to_string(expert);
   require<ShapeError>(expert >= 0 && expert < shape_.num_experts, [&] {
     return problem(what, "an expert of 0 to " + std::to_string(shape_.num_experts - 1), "another");
   });
   const auto e = static_cast<std::size_t>(expert);
-  require<ShapeError>(!place->seen[e], [&] { return problem(what, "it once", "it again"); });
-  const WeightRef& ref = place->weights.ref;
+  require<ShapeError>(!buffer->seen[e], [&] { return problem(what, "it once", "it again"); });
+  const WeightRef& ref = buffer->weights.ref;
   require<ShapeError>(std::cmp_equal(rows.size(), ref.expert_stride), [&] {
     return problem(what, std::to_string(ref.expert_stride) + " bytes", std::to_string(rows.size()));
   });
@@ -83,49 +83,49 @@ void Builder::add(Role role, std::int32_t expert, std::span<const std::byte> row
     return problem(what + " bias", std::to_string(ref.rows) + " values",
                    std::to_string(bias.size()));
   });
-  std::memcpy(place->memory + expert * ref.expert_stride, rows.data(), rows.size());
-  place->scales[e] = scale;
+  std::memcpy(buffer->memory + expert * ref.expert_stride, rows.data(), rows.size());
+  buffer->scales[e] = scale;
   if (!bias.empty()) {
     const auto width = static_cast<std::size_t>(ref.rows);
-    place->biases.resize(place->seen.size() * width);
-    std::ranges::copy(bias, place->biases.begin() + static_cast<std::ptrdiff_t>(e * width));
-    ++place->with_bias;
+    buffer->biases.resize(buffer->seen.size() * width);
+    std::ranges::copy(bias, buffer->biases.begin() + static_cast<std::ptrdiff_t>(e * width));
+    ++buffer->with_bias;
   }
-  place->seen[e] = true;
+  buffer->seen[e] = true;
 }
 
-RoleWeights Builder::take(Place& place, LoadReport& report) const {
-  const std::string name = name_of(place.role);
-  const auto missing = std::ranges::find(place.seen, false);
-  require<ShapeError>(missing == place.seen.end(), [&] {
+RoleWeights Builder::take(RoleBuffer& buffer, LoadReport& report) const {
+  const std::string name = name_of(buffer.role);
+  const auto missing = std::ranges::find(buffer.seen, false);
+  require<ShapeError>(missing == buffer.seen.end(), [&] {
     return problem(name, "every expert",
-                   "nothing for expert " + std::to_string(missing - place.seen.begin()));
+                   "nothing for expert " + std::to_string(missing - buffer.seen.begin()));
   });
-  require<ShapeError>(place.with_bias == 0 || place.with_bias == shape_.num_experts, [&] {
+  require<ShapeError>(buffer.with_bias == 0 || buffer.with_bias == shape_.num_experts, [&] {
     return problem(name + " bias", "one for every expert or for none",
-                   std::to_string(place.with_bias) + " of " + std::to_string(shape_.num_experts));
+                   std::to_string(buffer.with_bias) + " of " + std::to_string(shape_.num_experts));
   });
-  if (place.with_bias != 0) {
-    place.weights.bias = std::make_shared<const std::vector<float>>(std::move(place.biases));
+  if (buffer.with_bias != 0) {
+    buffer.weights.bias = std::make_shared<const std::vector<float>>(std::move(buffer.biases));
   }
-  if (std::ranges::any_of(place.scales, [](float scale) { return scale != 1.0F; })) {
-    place.weights.scale = std::make_shared<const std::vector<float>>(std::move(place.scales));
+  if (std::ranges::any_of(buffer.scales, [](float scale) { return scale != 1.0F; })) {
+    buffer.weights.scale = std::make_shared<const std::vector<float>>(std::move(buffer.scales));
   }
-  record(report, place.role, place.weights, std::move(place.spec.source),
-         std::move(place.spec.decision), std::move(place.spec.reason));
-  return std::move(place.weights);
+  record(report, buffer.role, buffer.weights, std::move(buffer.spec.source),
+         std::move(buffer.spec.decision), std::move(buffer.spec.reason));
+  return std::move(buffer.weights);
 }
 
 ExpertStack Builder::build(const LoadOptions& options) && {
-  std::vector<Place> places = std::exchange(places_, {});
-  require<ShapeError>(!places.empty(), [] { return problem("build", "one call", "another"); });
+  std::vector<RoleBuffer> buffers = std::exchange(buffers_, {});
+  require<ShapeError>(!buffers.empty(), [] { return problem("build", "one call", "another"); });
   ExpertStack::Parts parts;
   parts.shape = shape_;
-  for (Place& place : places) {
-    RoleWeights& to = place.role == Role::Gate ? parts.gate
-                      : place.role == Role::Up ? parts.up
-                                               : parts.down;
-    to = take(place, parts.report);
+  for (RoleBuffer& buffer : buffers) {
+    RoleWeights& to = buffer.role == Role::Gate ? parts.gate
+                      : buffer.role == Role::Up ? parts.up
+                                                : parts.down;
+    to = take(buffer, parts.report);
   }
   return finish(std::move(parts), options, start_);
 }

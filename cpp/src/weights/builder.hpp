@@ -36,7 +36,8 @@ class Builder {
   ExpertStack build(const LoadOptions& options) &&;
 
  private:
-  struct Place {
+  /// What was gathered of one role so far.
+  struct RoleBuffer {
     Role role;
     RoleWeights weights;
     std::byte* memory = nullptr;
@@ -47,10 +48,10 @@ class Builder {
     RoleSpec spec;
   };
   void make(Role role, const RoleSpec& spec, std::int64_t rows, std::int64_t cols);
-  RoleWeights take(Place& place, LoadReport& report) const;
+  RoleWeights take(RoleBuffer& buffer, LoadReport& report) const;
 
   StackShape shape_;
-  std::vector<Place> places_;
+  std::vector<RoleBuffer> buffers_;
   Clock::time_point start_ = Clock::now();
 };
 

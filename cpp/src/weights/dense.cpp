@@ -49,7 +49,7 @@ void check_view(const ConstTensorView& view, const char* name, const char* expec
   });
 }
 
-/// A dense copy in own memory; the view may be strided.
+/// A dense copy of a view that may be strided, in memory of its own.
 RoleWeights copy_role(const ConstTensorView& view, QuantType type) {
   const std::size_t size = size_of(view.dtype);
   RoleWeights weights;
@@ -105,7 +105,7 @@ ExpertStack ExpertStack::from_dense_stacks(const ConstTensorView& gate, const Co
   struct Source {
     Role role;
     const ConstTensorView* view;
-    RoleWeights Parts::* place;
+    RoleWeights Parts::* weights;
     QuantType type;
   };
   const Source sources[] = {
@@ -124,8 +124,8 @@ ExpertStack ExpertStack::from_dense_stacks(const ConstTensorView& gate, const Co
   }
   for (const Source& s : sources) {
     if (s.view->data == nullptr) continue;
-    parts.*s.place = copy_role(*s.view, s.type);
-    stack::record(parts.report, s.role, parts.*s.place, "array", "copied",
+    parts.*s.weights = copy_role(*s.view, s.type);
+    stack::record(parts.report, s.role, parts.*s.weights, "array", "copied",
                   "arrays belong to the caller");
     done += bytes(s);
     stack::report_progress(options, done, total, std::string("copy ") + name_of(s.role));

@@ -117,7 +117,7 @@ std::vector<std::int32_t> read_ids(const GgufFile& file, const GgufTensor& tenso
 
 namespace {
 
-/// One role decoded to `type`, expert after expert.
+/// Decodes one role to `type`, expert after expert.
 void dequantize_role(RoleWeights& weights, QuantType type, const LoadOptions& options,
                      std::int64_t& done, std::int64_t total) {
   const WeightRef from = weights.ref;

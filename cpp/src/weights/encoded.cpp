@@ -44,9 +44,9 @@ ExpertStack ExpertStack::from_encoded(const EncodedRole& gate, const EncodedRole
   const auto start = stack::Clock::now();
   Parts parts;
   parts.shape = {up.num_experts, up.cols, up.rows};
-  const auto take = [&](const EncodedRole& source, Role role, RoleWeights& place) {
-    place = view_role(source, role);
-    stack::record(parts.report, role, place, "array", "referenced",
+  const auto take = [&](const EncodedRole& source, Role role, RoleWeights& weights) {
+    weights = view_role(source, role);
+    stack::record(parts.report, role, weights, "array", "referenced",
                   "the bytes are already encoded");
   };
   if (gate.data != nullptr) take(gate, Role::Gate, parts.gate);

@@ -8,30 +8,6 @@
 
 namespace moesaic {
 
-const char* name_of(Role role) noexcept {
-  switch (role) {
-    case Role::Gate:
-      return "gate";
-    case Role::Up:
-      return "up";
-    case Role::Down:
-      return "down";
-  }
-  return "unknown";
-}
-
-const char* name_of(WeightLayout layout) noexcept {
-  switch (layout) {
-    case WeightLayout::Rows:
-      return "rows";
-    case WeightLayout::Panels:
-      return "panels";
-    case WeightLayout::CudaUnits:
-      return "cuda_units";
-  }
-  return "unknown";
-}
-
 std::int64_t WeightRef::expert_bytes() const {
   std::int64_t bytes = rows * row_bytes(type, cols);
   if (type == QuantType::INT4) {

@@ -44,7 +44,8 @@ ExpertStack ExpertStack::from_marlin(std::shared_ptr<const MarlinExpertStack> ga
   parts.shape = {gate_up->num_experts(), gate_up->k(), intermediate};
   const bool shared = intermediate % kPanelRows == 0;
   parts.gate = gate_up->columns(0, intermediate);
-  // Up rows that begin inside a panel get panels of their own.
+  // Where the up rows begin inside a panel that gate rows share, they are copied to panels of their
+  // own; else both roles refer to the memory of the stack.
   parts.up = shared ? gate_up->columns(intermediate, intermediate)
                     : gate_up->copy_columns(intermediate, intermediate);
   parts.down = down->weights();

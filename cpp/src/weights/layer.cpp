@@ -29,7 +29,7 @@ void check_count(const char* what, std::int64_t expected, std::size_t got) {
   check_equal(what, expected, static_cast<std::int64_t>(got));
 }
 
-/// A part that is there exactly when the config says so.
+/// Throws ShapeError unless a part is there exactly when the config says so.
 void check_present(const char* what, bool expected, bool got) {
   require<ShapeError>(expected == got, [&] {
     return Problem{.operation = "MoeLayer",
@@ -189,7 +189,7 @@ MoeLayer MoeLayer::from_gguf(const std::shared_ptr<GgufFile>& file, std::int32_t
   }
   if (config.router_input == RouterInput::Norm) {
     parts.router_norm = norm(tensors.router_scale, "ffn_gate_inp.scale", config.hidden_size);
-    // Gemma 4 divides the normed input by sqrt(H).
+    // Gemma 4 divides the normed input of its router by sqrt(H), which the weight takes up here.
     const float factor = 1.0F / std::sqrt(static_cast<float>(config.hidden_size));
     for (float& w : parts.router_norm.weight) w *= factor;
   }

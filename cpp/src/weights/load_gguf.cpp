@@ -1,15 +1,19 @@
+/// The routed experts of a layer in a GGUF file: stacked or one tensor per expert.
+
 #include <initializer_list>
 #include <memory>
-#include <span>
 #include <utility>
 
-#include "weights/load.hpp"
+#include "weights/gguf_roles.hpp"
 
 namespace moesaic {
 namespace {
 
 using stack::check_shape;
+using stack::per_expert_role;
 using stack::shape_text;
+using stack::Sources;
+using stack::stacked_role;
 
 [[noreturn]] void missing(std::int32_t layer, const std::string& what) {
   throw FormatError(Problem{.operation = "load_from_gguf",
@@ -17,80 +21,6 @@ using stack::shape_text;
                             .expected = what,
                             .got = "no such tensor",
                             .hint = "GgufFile.moe_layers lists the layers with experts"});
-}
-
-/// Rows [first_row, first_row + rows) of each [total_rows, cols] matrix in a stacked tensor.
-RoleWeights stacked_role(const GgufFile& file, const GgufTensor& tensor, std::int64_t experts,
-                         std::int64_t total_rows, std::int64_t first_row, std::int64_t rows,
-                         std::int64_t cols) {
-  const QuantTraits& facts = traits(tensor.quant);
-  require<UnsupportedError>(facts.dequantize != nullptr, [&] {
-    return Problem{.operation = "load_from_gguf",
-                   .what = tensor.name,
-                   .expected = "a weight type with a decoder",
-                   .got = std::string(facts.name),
-                   .hint = {}};
-  });
-  require<FormatError>(cols % facts.block_elems == 0, [&] {
-    return Problem{.operation = "load_from_gguf",
-                   .what = tensor.name,
-                   .expected = "rows of a multiple of " + std::to_string(facts.block_elems) +
-                               " elements (" + std::string(facts.name) + ")",
-                   .got = std::to_string(cols),
-                   .hint = {}};
-  });
-  RoleWeights weights;
-  WeightRef& ref = weights.ref;
-  ref.type = tensor.quant;
-  ref.num_experts = static_cast<std::int32_t>(experts);
-  ref.rows = rows;
-  ref.cols = cols;
-  ref.row_stride = row_bytes(tensor.quant, cols);
-  ref.expert_stride = total_rows * ref.row_stride;
-  GgufBytes bytes = file.bytes(tensor);
-  require<FormatError>(
-      static_cast<std::int64_t>(bytes.bytes.size()) >= experts * ref.expert_stride, [&] {
-        return Problem{.operation = "load_from_gguf",
-                       .what = tensor.name,
-                       .expected = std::to_string(experts * ref.expert_stride) + " bytes",
-                       .got = std::to_string(bytes.bytes.size()),
-                       .hint = {}};
-      });
-  ref.base = bytes.bytes.data() + first_row * ref.row_stride;
-  weights.owner = std::move(bytes.owner);
-  return weights;
-}
-
-/// The matrices of one role, one tensor per expert, behind a pointer table.
-RoleWeights per_expert_role(const GgufFile& file, std::span<const GgufTensor* const> tensors,
-                            std::int64_t rows, std::int64_t cols) {
-  struct Table {
-    std::vector<const std::byte*> pointers;
-    std::vector<std::shared_ptr<const void>> owners;
-  };
-  const auto table = std::make_shared<Table>();
-  RoleWeights weights;
-  for (const GgufTensor* tensor : tensors) {
-    check_shape(*tensor, {rows, cols});
-    require<FormatError>(tensor->quant == tensors.front()->quant, [&] {
-      return Problem{
-          .operation = "load_from_gguf",
-          .what = tensor->name,
-          .expected = "the type of expert 0, " + std::string(traits(tensors.front()->quant).name),
-          .got = std::string(traits(tensor->quant).name),
-          .hint = {}};
-    });
-    RoleWeights one = stacked_role(file, *tensor, 1, rows, 0, rows, cols);
-    table->pointers.push_back(one.ref.base);
-    table->owners.push_back(std::move(one.owner));
-    weights.ref = one.ref;
-  }
-  weights.ref.base = nullptr;
-  weights.ref.table = table->pointers.data();
-  weights.ref.expert_stride = 0;
-  weights.ref.num_experts = static_cast<std::int32_t>(tensors.size());
-  weights.owner = table;
-  return weights;
 }
 
 std::shared_ptr<const std::vector<float>> optional_values(
@@ -113,11 +43,7 @@ void split_fused_bias(const GgufFile& file, const GgufTensor& bias, ExpertStack:
   parts.up.bias = std::make_shared<const std::vector<float>>(std::move(up));
 }
 
-struct Sources {
-  std::string gate, up, down;
-};
-
-/// One tensor per role and expert (early Mixtral files).
+/// Takes files with one tensor per role and expert, as early Mixtral files are.
 Sources load_per_expert(const GgufFile& file, const MoeTensors& tensors, std::int32_t layer,
                         ExpertStack::Parts& parts) {
   const std::string prefix = "blk." + std::to_string(layer) + ".ffn_";
@@ -157,7 +83,7 @@ Sources load_per_expert(const GgufFile& file, const MoeTensors& tensors, std::in
   return {prefix + "gate.*.weight", prefix + "up.*.weight", prefix + "down.*.weight"};
 }
 
-/// Stacked tensors, [E, rows, cols], with gate and up apart or fused (gate rows first).
+/// Takes stacked tensors, [E, rows, cols], with gate and up apart or fused (gate rows first).
 Sources load_stacked(const GgufFile& file, const MoeTensors& tensors, std::int32_t layer,
                      ExpertStack::Parts& parts) {
   const std::string prefix = "blk." + std::to_string(layer) + ".ffn_";
@@ -187,7 +113,8 @@ Sources load_stacked(const GgufFile& file, const MoeTensors& tensors, std::int32
   parts.down = load(*tensors.down, 0, hidden);
   if (fused) {
     parts.gate = load(*tensors.gate_up, 0, intermediate);
-    parts.up = parts.gate;  // the same bytes and owner, I rows further
+    // One tensor holds both, with the up rows behind the gate rows of each expert.
+    parts.up = parts.gate;
     parts.up.ref.base += intermediate * parts.up.ref.row_stride;
     if (const GgufTensor* bias = file.tensor(prefix + "gate_up_exps.bias")) {
       split_fused_bias(file, *bias, parts);
@@ -202,7 +129,7 @@ Sources load_stacked(const GgufFile& file, const MoeTensors& tensors, std::int32
           first.name, tensors.down->name};
 }
 
-/// Biases [E, rows] and scales [E] of the roles that have them.
+/// Reads the biases [E, rows] and scales [E] of the roles that have them.
 void load_epilogues(const GgufFile& file, const MoeTensors& tensors, ExpertStack::Parts& parts) {
   const auto [experts, hidden, intermediate] = parts.shape;
   const auto load = [&, e = static_cast<std::int64_t>(experts)](
@@ -217,32 +144,6 @@ void load_epilogues(const GgufFile& file, const MoeTensors& tensors, ExpertStack
        fused && tensors.gate_scale == nullptr ? tensors.up_scale : tensors.gate_scale);
   load(parts.up, tensors.up_bias, tensors.up_scale);
   load(parts.down, tensors.down_bias, tensors.down_scale);
-}
-
-void record_roles(const GgufFile& file, ExpertStack::Parts& parts, const Sources& sources,
-                  const LoadOptions& options) {
-  const std::int64_t total = static_cast<std::int64_t>(parts.shape.num_experts) *
-                                 (parts.gate.ref ? parts.gate.ref.expert_bytes() : 0) +
-                             static_cast<std::int64_t>(parts.shape.num_experts) *
-                                 (parts.up.ref.expert_bytes() + parts.down.ref.expert_bytes());
-  std::int64_t done = 0;
-  const auto note = [&](Role role, const RoleWeights& weights, const std::string& source) {
-    if (!weights.ref) return;
-    stack::record(parts.report, role, weights, source, file.mapped() ? "mapped" : "read",
-                  file.mapped() ? "bytes stay in the file" : "the file was opened without mmap");
-    done += parts.report.roles.back().bytes;
-    stack::report_progress(options, done, total, source);
-  };
-  note(Role::Gate, parts.gate, sources.gate);
-  note(Role::Up, parts.up, sources.up);
-  note(Role::Down, parts.down, sources.down);
-}
-
-/// A 2-D tensor as a stack of one matrix.
-RoleWeights single_role(const GgufFile& file, const GgufTensor& tensor, std::int64_t rows,
-                        std::int64_t cols) {
-  check_shape(tensor, {rows, cols});
-  return stacked_role(file, tensor, 1, rows, 0, rows, cols);
 }
 
 }  // namespace
@@ -260,67 +161,13 @@ ExpertStack ExpertStack::load_from_gguf(const std::shared_ptr<GgufFile>& file, s
   const Sources sources = stacked ? load_stacked(*file, tensors, layer, parts)
                                   : load_per_expert(*file, tensors, layer, parts);
   load_epilogues(*file, tensors, parts);
-  record_roles(*file, parts, sources, options);
+  stack::record_roles(*file, parts, sources, options);
   return stack::finish(std::move(parts), options, start);
 }
 
 ExpertStack ExpertStack::open_and_load(const std::filesystem::path& path, std::int32_t layer,
                                        const LoadOptions& options) {
   return load_from_gguf(GgufFile::open(path), layer, options);
-}
-
-ExpertStack stack::load_shared_experts(const GgufFile& file, const MoeTensors& tensors,
-                                       const LoadOptions& options) {
-  const auto start = Clock::now();
-  require<FormatError>(tensors.shared_up != nullptr && tensors.shared_down != nullptr, [] {
-    return Problem{.operation = "load_from_gguf",
-                   .what = "shared experts",
-                   .expected = "ffn_up_shexp.weight and ffn_down_shexp.weight",
-                   .got = "only one of them",
-                   .hint = {}};
-  });
-  const GgufTensor &up = *tensors.shared_up, &down = *tensors.shared_down;
-  const GgufTensor* const gate = tensors.shared_gate;
-  const std::int64_t hidden = down.shape[0], intermediate = down.shape[1];
-  ExpertStack::Parts parts;
-  parts.shape = {1, hidden, intermediate};
-  const bool fused = gate == nullptr && up.shape[0] == 2 * intermediate;
-  if (fused) {
-    check_shape(up, {2 * intermediate, hidden});
-    parts.gate = stacked_role(file, up, 1, 2 * intermediate, 0, intermediate, hidden);
-    parts.up = stacked_role(file, up, 1, 2 * intermediate, intermediate, intermediate, hidden);
-  } else {
-    if (gate != nullptr) parts.gate = single_role(file, *gate, intermediate, hidden);
-    parts.up = single_role(file, up, intermediate, hidden);
-  }
-  parts.down = single_role(file, down, hidden, intermediate);
-  record_roles(file, parts,
-               {fused             ? up.name
-                : gate != nullptr ? gate->name
-                                  : std::string(),
-                up.name, down.name},
-               options);
-  return finish(std::move(parts), options, start);
-}
-
-ExpertStack stack::load_latent_projections(const GgufFile& file, const MoeTensors& tensors,
-                                           const LoadOptions& options) {
-  const auto start = Clock::now();
-  require<FormatError>(tensors.latent_down != nullptr && tensors.latent_up != nullptr, [] {
-    return Problem{.operation = "load_from_gguf",
-                   .what = "latent experts",
-                   .expected = "projections down and up (ffn_latent_* or ffn_routed_*)",
-                   .got = "only one of them",
-                   .hint = {}};
-  });
-  const GgufTensor &down = *tensors.latent_down, &up = *tensors.latent_up;
-  const std::int64_t latent = down.shape[0], hidden = down.shape[1];
-  ExpertStack::Parts parts;
-  parts.shape = {1, hidden, latent};
-  parts.up = single_role(file, down, latent, hidden);
-  parts.down = single_role(file, up, hidden, latent);
-  record_roles(file, parts, {std::string(), down.name, up.name}, options);
-  return finish(std::move(parts), options, start);
 }
 
 }  // namespace moesaic

@@ -6,9 +6,10 @@
 ///   D::first_column(piece)                column where piece number `piece` of a row begins
 ///   D::decode(row, piece, cols, weights)  its 32 weights in f32: run 0, then run 1
 ///
-/// so loops ask for 32 weights at a time and every byte is read once. Rows have `cols` columns, in
-/// (cols + 31) / 32 pieces; all formats but f16 have whole blocks only. Weights are as aligned as
-/// their block: 2 bytes, or 1 for MXFP4. Block layouts are those of GGUF (ggml's block structs).
+/// so that loops ask for 32 weights at a time and every byte is read once. Rows have `cols`
+/// columns, in (cols + 31) / 32 pieces; only F16 may end inside a piece. Weights are as aligned as
+/// their quant block: to 2 bytes, or to 1 for MXFP4. Layouts are those of GGUF (ggml's block
+/// structs).
 
 #include "../device.h"
 
@@ -17,6 +18,6 @@ constant constexpr int kRunCols = 16;
 
 inline int pieces_in(int cols) { return (cols + kPieceCols - 1) / kPieceCols; }
 
-/// Two bytes at an even address.
+/// Loads two bytes from an even address.
 inline uint load_pair(device const uchar* p) { return *(device const ushort*)p; }
 inline float load_half(device const uchar* p) { return float(*(device const half*)p); }

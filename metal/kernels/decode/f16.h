@@ -2,7 +2,7 @@
 
 #include "block.h"
 
-/// F16: any number of columns, so the last piece of a row may be short; zeros stand in.
+/// F16 takes any number of columns, so the last piece of a row may be short; zeros fill it up.
 struct DecodeF16 {
   enum { kGap = 16 };
 

@@ -2,9 +2,9 @@
 
 #include "block.h"
 
-/// The 6-bit scale and minimum of sub-block j of a Q4_K or Q5_K block. Of sub-blocks 0..3 they are
-/// the low 6 bits of bytes j and j + 4; of sub-blocks 4..7 the low 4 bits are the nibbles of byte
-/// j + 4 and the high 2 the top of bytes j - 4 and j.
+/// The 6-bit scale and minimum of sub-block j of a Q4_K or Q5_K block. For j = 0..3 they are the
+/// low 6 bits of bytes j and j + 4. For j = 4..7 their low 4 bits are the nibbles of byte j + 4,
+/// and their high 2 bits the top of bytes j - 4 and j.
 struct ScaleMin {
   float scale;
   float min;

@@ -250,9 +250,14 @@ def run(
 
 
 _HEAD = (
-    "engine", "tokens", "experts", "floor us", "us/layer", "p10", "p90", "of floor", "GB/s",
-    "TFLOP/s", "rel-L2",
+    "engine", "tokens", "experts", "limit us", "us/layer", "p10", "p90", "time/limit", "GB/s",
+    "TFLOP/s", "error",
 )  # fmt: skip
+
+LEGEND = """\
+experts: how many the tokens used, on average. us/layer: median; p10, p90: deciles over replays.
+limit us: the least time that the memory bandwidth or the bf16 compute rate allow, as measured here;
+time/limit: 1 is as fast as this GPU can be. error: relative L2, against f64 on decoded weights."""
 
 
 def lines(points: Iterable[GpuPoint], head: bool = True) -> str:
@@ -262,12 +267,12 @@ def lines(points: Iterable[GpuPoint], head: bool = True) -> str:
         rows.append(
             (
                 p.engine, str(p.tokens), f"{p.experts_touched:.1f}",
-                f"{p.floor_us:.1f} {p.floor_kind[:3]}", f"{p.us:.1f}", f"{p.p10:.1f}",
-                f"{p.p90:.1f}", f"{100 * p.floor_us / p.us:.0f} %", f"{p.gb_per_s:.0f}",
+                f"{p.floor_us:.1f} {p.floor_kind}", f"{p.us:.1f}", f"{p.p10:.1f}",
+                f"{p.p90:.1f}", f"{p.us / p.floor_us:.2f}", f"{p.gb_per_s:.0f}",
                 f"{p.tflop_per_s:.1f}", f"{p.rel_l2:.1e}",
             )
         )  # fmt: skip
-    widths = (16, 8, 9, 14, 10, 10, 10, 10, 8, 9, 10)
+    widths = (16, 8, 9, 16, 10, 10, 10, 12, 8, 9, 10)
     return "\n".join(
         "".join(
             c.ljust(w) if i == 0 else c.rjust(w)
@@ -289,7 +294,9 @@ def markdown(result: dict[str, Any]) -> str:
         f"copy {facts['copy_gb_per_s']:.0f} GB/s, bf16 {facts['bf16_tflop_per_s']:.0f} TFLOP/s; "
         f"{result['date']}; `{result['command']}`.",
         "",
-        "| tokens | experts | floor us | " + " | ".join(f"{e} us (rel-L2)" for e in engines) + " |",
+        "| tokens | experts used | limit us | "
+        + " | ".join(f"{e} us (error)" for e in engines)
+        + " |",
         "|--:|--:|--:|" + "--:|" * len(engines),
     ]
     for tokens in dict.fromkeys(p.tokens for p in points):

@@ -6,7 +6,16 @@ from typing import Any
 
 from .run import BenchResult, Point
 
-_HEAD = ("engine", "threads", "tokens", "us/layer", "+-", "GB/s", "GOP/s", "x floor", "rel-L2")
+_HEAD = (
+    "engine", "threads", "tokens", "us/layer", "spread", "GB/s", "GOP/s", "time/limit", "error",
+)  # fmt: skip
+
+LEGEND = """\
+us/layer: median over rounds; spread: distance between the quartiles, over the median.
+GB/s: bytes of the experts that were used, over the time; GOP/s: two operations per multiply-add.
+time/limit: the time over the least that the memory bandwidth and the dot-product rate measured in
+the same rounds allow; 1 is as fast as this machine can be.
+error: relative L2, against f64 on the decoded weights."""
 
 
 def _row(point: Point) -> tuple[str, ...]:
@@ -27,7 +36,7 @@ def _row(point: Point) -> tuple[str, ...]:
 def lines(points: list[Point], head: bool = True) -> str:
     """Aligned text rows."""
     rows = ([_HEAD] if head else []) + [_row(p) for p in points]
-    widths = (22, 8, 7, 11, 6, 7, 7, 8, 9)
+    widths = (22, 8, 7, 11, 8, 7, 7, 11, 9)
     return "\n".join(
         "".join(
             c.ljust(w) if i == 0 else c.rjust(w)
@@ -38,7 +47,7 @@ def lines(points: list[Point], head: bool = True) -> str:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The README table: one row per thread count and tokens, one column per engine (us, error)."""
+    """Return a table: a row per threads and tokens, a column per engine (us, spread, error)."""
     points = [Point(**p) for p in result["points"]]
     engines = list(dict.fromkeys(p.engine for p in points if not p.busy))
     shape, machine = result["shape"], result["machine"]
@@ -50,11 +59,11 @@ def markdown(result: dict[str, Any]) -> str:
         f"`{result['command']}`.",
         "",
         "Microseconds per layer: median over rounds, ± the distance between their quartiles "
-        "(relative L2 error against f64 on the decoded weights); the floor is what the same rounds "
-        "measured: bytes of the touched experts over streaming bandwidth, or 2 x MACs over the "
-        "integer dot-product peak.",
+        "(relative L2 error against f64 on the decoded weights). The limit is the least time that "
+        "the machine allows, by what the same rounds measured: bytes of the experts used over "
+        "streaming bandwidth, or operations over the integer dot-product peak.",
         "",
-        "| threads | tokens | floor | " + " | ".join(engines) + " | x floor |",
+        "| " + " | ".join(["threads", "tokens", "limit", *engines, "time / limit"]) + " |",
         "|--:|--:|--:|" + "--:|" * (len(engines) + 1),
     ]
     keys = dict.fromkeys((p.threads, p.tokens, p.busy) for p in points)
@@ -70,10 +79,10 @@ def markdown(result: dict[str, Any]) -> str:
             cells.append(f"**{text}**" if p is not None and p.us == best else text)
         ours = at.get("moesaic")
         known = ours is not None and ours.floor_us == ours.floor_us
-        floor = f"{ours.floor_us:,.0f}" if known and ours else ""
+        limit = f"{ours.floor_us:,.0f}" if known and ours else ""
         ratio = f"{ours.us / ours.floor_us:.2f}" if known and ours else ""
         label = f"{tokens} (one busy process)" if busy else str(tokens)
-        out.append(f"| {threads} | {label} | {floor} | " + " | ".join(cells) + f" | {ratio} |")
+        out.append(f"| {threads} | {label} | {limit} | " + " | ".join(cells) + f" | {ratio} |")
     if result["absent"]:
         out += [
             "",
@@ -83,19 +92,19 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def compare(result: BenchResult, baseline: dict[str, Any], tolerance: float = 0.10) -> list[str]:
-    """Points slower than the baseline by more than ``tolerance`` and more than their own spread."""
+    """Return points slower than the baseline by more than ``tolerance`` and than both spreads."""
     before = {(p["engine"], p["tokens"], p["threads"], p["busy"]): p for p in baseline["points"]}
     slower = []
     for p in result.points:
         old = before.get((p.engine, p.tokens, p.threads, p.busy))
         if old is None or not p.engine.startswith("moesaic"):
             continue
-        # Compare distances to the floor of each run: a slower machine hour is no regression.
+        # Times are taken over the limits of their runs: a slower machine hour is no regression.
         scale = old["floor_us"] / p.floor_us if p.floor_us == p.floor_us else 1.0
         ratio = p.us * scale / old["us"]
         if ratio > 1 + max(tolerance, p.spread, old["spread"]):
             slower.append(
-                f"{p.engine} m={p.tokens} threads={p.threads}: {old['us']:,.0f} -> {p.us:,.0f} us "
-                f"({ratio:.2f}x at equal floor)"
+                f"{p.engine}, {p.tokens} tokens, {p.threads} threads: {old['us']:,.0f} -> "
+                f"{p.us:,.0f} us ({ratio:.2f}x at equal limits)"
             )
     return slower

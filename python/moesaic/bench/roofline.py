@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from .records import pyplot_or_error
+
 
 def plot(result: dict[str, Any], path: str) -> None:
-    """Writes us per layer over tokens, with the floor, as PNG; needs the extra ``plot``."""
-    import matplotlib
+    """Write us per layer over tokens, with the machine's limit, as PNG.
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    Raises UnsupportedError without matplotlib (the extra ``plot``).
+    """
+    pyplot = pyplot_or_error("moesaic bench")
     points = [p for p in result["points"] if not p["busy"]]
     threads = sorted({p["threads"] for p in points})
     figure, axes = pyplot.subplots(1, len(threads), figsize=(6 * len(threads), 4.5), squeeze=False)
@@ -21,7 +22,7 @@ def plot(result: dict[str, Any], path: str) -> None:
             rows = sorted((p["tokens"], p["us"]) for p in here if p["engine"] == engine)
             axis.plot(*zip(*rows, strict=True), marker="o", label=engine)
         floor = sorted({(p["tokens"], p["floor_us"]) for p in here})
-        axis.plot(*zip(*floor, strict=True), "k--", label="floor (measured)")
+        axis.plot(*zip(*floor, strict=True), "k--", label="limit of the machine")
         axis.set(xscale="log", yscale="log", xlabel="tokens", ylabel="us per layer")
         axis.set_title(f"{result['shape']['name']}, {count} thread{'s' if count > 1 else ''}")
         axis.grid(True, which="both", alpha=0.3)

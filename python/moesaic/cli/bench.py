@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
-from pathlib import Path
 from typing import Any
+
+from .table import table
+
+LEFT = ("device", "engine", "date")  # columns of words
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--busy", action="store_true", help="add rows beside one process that never sleeps"
     )
-    parser.add_argument("--json", metavar="FILE", help="write the result")
+    parser.add_argument(
+        "--json", metavar="PATH", help="write the result to a file, or to <date>.json of a folder"
+    )
     parser.add_argument(
         "--plot", metavar="FILE", help="write a roofline picture (PNG; needs matplotlib)"
     )
@@ -49,8 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compare", metavar="FILE", help="fail where slower than this earlier result"
     )
     parser.add_argument(
-        "--markdown", action="store_true", help="print the README's table at the end"
+        "--history",
+        metavar="FOLDER",
+        help="measure nothing; show the results of a folder over time (--plot: as a picture)",
     )
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table at the end")
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -80,7 +87,7 @@ def _peers(asked: str, known: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _run_gpu(options: argparse.Namespace) -> int:
-    from ..bench import SHAPES, gpu
+    from ..bench import SHAPES, gpu, records
 
     device = "cuda:0" if options.device == "cuda" else options.device
     gpu_options = gpu.GpuOptions(
@@ -100,11 +107,22 @@ def _run_gpu(options: argparse.Namespace) -> int:
             print(f"absent: {peer}: {reason}")
         print(flush=True)
         results.append(result.to_json())
+    print(gpu.LEGEND)
     if options.json:
-        with Path(options.json).open("w", encoding="utf-8") as file:
-            json.dump({"format": 1, "results": results}, file, indent=1)
+        records.save(results, options.json)
     if options.markdown:
         print("\n\n".join(gpu.markdown(result) for result in results))
+    return 0
+
+
+def _show_history(options: argparse.Namespace) -> int:
+    from ..bench import records
+
+    entries = records.history(records.load_folder(options.history))
+    print(table(records.HISTORY_HEADER, records.history_rows(entries), left=LEFT))
+    print("time/limit: the time over the least that the machine allowed at that date")
+    if options.plot:
+        records.plot_history(entries, options.plot)
     return 0
 
 
@@ -119,10 +137,12 @@ def _shapes(options: argparse.Namespace, known: dict[str, Any]) -> list[Any]:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..bench import SHAPES, TOKENS, BenchOptions, report
+    from ..bench import SHAPES, TOKENS, BenchOptions, records, report
     from ..bench import run as run_bench
     from ..bench.peers import PEERS
 
+    if options.history:
+        return _show_history(options)
     if options.device != "cpu":
         return _run_gpu(options)
     available = (
@@ -140,7 +160,7 @@ def run(options: argparse.Namespace) -> int:
 
     results: list[dict[str, Any]] = []
     slower: list[str] = []
-    baseline = _load(options.compare) if options.compare else []
+    baseline = records.load(options.compare) if options.compare else []
     for shape in _shapes(options, SHAPES):
         print(f"{shape.name}  {shape.gate_up_type} gate/up, {shape.down_type} down")
         print(report.lines([]), flush=True)
@@ -155,9 +175,9 @@ def run(options: argparse.Namespace) -> int:
             if before["shape"] == result.shape:
                 slower += report.compare(result, before)
 
+    print(report.LEGEND)
     if options.json:
-        with Path(options.json).open("w", encoding="utf-8") as file:
-            json.dump({"format": 1, "results": results}, file, indent=1)
+        records.save(results, options.json)
     if options.plot:
         from ..bench import roofline
 
@@ -167,13 +187,3 @@ def run(options: argparse.Namespace) -> int:
     for line in slower:
         print(f"slower: {line}")
     return 1 if slower else 0
-
-
-def _load(path: str) -> list[dict[str, Any]]:
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        return [dict(result, shape=dict(result["shape"])) for result in content["results"]]
-    except (ValueError, KeyError, TypeError) as error:
-        import moesaic as mo
-
-        raise mo.FormatError(f"{path}: expected a result of moesaic bench --json") from error

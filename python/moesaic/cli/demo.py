@@ -33,7 +33,7 @@ class Way:
 
     name: str
     call: Callable[[F32, mo.MoeLayer, F32, mo.Workspace], Any]
-    settings: dict[str, str]  # of mo.tuning, under which explain() describes this way
+    settings: dict[str, Any]  # of mo.tuning, under which explain() describes this way
     bound: float = BOUND
 
 
@@ -111,6 +111,7 @@ def run(options: argparse.Namespace) -> int:
     header = ("path", "tokens", "us/layer", "GB/s", "rel. error", "kernel (gate, up, down)")
     print(table(header, [r.cells() for r in results], left=(header[-1],)))
     print("GB/s: bytes of the experts used, over time. rel. error: L2, against the reference.")
+    print("A pair is a token and one of its experts.")
     print("\n".join(precisions))
     print("\n" + bars)
     bad = [r for r in results if not r.good]

@@ -17,6 +17,11 @@ from .table import table
 if TYPE_CHECKING:
     from ..simulate import Costs, Outcome, Trace
 
+LEGEND = """\
+budget: experts of a layer in fast memory. hit rate: pairs (token and expert) whose expert was
+there. loaded: brought to fast memory, over all steps and layers. tokens/s: by the layers alone,
+without attention and the rest of a model."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from ..simulate import POLICIES
@@ -84,14 +89,16 @@ def run(options: argparse.Namespace) -> int:
             warm=options.warm, on_miss=options.on_miss,
         )  # fmt: skip
         print(show(measure.HEADER, rows))
+        print("\n" + LEGEND)
         return 0
     rows = []
     for budget in budgets(options, traces[0]):
         for name in policies:
             outcomes = [simulate_one(t, name, budget, options) for t in traces]
             rows.append([str(budget), name, *figures(outcomes, costs)])
-    header = ("budget", "policy", "hit rate", "experts moved", "MiB a step", "tokens/s")
+    header = ("budget", "policy", "hit rate", "experts loaded", "MiB/step", "tokens/s")
     print((markdown if options.markdown else table)(header, rows))
+    print("\n" + LEGEND)
     return 0
 
 

@@ -16,7 +16,15 @@ import moesaic as mo
 
 from .table import size, table
 
-HEADER = ("layer", "used", "alike", "top 1", "best", "hit rate", "moved")
+HEADER = (
+    "layer", "experts used", "effective experts", "most used", "best fixed set", "hit rate",
+    "loaded",
+)  # fmt: skip
+LEGEND = """\
+experts used: how many were asked for. effective experts: exp of the entropy of their use; all of
+them when they are used equally. most used: share of the pairs (token and expert) that go to one.
+best fixed set: hit rate of a pool of this size that holds the most used experts from start to end.
+hit rate: pairs whose expert was in fast memory. loaded: bytes brought to fast memory."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,8 +89,7 @@ def trace_file(file: mo.GgufFile, limit: int | None, options: argparse.Namespace
     print()
     print(table(HEADER, layer_rows(profile, [pools[i] for i in chosen])))
     print()
-    print("used: experts asked for; alike: as many used equally would be as even; top 1: share of")
-    print("the most used; best: hit rate of the best fixed set; moved: into fast memory")
+    print(LEGEND)
     if options.plot:
         profile.plot(options.plot)
     if options.save:
@@ -125,7 +132,7 @@ def activations(options: argparse.Namespace, hidden: int) -> npt.NDArray[np.floa
 def layer_rows(profile: mo.ExpertProfile, pools: list[mo.ExpertPool]) -> list[list[str]]:
     """Return one table row per layer."""
     rows = []
-    alike = profile.effective_experts()
+    effective = profile.effective_experts()
     for i, (counts, pool) in enumerate(zip(profile.counts, pools, strict=True)):
         stats = pool.stats
         best = profile.best_hit_rate(pool.budget)[i]
@@ -133,7 +140,7 @@ def layer_rows(profile: mo.ExpertProfile, pools: list[mo.ExpertPool]) -> list[li
             [
                 str(profile.layer_indices[i]),
                 f"{int((counts > 0).sum())} of {len(counts)}",
-                f"{alike[i]:.1f}",
+                f"{effective[i]:.1f}",
                 f"{counts.max() / max(counts.sum(), 1):.1%}",
                 f"{best:.1%}",
                 f"{stats.hit_rate:.1%}",

@@ -1,7 +1,7 @@
 """MoeConfig from the configuration of a Hugging Face model.
 
 ======================  ===============================================================
-``families``            the table: one row per family of model types
+``families``            the table: one row per family of model types, and its model
 ``fields``              one configuration, its fields checked for their types
 ``layers``              which layers have experts
 ======================  ===============================================================
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from moesaic import _core
-from moesaic.hf_config.families import FAMILIES, Family, Key, Shared, key
+from moesaic.hf_config.families import FAMILIES, Family, Shared, key
 from moesaic.hf_config.fields import OPERATION, Fields, unsupported, wrong
 from moesaic.hf_config.layers import check_layer, is_hashed
 
@@ -27,57 +27,37 @@ _UNGATED = {"relu2": "relu_squared", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new
 _SCORES = {"softmax": "softmax", "sigmoid": "sigmoid", "sqrtsoftplus": "sqrt_softplus"}
 
 
-def _activation(family: Family, fields: Fields) -> _core.Activation:
-    if isinstance(family.activation, Key):
-        name = fields.text(family.activation)
-        kind = (_GATED if family.gated else _UNGATED).get(name)
-        if kind is None:
-            known = ", ".join(_GATED if family.gated else _UNGATED)
-            raise unsupported(family.activation.names[0], f"one of {known}", repr(name))
-    else:
-        kind = family.activation
-    given = {}
-    if family.limit is not None:
-        given["limit"] = fields.number(family.limit)
-    if family.alpha is not None:
-        given["alpha"] = fields.number(family.alpha)
-    return _core.Activation(kind, **given)
+def _activation(family: Family, fields: Fields) -> str | None:
+    if family.activation is None:
+        return None
+    name = fields.text(family.activation)
+    known = _GATED if family.facts["gated"] else _UNGATED
+    if name not in known:
+        raise unsupported(family.activation.names[0], f"one of {', '.join(known)}", repr(name))
+    return known[name]
 
 
-def _router(family: Family, fields: Fields, experts: int, top_k: int) -> _core.RouterConfig:
-    score = family.score
-    if isinstance(score, Key):
-        name = fields.text(score)
-        if name not in _SCORES:
-            raise wrong(score.names[0], f"one of {', '.join(_SCORES)}", repr(name))
-        score = _SCORES[name]
-    guard, epsilon = family.guard
-    groups: dict[str, Any] = {}
-    if family.groups is not None and _uses_groups(family, fields):
-        count, used = (fields.size(field) for field in family.groups)
-        if experts % count or used > count:
-            raise wrong(
-                family.groups[0].names[0],
-                f"a divisor of {experts} experts, not below {family.groups[1].names[0]}",
-                f"{count}, {used} used",
-            )
-        groups = {"num_groups": count, "groups_used": used}
-    facts: dict[str, Any] = {
-        "score": score,
-        "select_on": "given" if is_hashed(family, fields) else family.select_on,
-        "renormalize": fields.flag(family.renormalize),
-        "guard": guard,
-        "guard_eps": fields.number(epsilon),
-        "scale": fields.number(family.scale),
-        "group_reduce": family.group_reduce,
-        "group_mask": family.group_mask,
-        "weight_on": family.weight_on,
-        "identity_experts": _count(fields, family.identity_experts),
-    }
-    try:
-        return _core.RouterConfig(experts, top_k, **facts, **groups)
-    except _core.ConfigError as error:
-        raise wrong("router", "consistent values", error) from None
+def _score(family: Family, fields: Fields) -> str | None:
+    if family.score is None:
+        return None
+    name = fields.text(family.score)
+    if name not in _SCORES:
+        raise wrong(family.score.names[0], f"one of {', '.join(_SCORES)}", repr(name))
+    return _SCORES[name]
+
+
+def _groups(family: Family, fields: Fields, experts: int) -> tuple[int, int]:
+    """num_groups and groups_used."""
+    if family.groups is None or not _uses_groups(family, fields):
+        return 1, 1
+    count, used = (fields.size(field) for field in family.groups)
+    if experts % count or used > count:
+        raise wrong(
+            family.groups[0].names[0],
+            f"a divisor of {experts} experts, not below {family.groups[1].names[0]}",
+            f"{count}, {used} used",
+        )
+    return count, used
 
 
 def _uses_groups(family: Family, fields: Fields) -> bool:
@@ -87,14 +67,19 @@ def _uses_groups(family: Family, fields: Fields) -> bool:
     return True
 
 
-def _count(fields: Fields, count: Key | int) -> int:
-    return fields.size(count, least=0) if isinstance(count, Key) else count
+def _limit(family: Family, fields: Fields) -> float | None:
+    if family.limit is None:
+        return None
+    limit = fields.number(family.limit)
+    if not limit > 0:
+        raise wrong(family.limit.names[0], "a positive number", limit)
+    return limit
 
 
 def _shared_width(shared: Shared | None, fields: Fields) -> int:
     if shared is None:
         return 0
-    count = _count(fields, shared.count)
+    count = shared.count if isinstance(shared.count, int) else fields.size(shared.count, least=0)
     return count and count * fields.size(shared.width, least=0)
 
 
@@ -140,39 +125,44 @@ def find_family(config: Any) -> tuple[Family, dict[str, Any]]:
 
 def layer_facts(config: Any, layer: int) -> tuple[_core.MoeConfig, Family]:
     """``config_from_hf`` and the row it used."""
-    family, values = find_family(config)
-    name = str(values["model_type"])
+    family, given = find_family(config)
+    name = str(given["model_type"])
     if family.missing:
         raise unsupported("model_type", f"a model without {family.missing}", repr(name))
-    fields = Fields(values, layer)
+    fields = Fields(given, layer)
     check_layer(family, fields)
     for field, accepted in family.expects.items():
-        value = values.get(field)
+        value = given.get(field)
         if value is not None and value not in accepted:
             raise wrong(field, " or ".join(map(repr, accepted)), repr(value))
-    experts, top_k = fields.size(family.experts), fields.size(family.top_k)
-    identity = _count(fields, family.identity_experts)
-    shared = _shared_width(family.shared, fields)
-    hashed = is_hashed(family, fields)
-    facts = _core.MoeConfig(
-        fields.size(key("hidden_size")),
-        fields.size(family.width),
-        experts,
-        top_k,
-        activation=_activation(family, fields),
-        router=_router(family, fields, experts + identity, top_k),
-        shared=family.shared.kind if family.shared is not None and shared else "none",
-        shared_intermediate_size=shared,
-        architecture=name,
-        layer=layer,
-        shared_activation=family.shared_activation or None,
-        latent_size=fields.size(family.latent, least=0) if family.latent is not None else 0,
-        input_norm=bool(family.input_norm),
-        router_input="norm" if family.router_norm else "experts",
-        norm_eps=fields.number(key("rms_norm_eps", default=1e-6)),
-        vocab_size=fields.size(key("vocab_size")) if hashed else 0,
-    )
-    return facts, family
+    experts = fields.size(family.experts)
+    identity = fields.size(family.identity_experts, least=0) if family.identity_experts else 0
+    num_groups, groups_used = _groups(family, fields, experts + identity)
+    values: dict[str, Any] = {
+        "hidden_size": fields.size(key("hidden_size")),
+        "intermediate_size": fields.size(family.width),
+        "num_experts": experts,
+        "top_k": fields.size(family.top_k),
+        "score": _score(family, fields),
+        "renormalize": None if family.renormalize is None else fields.flag(family.renormalize),
+        "guard_eps": None if family.guard_eps is None else fields.number(family.guard_eps),
+        "scale": 1.0 if family.scale is None else fields.number(family.scale),
+        "num_groups": num_groups,
+        "groups_used": groups_used,
+        "identity_experts": identity,
+        "vocab_size": fields.size(key("vocab_size")) if is_hashed(family, fields) else 0,
+        "activation": _activation(family, fields),
+        "limit": _limit(family, fields),
+        "alpha": None if family.alpha is None else fields.number(family.alpha),
+        "shared_intermediate_size": _shared_width(family.shared, fields),
+        "latent_size": 0 if family.latent is None else fields.size(family.latent, least=0),
+        "norm_eps": fields.number(key("rms_norm_eps", default=1e-6)),
+    }
+    try:
+        config = _core.model_config(family.model, architecture=name, layer=layer, **values)
+    except _core.ConfigError as error:
+        raise wrong("router", "consistent values", error) from None
+    return config, family
 
 
 def config_from_hf(config: Any, layer: int = 0) -> _core.MoeConfig:

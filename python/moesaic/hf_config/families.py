@@ -1,15 +1,17 @@
 """How Hugging Face configurations state their MoE layers: one row per family.
 
-Sources are files of transformers 5.23 under ``models/``, read for their formulas. A row differs
-from the GGUF preset of the same model where transformers and llama.cpp differ: the guard of the
-renormalisation, and the groups of DeepSeek-V2.
+What a model is stands in one table for GGUF and Hugging Face (``cpp/src/model/model_table.hpp``); a
+row here says which fields of ``config.json`` hold its values. Fields and defaults were read in
+transformers 5.23, in the file that ``source`` names.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any
 
-Use = Literal["none", "optional", "required"]
+from moesaic import _core
+
 REQUIRED: Any = object()
 
 
@@ -36,17 +38,21 @@ _ACTIVATION = key("hidden_act", default="silu")
 class Shared:
     """Shared experts: their width is ``width`` times ``count``; none where either is 0."""
 
-    kind: Literal["plain", "sigmoid_gated"]
     width: Key
     count: Key | int = 1
 
 
 @dataclass(frozen=True)
 class Family:
-    """Model types whose configurations read alike. A ``Key`` is looked up, all else is as it is."""
+    """Model types whose configurations read alike.
+
+    A ``Key`` is looked up; None leaves the value to the model.
+    """
 
     model_types: tuple[str, ...]
     source: str
+    #: Row of the table of models.
+    model: str
 
     experts: Key = _EXPERTS
     top_k: Key = _TOP_K
@@ -54,27 +60,19 @@ class Family:
     #: Which layers have experts, by a rule of ``layers``.
     layers: str = "all"
 
-    score: str | Key = "softmax"
-    select_on: str = "scores"
-    renormalize: bool | Key = True
-    guard: tuple[str, float | Key] = ("none", 0.0)
-    scale: float | Key = 1.0
-    #: num_groups and groups_used; with group_reduce and group_mask.
+    score: Key | None = None
+    renormalize: Key | None = None
+    guard_eps: Key | None = None
+    scale: Key | None = None
+    #: num_groups and groups_used.
     groups: tuple[Key, Key] | None = None
-    group_reduce: str = "top2_sum"
-    group_mask: str = "minus_infinity"
-    weight_on: str = "output"
-    identity_experts: int | Key = 0
-    router_bias: Use = "none"
-    selection_bias: Use = "none"
+    identity_experts: Key | None = None
 
-    #: Kind of an Activation, or the key of a name that transformers knows.
-    activation: str | Key = _ACTIVATION
-    gated: bool = True
+    #: The key of a name that transformers knows.
+    activation: Key | None = _ACTIVATION
     limit: Key | None = None
     alpha: Key | None = None
     shared: Shared | None = None
-    shared_activation: str = ""  # kind, where it differs
     latent: Key | None = None
 
     #: Tensors of the layer: the norm of what the experts read; the scale of the router's own norm,
@@ -83,41 +81,45 @@ class Family:
     router_norm: str = ""
     output_scale: str = ""
 
-    #: Values that the formula above is written for; an absent key is one of them.
+    #: Values that the model is written for; an absent key is one of them.
     expects: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     #: Gate and up rows alternate where one tensor holds both for all experts.
     interleaved: bool = False
     #: What is missing here, where the family cannot be computed.
     missing: str = ""
 
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What the model is, by the words of RouterConfig and MoeConfig."""
+        return _core.model_facts(self.model)
 
-def _model(name: str) -> str:
+
+def _source(name: str) -> str:
     return f"models/{name}/modeling_{name}.py"
 
 
 _NORM_TOPK = key("norm_topk_prob", default=True)
 _SCALE = key("routed_scaling_factor", default=1.0)
-_SHARED_GATED = Shared("sigmoid_gated", key("shared_expert_intermediate_size"))
+_SHARED_GATED = Shared(key("shared_expert_intermediate_size"))
 
 _QWEN = Family(
     ("qwen3_moe", "qwen3_moe_text", "mellum"),
-    _model("qwen3_moe"),
+    _source("qwen3_moe"),
+    "qwen3_moe",
     layers="qwen",
     renormalize=key("norm_topk_prob", default=False),
 )
-# DeepSeek-V3's router, which many models share.
+# DeepSeek-V3's fields, which many models share.
 _DEEPSEEK = Family(
     ("deepseek_v3", "kimi_k2"),
-    _model("deepseek_v3"),
+    _source("deepseek_v3"),
+    "deepseek_v3",
     experts=key("n_routed_experts", "num_local_experts", "num_experts"),
     layers="after_dense",
-    score="sigmoid",
     renormalize=_NORM_TOPK,
-    guard=("add_eps", 1e-20),
     scale=_SCALE,
     groups=(key("n_group", default=1), key("topk_group", default=1)),
-    selection_bias="required",
-    shared=Shared("plain", key("moe_intermediate_size"), key("n_shared_experts", default=0)),
+    shared=Shared(key("moe_intermediate_size"), key("n_shared_experts", default=0)),
     expects={"scoring_func": ("sigmoid",), "topk_method": ("noaux_tc",)},
 )
 _SPARSE = replace(_DEEPSEEK, layers="mlp_layer_types")
@@ -125,13 +127,15 @@ _SPARSE = replace(_DEEPSEEK, layers="mlp_layer_types")
 FAMILIES = (
     Family(
         ("mixtral", "minimax", "minimax_text_01"),
-        _model("mixtral"),
+        _source("mixtral"),
+        "mixtral",
         experts=key("num_local_experts", "num_experts"),
         width=key("intermediate_size"),
     ),
     Family(
         ("olmoe", "flex_olmo"),
-        _model("olmoe"),
+        _source("olmoe"),
+        "olmoe",
         width=key("intermediate_size"),
         renormalize=key("norm_topk_prob", default=False),
     ),
@@ -139,41 +143,40 @@ FAMILIES = (
     replace(
         _QWEN,
         model_types=("qwen2_moe",),
-        source=_model("qwen2_moe"),
+        source=_source("qwen2_moe"),
+        model="qwen2_moe",
         shared=_SHARED_GATED,
     ),
     replace(
         _QWEN,
         model_types=("qwen3_next", "qwen4_exp", "qwen4_exp_text"),
-        source=_model("qwen3_next"),
+        source=_source("qwen3_next"),
+        model="qwen3_next",
         renormalize=_NORM_TOPK,
         shared=_SHARED_GATED,
     ),
     replace(
         _QWEN,
         model_types=("qwen3_5_moe", "qwen3_5_moe_text"),
-        source=_model("qwen3_5_moe"),
+        source=_source("qwen3_5_moe"),
+        model="qwen3_next",
         layers="all",
-        renormalize=True,
+        renormalize=None,
         shared=_SHARED_GATED,
     ),
     replace(
         _QWEN,
         model_types=("qwen3_vl_moe", "qwen3_vl_moe_text"),
-        source=_model("qwen3_vl_moe"),
-        renormalize=True,
+        source=_source("qwen3_vl_moe"),
+        renormalize=None,
     ),
-    Family(
-        ("deepseek_v2",),
-        _model("deepseek_v2"),
+    replace(
+        _DEEPSEEK,
+        model_types=("deepseek_v2",),
+        source=_source("deepseek_v2"),
+        model="deepseek_v2",
         experts=key("n_routed_experts", "num_experts"),
-        layers="after_dense",
-        renormalize=False,
-        scale=_SCALE,
-        groups=(key("n_group", default=1), key("topk_group", default=1)),
-        group_reduce="max",
-        group_mask="zero",
-        shared=Shared("plain", key("moe_intermediate_size"), key("n_shared_experts", default=0)),
+        renormalize=None,
         expects={
             "scoring_func": ("softmax",),
             "topk_method": ("greedy", "group_limited_greedy"),
@@ -184,34 +187,34 @@ FAMILIES = (
     replace(
         _DEEPSEEK,
         model_types=("glm4_moe", "glm4v_moe", "glm4v_moe_text", "dots1", "solar_open"),
-        source=_model("glm4_moe"),
+        source=_source("glm4_moe"),
     ),
     replace(
         _SPARSE,
         model_types=("deepseek_v32", "glm4_moe_lite", "glm_moe_dsa"),
-        source=_model("glm_moe_dsa"),
+        source=_source("glm_moe_dsa"),
     ),
     replace(
         _SPARSE,
         model_types=("glm5_next", "glm5_next_text"),
-        source=_model("glm5_next"),
-        activation="swiglu_clamp_input",
+        source=_source("glm5_next"),
+        model="glm5_next",
+        activation=None,
         limit=key("swiglu_limit", default=10.0),
     ),
     replace(
         _SPARSE,
         model_types=("hy_v4",),
-        source=_model("hy_v4"),
-        activation="swiglu_clamp_input",
+        source=_source("hy_v4"),
+        model="hy_v4",
+        activation=None,
         limit=key("swiglu_limit", default=10.0),
-        shared_activation="swiglu",
     ),
     replace(
         _SPARSE,
         model_types=("dots3_note", "dots3_note_text"),
-        source=_model("dots3_note"),
+        source=_source("dots3_note"),
         shared=Shared(
-            "plain",
             key("shared_experts_intermediate_size"),
             key("n_shared_experts", default=0),
         ),
@@ -219,28 +222,27 @@ FAMILIES = (
     replace(
         _DEEPSEEK,
         model_types=("mistral4",),
-        source=_model("mistral4"),
-        score="softmax",
-        group_mask="zero",
-        selection_bias="none",
+        source=_source("mistral4"),
+        model="mistral4",
         expects={},
     ),
     replace(
         _SPARSE,
         model_types=("exaone_moe",),
-        source=_model("exaone_moe"),
-        shared=Shared("plain", key("moe_intermediate_size"), key("num_shared_experts", default=0)),
+        source=_source("exaone_moe"),
+        shared=Shared(key("moe_intermediate_size"), key("num_shared_experts", default=0)),
     ),
     replace(
         _SPARSE,
         model_types=("mimo_v2_flash",),
-        source=_model("mimo_v2_flash"),
+        source=_source("mimo_v2_flash"),
+        model="mimo_v2_flash",
         shared=None,
     ),
     replace(
         _SPARSE,
         model_types=("kimi_linear", "bailing_hybrid"),
-        source=_model("kimi_linear"),
+        source=_source("kimi_linear"),
         experts=key("num_local_experts", "num_experts"),
         top_k=key("num_experts_per_tok", "num_experts_per_token"),
         renormalize=key("norm_topk_prob", "moe_renormalize", default=True),
@@ -249,7 +251,6 @@ FAMILIES = (
             key("topk_group", default=1),
         ),
         shared=Shared(
-            "plain",
             key("moe_intermediate_size"),
             key("n_shared_experts", "num_shared_experts", default=0),
         ),
@@ -257,14 +258,12 @@ FAMILIES = (
     ),
     Family(
         ("gpt_oss",),
-        _model("gpt_oss"),
+        _source("gpt_oss"),
+        "gpt_oss",
         experts=key("num_local_experts", "num_experts"),
         top_k=key("num_experts_per_tok", "experts_per_token"),
         width=key("intermediate_size"),
-        score="softmax_selected",
-        renormalize=False,
-        router_bias="required",
-        activation="swiglu_oai",
+        activation=None,
         limit=key("swiglu_limit", default=7.0),
         alpha=key("swiglu_alpha", default=1.702),
         expects={"hidden_act": ("silu",)},
@@ -272,23 +271,19 @@ FAMILIES = (
     ),
     Family(
         ("llama4", "llama4_text"),
-        _model("llama4"),
+        _source("llama4"),
+        "llama4",
         experts=key("num_local_experts"),
         width=key("intermediate_size"),
         layers="llama4",
-        score="sigmoid",
-        select_on="logits",
-        renormalize=False,
-        weight_on="input",
-        shared=Shared("plain", key("intermediate_size")),
+        shared=Shared(key("intermediate_size")),
     ),
     Family(
         ("minimax_m2",),
-        _model("minimax_m2"),
+        _source("minimax_m2"),
+        "minimax_m2",
         experts=key("num_local_experts", "num_experts"),
         width=key("intermediate_size"),
-        score="sigmoid",
-        selection_bias="required",
         expects={
             "scoring_func": ("sigmoid",),
             "use_routing_bias": (True,),
@@ -297,73 +292,64 @@ FAMILIES = (
     ),
     Family(
         ("granitemoe", "granitemoeshared", "granitemoehybrid", "granitemoe_swa"),
-        _model("granitemoe"),
+        _source("granitemoe"),
+        "granitemoe",
         experts=key("num_local_experts"),
         width=key("intermediate_size"),
-        score="softmax_selected",
-        renormalize=False,
-        shared=Shared("plain", key("shared_intermediate_size", default=0)),
+        shared=Shared(key("shared_intermediate_size", default=0)),
     ),
     Family(
         ("ernie4_5_moe",),
-        _model("ernie4_5_moe"),
+        _source("ernie4_5_moe"),
+        "ernie4_5_moe",
         experts=key("moe_num_experts", "num_experts"),
         top_k=key("moe_k", "num_experts_per_tok"),
         layers="ernie",
-        guard=("clamp_min", key("moe_norm_min", default=1e-12)),
-        selection_bias="required",
-        shared=Shared(
-            "plain", key("moe_intermediate_size"), key("moe_num_shared_experts", default=2)
-        ),
+        guard_eps=key("moe_norm_min", default=1e-12),
+        shared=Shared(key("moe_intermediate_size"), key("moe_num_shared_experts", default=2)),
     ),
     Family(
         ("hunyuan_v1_moe",),
-        _model("hunyuan_v1_moe"),
+        _source("hunyuan_v1_moe"),
+        "hunyuan_v1_moe",
         experts=key("num_experts"),
         top_k=key("moe_topk", "num_experts_per_tok"),
         width=key("moe_intermediate_size", "intermediate_size"),
-        shared=Shared("plain", key("intermediate_size"), key("num_shared_expert", default=1)),
+        shared=Shared(key("intermediate_size"), key("num_shared_expert", default=1)),
     ),
     Family(
         ("lfm2_moe",),
-        _model("lfm2_moe"),
+        _source("lfm2_moe"),
+        "lfm2_moe",
         layers="after_dense",
-        score="sigmoid",
         renormalize=_NORM_TOPK,
-        guard=("add_eps", 1e-6),
         scale=_SCALE,
-        selection_bias="optional",
-        activation="swiglu",
+        activation=None,
     ),
     Family(
         ("afmoe",),
-        _model("afmoe"),
+        _source("afmoe"),
+        "deepseek_v3",
         layers="after_dense",
-        score="sigmoid",
-        guard=("add_eps", 1e-20),
         scale=key("route_scale", default=1.0),
-        selection_bias="required",
-        shared=Shared("plain", key("moe_intermediate_size"), key("num_shared_experts", default=2)),
+        shared=Shared(key("moe_intermediate_size"), key("num_shared_experts", default=2)),
         expects={"score_func": ("sigmoid",), "route_norm": (True,)},
     ),
     Family(
         ("hy_v3",),
-        _model("hy_v3"),
+        _source("hy_v3"),
+        "deepseek_v3",
         layers="mlp_layer_types",
-        score="sigmoid",
-        guard=("add_eps", 1e-20),
         scale=key("router_scaling_factor", default=2.826),
-        selection_bias="required",
-        shared=Shared("plain", key("moe_intermediate_size"), key("num_shared_experts", default=1)),
+        shared=Shared(key("moe_intermediate_size"), key("num_shared_experts", default=1)),
     ),
     Family(
         ("laguna",),
-        _model("laguna"),
+        _source("laguna"),
+        "laguna",
         layers="mlp_layer_types",
-        score="sigmoid",
         scale=key("moe_routed_scaling_factor", default=1.0),
-        selection_bias="required",
-        shared=Shared("plain", key("shared_expert_intermediate_size")),
+        shared=Shared(key("shared_expert_intermediate_size")),
         expects={
             "moe_router_logit_softcapping": (0, 0.0),
             "moe_apply_router_weight_on_input": (False,),
@@ -371,71 +357,66 @@ FAMILIES = (
     ),
     Family(
         ("jamba",),
-        _model("jamba"),
+        _source("jamba"),
+        "olmoe",
         width=key("intermediate_size"),
         layers="jamba",
-        renormalize=False,
     ),
     Family(
         ("nemotron_h",),
-        _model("nemotron_h"),
+        _source("nemotron_h"),
+        "nemotron_h",
         experts=key("n_routed_experts", "num_local_experts"),
         layers="nemotron_h",
-        score="sigmoid",
         renormalize=_NORM_TOPK,
-        guard=("add_eps", 1e-20),
         scale=_SCALE,
         groups=(key("n_group", default=1), key("topk_group", default=1)),
-        selection_bias="required",
         activation=key("mlp_hidden_act", default="relu2"),
-        gated=False,
-        shared=Shared("plain", key("moe_shared_expert_intermediate_size")),
+        shared=Shared(key("moe_shared_expert_intermediate_size")),
         latent=key("moe_latent_size", default=0),
         expects={"mlp_bias": (False,)},
     ),
     Family(
         ("minimax_m3_vl", "minimax_m3_vl_text"),
-        _model("minimax_m3_vl"),
+        _source("minimax_m3_vl"),
+        "minimax_m3_vl",
         experts=key("num_local_experts", "num_experts"),
         width=key("intermediate_size"),
         layers="mlp_layer_types",
-        score="sigmoid",
         scale=_SCALE,
-        selection_bias="required",
-        activation="swiglu_oai",
+        activation=None,
         limit=key("swiglu_limit", default=7.0),
         alpha=key("swiglu_alpha", default=1.702),
-        shared=Shared("plain", key("shared_intermediate_size")),
+        shared=Shared(key("shared_intermediate_size")),
     ),
     Family(
         ("deepseek_v4",),
-        _model("deepseek_v4"),
+        _source("deepseek_v4"),
+        "deepseek_v4",
         experts=key("n_routed_experts", "num_local_experts"),
         layers="deepseek_v4",
         score=key("scoring_func", default="sqrtsoftplus"),
-        guard=("add_eps", 1e-20),
         scale=_SCALE,
-        selection_bias="required",
-        activation="swiglu_clamp_input",
+        activation=None,
         limit=key("swiglu_limit"),
-        shared=Shared("plain", key("moe_intermediate_size")),
+        shared=Shared(key("moe_intermediate_size")),
         expects={"hidden_act": ("silu",), "norm_topk_prob": (True,), "mlp_bias": (False,)},
     ),
     Family(
         ("longcat_flash",),
-        _model("longcat_flash"),
+        _source("longcat_flash"),
+        "longcat_flash",
         experts=key("n_routed_experts", "num_local_experts"),
         top_k=key("moe_topk", "num_experts_per_tok"),
         width=key("expert_ffn_hidden_size", "moe_intermediate_size"),
-        renormalize=False,
         scale=_SCALE,
         identity_experts=key("zero_expert_num", default=0),
-        selection_bias="required",
         expects={"router_bias": (False,), "zero_expert_type": ("identity",)},
     ),
     Family(
         ("gemma4", "gemma4_text"),
-        _model("gemma4"),
+        _source("gemma4"),
+        "gemma4",
         top_k=key("top_k_experts"),
         activation=key("hidden_activation", default="gelu_pytorch_tanh"),
         input_norm="pre_feedforward_layernorm_2.weight",
@@ -443,12 +424,22 @@ FAMILIES = (
         output_scale="router.per_expert_scale",
         expects={"enable_moe_block": (True,)},
     ),
-    Family(("phimoe",), _model("phimoe"), missing="the SparseMixer router"),
-    Family(("cohere2_moe",), _model("cohere2_moe"), missing="averaging with the shared experts"),
-    Family(("dbrx",), _model("dbrx"), missing="flat expert tensors"),
-    Family(("jetmoe",), _model("jetmoe"), missing="experts in the attention"),
-    Family(("zaya",), _model("zaya"), missing="the MLP router"),
-    Family(("grovemoe",), "remote code", missing="experts in two groups (adjugate experts)"),
+    Family(("phimoe",), _source("phimoe"), "phimoe", missing="the SparseMixer router"),
+    Family(
+        ("cohere2_moe",),
+        _source("cohere2_moe"),
+        "cohere2_moe",
+        missing="averaging with the shared experts",
+    ),
+    Family(("dbrx",), _source("dbrx"), "dbrx", missing="flat expert tensors"),
+    Family(("jetmoe",), _source("jetmoe"), "", missing="experts in the attention"),
+    Family(("zaya",), _source("zaya"), "", missing="the MLP router"),
+    Family(
+        ("grovemoe",),
+        "remote code",
+        "grovemoe",
+        missing="experts in two groups (adjugate experts)",
+    ),
 )
 
 
@@ -458,31 +449,33 @@ def family_table() -> list[dict[str, str]]:
     """
     rows = []
     for family in FAMILIES:
-        guard, epsilon = family.guard
-        by_key = "key" if isinstance(epsilon, Key) else f"{epsilon:g}"
-        norm = "yes" if family.renormalize else "no"
-        norm = "key" if isinstance(family.renormalize, Key) else norm
-        if norm != "no" and guard != "none":
-            norm += f", {'+' if guard == 'add_eps' else 'at least '}{by_key}"
-        selection = [family.select_on] if family.select_on != "scores" else []
-        selection += [f"{family.selection_bias} bias"] if family.selection_bias != "none" else []
-        selection += [f"groups by {family.group_reduce}"] if family.groups is not None else []
-        shared = family.shared
+        facts = family.facts if family.model else dict.fromkeys(_SAID, "")
+        norm = "yes" if facts["renormalize"] else "no"
+        norm = norm if family.renormalize is None else "key"
+        if norm != "no" and facts["guard"] not in ("none", ""):
+            by_key = f"{facts['guard_eps']:.0e}" if family.guard_eps is None else "key"
+            norm += f", {'+' if facts['guard'] == 'add_eps' else 'at least '}{by_key}"
+        selection = [facts["select_on"]] if facts["select_on"] != "scores" else []
+        bias = facts["selection_bias"]
+        selection += [f"{bias} bias"] if bias not in ("ignored", "") else []
+        if family.groups is not None:
+            selection += [f"groups by {facts['group_reduce']}"]
+        activation = "key" if family.activation is not None else facts["activation"]
         rows.append(
             {
                 "model types": ", ".join(family.model_types),
                 "source": family.source,
-                "score": _word(family.score),
+                "score": facts["score"] if family.score is None else "key",
                 "selection": ", ".join(selection),
                 "renormalize": norm,
-                "scale": "" if family.scale == 1.0 else "key",
-                "activation": _word(family.activation),
-                "shared": "" if shared is None else shared.kind,
+                "scale": "" if family.scale is None else "key",
+                "activation": activation,
+                "shared": "" if family.shared is None else facts["shared"],
                 "missing": family.missing,
             }
         )
     return rows
 
 
-def _word(value: str | Key) -> str:
-    return "key" if isinstance(value, Key) else value
+#: Facts that the table shows; empty for a model that has no row.
+_SAID = ("score", "select_on", "selection_bias", "renormalize", "guard", "activation")

@@ -47,17 +47,13 @@ class Fields:
             raise wrong(field.names[0], f"a number of at least {least}", repr(value))
         return value
 
-    def number(self, field: Key | float) -> float:
-        if not isinstance(field, Key):
-            return field
+    def number(self, field: Key) -> float:
         value = self.value(field)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise wrong(field.names[0], "a number", repr(value))
         return float(value)
 
-    def flag(self, field: Key | bool) -> bool:
-        if not isinstance(field, Key):
-            return field
+    def flag(self, field: Key) -> bool:
         value = self.value(field)
         if not isinstance(value, bool):
             raise wrong(field.names[0], "true or false", repr(value))

@@ -108,15 +108,17 @@ def _router(config: _core.MoeConfig, family: Family, tensors: _Tensors) -> _core
 
     def bias(use: str, names: tuple[str, ...]) -> list[float]:
         there = any(f"{tensors.block.name}.{name}" in tensors.checkpoint.tensors for name in names)
-        if use == "none" or (use == "optional" and not there):
+        if use == "ignored" or (use == "optional" and not there):
             return []
         values: list[float] = tensors.floats((config.router.num_experts,), *names).tolist()
         return values
 
     given = config.router.select_on == "given"
     return config.router.replace(
-        router_bias=bias(family.router_bias, ("router.bias",)),
-        selection_bias=bias("none" if given else family.selection_bias, _SELECTION_BIAS),
+        router_bias=bias(family.facts["router_bias"], ("router.bias",)),
+        selection_bias=bias(
+            "ignored" if given else family.facts["selection_bias"], _SELECTION_BIAS
+        ),
     )
 
 

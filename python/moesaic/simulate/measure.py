@@ -20,7 +20,10 @@ from .policies import OnMiss, Policy
 from .run import simulate
 from .traces import Trace
 
-HEADER = ("budget", "policy", "hit rate", "measured", "moved", "measured", "tokens/s", "measured")
+HEADER = (
+    "budget", "policy", "hit rate", "(measured)", "experts loaded", "(measured)",
+    "tokens/s", "(measured)",
+)  # fmt: skip
 
 
 class Bench:
@@ -44,7 +47,7 @@ class Bench:
         ids: npt.NDArray[np.int32],
         policy: Policy | None = None,
     ) -> tuple[float, int, _core.PoolStats]:
-        """Return seconds per step, experts moved, and the pool's stats."""
+        """Return seconds per step, experts loaded, and the pool's stats."""
         store = _core.MoeExpertStore.from_gguf(self.file)
         store.apply([pool])
         pool.reset_stats()
@@ -110,7 +113,7 @@ def compare(
                 pool = policy.pool(rest.num_experts, budget)
                 if start is not None:
                     pool.warm(start.counts()[0].astype(np.float64).tolist())
-                took, moved, stats = bench.play(pool, on_miss, rest.ids[:, 0], policy)
+                took, loaded, stats = bench.play(pool, on_miss, rest.ids[:, 0], policy)
                 rows.append(
                     [
                         str(budget),
@@ -118,7 +121,7 @@ def compare(
                         f"{outcome.hit_rate:.1%}",
                         f"{stats.hit_rate:.1%}",
                         str(outcome.loads),
-                        str(moved),
+                        str(loaded),
                         f"{tokens_per_second(outcome, costs):.0f}",
                         f"{rest.tokens / took:.0f}",
                     ]

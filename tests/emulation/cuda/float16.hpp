@@ -63,28 +63,17 @@ inline float round_to_odd(double exact) {
   return std::bit_cast<float>(std::bit_cast<uint32_t>(down) | 1u);
 }
 
-template <float2 (*unpack)(uint32_t), uint32_t (*pack)(float, float)>
-uint32_t pair_fma(uint32_t a, uint32_t b, uint32_t c) {
-  const float2 x = unpack(a), y = unpack(b), z = unpack(c);
-  return pack(round_to_odd(std::fma(double{x.x}, double{y.x}, double{z.x})),
-              round_to_odd(std::fma(double{x.y}, double{y.y}, double{z.y})));
-}
-
 }  // namespace detail
 
 inline uint32_t bf16x2_fma(uint32_t a, uint32_t b, uint32_t c) {
-  return detail::pair_fma<unpack_bf16, pack_bf16>(a, b, c);
-}
-inline uint32_t f16x2_fma(uint32_t a, uint32_t b, uint32_t c) {
-  return detail::pair_fma<unpack_f16, pack_f16>(a, b, c);
+  const float2 x = unpack_bf16(a), y = unpack_bf16(b), z = unpack_bf16(c);
+  const auto fma = [](float p, float q, float r) {
+    return detail::round_to_odd(std::fma(double{p}, double{q}, double{r}));
+  };
+  return pack_bf16(fma(x.x, y.x, z.x), fma(x.y, y.y, z.y));
 }
 
-// One times a plus b, and a times b plus minus zero, are exact before the rounding.
+// One times a is exact before the rounding.
 inline uint32_t bf16x2_add(uint32_t a, uint32_t b) { return bf16x2_fma(a, 0x3F803F80u, b); }
-inline uint32_t bf16x2_sub(uint32_t a, uint32_t b) { return bf16x2_fma(b, 0xBF80BF80u, a); }
-inline uint32_t bf16x2_mul(uint32_t a, uint32_t b) { return bf16x2_fma(a, b, 0x80008000u); }
-inline uint32_t f16x2_add(uint32_t a, uint32_t b) { return f16x2_fma(a, 0x3C003C00u, b); }
-inline uint32_t f16x2_sub(uint32_t a, uint32_t b) { return f16x2_fma(b, 0xBC00BC00u, a); }
-inline uint32_t f16x2_mul(uint32_t a, uint32_t b) { return f16x2_fma(a, b, 0x80008000u); }
 
 }  // namespace moesaic::dev

@@ -46,15 +46,6 @@ inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
   return result;
 }
 
-inline int __dp4a(int a, int b, int c) {
-  uint32_t sum = static_cast<uint32_t>(c);
-  for (int i = 0; i < 4; i++) {
-    const int product = static_cast<int8_t>(a >> (8 * i)) * static_cast<int8_t>(b >> (8 * i));
-    sum += static_cast<uint32_t>(product);
-  }
-  return static_cast<int>(sum);
-}
-
 inline unsigned __float_as_uint(float f) { return std::bit_cast<unsigned>(f); }
 inline int __float_as_int(float f) { return std::bit_cast<int>(f); }
 inline float __uint_as_float(unsigned u) { return std::bit_cast<float>(u); }
@@ -187,8 +178,6 @@ inline uint32_t prmt(uint32_t low, uint32_t high, uint32_t selector) {
   return __byte_perm(low, high, selector);
 }
 
-inline int dp4a(int a, int b, int c) { return __dp4a(a, b, c); }
-
 template <class T>
 T load_weight(const T* global, std::source_location where = std::source_location::current()) {
   if (reinterpret_cast<std::uintptr_t>(global) % sizeof(T) != 0) {
@@ -196,14 +185,6 @@ T load_weight(const T* global, std::source_location where = std::source_location
   }
   emulation::count_weight_bytes(sizeof(T));
   return *global;
-}
-
-inline uint4 ld_global_nc16(const void* global,
-                            std::source_location where = std::source_location::current()) {
-  if (reinterpret_cast<std::uintptr_t>(global) % 16 != 0) {
-    emulation::fail("a misaligned 16-byte load", {"ld_global_nc16", where});
-  }
-  return *static_cast<const uint4*>(global);
 }
 
 inline uint4 load_weight16(const void* global,

@@ -11,12 +11,6 @@ inline void __syncwarp(unsigned mask = moesaic::emulation::kFullMask, MOESAIC_HE
   moesaic::emulation::warp_barrier(mask, {"__syncwarp", where});
 }
 
-namespace moesaic::dev {
-inline void named_barrier_sync(int id, int threads, MOESAIC_HERE) {
-  emulation::named_barrier(id, threads, {"named_barrier_sync", where});
-}
-}  // namespace moesaic::dev
-
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32, MOESAIC_HERE) {
   const int first = static_cast<int>(moesaic::emulation::position.lane) & ~(width - 1);

@@ -27,8 +27,8 @@ void run_kernel(void (*function)(const Arguments&, Rest...), std::index_sequence
   Arguments values;
   std::memcpy(&values, arguments, sizeof values);
   moesaic::emulation::metal_launch(
-      {groups[0], groups[1], groups[2]}, threads, [&](uint3 group, uint simdgroup, uint lane) {
-        function(values, static_cast<std::tuple_element_t<I, Parameters>>(buffers[I])..., group,
+      {groups[0], groups[1], groups[2]}, threads, [&](uint3 position, uint simdgroup, uint lane) {
+        function(values, static_cast<std::tuple_element_t<I, Parameters>>(buffers[I])..., position,
                  simdgroup, lane);
       });
 }

@@ -7,7 +7,7 @@ namespace moesaic::emulation {
 
 inline constexpr std::size_t kThreadgroupMemory = 32 * 1024;
 
-// `body(group, simdgroup, lane)` per thread; `threads` is a multiple of the simdgroup's 32.
+// `body(position, simdgroup, lane)` per thread; `threads` is a multiple of the simdgroup's 32.
 template <class Body>
 void metal_launch(Dim3 groups, unsigned threads, Body&& body) {
   if (threads == 0 || threads % kWarpSize != 0) throw Fault("simdgroups are full");

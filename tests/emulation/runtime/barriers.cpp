@@ -1,4 +1,4 @@
-// Where threads of a block meet: block barriers, named barriers, warps.
+// Where threads of a block meet: block barriers, warps.
 #include <bit>
 #include <cstring>
 
@@ -8,11 +8,9 @@
 namespace moesaic::emulation {
 namespace {
 
-// Clocks in a block's arena: two of the block barrier, two per warp, one per named barrier and
-// parity.
+// Clocks in a block's arena: two of the block barrier, two per warp.
 constexpr std::size_t kBarrierClock = 0;
-constexpr std::size_t kNamedClock = 8;
-constexpr std::size_t kWarpClock = 64;
+constexpr std::size_t kWarpClock = 8;
 
 }  // namespace
 
@@ -42,28 +40,6 @@ void Block::release_block_barrier() {
     if (threads_[i].state == State::at_block) wake(i);
   }
   at_barrier_ = 0;
-}
-
-void Block::named_barrier(int id, int threads, Site site) {
-  if (id < 1 || id > 15 || threads <= 0 || threads % static_cast<int>(kWarpSize) != 0) {
-    fail("named barriers have ids 1 to 15 and a multiple of 32 threads", site);
-  }
-  NamedBarrier& barrier = named_[static_cast<std::size_t>(id)];
-  if (!barrier.waiting.empty() && barrier.threads != threads) {
-    fail("threads meet in one named barrier with different counts", site);
-  }
-  barrier.threads = threads;
-  wait_as(State::at_named, site);
-  char* clock = arena_.clock(kNamedClock + 2 * static_cast<unsigned>(id) + barrier.generation % 2);
-  release(clock);
-  barrier.waiting.push_back(running_);
-  if (barrier.waiting.size() == static_cast<unsigned>(threads)) {
-    for (unsigned thread : barrier.waiting) wake(thread);
-    barrier.waiting.clear();
-    barrier.generation++;
-  }
-  suspend();
-  acquire(clock);
 }
 
 void Block::warp_collective(uint32_t mask, void* mine, Collective body, Site site) {

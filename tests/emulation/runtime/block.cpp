@@ -106,7 +106,6 @@ void Block::start(PlacePool& places, Dim3 block, Dim3 block_size, Dim3 grid_size
   at_barrier_ = 0;
   failure_.clear();
   statics_.clear();
-  named_ = {};
   polling_.clear();
   ready_.clear();
   warps_.assign((count + kWarpSize - 1) / kWarpSize, Warp{});

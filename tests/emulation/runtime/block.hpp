@@ -1,7 +1,6 @@
 // One thread block while it is resident: its threads, its shared memory and what they wait for.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -13,7 +12,7 @@
 
 namespace moesaic::emulation {
 
-enum class State { ready, polling, at_warp, at_block, at_named, done };
+enum class State { ready, polling, at_warp, at_block, done };
 
 struct Copy {
   void* shared;
@@ -96,7 +95,6 @@ class Block {
   void warp_collective(uint32_t mask, void* mine, Collective body, Site site);
   void warp_barrier(uint32_t mask, Site site);
   void block_barrier(Site site);
-  void named_barrier(int id, int threads, Site site);
   void yield(Site site);
   void* static_shared(const void* key, std::size_t bytes, std::size_t alignment, Site site);
   void* dynamic_shared() const { return dynamic_; }
@@ -113,11 +111,6 @@ class Block {
   struct Warp {
     uint32_t live = 0;
     uint32_t arrived = 0;
-  };
-  struct NamedBarrier {
-    std::vector<unsigned> waiting;
-    int threads = 0;
-    unsigned generation = 0;
   };
   struct StaticArray {
     const void* key;
@@ -139,7 +132,6 @@ class Block {
 
   std::vector<Thread> threads_;
   std::vector<Warp> warps_;
-  std::array<NamedBarrier, 16> named_{};
   std::vector<unsigned> ready_, polling_;
   std::vector<StaticArray> statics_;
   Arena arena_;

@@ -83,8 +83,6 @@ void warp_barrier(uint32_t mask, Site site);
 
 // All live threads of the block meet, at one call site.
 void block_barrier(Site site);
-// Any `threads` threads of the block meet under `id`; call sites may differ.
-void named_barrier(int id, int threads, Site site);
 // Lets others run: the body of every waiting loop.
 void yield(Site site);
 // Orders this thread's memory with every other thread that fences (release and acquire).

@@ -223,10 +223,6 @@ void block_barrier(Site site) {
   const Unseen unseen;
   resident->block_barrier(site);
 }
-void named_barrier(int id, int threads, Site site) {
-  const Unseen unseen;
-  resident->named_barrier(id, threads, site);
-}
 void yield(Site site) {
   const Unseen unseen;
   resident->yield(site);

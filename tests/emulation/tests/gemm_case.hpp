@@ -234,21 +234,20 @@ class Scratch {
   std::shared_ptr<std::byte> memory_;
 };
 
-// Norm of the error over the norm of the answer. Where the answer is NaN nobody may have written:
-// the poison must be there still, else the error is infinite.
+// rel_l2 of a result of which only some values are to be written. Where the answer is NaN the poison
+// must be there still, else the error is infinite.
 inline double relative_error(const Floats& got, const Doubles& want) {
-  double error = 0.0, total = 0.0;
-  for (std::size_t i = 0; i < got.size(); ++i) {
+  Floats written;
+  Doubles answer;
+  for (std::size_t i = 0; i < want.size(); ++i) {
     if (std::isnan(want[i])) {
       if (!std::isnan(got[i])) return HUGE_VAL;
-      continue;
+    } else {
+      written.push_back(got[i]);
+      answer.push_back(want[i]);
     }
-    const double e = static_cast<double>(got[i]) - want[i];
-    if (std::isnan(e)) return HUGE_VAL;
-    error += e * e;
-    total += want[i] * want[i];
   }
-  return error == 0.0 ? 0.0 : std::sqrt(error / total);
+  return rel_l2(written, answer);
 }
 
 // Largest error of an element over its sum of |w| |x|.

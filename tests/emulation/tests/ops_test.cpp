@@ -6,12 +6,12 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <random>
 #include <vector>
 
 #include "launch.h"
 #include "moesaic/config.hpp"
 #include "moesaic/types.hpp"
+#include "random.hpp"
 #include "runtime/emulator.hpp"
 #include "seeds.hpp"
 
@@ -20,18 +20,11 @@ namespace {
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInf = std::numeric_limits<float>::infinity();
-using Floats = std::vector<float>;
+using testing::Floats;
+using testing::random_values;
 using Ints = std::vector<std::int32_t>;
 
 constexpr DType kTypes[] = {DType::F32, DType::F16, DType::BF16};
-
-Floats random_floats(std::size_t count, unsigned seed, float scale = 1.0F) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0.0F, scale);
-  Floats values(count);
-  for (float& v : values) v = normal(random);
-  return values;
-}
 
 /// Elements of one type, starting at any element of an aligned range.
 class Elements {
@@ -87,7 +80,7 @@ TEST(GatherOnDevice, RowsOfEveryTypeAndStride) {
         for (const std::int64_t slack : {0, 4, 3}) {
           const std::int64_t x_rows = 6;
           const std::int64_t stride = cols + slack;
-          Elements x(dtype, random_floats(static_cast<std::size_t>(x_rows * stride), 1), skip);
+          Elements x(dtype, random_values(static_cast<std::size_t>(x_rows * stride), 1), skip);
           x.set(1, kInf);
           const Ints index = {3, -1, 0, 5, 5, -7, 6, 2};  // 6 is behind the last row
           Floats out(static_cast<std::size_t>(cols) * index.size(), kNan);
@@ -116,7 +109,7 @@ TEST(GatherOnDevice, RowsOfEveryTypeAndStride) {
 
 TEST(GatherOnDevice, BroadcastAndRankThree) {
   // [2, 3, 8] with an inner stride, then one row for all slots.
-  Elements x(DType::BF16, random_floats(2 * 3 * 20, 2));
+  Elements x(DType::BF16, random_values(2 * 3 * 20, 2));
   for (const std::int64_t inner_stride : {20, 0}) {
     Floats out(6 * 8, kNan);
     const Ints index = {0, 1, 2, 3, 4, 5};
@@ -150,7 +143,7 @@ TEST(ActivateOnDevice, EveryKindAgainstTheScalarDefinition) {
       for (const std::int64_t cols : {1, 6, 64, 700}) {
         const std::int64_t rows = 5;
         const std::int64_t stride = 2 * cols;
-        Floats gate_up = random_floats(static_cast<std::size_t>(rows * stride), 7, 3.0F);
+        Floats gate_up = random_values(static_cast<std::size_t>(rows * stride), 7, 3.0F);
         for (std::size_t i = 0; i < gate_up.size() && i < std::size(kSpecial); ++i) {
           gate_up[i] = kSpecial[i];
         }
@@ -202,10 +195,10 @@ TEST(CombineOnDevice, SlotOrderEveryTypeAndSkippedPairs) {
         const auto pairs = static_cast<std::size_t>(c.tokens * c.top_k);
         const auto hidden = static_cast<std::size_t>(c.hidden);
         const std::size_t stride = hidden + (c.accumulate ? 3 : 0);
-        Elements rows(rows_type, random_floats(pairs * hidden, 3));
+        Elements rows(rows_type, random_values(pairs * hidden, 3));
         Ints ids(pairs);
         Ints pair_row(pairs);
-        Floats weights = random_floats(pairs, 4);
+        Floats weights = random_values(pairs, 4);
         for (std::size_t p = 0; p < pairs; ++p) {
           ids[p] = static_cast<std::int32_t>(p * 5 % 11) - 1;  // -1 and 9 are skipped
           pair_row[p] = static_cast<std::int32_t>(pairs - 1 - p);
@@ -215,7 +208,7 @@ TEST(CombineOnDevice, SlotOrderEveryTypeAndSkippedPairs) {
           const std::size_t row = c.with_plan ? pairs - 1 - p : p;
           if (skipped) rows.set(row * hidden, kNan);
         }
-        const Floats before = random_floats(static_cast<std::size_t>(c.tokens) * stride, 6);
+        const Floats before = random_values(static_cast<std::size_t>(c.tokens) * stride, 6);
         Elements out(out_type, before);
         const op::Combine args{
             .rows = rows.data(),
@@ -255,7 +248,7 @@ TEST(CombineOnDevice, SlotOrderEveryTypeAndSkippedPairs) {
 
 TEST(CombineOnDevice, WithoutWeightsAllOfThemAreOne) {
   constexpr std::size_t kTokens = 3, kTopK = 5, kHidden = 37;
-  Elements rows(DType::F32, random_floats(kTokens * kTopK * kHidden, 3));
+  Elements rows(DType::F32, random_values(kTokens * kTopK * kHidden, 3));
   Ints ids(kTokens * kTopK, 0);
   ids[4] = -1;
   Floats ones(ids.size(), 1.0F);
@@ -281,10 +274,10 @@ TEST(RmsNormOnDevice, AgainstDoubleAndTheSameForEveryBatch) {
       const auto at = [&](std::int64_t r, std::int64_t c) {
         return static_cast<std::size_t>(r * stride + c);
       };
-      Elements x(dtype, random_floats(static_cast<std::size_t>(kRows * stride), 8));
+      Elements x(dtype, random_values(static_cast<std::size_t>(kRows * stride), 8));
       for (std::int64_t c = 0; c < cols; ++c) x.set(at(2, c), 0.0F);
       x.set(at(3, cols / 2), kNan);
-      Floats weight = random_floats(static_cast<std::size_t>(cols), 9);
+      Floats weight = random_values(static_cast<std::size_t>(cols), 9);
       const auto run = [&](std::int64_t first, std::int64_t rows) {
         Floats out(static_cast<std::size_t>(rows * cols), -7.0F);
         op::RmsNorm args;
@@ -373,12 +366,12 @@ TEST(IdentityOnDevice, WeightsInSlotOrderAndTokensWithoutAny) {
     for (const std::int64_t cols : {1, 37, 512, 1030}) {
       const std::int64_t stride = cols + (cols == 512 ? 4 : 3);
       const auto count = static_cast<std::size_t>(kTokens * stride);
-      Elements x(dtype, random_floats(count, 8));
+      Elements x(dtype, random_values(count, 8));
       for (std::int64_t c = 0; c < cols; ++c) {
         x.set(static_cast<std::size_t>(1 * stride + c), kNan);  // a token without identity experts
         x.set(static_cast<std::size_t>(5 * stride + c), kNan);
       }
-      const Floats before = random_floats(count, 9);
+      const Floats before = random_values(count, 9);
       for (const std::uint64_t seed : emulation::seeds()) {
         Floats out = before;
         op::AddIdentity args;
@@ -411,8 +404,8 @@ TEST(RouterLogitsOnDevice, AgainstDoubleAndTheSameForEveryBatch) {
       for (const std::int32_t experts : {1, 5, 33}) {
         const std::int64_t tokens = 21;
         const std::int64_t stride = cols + (cols == 300 ? 4 : 1);
-        Elements x(dtype, random_floats(static_cast<std::size_t>(tokens * stride), 8));
-        Floats weight = random_floats(static_cast<std::size_t>(experts * cols), 9);
+        Elements x(dtype, random_values(static_cast<std::size_t>(tokens * stride), 8));
+        Floats weight = random_values(static_cast<std::size_t>(experts * cols), 9);
         Floats logits(static_cast<std::size_t>(tokens * experts), kNan);
         op::RouterLogits args;
         args.x = {x.data(), dtype, tokens, cols, 1, stride, 0};

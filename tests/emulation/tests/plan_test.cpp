@@ -4,11 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <random>
 #include <vector>
 
 #include "launch.h"
 #include "plan/tile.h"
+#include "random.hpp"
 #include "runtime/emulator.hpp"
 #include "seeds.hpp"
 
@@ -37,16 +37,15 @@ struct Plan {
 enum class Spread { Uniform, Skewed, OneExpert, NoneAtAll, FewSkipped };
 
 Ints ids_of(std::int64_t pairs, std::int32_t experts, Spread spread, unsigned seed) {
-  std::mt19937 random(seed);
-  std::uniform_int_distribution<std::int32_t> uniform(0, experts - 1);
+  testing::Random random(seed);
   Ints ids(static_cast<std::size_t>(pairs));
   for (std::int32_t& id : ids) {
     switch (spread) {
       case Spread::Uniform:
-        id = uniform(random);
+        id = random.below(experts);
         break;
       case Spread::Skewed:
-        id = std::min({uniform(random), uniform(random), uniform(random)});
+        id = std::min({random.below(experts), random.below(experts), random.below(experts)});
         break;
       case Spread::OneExpert:
         id = experts / 2;
@@ -55,7 +54,7 @@ Ints ids_of(std::int64_t pairs, std::int32_t experts, Spread spread, unsigned se
         id = -1;
         break;
       case Spread::FewSkipped:
-        id = random() % 3 == 0 ? -1 : uniform(random);
+        id = random.below(3) == 0 ? -1 : random.below(experts);
         break;
     }
   }

@@ -3,12 +3,12 @@
 
 #include <cmath>
 #include <limits>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "launch.h"
 #include "moesaic/routing.hpp"
+#include "random.hpp"
 #include "runtime/emulator.hpp"
 #include "seeds.hpp"
 
@@ -77,33 +77,33 @@ void expect_host_result(const RouterConfig& config, const std::vector<float>& lo
 /// Rows of random logits on a coarse grid (many ties), between them rows of every nasty kind.
 std::vector<float> nasty_logits(std::int64_t tokens, std::int32_t experts, std::int64_t row_stride,
                                 unsigned seed) {
-  std::mt19937 random(seed);
-  std::uniform_int_distribution<int> coarse(-24, 24);
-  std::uniform_real_distribution<float> fine(-9.0F, 9.0F);
+  testing::Random random(seed);
+  const auto coarse = [&] { return static_cast<float>(random.below(49) - 24); };
+  const auto fine = [&] { return 18.0F * random.uniform() - 9.0F; };
   constexpr float kSpecial[] = {kNan, kInf, -kInf, kLargest, -kLargest, 0.0F, -0.0F, 1e-30F};
-  std::uniform_int_distribution<std::size_t> special(0, std::size(kSpecial) - 1);
+  const auto special = [&] { return kSpecial[random.below(std::size(kSpecial))]; };
   std::vector<float> logits(static_cast<std::size_t>(tokens * row_stride), kNan);
   for (std::int64_t t = 0; t < tokens; ++t) {
     float* const row = logits.data() + t * row_stride;
     for (std::int32_t e = 0; e < experts; ++e) {
       switch (t % 9) {
         case 0:
-          row[e] = fine(random);
+          row[e] = fine();
           break;
         case 1:
-          row[e] = 0.25F * static_cast<float>(coarse(random));
+          row[e] = 0.25F * coarse();
           break;
         case 2:  // all equal
           row[e] = 1.5F;
           break;
         case 3:  // exponentials underflow: zeros tie
-          row[e] = -60.0F * static_cast<float>(coarse(random));
+          row[e] = -60.0F * coarse();
           break;
         case 4:
-          row[e] = random() % 4 == 0 ? kSpecial[special(random)] : fine(random);
+          row[e] = random.below(4) == 0 ? special() : fine();
           break;
         case 5:
-          row[e] = kSpecial[special(random)];
+          row[e] = special();
           break;
         case 6:
           row[e] = kNan;
@@ -121,10 +121,9 @@ std::vector<float> nasty_logits(std::int64_t tokens, std::int32_t experts, std::
 }
 
 std::vector<float> bias_of(std::int32_t experts, unsigned seed) {
-  std::mt19937 random(seed);
-  std::uniform_int_distribution<int> coarse(-8, 8);
+  testing::Random random(seed);
   std::vector<float> bias(static_cast<std::size_t>(experts));
-  for (float& b : bias) b = 0.125F * static_cast<float>(coarse(random));
+  for (float& b : bias) b = 0.125F * static_cast<float>(random.below(17) - 8);
   return bias;
 }
 

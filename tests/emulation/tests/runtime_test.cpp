@@ -125,29 +125,6 @@ TEST_F(Emulator, LanesMeetInOneOperationWithOneMask) {
       "");
 }
 
-TEST_F(Emulator, NamedBarriersCountTheirThreads) {
-  std::array<int, 2> sums{};
-  for (const uint64_t seed : emulation::seeds()) {
-    emulation::options().seed = seed;
-    emulation::launch(dim3(1), dim3(128), 0, [&] {
-      MOESAIC_SHARED(int, cell, [128]);
-      const int half = static_cast<int>(threadIdx.x / 64);
-      cell[threadIdx.x] = static_cast<int>(threadIdx.x);
-      dev::named_barrier_sync(1 + half, 64);
-      if (threadIdx.x % 64 == 0) {
-        sums[half] = 0;
-        for (int i = 0; i < 64; i++) sums[half] += cell[64 * half + i];
-      }
-    });
-    EXPECT_EQ(sums[0], 63 * 32);
-    EXPECT_EQ(sums[1], 63 * 32 + 64 * 64);
-  }
-  EXPECT_TRUE(says(fault_of(dim3(1), dim3(64), [] { dev::named_barrier_sync(16, 64); }), "ids"));
-  EXPECT_TRUE(says(
-      fault_of(dim3(1), dim3(64), [] { dev::named_barrier_sync(1, threadIdx.x < 32 ? 64 : 32); }),
-      "different counts"));
-}
-
 TEST_F(Emulator, SharedMemoryStartsPoisonedInEveryBlock) {
   for (const uint64_t seed : emulation::seeds()) {
     emulation::options().seed = seed;

@@ -1,7 +1,7 @@
 #pragma once
 
-/// hidden = activation(gate, up) for every ActivationKind, with an exponential good to about 1e-7.
-/// The scalar definitions are in ops/activation.cpp.
+/// hidden = activation(gate, up) for every ActivationKind, kLanes values at a time, with an
+/// exponential good to about 1e-7. The scalar definitions are in ops/activation.cpp.
 
 #include <utility>
 
@@ -11,15 +11,16 @@
 namespace moesaic::cpu {
 namespace {
 
-/// e^x = scale * (1 + rest), |rest| < 0.42; x is clamped to where the result is a normal number.
-/// NaN stays.
+/// e^x = scale * (1 + rest), with |rest| < 0.42. x is clamped to where the result is a normal
+/// number; NaN stays.
 struct Exponential {
   F scale, rest;
 };
 MOESAIC_ALWAYS_INLINE Exponential split_exponential(F x) {
   x = clamp(x, set_f(-87.0F), set_f(88.0F));
   const F n = round_f(mul(x, set_f(1.44269504F)));
-  F r = fma(n, set_f(-0.693145752F), x);  // ln 2 in two parts
+  // ln 2 is subtracted in two parts; the first ends in zero bits, so that n times it is exact.
+  F r = fma(n, set_f(-0.693145752F), x);
   r = fma(n, set_f(-1.42860677e-6F), r);
   F p = set_f(1.0F / 720.0F);
   p = fma(p, r, set_f(1.0F / 120.0F));
@@ -37,13 +38,13 @@ MOESAIC_ALWAYS_INLINE F one_plus_exp_minus(F x) {
 }
 MOESAIC_ALWAYS_INLINE F sigmoid(F x) { return div(set_f(1.0F), one_plus_exp_minus(x)); }
 MOESAIC_ALWAYS_INLINE F silu(F x) { return div(x, one_plus_exp_minus(x)); }
-/// By e^2x - 1, which keeps its digits near 0.
+/// Computed from e^2x - 1, which keeps its digits near 0.
 MOESAIC_ALWAYS_INLINE F hyperbolic_tangent(F x) {
   const Exponential e = split_exponential(add(x, x));
   const F less_one = fma(e.scale, e.rest, sub(e.scale, set_f(1.0F)));
   return div(less_one, add(less_one, set_f(2.0F)));
 }
-/// 0.5 * (1 + tanh(y)) is sigmoid(2 y).
+/// Uses that 0.5 * (1 + tanh(y)) is sigmoid(2 y).
 MOESAIC_ALWAYS_INLINE F gelu_tanh(F x) {
   constexpr float kTwiceSqrt2OverPi = 1.5957691216057308F;
   const F cubic = fma(mul(x, x), set_f(0.044715F), set_f(1.0F));
@@ -91,7 +92,7 @@ MOESAIC_ALWAYS_INLINE void activate_step(const Activation& a, float* hidden, con
   store_f(hidden, activate_lanes<kKind>(a, g, load_f(up)));
 }
 
-/// ActivateKernel
+/// An ActivateKernel. Values behind the last whole vector go through a padded copy.
 template <ActivationKind kKind>
 void activate_row(const Activation& activation, float* hidden, const float* up, int n) {
   const Activation a = activation;

@@ -1,31 +1,40 @@
 #pragma once
 
-/// The activations of a group of T tokens, as the kernels read them (one broadcast after another).
+/// The activations of a bundle of T tokens, in the order in which the kernels broadcast them.
 ///
-/// For each record of up to 256 columns (n blocks of 32):
-///   int8  q       [8n][T][planes][4]   4 columns of a token; plane 0 is the high one when there
-///   are two f32   scale   [n][T] i32   negsum  [n][T]               minus the sum of the block's
-///   integers (hi * 256 + lo) f32   sum     [n][T] i32   negsum16[2n][T], f32 sum16[2n][T]   the
-///   same of 16 columns
-/// For the f32 formats: f32 [cols][T].
-/// Internal linkage: each instruction set compiles its own copy.
+/// The integer formats: record after record of up to 256 columns, that is n <= 8 steps of 32. A
+/// record holds these arrays, one behind the other:
+///
+///   q         int8  [8n][T][planes][4]   4 columns of a token; with two planes the high one first
+///   scale     f32   [n][T]               of the step's integers
+///   negsum    i32   [n][T]               minus the sum of the step's integers (256 * high + low)
+///   sum       f32   [n][T]               that sum itself
+///   negsum16  i32   [2n][T]              minus the sum of each 16 columns
+///   sum16     f32   [2n][T]              that sum itself
+///
+/// The f32 formats: f32 [cols][T].
+///
+/// The sums are there because weights are stored unsigned: a kernel starts its accumulator at
+/// negsum * offset, and multiplies minima by sum, instead of subtracting from every weight.
+///
+/// Everything here has internal linkage: each instruction set compiles its own copy.
 
 #include <cstdint>
 
 namespace moesaic::cpu {
 namespace {
 
-constexpr int kActBlock = 32;  // columns that share a scale
+constexpr int kActBlock = 32;  // columns that share an activation scale: one step
 
-/// Bytes of one block of one token.
+/// Bytes of one step of one token: 32 * planes integers and 28 bytes of scale and sums.
 [[maybe_unused]] constexpr std::int64_t act_block_bytes(int planes) { return 32 * planes + 28; }
 
-/// Bytes of one token of a group.
+/// Bytes of one token of a bundle; planes 0 means f32.
 [[maybe_unused]] constexpr std::int64_t act_token_bytes(std::int64_t cols, int planes) {
   return planes == 0 ? cols * 4 : cols / kActBlock * act_block_bytes(planes);
 }
 
-/// Pointers into one record of a group.
+/// Where the arrays of one record of a bundle start.
 struct ActRecord {
   const std::int32_t* q;
   const float* scale;
@@ -35,9 +44,9 @@ struct ActRecord {
   const float* sum16;
 };
 
-[[maybe_unused]] inline ActRecord act_record(const std::uint8_t* group, int tokens, int planes,
+[[maybe_unused]] inline ActRecord act_record(const std::uint8_t* bundle, int tokens, int planes,
                                              std::int64_t record, int blocks) {
-  const std::uint8_t* base = group + record * 8 * act_block_bytes(planes) * tokens;
+  const std::uint8_t* base = bundle + record * 8 * act_block_bytes(planes) * tokens;
   const std::int64_t step = std::int64_t{blocks} * tokens;
   ActRecord a;
   a.q = reinterpret_cast<const std::int32_t*>(base);

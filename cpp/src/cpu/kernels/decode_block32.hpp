@@ -1,16 +1,19 @@
 #pragma once
 
-/// Formats with blocks of 32 columns: one f16 scale (or a power of two), sometimes a minimum. And
-/// NVFP4, whose blocks of 64 have a scale per 16.
-/// Nibbles: vector v holds columns 4v .. 4v + 3 low, 16 + 4v .. high.
+/// Decoders of the formats with blocks of 32 columns, which have one scale (f16, or a power of two)
+/// and sometimes a minimum; and of NVFP4, whose blocks of 64 have a scale per 16.
+///
+/// A step of nibbles is 4 vectors of 64 bytes. Vector v holds, for each row, columns 4v .. 4v + 3
+/// in the low nibbles and columns 16 + 4v .. 16 + 4v + 3 in the high ones.
 
 #include "cpu/kernels/decode.hpp"
-#include "cpu/kernels/words.hpp"
+#include "cpu/kernels/lane_words.hpp"
 
 namespace moesaic::cpu {
 namespace {
 
-/// out[s] = factor * f16 d of block s / kSteps; the d of 16 rows follow each other.
+/// out[s] = factor * the f16 d of block s / kSteps, where a block has kSteps steps and the d of its
+/// 16 rows follow each other.
 template <int kSteps = 1>
 MOESAIC_ALWAYS_INLINE void f16_scales(const std::uint8_t* d, int steps, Scales out,
                                       float factor = 1.0F) {
@@ -65,7 +68,7 @@ struct q4_1 : Block32 {
   }
 };
 
-/// Nibbles and a fifth bit; word `row` of `high` has bit k for column k.
+/// Adds the fifth bits to decoded nibbles: bit k of word `row` of `high` belongs to column k.
 MOESAIC_ALWAYS_INLINE void fifth_bits(const std::uint8_t* high, V* w) {
   const V words = load(high);
   unroll<8>([&](auto k4) __attribute__((always_inline)) {
@@ -121,7 +124,7 @@ struct q8_0 : Block32 {
   }
 };
 
-/// The IQ4 code book, + 128 where the dot product wants unsigned weights.
+/// The IQ4 code book plus kBias.
 template <int kBias>
 struct Iq4Levels {
   static constexpr std::uint8_t byte(int v) { return static_cast<std::uint8_t>(v + kBias); }
@@ -129,8 +132,11 @@ struct Iq4Levels {
       byte(-127), byte(-104), byte(-83), byte(-65), byte(-49), byte(-35), byte(-22), byte(-10),
       byte(1),    byte(13),   byte(25),  byte(38),  byte(53),  byte(69),  byte(89),  byte(113)};
 };
-constexpr const std::uint8_t* kIq4Table = Iq4Levels < kSignedDot ? 0 : 128 > ::kTable;
-/// Twice the E2M1 values, + 16.
+/// An unsigned dot product takes the levels + 128 (kByteOffset).
+constexpr int kIq4Bias = kSignedDot ? 0 : 128;
+constexpr const std::uint8_t* kIq4Table = Iq4Levels<kIq4Bias>::kTable;
+
+/// Twice the E2M1 values, so that they are integers, plus 2^kFp4Offset, so that they are unsigned.
 constexpr int kFp4Offset = 4;
 constexpr std::uint8_t kFp4Table[16] = {16, 17, 18, 19, 20, 22, 24, 28,
                                         16, 15, 14, 13, 12, 10, 8,  4};
@@ -159,7 +165,8 @@ struct mxfp4 : Block32 {
   static constexpr bool kAdd = false;
   static constexpr int kOffset = kFp4Offset;
   static constexpr bool kWide = false;
-  /// 2^(e - 128), half the E8M0 scale because the table doubles; the two smallest are subnormal.
+  /// 2^(e - 128): half the E8M0 scale, because the table holds twice the values. The two smallest
+  /// are subnormal.
   static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
     const std::uint8_t* e = r.p + r.steps * kNibbleStep;
     for (int s = 0; s < r.steps; ++s) {
@@ -185,23 +192,24 @@ struct nvfp4 {
   static constexpr bool kWide = false;
   static constexpr int kPeriod = 1;
   static constexpr bool kFused = true;
-  /// Half an unsigned E4M3 scale (bias 7), because the table doubles; the NaN code gives 0. An
-  /// integer of 2^-10 holds every value.
+  /// Half the unsigned E4M3 scale (bias 7), because the table holds twice the values; the NaN code
+  /// gives 0. Every such half is an integer times 2^-10, so integers are computed and converted.
   static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
     const std::uint8_t* codes = r.p + r.steps * kNibbleStep;
     for_lanes([&](int row) __attribute__((always_inline)) {
       for (int sub = 0; sub < 2 * r.steps; ++sub) {
-        const Words four = load_words(codes + sub / 4 * kVector + 4 * row);
-        Words code = four >> (8 * (sub % 4)) & 255U;
-        code &= ~__builtin_bit_cast(Words, code == 0x7f);
-        const Words exponent = code >> 3 & 15U;
-        const Words normal = __builtin_bit_cast(Words, exponent != 0) & 1U;
-        const Words value = ((code & 7U) | normal << 3) << (exponent - normal);
+        const LaneWords four = load_words(codes + sub / 4 * kVector + 4 * row);
+        LaneWords code = four >> (8 * (sub % 4)) & 255U;
+        code &= ~__builtin_bit_cast(LaneWords, code == 0x7f);
+        const LaneWords exponent = code >> 3 & 15U;
+        const LaneWords normal = __builtin_bit_cast(LaneWords, exponent != 0) & 1U;
+        const LaneWords value = ((code & 7U) | normal << 3) << (exponent - normal);
         store_f(scale[sub] + row, mul(to_float(value), set_f(0x1p-10F)));
       }
     });
   }
-  /// Of each 16 columns, 8 bytes: low nibbles columns 0 .. 7, high nibbles 8 .. 15.
+  /// Each 16 columns take 8 bytes: columns 0 .. 7 in the low nibbles, 8 .. 15 in the high ones. So
+  /// the vectors come out in another order than in blocks of 32.
   template <int S>
   static MOESAIC_ALWAYS_INLINE void weights(const Record& r, int base, int lane, V* w) {
     V part[8];

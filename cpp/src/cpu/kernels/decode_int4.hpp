@@ -1,7 +1,8 @@
 #pragma once
 
-/// INT4 groups: the nibbles of Q4_0, with scales of wider groups and, where there are any, zero
-/// points: value = scale * code - scale * zero.
+/// The decoder of INT4 groups (int4/int4_format.hpp): nibbles as in Q4_0, a scale per scale group
+/// of up to 256 columns and, where the stack has any, zero points: value = scale * code - scale *
+/// zero.
 
 #include "cpu/kernels/decode_block32.hpp"
 #include "cpu/kernels/gemm_int.hpp"
@@ -13,7 +14,7 @@ namespace {
 using moesaic::int4::Int4Layout, moesaic::int4::int4_record_bytes, moesaic::int4::int4_scales_at,
     moesaic::int4::int4_zeros_at, moesaic::int4::kInt4StepCols;
 
-/// A record that says how it is laid out.
+/// A record together with what the position of its scales depends on.
 struct Int4Record : Record {
   Int4Layout layout;
 };
@@ -22,18 +23,18 @@ template <bool kZeros>
 struct int4 : Block32 {
   static constexpr QuantType kType = QuantType::INT4;
   static constexpr bool kAdd = kZeros;
-  static constexpr int kOffset = kZeros ? kNoOffset : 3;  // code - 8
+  static constexpr int kOffset = kZeros ? kNoOffset : 3;  // without zero points: code - 8
   static constexpr bool kWide = false;
 
-  /// `record` is an Int4Record. Each stored scale serves all steps of its unit.
+  /// `record` is an Int4Record. Each stored scale serves all steps of its scale group.
   static MOESAIC_ALWAYS_INLINE void scales(const Record& record, Scales scale, Scales add) {
     const Int4Layout& layout = static_cast<const Int4Record&>(record).layout;
     const std::uint8_t* s = record.p + int4_scales_at(record.steps);
     const std::uint8_t* z = record.p + int4_zeros_at(layout, record.steps);
-    const int steps_per_unit = layout.scale_cols / kInt4StepCols;
-    for (int first = 0; first < record.steps; first += steps_per_unit) {
+    const int steps_per_scale = layout.scale_cols / kInt4StepCols;
+    for (int first = 0; first < record.steps; first += steps_per_scale) {
       const int last =
-          first + steps_per_unit < record.steps ? first + steps_per_unit : record.steps;
+          first + steps_per_scale < record.steps ? first + steps_per_scale : record.steps;
       for_lanes([&](int row) __attribute__((always_inline)) {
         const F v = layout.scale_f32 ? load_f32(s + 4 * row) : load_f16(s + 2 * row);
         for (int step = first; step < last; ++step) store_f(scale[step] + row, v);
@@ -71,7 +72,7 @@ void multiply_int4(const PanelTask& task) {
       });
 }
 
-/// IsaKernels::gemm of INT4
+/// IsaKernels::gemm of QuantType::INT4.
 inline void gemm_int4(const PanelTask& task) {
   if (task.zeros) {
     multiply_int4<true>(task);

@@ -1,13 +1,15 @@
 #pragma once
 
-/// Formats with superblocks of 256 columns: a record is one superblock of each row.
+/// Decoders of the formats with blocks of 256 columns (ggml's superblocks), the K types and IQ4_XS:
+/// a record is one block of each of the 16 rows. A block is cut into sub-blocks of 16 or 32
+/// columns, the scale groups, whose small integer scales one or two f16 of the block multiply.
 
 #include "cpu/kernels/decode_block32.hpp"
 
 namespace moesaic::cpu {
 namespace {
 
-/// out[j] = f16 factor * byte j of each row, `sign` applied.
+/// out[j] = sign * f16 factor * byte j of each row.
 MOESAIC_ALWAYS_INLINE void scaled_u8(const std::uint8_t* factor, float sign,
                                      const std::uint8_t* codes, int count, Scales out) {
   for_lanes([&](int row) {
@@ -23,7 +25,8 @@ MOESAIC_ALWAYS_INLINE void scaled_i8(const std::uint8_t* factor, const std::uint
   });
 }
 
-/// Q4_K and Q5_K: 8 scales and 8 minima of 6 bits in 12 bytes, then f16 d and dmin.
+/// Unpacks the 8 scales and 8 minima of 6 bits that Q4_K and Q5_K keep in 12 bytes, and multiplies
+/// them by the f16 d and dmin that follow.
 MOESAIC_ALWAYS_INLINE void six_bit_scales(const std::uint8_t* s, Scales scale, Scales add) {
   alignas(64) std::uint8_t scales[8 * kRows];
   alignas(64) std::uint8_t minima[8 * kRows];
@@ -78,11 +81,11 @@ struct q3_k {
     for_lanes([&](int row) __attribute__((always_inline)) {
       const F d = load_f16(r.last_field(kMain) + 2 * row);
       const std::uint8_t* words = s + 4 * row;
-      const Words low[2] = {load_words(words), load_words(words + kVector)};
-      const Words high = load_words(words + 2 * kVector);
+      const LaneWords low[2] = {load_words(words), load_words(words + kVector)};
+      const LaneWords high = load_words(words + 2 * kVector);
       for (int j = 0; j < 16; ++j) {
-        const Words code = (low[j / 4 % 2] >> (8 * (j % 4) + 4 * (j / 8)) & 15U) |
-                           (high >> (8 * (j % 4) + 2 * (j / 4)) & 3U) << 4;
+        const LaneWords code = (low[j / 4 % 2] >> (8 * (j % 4) + 4 * (j / 8)) & 15U) |
+                               (high >> (8 * (j % 4) + 2 * (j / 4)) & 3U) << 4;
         store_f(scale[j] + row, mul(d, sub(to_float(code), set_f(32.0F))));
       }
     });
@@ -174,11 +177,11 @@ struct iq4_xs {
   static MOESAIC_ALWAYS_INLINE void scales(const Record& r, Scales scale, Scales) {
     const std::uint8_t* low = r.p + 32 * kVector;
     for_lanes([&](int row) __attribute__((always_inline)) {
-      const Words codes = load_words(low + 4 * row);
-      const Words upper = load_halves(low + kVector + 2 * row);
+      const LaneWords codes = load_words(low + 4 * row);
+      const LaneWords upper = load_halves(low + kVector + 2 * row);
       const F d = load_f16(low + kVector + 32 + 2 * row);
       for (int j = 0; j < 8; ++j) {
-        const Words code = (codes >> (4 * j) & 15U) | (upper >> (2 * j) & 3U) << 4;
+        const LaneWords code = (codes >> (4 * j) & 15U) | (upper >> (2 * j) & 3U) << 4;
         store_f(scale[j] + row, mul(d, sub(to_float(code), set_f(32.0F))));
       }
     });

@@ -1,9 +1,9 @@
 #pragma once
 
-/// Weights of one, one and a half, or two bits around one f16 scale per block.
+/// Decoders of the formats with one f16 scale per block and 1, about 1.6 or 2 bits per weight.
 
 #include "cpu/kernels/decode_block32.hpp"
-#include "cpu/kernels/words.hpp"
+#include "cpu/kernels/lane_words.hpp"
 
 namespace moesaic::cpu {
 namespace {
@@ -16,18 +16,19 @@ struct SmallDecoder {
   static constexpr bool kFused = true;
 };
 
-/// Digit n of five ternary digits in a byte, where the byte is ceil(256 / 243 * their number): the
-/// upper part of 3 * (byte * 3^n mod 256).
+/// Digit n of a byte that holds five ternary digits. The byte is ceil(256 / 243 * the number that
+/// the digits spell), so digit n is the integer part of 3 * (byte * 3^n mod 256) / 256.
 template <int n>
-MOESAIC_ALWAYS_INLINE V ternary_digit(Bytes v) {
+MOESAIC_ALWAYS_INLINE V ternary_digit(LaneBytes v) {
   for (int i = 0; i < n; ++i) v = v + v + v;
-  // A comparison is all ones, that is -1.
-  return from_bytes(Bytes{} - __builtin_bit_cast(Bytes, v >= 86) -
-                    __builtin_bit_cast(Bytes, v >= 171));
+  // A comparison gives all ones, which is -1, so subtracting two of them gives 0, 1 or 2.
+  return from_bytes(LaneBytes{} - __builtin_bit_cast(LaneBytes, v >= 86) -
+                    __builtin_bit_cast(LaneBytes, v >= 171));
 }
 
-/// 32 bytes of 5 digits (digit n: 32 columns), 16 bytes of 5 (16 columns), 4 bytes of 4 (4
-/// columns).
+/// TQ1_0 keeps 256 columns in 52 bytes: 32 bytes whose digits n = 0 .. 4 are 32 columns each, then
+/// 16 bytes whose five digits are 16 columns each, then 4 bytes whose four digits are 4 columns
+/// each.
 struct tq1_0 : SmallDecoder {
   static constexpr QuantType kType = QuantType::TQ1_0;
   static constexpr int kPeriod = 8;
@@ -56,7 +57,8 @@ struct tq1_0 : SmallDecoder {
   }
 };
 
-/// Bits 2g of 32 bytes are the columns of step g, twice.
+/// TQ2_0: bits 2g and 2g + 1 of a run of 32 bytes are the 32 columns of step g; two runs make 8
+/// steps.
 struct tq2_0 : SmallDecoder {
   static constexpr QuantType kType = QuantType::TQ2_0;
   static constexpr int kPeriod = 4;
@@ -70,7 +72,8 @@ struct tq2_0 : SmallDecoder {
   }
 };
 
-/// A sign per column: 16 where the bit is set, around 8.
+/// Q1_0 keeps a sign per column. A set bit decodes to 16 and a clear one to 0; the offset 8 makes
+/// them +8 and -8, and the scale is divided by 8 in return.
 struct q1_0 : SmallDecoder {
   static constexpr QuantType kType = QuantType::Q1_0;
   static constexpr int kOffset = 3;
@@ -87,7 +90,7 @@ struct q1_0 : SmallDecoder {
   }
 };
 
-/// Byte k has the columns 4k .. 4k + 3.
+/// Q2_0: byte k holds columns 4k .. 4k + 3, two bits each.
 struct q2_0 : SmallDecoder {
   static constexpr QuantType kType = QuantType::Q2_0;
   static constexpr int kPeriod = 1;
@@ -97,8 +100,8 @@ struct q2_0 : SmallDecoder {
   template <int S>
   static MOESAIC_ALWAYS_INLINE void weights(const Record& r, int base, int lane, V* w) {
     for (int k4 = 0; k4 < 8; ++k4) {
-      const Words words = load_words(r.p + (2 * base + k4 / 4) * kVector + lane);
-      const Words four = words >> (8 * (k4 % 4)) & 255U;
+      const LaneWords words = load_words(r.p + (2 * base + k4 / 4) * kVector + lane);
+      const LaneWords four = words >> (8 * (k4 % 4)) & 255U;
       w[k4] = to_vector((four | four << 6 | four << 12 | four << 18) & 0x03030303U);
     }
   }

@@ -1,7 +1,14 @@
 #pragma once
 
-/// The loop of F32, F16 and BF16 weights: panels are [cols][16 rows], products are f32.
-/// Column k adds to partial sum k % 4; out = (s0 + s1) + (s2 + s3). Any number of columns.
+/// The loop of F32, F16 and BF16 weights: out[T][16] = one panel [cols][16 rows] * x [cols][T], in
+/// f32.
+///
+///   column k   [ 16 rows ] times x[k][t], broadcast   ->  chain k % 4 of token t
+///   out[t]     = (chain 0 + chain 1) + (chain 2 + chain 3)
+///
+/// Four chains of sums hide the latency of a multiply-add, and their fixed order makes an element
+/// independent of the tokens beside it. Preconditions: any number of columns; bundles of up to
+/// kMaxBundle[0] tokens.
 
 #include "cpu/kernels/gemm_int.hpp"
 
@@ -27,7 +34,7 @@ struct bf16 {
 
 constexpr int kChains = 4;
 
-/// sums[4][T][16] += the products of `cols` columns.
+/// sums[kChains][T][16] += the products of `cols` columns.
 template <class D, int T>
 MOESAIC_NOINLINE void multiply_columns(const std::uint8_t* w, std::int64_t cols, const float* x,
                                        float* sums) {
@@ -66,7 +73,7 @@ MOESAIC_NOINLINE void multiply_columns(const std::uint8_t* w, std::int64_t cols,
 using ColumnsFn = void (*)(const std::uint8_t*, std::int64_t, const float*, float*);
 template <class D, int T = 1>
 constexpr ColumnsFn columns_fn(int tokens) {
-  if constexpr (T > kMaxGroup[0]) {
+  if constexpr (T > kMaxBundle[0]) {
     return nullptr;
   } else {
     return tokens == T ? &multiply_columns<D, T> : columns_fn<D, T + 1>(tokens);
@@ -77,13 +84,14 @@ template <class D>
 void gemm_float(const PanelTask& task) {
   constexpr const PanelFormat& format = *find_panel_format(D::kType);
   alignas(64) std::uint8_t gathered[record_bytes(format)];
-  alignas(64) float sums[kChains * kMaxGroup[0] * kRows];
-  // The columns of a panel follow each other, so panels need no cutting into records.
+  alignas(64) float sums[kChains * kMaxBundle[0] * kRows];
+  // The columns of a panel follow each other without records, so a whole panel is one piece; the
+  // row layout is gathered record by record.
   const std::int64_t piece = task.rows_layout ? kRecordCols : task.cols;
   const float* x = reinterpret_cast<const float*>(task.activations);
-  for (int first = 0; first < task.tokens; first += task.group) {
+  for (int first = 0; first < task.tokens; first += task.bundle) {
     const int left = task.tokens - first;
-    const int tokens = left < task.group ? left : task.group;
+    const int tokens = left < task.bundle ? left : task.bundle;
     const ColumnsFn multiply = columns_fn<D>(tokens);
     std::memset(sums, 0, sizeof(float) * static_cast<std::size_t>(kChains * tokens * kRows));
     for (std::int64_t begin = 0; begin < task.cols; begin += piece) {
@@ -92,9 +100,9 @@ void gemm_float(const PanelTask& task) {
                x + begin * tokens, sums);
     }
     float* out = task.out + first * kRows;
-    const int plane = tokens * kRows;
-    for (int i = 0; i < plane; ++i) {
-      out[i] = (sums[i] + sums[plane + i]) + (sums[2 * plane + i] + sums[3 * plane + i]);
+    const int chain = tokens * kRows;
+    for (int i = 0; i < chain; ++i) {
+      out[i] = (sums[i] + sums[chain + i]) + (sums[2 * chain + i] + sums[3 * chain + i]);
     }
     x += task.cols * tokens;
   }

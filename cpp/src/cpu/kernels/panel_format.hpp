@@ -3,10 +3,15 @@
 /// How the bytes of 16 rows lie in a panel. Bits are those of the file, only moved.
 ///
 /// A panel is a sequence of records of up to 256 columns. A record holds each field of the file's
-/// block for all 16 rows: field after field; within a field, block after block; within a block, the
-/// field's chunks of `chunk` bytes, each chunk for row 0, row 1, .. row 15. Chunks of 4 bytes make
-/// a 64-byte vector of 16 rows x 4 bytes. `alternate`: records are an odd number of half lines, so
-/// the last field (32 bytes) comes first in odd records and the others stay on 64-byte lines.
+/// quant block for all 16 rows:
+///
+///   record     field 0 | field 1 | ..
+///   field      quant block 0 | quant block 1 | ..      (one, where a block has 256 columns)
+///   block      chunk 0 | chunk 1 | ..                  the field's bytes, `chunk` at a time
+///   chunk      row 0, row 1, .. row 15                 4 bytes each: a vector of 64 bytes
+///
+/// Records whose size is an odd number of half cache lines are marked `alternate`: the last field
+/// (32 bytes) comes first in their odd records, so that the other fields always start on a line.
 ///
 /// Everything here has internal linkage: each instruction set compiles its own copy.
 
@@ -18,11 +23,11 @@
 namespace moesaic::cpu {
 namespace {
 
-constexpr int kRows = 16;         // of a panel
-constexpr int kRecordCols = 256;  // of a full record
+constexpr int kRows = 16;         // rows of a panel
+constexpr int kRecordCols = 256;  // columns of a full record
 
 struct Field {
-  int offset;  // in the file's block
+  int offset;  // in the file's quant block
   int bytes;
   int chunk;
 };
@@ -75,7 +80,7 @@ constexpr PanelFormat kPanelFormats[] = {
   return nullptr;
 }
 
-/// Blocks per row in record `record` of a row of `cols`.
+/// Quant blocks per row in record `record` of a row of `cols`.
 [[maybe_unused]] constexpr int record_blocks(const PanelFormat& format, std::int64_t cols,
                                              std::int64_t record) {
   const std::int64_t left = cols - record * kRecordCols;
@@ -92,7 +97,7 @@ constexpr PanelFormat kPanelFormats[] = {
   return (kRows * format.block_bytes * (cols / format.block_elems) + 63) / 64 * 64;
 }
 
-/// Where field `f` of record `record` with `blocks` blocks starts, from the record's start.
+/// Where field `f` starts, in bytes from the start of record `record`, which has `blocks` blocks.
 [[maybe_unused]] constexpr std::int64_t field_start(const PanelFormat& format, int f, int blocks,
                                                     std::int64_t record) {
   const int last = format.num_fields - 1;

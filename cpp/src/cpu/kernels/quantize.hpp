@@ -1,7 +1,11 @@
 #pragma once
 
-/// From rows of x to the groups that the kernels read (activations.hpp). Integers are rounded to
-/// nearest, ties to even, in the same way on every instruction set.
+/// From rows of x to the bundles that the kernels read (activations.hpp).
+///
+/// For each step of 32 columns the largest magnitude becomes `limit` (127 with one plane, 32639
+/// with two), and values are rounded to the nearest integer, ties to even, in the same way on every
+/// instruction set. A step with a NaN or an infinity gets the scale NaN, so that this token, and no
+/// other, becomes NaN.
 
 #include "cpu/kernels/activations.hpp"
 #include "cpu/kernels/decode.hpp"
@@ -10,10 +14,10 @@
 namespace moesaic::cpu {
 namespace {
 
-/// Blocks whose largest magnitude is below this count as zero: their inverse scale would overflow.
+/// Steps whose largest magnitude is below this count as zero: their inverse scale would overflow.
 constexpr float kTiny = 1e-30F;
 
-/// `count` <= 32 values as f32.
+/// Reads values [first, first + count) of a row as f32; count is at most 32.
 inline void read_source(const void* row, Source source, std::int64_t first, int count, float* out) {
   if (source == Source::F32) {
     std::memcpy(out, static_cast<const float*>(row) + first,
@@ -30,12 +34,13 @@ inline void read_source(const void* row, Source source, std::int64_t first, int 
   std::memcpy(out, wide, sizeof(float) * static_cast<std::size_t>(count));
 }
 
-/// The same of values picked one by one.
+/// out[i] = row[gather[i]], or 0 where gather[i] is negative.
 template <class T>
 inline void pick(const void* row, const std::int32_t* gather, int count, T* out) {
   const T* values = static_cast<const T*>(row);
   for (int i = 0; i < count; ++i) out[i] = gather[i] < 0 ? T{} : values[gather[i]];
 }
+/// Reads values picked one by one as f32; count is at most 32.
 inline void read_gathered(const void* row, Source source, const std::int32_t* gather, int count,
                           float* out) {
   if (source == Source::F32) {
@@ -47,7 +52,8 @@ inline void read_gathered(const void* row, Source source, const std::int32_t* ga
   read_source(bits, source, 0, count, out);
 }
 
-/// Integers of 32 values within +- limit; returns the scale, NaN when a value is not finite.
+/// Writes the integers of 32 values, within +- limit, and returns their scale: NaN when a value is
+/// not finite.
 inline float quantize_block(const float* x, float limit, std::int32_t* q) {
   std::uint32_t word[kActBlock];
   std::memcpy(word, x, sizeof word);
@@ -67,7 +73,8 @@ inline float quantize_block(const float* x, float limit, std::int32_t* q) {
     return amax;
   }
   const float inverse = limit / amax;
-  constexpr float kMagic = 12582912.0F;  // 1.5 * 2^23: the sum's low bits are the rounded integer
+  // Adding 1.5 * 2^23 leaves the rounded integer in the low bits of the sum.
+  constexpr float kMagic = 12582912.0F;
   float shifted[kActBlock];
   for (int i = 0; i < kActBlock; ++i) shifted[i] = x[i] * inverse + kMagic;
   std::memcpy(q, shifted, sizeof shifted);
@@ -75,7 +82,7 @@ inline float quantize_block(const float* x, float limit, std::int32_t* q) {
   return amax / limit;
 }
 
-/// Writes block `s` of record `a` for token t.
+/// Writes step `s` of record `a` for token t: integers cut into planes, scale and sums.
 inline void put_block(const ActRecord& a, int s, int tokens, int t, int planes,
                       const std::int32_t* q, float scale) {
   auto* words = const_cast<std::int32_t*>(a.q) + (s * 8 * tokens + t) * planes;
@@ -109,9 +116,9 @@ inline void put_block(const ActRecord& a, int s, int tokens, int t, int planes,
   }
 }
 
-/// IsaKernels::quantize
+/// IsaKernels::quantize.
 inline void quantize(const void* row, Source source, std::int64_t cols, int planes,
-                     const std::int32_t* gather, std::uint8_t* group, int tokens, int t) {
+                     const std::int32_t* gather, std::uint8_t* bundle, int tokens, int t) {
   const auto read = [&](std::int64_t first, int count, float* values) {
     if (gather != nullptr) {
       read_gathered(row, source, gather + first, count, values);
@@ -121,7 +128,7 @@ inline void quantize(const void* row, Source source, std::int64_t cols, int plan
   };
   float x[kActBlock];
   if (planes == 0) {
-    float* out = reinterpret_cast<float*>(group) + t;
+    float* out = reinterpret_cast<float*>(bundle) + t;
     for (std::int64_t first = 0; first < cols; first += kActBlock) {
       const int count = static_cast<int>(cols - first < kActBlock ? cols - first : kActBlock);
       read(first, count, x);
@@ -134,7 +141,7 @@ inline void quantize(const void* row, Source source, std::int64_t cols, int plan
   std::int32_t q[kActBlock];
   for (std::int64_t step = 0; step < steps; step += 8) {
     const int count = static_cast<int>(steps - step < 8 ? steps - step : 8);
-    const ActRecord a = act_record(group, tokens, planes, step / 8, count);
+    const ActRecord a = act_record(bundle, tokens, planes, step / 8, count);
     for (int s = 0; s < count; ++s) {
       read((step + s) * kActBlock, kActBlock, x);
       const float scale = quantize_block(x, limit, q);
@@ -143,14 +150,14 @@ inline void quantize(const void* row, Source source, std::int64_t cols, int plan
   }
 }
 
-/// to[i * stride] = from[i]
+/// to[i * stride] = from[i], in 32-bit words.
 inline void spread_words(const void* from, const void* to, int count, int stride) {
   const auto* source = static_cast<const std::uint32_t*>(from);
   auto* target = static_cast<std::uint32_t*>(const_cast<void*>(to));
   for (int i = 0; i < count; ++i) target[i * stride] = source[i];
 }
 
-/// The same with pairs of words.
+/// (to[i * stride], to[i * stride + 1]) = (from[2 * i], from[2 * i + 1]), in 32-bit words.
 inline void spread_pairs(const void* from, const void* to, int count, int stride) {
   const auto* source = static_cast<const std::uint32_t*>(from);
   auto* target = static_cast<std::uint32_t*>(const_cast<void*>(to));
@@ -160,12 +167,12 @@ inline void spread_pairs(const void* from, const void* to, int count, int stride
   }
 }
 
-/// IsaKernels::place
-inline void place(const std::uint8_t* row, std::int64_t cols, int planes, std::uint8_t* group,
-                  int tokens, int t) {
+/// IsaKernels::copy_token.
+inline void copy_token(const std::uint8_t* row, std::int64_t cols, int planes, std::uint8_t* bundle,
+                       int tokens, int t) {
   if (planes == 0) {
     const auto* x = reinterpret_cast<const float*>(row);
-    float* out = reinterpret_cast<float*>(group) + t;
+    float* out = reinterpret_cast<float*>(bundle) + t;
     for (std::int64_t k = 0; k < cols; ++k) out[k * tokens] = x[k];
     return;
   }
@@ -173,7 +180,7 @@ inline void place(const std::uint8_t* row, std::int64_t cols, int planes, std::u
   for (std::int64_t step = 0; step < steps; step += 8) {
     const int count = static_cast<int>(steps - step < 8 ? steps - step : 8);
     const ActRecord from = act_record(row, 1, planes, step / 8, count);
-    const ActRecord to = act_record(group, tokens, planes, step / 8, count);
+    const ActRecord to = act_record(bundle, tokens, planes, step / 8, count);
     if (planes == 1) {
       spread_words(from.q, to.q + t, 8 * count, tokens);
     } else {

@@ -1,6 +1,7 @@
 #pragma once
 
-/// Fills an IsaKernels with everything compiled in this file. Include after simd.hpp.
+/// make_kernels() fills an IsaKernels with everything that the including file compiles, that is one
+/// instruction set. Include after simd.hpp.
 
 #include "cpu/kernels/activate.hpp"
 #include "cpu/kernels/decode_block32.hpp"
@@ -29,13 +30,13 @@ constexpr PanelKernel gemm_of() {
 
 constexpr IsaKernels make_kernels() {
   IsaKernels k;
-  for (int p = 0; p < 3; ++p) k.group_tokens[p] = kMaxGroup[p];
+  for (int p = 0; p < 3; ++p) k.bundle_tokens[p] = kMaxBundle[p];
 #define MOESAIC_KERNEL(TYPE, NAME) k.gemm[static_cast<int>(QuantType::TYPE)] = gemm_of<NAME>();
 #include "cpu/kernels/kernels.inc"
 #undef MOESAIC_KERNEL
   k.gemm[static_cast<int>(QuantType::INT4)] = &gemm_int4;
   k.quantize = &quantize;
-  k.place = &place;
+  k.copy_token = &copy_token;
   add_activations(k.activate, std::make_integer_sequence<int, kNumActivations>());
   return k;
 }

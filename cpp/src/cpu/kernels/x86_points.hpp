@@ -1,7 +1,7 @@
 #pragma once
 
-/// Rows of 8 or 4 bytes out of a table, into 128 bits: what pick8 and pick4 are made of on x86.
-/// Included by the simd.hpp of each instruction set.
+/// Loads points of a grid, entries of 8 or 4 bytes of a table, into 128 bits: what pick8 and pick4
+/// of AVX2 and AVX-512 are made of. Included by their simd.hpp.
 
 #include <immintrin.h>
 
@@ -11,14 +11,14 @@
 namespace moesaic::cpu {
 namespace {
 
-/// Points of 8 bytes: rows[0] and rows[1].
+/// Two points of 8 bytes: entries rows[0] and rows[1].
 MOESAIC_ALWAYS_INLINE __m128d two_points(const std::uint8_t* points, const std::uint32_t* rows) {
   const auto at = [&](int row) __attribute__((always_inline)) {
     return reinterpret_cast<const double*>(points + std::size_t{8} * rows[row]);
   };
   return _mm_loadh_pd(_mm_load_sd(at(0)), at(1));
 }
-/// Points of 4 bytes: rows[0] .. rows[3].
+/// Four points of 4 bytes: entries rows[0] .. rows[3].
 MOESAIC_ALWAYS_INLINE __m128i four_points(const std::uint8_t* points, const std::uint32_t* rows) {
   const auto at = [&](int row) __attribute__((always_inline)) {
     const auto* point = reinterpret_cast<const float*>(points + std::size_t{4} * rows[row]);

@@ -1,7 +1,7 @@
 #pragma once
 
-/// AVX2: 8 lanes, so a panel is done in two halves. Also the base of avxvnni, which defines
-/// MOESAIC_AVX_VNNI and replaces the dot product.
+/// The vector operations of AVX2: 8 lanes, so a panel is done in two halves. avxvnni/simd.hpp
+/// includes this file with MOESAIC_AVX_VNNI defined, which replaces the dot product.
 
 #include <immintrin.h>
 
@@ -16,7 +16,7 @@ namespace {
 
 constexpr int kLanes = 8;
 constexpr bool kSignedDot = false;
-constexpr int kMaxGroup[3] = {4, 4, 2};
+constexpr int kMaxBundle[3] = {4, 4, 2};
 constexpr int kMaxFused = 2;
 
 using V = __m256i;
@@ -32,7 +32,7 @@ MOESAIC_ALWAYS_INLINE void store(std::uint8_t* p, V v) {
 MOESAIC_ALWAYS_INLINE V bit_or(V a, V b) { return _mm256_or_si256(a, b); }
 MOESAIC_ALWAYS_INLINE V flip_sign(V v) { return _mm256_xor_si256(v, _mm256_set1_epi8(-128)); }
 
-/// Bits [From, From + width) of each byte, moved to bit To; kMask is the mask of `width` bits.
+/// Bits [From, From + width) of each byte, moved to bit To; kMask has the lowest `width` bits set.
 template <int From, int To, int kMask>
 MOESAIC_ALWAYS_INLINE V bits(V v) {
   if constexpr (From > To) v = _mm256_srli_epi16(v, From - To);
@@ -55,18 +55,19 @@ MOESAIC_ALWAYS_INLINE V spread_mask(V words) {
   const V select = _mm256_set1_epi32(k4 % 2 == 0 ? 0x08040201 : static_cast<int>(0x80402010));
   return _mm256_cmpeq_epi8(_mm256_and_si256(bytes, select), select);
 }
-/// The same with 16 for all ones.
+/// 16 in byte j of each lane whose bit 4 * k4 + j of the lane's word is set, else 0.
 template <int k4>
 MOESAIC_ALWAYS_INLINE V spread_bits(V words) {
   return _mm256_and_si256(spread_mask<k4>(words), _mm256_set1_epi8(16));
 }
-/// v with those bytes negated.
+/// v with those of its bytes negated whose bit of the lane's word is set, as in spread_bits.
 template <int k4>
 MOESAIC_ALWAYS_INLINE V negate_where(V v, V words) {
   const V mask = spread_mask<k4>(words);
   return _mm256_sub_epi8(_mm256_xor_si256(v, mask), mask);
 }
-/// Points of 8 bytes: bytes 0 .. 3 and 4 .. 7 of point rows[i] in lane i.
+/// Lane i of `low` is bytes 0 .. 3, lane i of `high` bytes 4 .. 7 of entry rows[i] of a table whose
+/// entries have 8 bytes.
 MOESAIC_ALWAYS_INLINE void pick8(const std::uint8_t* points, const std::uint32_t* rows, V& low,
                                  V& high) {
   const auto pair = [&](int i)
@@ -76,13 +77,14 @@ MOESAIC_ALWAYS_INLINE void pick8(const std::uint8_t* points, const std::uint32_t
   low = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88));
   high = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd));
 }
-/// The same of points of 4 bytes.
+/// Lane i is entry rows[i] of a table whose entries have 4 bytes.
 MOESAIC_ALWAYS_INLINE V pick4(const std::uint8_t* points, const std::uint32_t* rows) {
   return _mm256_set_m128i(four_points(points, rows + 4), four_points(points, rows));
 }
 
-/// acc += the dot products of the 4 weights of each row and the 4 activations at `a`. Weights up to
-/// 127 cannot saturate a pair (127 * 128 * 2 < 32768); wide ones go one product at a time.
+/// acc + the dot product of each row's 4 weights and the 4 activations at `a`, which all rows
+/// share. Without VNNI two products are first added in 16 bits. Weights up to 127 cannot saturate
+/// such a pair (127 * 128 * 2 < 32768); wide ones are multiplied one of each pair at a time.
 template <bool kWide>
 MOESAIC_ALWAYS_INLINE I dot(I acc, V weights, const std::int32_t* a) {
   const V act = _mm256_set1_epi32(*a);
@@ -126,12 +128,12 @@ MOESAIC_ALWAYS_INLINE F sub(F a, F b) { return _mm256_sub_ps(a, b); }
 MOESAIC_ALWAYS_INLINE F mul(F a, F b) { return _mm256_mul_ps(a, b); }
 MOESAIC_ALWAYS_INLINE F div(F a, F b) { return _mm256_div_ps(a, b); }
 MOESAIC_ALWAYS_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
-/// NaN in v stays.
+/// v limited to [low, high]; a NaN in v stays.
 MOESAIC_ALWAYS_INLINE F clamp(F v, F low, F high) {
   return _mm256_max_ps(low, _mm256_min_ps(high, v));
 }
 MOESAIC_ALWAYS_INLINE F round_f(F v) { return _mm256_round_ps(v, 8); }
-/// kLanes f16 or bf16 values.
+/// Loads kLanes f16 (or bf16) values as f32.
 MOESAIC_ALWAYS_INLINE F load_f16(const std::uint8_t* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
@@ -139,7 +141,7 @@ MOESAIC_ALWAYS_INLINE F load_bf16(const std::uint8_t* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(
       _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
 }
-/// kLanes unsigned or signed bytes.
+/// Loads kLanes unsigned (or signed) bytes as f32.
 MOESAIC_ALWAYS_INLINE F load_u8(const std::uint8_t* p) {
   return _mm256_cvtepi32_ps(
       _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));

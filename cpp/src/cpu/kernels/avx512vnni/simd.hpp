@@ -1,8 +1,8 @@
 #pragma once
 
-/// AVX-512 with VNNI: 16 lanes, one per row of a panel.
+/// The vector operations of AVX-512 with VNNI: 16 lanes, one per row of a panel.
 
-// GCC 12 warns of the deliberately undefined operands in its own header.
+// GCC 12 warns of the deliberately undefined operands in its own header, so that is silenced here.
 #ifndef __clang__
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -23,8 +23,8 @@ namespace moesaic::cpu {
 namespace {
 
 constexpr int kLanes = 16;
-constexpr bool kSignedDot = false;       // the dot product takes unsigned weights
-constexpr int kMaxGroup[3] = {4, 8, 4};  // tokens in registers: f32, Fast, Exact
+constexpr bool kSignedDot = false;        // the dot product takes unsigned weights
+constexpr int kMaxBundle[3] = {4, 8, 4};  // tokens whose sums fit in registers: f32, Fast, Exact
 constexpr int kMaxFused = 8;  // tokens x planes up to which decoding happens in registers
 
 using V = __m512i;  // 16 rows x 4 small integers
@@ -36,7 +36,7 @@ MOESAIC_ALWAYS_INLINE void store(std::uint8_t* p, V v) { _mm512_storeu_si512(p, 
 MOESAIC_ALWAYS_INLINE V bit_or(V a, V b) { return _mm512_or_si512(a, b); }
 MOESAIC_ALWAYS_INLINE V flip_sign(V v) { return _mm512_xor_si512(v, _mm512_set1_epi8(-128)); }
 
-/// Bits [From, From + width) of each byte, moved to bit To; kMask is the mask of `width` bits.
+/// Bits [From, From + width) of each byte, moved to bit To; kMask has the lowest `width` bits set.
 template <int From, int To, int kMask>
 MOESAIC_ALWAYS_INLINE V bits(V v) {
   if constexpr (From > To) v = _mm512_srli_epi16(v, From - To);
@@ -48,7 +48,7 @@ MOESAIC_ALWAYS_INLINE V lookup(V v, const std::uint8_t* table) {
   const __m128i t = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
   return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(t), v);
 }
-/// Which byte j of each lane has bit 4 * k4 + j of the lane's word set.
+/// A mask of the bytes j of each lane whose bit 4 * k4 + j of the lane's word is set.
 template <int k4>
 MOESAIC_ALWAYS_INLINE __mmask64 spread_mask(V words) {
   constexpr char b = k4 / 2;
@@ -58,17 +58,18 @@ MOESAIC_ALWAYS_INLINE __mmask64 spread_mask(V words) {
                                            b + 8, b + 8, b + 12, b + 12, b + 12, b + 12)));
   return _mm512_test_epi8_mask(bytes, _mm512_set1_epi32(k4 % 2 == 0 ? 0x08040201 : 0x80402010));
 }
-/// 16 in byte j of each lane whose bit 4 * k4 + j is set, else 0.
+/// 16 in byte j of each lane whose bit 4 * k4 + j of the lane's word is set, else 0.
 template <int k4>
 MOESAIC_ALWAYS_INLINE V spread_bits(V words) {
   return _mm512_maskz_set1_epi8(spread_mask<k4>(words), 16);
 }
-/// v with those bytes negated.
+/// v with those of its bytes negated whose bit of the lane's word is set, as in spread_bits.
 template <int k4>
 MOESAIC_ALWAYS_INLINE V negate_where(V v, V words) {
   return _mm512_mask_sub_epi8(v, spread_mask<k4>(words), _mm512_setzero_si512(), v);
 }
-/// Points of 8 bytes: bytes 0 .. 3 and 4 .. 7 of point rows[i] in lane i.
+/// Lane i of `low` is bytes 0 .. 3, lane i of `high` bytes 4 .. 7 of entry rows[i] of a table whose
+/// entries have 8 bytes.
 MOESAIC_ALWAYS_INLINE void pick8(const std::uint8_t* points, const std::uint32_t* rows, V& low,
                                  V& high) {
   const auto pair = [&](int i)
@@ -83,7 +84,7 @@ MOESAIC_ALWAYS_INLINE void pick8(const std::uint8_t* points, const std::uint32_t
   low = _mm512_castps_si512(_mm512_shuffle_ps(a, b, 0x88));
   high = _mm512_castps_si512(_mm512_shuffle_ps(a, b, 0xdd));
 }
-/// The same of points of 4 bytes.
+/// Lane i is entry rows[i] of a table whose entries have 4 bytes.
 MOESAIC_ALWAYS_INLINE V pick4(const std::uint8_t* points, const std::uint32_t* rows) {
   const auto four = [&](int i)
                         __attribute__((always_inline)) { return four_points(points, rows + i); };
@@ -92,7 +93,8 @@ MOESAIC_ALWAYS_INLINE V pick4(const std::uint8_t* points, const std::uint32_t* r
   return _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
 }
 
-/// acc += the dot products of the 4 weights of each row and the 4 activations at `a`.
+/// acc + the dot product of each row's 4 weights and the 4 activations at `a`, which all rows
+/// share.
 template <bool kWide>
 MOESAIC_ALWAYS_INLINE I dot(I acc, V weights, const std::int32_t* a) {
   return _mm512_dpbusd_epi32(acc, weights, _mm512_set1_epi32(*a));
@@ -122,12 +124,12 @@ MOESAIC_ALWAYS_INLINE F sub(F a, F b) { return _mm512_sub_ps(a, b); }
 MOESAIC_ALWAYS_INLINE F mul(F a, F b) { return _mm512_mul_ps(a, b); }
 MOESAIC_ALWAYS_INLINE F div(F a, F b) { return _mm512_div_ps(a, b); }
 MOESAIC_ALWAYS_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
-/// NaN in v stays.
+/// v limited to [low, high]; a NaN in v stays.
 MOESAIC_ALWAYS_INLINE F clamp(F v, F low, F high) {
   return _mm512_max_ps(low, _mm512_min_ps(high, v));
 }
 MOESAIC_ALWAYS_INLINE F round_f(F v) { return _mm512_roundscale_ps(v, 8); }
-/// kLanes f16 or bf16 values.
+/// Loads kLanes f16 (or bf16) values as f32.
 MOESAIC_ALWAYS_INLINE F load_f16(const std::uint8_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
@@ -135,7 +137,7 @@ MOESAIC_ALWAYS_INLINE F load_bf16(const std::uint8_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(
       _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
 }
-/// kLanes unsigned or signed bytes.
+/// Loads kLanes unsigned (or signed) bytes as f32.
 MOESAIC_ALWAYS_INLINE F load_u8(const std::uint8_t* p) {
   return _mm512_cvtepi32_ps(
       _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));

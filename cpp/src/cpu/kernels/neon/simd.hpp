@@ -1,7 +1,7 @@
 #pragma once
 
-/// NEON with dotprod: 4 lanes, so a panel is done in four quarters. The dot product is signed, so
-/// weights of 8 bits stay signed and need no offset.
+/// The vector operations of NEON with dotprod: 4 lanes, so a panel is done in four quarters. The
+/// dot product is signed, so weights of 8 bits stay signed and need no offset.
 
 #include <arm_neon.h>
 
@@ -15,7 +15,7 @@ namespace {
 
 constexpr int kLanes = 4;
 constexpr bool kSignedDot = true;
-constexpr int kMaxGroup[3] = {4, 8, 4};
+constexpr int kMaxBundle[3] = {4, 8, 4};
 constexpr int kMaxFused = 4;
 
 using V = uint8x16_t;
@@ -27,7 +27,7 @@ MOESAIC_ALWAYS_INLINE void store(std::uint8_t* p, V v) { vst1q_u8(p, v); }
 MOESAIC_ALWAYS_INLINE V bit_or(V a, V b) { return vorrq_u8(a, b); }
 MOESAIC_ALWAYS_INLINE V flip_sign(V v) { return veorq_u8(v, vdupq_n_u8(128)); }
 
-/// Bits [From, From + width) of each byte, moved to bit To; kMask is the mask of `width` bits.
+/// Bits [From, From + width) of each byte, moved to bit To; kMask has the lowest `width` bits set.
 template <int From, int To, int kMask>
 MOESAIC_ALWAYS_INLINE V bits(V v) {
   if constexpr (From > To) v = vshrq_n_u8(v, From - To);
@@ -47,18 +47,19 @@ MOESAIC_ALWAYS_INLINE V spread_mask(V words) {
   const V select = vreinterpretq_u8_u32(vdupq_n_u32(k4 % 2 == 0 ? 0x08040201U : 0x80402010U));
   return vtstq_u8(vqtbl1q_u8(words, index), select);
 }
-/// The same with 16 for all ones.
+/// 16 in byte j of each lane whose bit 4 * k4 + j of the lane's word is set, else 0.
 template <int k4>
 MOESAIC_ALWAYS_INLINE V spread_bits(V words) {
   return vandq_u8(spread_mask<k4>(words), vdupq_n_u8(16));
 }
-/// v with those bytes negated.
+/// v with those of its bytes negated whose bit of the lane's word is set, as in spread_bits.
 template <int k4>
 MOESAIC_ALWAYS_INLINE V negate_where(V v, V words) {
   const V mask = spread_mask<k4>(words);
   return vsubq_u8(veorq_u8(v, mask), mask);
 }
-/// Points of 8 bytes: bytes 0 .. 3 and 4 .. 7 of point rows[i] in lane i.
+/// Lane i of `low` is bytes 0 .. 3, lane i of `high` bytes 4 .. 7 of entry rows[i] of a table whose
+/// entries have 8 bytes.
 MOESAIC_ALWAYS_INLINE void pick8(const std::uint8_t* points, const std::uint32_t* rows, V& low,
                                  V& high) {
   const auto at = [&](int row) { return vld1_u8(points + std::size_t{8} * rows[row]); };
@@ -67,7 +68,7 @@ MOESAIC_ALWAYS_INLINE void pick8(const std::uint8_t* points, const std::uint32_t
   low = vreinterpretq_u8_u32(vuzp1q_u32(a, b));
   high = vreinterpretq_u8_u32(vuzp2q_u32(a, b));
 }
-/// The same of points of 4 bytes.
+/// Lane i is entry rows[i] of a table whose entries have 4 bytes.
 MOESAIC_ALWAYS_INLINE V pick4(const std::uint8_t* points, const std::uint32_t* rows) {
   uint32x4_t v = vdupq_n_u32(0);
   v = vld1q_lane_u32(reinterpret_cast<const std::uint32_t*>(points + std::size_t{4} * rows[0]), v,
@@ -81,7 +82,8 @@ MOESAIC_ALWAYS_INLINE V pick4(const std::uint8_t* points, const std::uint32_t* r
   return vreinterpretq_u8_u32(v);
 }
 
-/// acc += the dot products of the 4 weights of each row and the 4 activations at `a`.
+/// acc + the dot product of each row's 4 weights and the 4 activations at `a`, which all rows
+/// share.
 template <bool kWide>
 MOESAIC_ALWAYS_INLINE I dot(I acc, V weights, const std::int32_t* a) {
   return vdotq_s32(acc, vreinterpretq_s8_u8(weights), vreinterpretq_s8_s32(vld1q_dup_s32(a)));
@@ -108,17 +110,17 @@ MOESAIC_ALWAYS_INLINE F sub(F a, F b) { return vsubq_f32(a, b); }
 MOESAIC_ALWAYS_INLINE F mul(F a, F b) { return vmulq_f32(a, b); }
 MOESAIC_ALWAYS_INLINE F div(F a, F b) { return vdivq_f32(a, b); }
 MOESAIC_ALWAYS_INLINE F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
-/// NaN in v stays.
+/// v limited to [low, high]; a NaN in v stays.
 MOESAIC_ALWAYS_INLINE F clamp(F v, F low, F high) { return vmaxq_f32(low, vminq_f32(high, v)); }
 MOESAIC_ALWAYS_INLINE F round_f(F v) { return vrndnq_f32(v); }
-/// kLanes f16 or bf16 values.
+/// Loads kLanes f16 (or bf16) values as f32.
 MOESAIC_ALWAYS_INLINE F load_f16(const std::uint8_t* p) {
   return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p)));
 }
 MOESAIC_ALWAYS_INLINE F load_bf16(const std::uint8_t* p) {
   return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16));
 }
-/// kLanes unsigned or signed bytes.
+/// Loads kLanes unsigned (or signed) bytes as f32.
 MOESAIC_ALWAYS_INLINE F load_u8(const std::uint8_t* p) {
   return F{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]),
            static_cast<float>(p[3])};

@@ -1,7 +1,7 @@
 #pragma once
 
 /// The vector operations as plain loops: the twin that every instruction set is compared with.
-/// Integer steps are the same; fma rounds twice here, so sums differ by f32 rounding only.
+/// Integers are the same; fma rounds twice here, so f32 sums may differ in their last bits.
 
 #include <cstdint>
 #include <cstring>
@@ -15,7 +15,7 @@ namespace {
 
 constexpr int kLanes = 16;
 constexpr bool kSignedDot = false;
-constexpr int kMaxGroup[3] = {1, 1, 1};
+constexpr int kMaxBundle[3] = {1, 1, 1};
 constexpr int kMaxFused = 0;
 
 struct V {
@@ -52,7 +52,7 @@ inline V flip_sign(const V& v) {
   return bytes([&](int i) { return v.b[i] ^ 128; });
 }
 
-/// Bits [From, From + width) of each byte, moved to bit To; kMask is the mask of `width` bits.
+/// Bits [From, From + width) of each byte, moved to bit To; kMask has the lowest `width` bits set.
 template <int From, int To, int kMask>
 inline V bits(const V& v) {
   return bytes([&](int i) { return (v.b[i] >> From & kMask) << To; });
@@ -61,7 +61,7 @@ inline V bits(const V& v) {
 inline V lookup(const V& v, const std::uint8_t* table) {
   return bytes([&](int i) { return table[v.b[i]]; });
 }
-/// 16 in byte j of each lane whose bit 4 * k4 + j is set, else 0.
+/// 16 in byte j of each lane whose bit 4 * k4 + j of the lane's word is set, else 0.
 template <int k4>
 inline V spread_bits(const V& words) {
   return bytes([&](int i) {
@@ -70,23 +70,25 @@ inline V spread_bits(const V& words) {
   });
 }
 
-/// v with those bytes negated.
+/// v with those of its bytes negated whose bit of the lane's word is set, as in spread_bits.
 template <int k4>
 inline V negate_where(const V& v, const V& words) {
   const V set = spread_bits<k4>(words);
   return bytes([&](int i) { return set.b[i] != 0 ? -v.b[i] : v.b[i]; });
 }
-/// Points of 8 bytes: bytes 0 .. 3 and 4 .. 7 of point rows[i] in lane i.
+/// Lane i of `low` is bytes 0 .. 3, lane i of `high` bytes 4 .. 7 of entry rows[i] of a table whose
+/// entries have 8 bytes.
 inline void pick8(const std::uint8_t* points, const std::uint32_t* rows, V& low, V& high) {
   low = bytes([&](int i) { return points[8 * rows[i / 4] + i % 4]; });
   high = bytes([&](int i) { return points[8 * rows[i / 4] + 4 + i % 4]; });
 }
-/// The same of points of 4 bytes.
+/// Lane i is entry rows[i] of a table whose entries have 4 bytes.
 inline V pick4(const std::uint8_t* points, const std::uint32_t* rows) {
   return bytes([&](int i) { return points[4 * rows[i / 4] + i % 4]; });
 }
 
-/// acc += the dot products of the 4 weights of each row and the 4 activations at `a`.
+/// acc + the dot product of each row's 4 weights and the 4 activations at `a`, which all rows
+/// share.
 template <bool kWide>
 inline I dot(const I& acc, const V& weights, const std::int32_t* a) {
   std::int8_t act[4];
@@ -142,7 +144,7 @@ inline F div(const F& a, const F& b) {
 inline F fma(const F& a, const F& b, const F& c) {
   return lanes<F>([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
 }
-/// NaN in v stays.
+/// v limited to [low, high]; a NaN in v stays.
 inline F clamp(const F& v, const F& low, const F& high) {
   return lanes<F>([&](int i) {
     const float x = high.v[i] < v.v[i] ? high.v[i] : v.v[i];
@@ -153,7 +155,7 @@ inline F clamp(const F& v, const F& low, const F& high) {
 inline F round_f(const F& v) {
   return lanes<F>([&](int i) { return (v.v[i] + 12582912.0F) - 12582912.0F; });
 }
-/// kLanes f16 or bf16 values.
+/// Loads kLanes f16 (or bf16) values as f32.
 inline std::uint16_t half_at(const std::uint8_t* p, int i) {
   std::uint16_t h;
   std::memcpy(&h, p + 2 * i, 2);
@@ -165,7 +167,7 @@ inline F load_f16(const std::uint8_t* p) {
 inline F load_bf16(const std::uint8_t* p) {
   return lanes<F>([&](int i) { return bf16_to_f32(half_at(p, i)); });
 }
-/// kLanes unsigned or signed bytes.
+/// Loads kLanes unsigned (or signed) bytes as f32.
 inline F load_u8(const std::uint8_t* p) {
   return lanes<F>([&](int i) { return static_cast<float>(p[i]); });
 }

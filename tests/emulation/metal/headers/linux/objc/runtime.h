@@ -1,6 +1,6 @@
 #pragma once
 
-// The part of the Objective-C runtime that metal-cpp calls; fake_runtime.cpp has it for Linux.
+// The part of the Objective-C runtime that metal-cpp calls; fake_runtime/objects.cpp has it for Linux.
 
 extern "C" {
 typedef struct objc_selector* SEL;

@@ -1,0 +1,59 @@
+#include <cmath>
+
+#include "config.hpp"
+#include "config_fields.hpp"
+
+namespace moesaic::python {
+namespace {
+
+py::dict to_dict(const Activation& a) {
+  py::dict d;
+  d["kind"] = name_of(a.kind);
+  d["limit"] = a.limit;
+  d["alpha"] = a.alpha;
+  d["beta"] = a.beta;
+  d["linear_beta"] = a.linear_beta;
+  return d;
+}
+
+Activation make_activation(const std::string& kind, float limit, float alpha, float beta,
+                           float linear_beta) {
+  const auto check = [](bool ok, const char* name, const char* expected, float got) {
+    require<ConfigError>(
+        ok, [&] { return Problem{"Activation", name, expected, std::to_string(got), {}}; });
+  };
+  check(limit > 0.0F, "limit", "a positive number", limit);
+  check(std::isfinite(alpha), "alpha", "a finite number", alpha);
+  check(std::isfinite(beta) && beta > 0.0F, "beta", "a positive number", beta);
+  check(std::isfinite(linear_beta) && linear_beta >= 0.0F, "linear_beta",
+        "a finite number, not negative", linear_beta);
+  return {parse_name<ActivationKind>(kind, "Activation", "activation"), limit, alpha, beta,
+          linear_beta};
+}
+
+}  // namespace
+
+Activation parse_activation(const py::object& value, const char* operation) {
+  if (py::isinstance<Activation>(value)) return value.cast<Activation>();
+  require<DTypeError>(py::isinstance<py::str>(value), [&] {
+    return Problem{
+        operation, "activation", "an Activation or its kind", Py_TYPE(value.ptr())->tp_name, {}};
+  });
+  Activation activation;
+  activation.kind = parse_name<ActivationKind>(value.cast<std::string>(), operation, "activation");
+  return activation;
+}
+
+void bind_activation(py::module_& m) {
+  py::class_<Activation> activation(m, "Activation", py::is_final());
+  activation
+      .def(py::init(&make_activation), py::arg("kind") = "swiglu", py::kw_only(),
+           py::arg("limit") = 7.0F, py::arg("alpha") = 1.702F, py::arg("beta") = 1.0F,
+           py::arg("linear_beta") = 0.0F)
+      .def_property_readonly("gated", &Activation::gated)
+      .def("__call__", &activate, py::arg("g"), py::arg("u"));
+  define_fields(activation, "Activation", &to_dict,
+                {"kind", "limit", "alpha", "beta", "linear_beta"});
+}
+
+}  // namespace moesaic::python

@@ -1,0 +1,140 @@
+/// MoeExpertStore: the experts of all layers in slow memory.
+
+#include <pybind11/stl.h>
+
+#include <tuple>
+
+#include "calls.hpp"
+#include "moesaic/gguf.hpp"
+#include "offload.hpp"
+#include "store_views.hpp"
+
+namespace moesaic::python {
+namespace {
+
+using Store = std::shared_ptr<MoeExpertStore>;
+using Pools = std::vector<std::shared_ptr<ExpertPool>>;
+
+Store from_gguf(const std::shared_ptr<GgufFile>& file, std::optional<std::int64_t> memory_limit,
+                std::int32_t staging, std::int32_t io_threads, std::int32_t read_ahead) {
+  const StoreOptions options{memory_limit, staging, io_threads, read_ahead};
+  const py::gil_scoped_release release;
+  return MoeExpertStore::from_gguf(file, options);
+}
+
+Store from_arrays(const std::vector<std::tuple<py::object, py::object, py::object>>& layers,
+                  const std::optional<std::vector<std::int32_t>>& layer_indices) {
+  constexpr const char* kOperation = "MoeExpertStore.from_arrays";
+  require<ShapeError>(!layer_indices || layer_indices->size() == layers.size(), [&] {
+    return Problem{kOperation,
+                   "layer_indices",
+                   std::to_string(layers.size()) + ", one a layer",
+                   std::to_string(layer_indices->size()),
+                   {}};
+  });
+  std::vector<ArrayRef> arrays;
+  std::vector<MoeExpertStore::ArrayLayer> views;
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    MoeExpertStore::ArrayLayer& view = views.emplace_back();
+    view.layer_index = layer_indices ? (*layer_indices)[i] : static_cast<std::int32_t>(i);
+    const auto& [gate, up, down] = layers[i];
+    const auto import = [&](const py::object& array, const char* name) {
+      return arrays.emplace_back(import_array(array, kOperation, name)).read();
+    };
+    if (!gate.is_none()) view.gate = import(gate, "gate");
+    view.up = import(up, "up");
+    view.down = import(down, "down");
+  }
+  const py::gil_scoped_release release;
+  return MoeExpertStore::from_arrays(views);
+}
+
+std::vector<RefreshResult> refresh_pools(MoeExpertStore& store, const Pools& pools,
+                                         const std::vector<py::object>& captured_ids,
+                                         std::int64_t step, bool is_prefill_block,
+                                         const std::string& mode) {
+  constexpr const char* kOperation = "MoeExpertStore.refresh_pools";
+  std::vector<Ids> ids;
+  for (const py::object& one : captured_ids) {
+    ids.push_back(import_id_list(one, kOperation, "captured_ids"));
+  }
+  std::vector<std::span<const std::int32_t>> spans;
+  for (const Ids& one : ids) spans.push_back(id_span(one));
+  return store.refresh_pools(pools, spans, step, is_prefill_block, parse_mode(mode, kOperation));
+}
+
+std::int64_t apply(MoeExpertStore& store, const Pools& pools) {
+  Call call;
+  const py::gil_scoped_release release;
+  return store.apply(call.context, pools);
+}
+
+py::dict memory_of(const MoeExpertStore& store) {
+  const StoreMemory memory = store.memory();
+  py::dict result;
+  result["slots"] = memory.slots;
+  result["staging"] = memory.staging;
+  result["limit"] = memory.limit == 0 ? py::object(py::none()) : py::int_(memory.limit);
+  return result;
+}
+
+py::dict io_of(const MoeExpertStore& store) {
+  const IoStats io = store.io_stats();
+  py::dict result;
+  result["reads"] = io.reads;
+  result["bytes"] = io.bytes;
+  result["most_in_flight"] = io.most_in_flight;
+  result["cached"] = io.cached;
+  result["ahead"] = io.ahead;
+  result["ahead_used"] = io.ahead_used;
+  return result;
+}
+
+}  // namespace
+
+void bind_expert_store(py::module_& m) {
+  py::class_<MoeExpertStore, Store>(m, "MoeExpertStore", py::is_final())
+      .def_static("from_gguf", &from_gguf, py::arg("file").none(false), py::kw_only(),
+                  py::arg("memory_limit") = py::none(), py::arg("staging") = 0,
+                  py::arg("io_threads") = 8, py::arg("read_ahead") = 4)
+      .def_static("from_arrays", &from_arrays, py::arg("layers"),
+                  py::arg("layer_indices") = py::none())
+      .def_property_readonly("num_layers", &MoeExpertStore::num_layers)
+      .def_property_readonly("layers",
+                             [](const Store& store) {
+                               std::vector<StoreLayer> layers;
+                               for (std::int32_t i = 0; i < store->num_layers(); ++i) {
+                                 layers.push_back({store, &store->layer(i)});
+                               }
+                               return layers;
+                             })
+      .def("refresh_pools", &refresh_pools, py::arg("pools"), py::arg("captured_ids"),
+           py::arg("step"), py::arg("is_prefill_block") = false, py::arg("mode") = "reuse")
+      .def("apply", &apply, py::arg("pools"))
+      .def(
+          "slot_map",
+          [](const MoeExpertStore& store, std::int32_t i) {
+            const std::vector<std::int32_t> map = store.slot_map(i);
+            return py::array_t<std::int32_t>(static_cast<py::ssize_t>(map.size()), map.data());
+          },
+          py::arg("i"))
+      .def("pools",
+           [](const MoeExpertStore& store) {
+             Pools pools;
+             for (std::int32_t i = 0; i < store.num_layers(); ++i) pools.push_back(store.pool(i));
+             return pools;
+           })
+      .def("profile",
+           [](const py::object& store) {
+             return py::module_::import("moesaic.offload")
+                 .attr("ExpertProfile")
+                 .attr("of_store")(store);
+           })
+      .def("memory", &memory_of)
+      .def("io_stats", &io_of)
+      .def("__repr__", [](const MoeExpertStore& store) {
+        return "moesaic.MoeExpertStore(num_layers=" + std::to_string(store.num_layers()) + ")";
+      });
+}
+
+}  // namespace moesaic::python

@@ -1,0 +1,79 @@
+/// MoeLayer.from_store: a layer whose experts are not all in fast memory.
+
+#include <pybind11/stl.h>
+
+#include "calls.hpp"
+#include "layer.hpp"
+#include "load.hpp"
+#include "offload.hpp"
+#include "values.hpp"
+
+namespace moesaic::python {
+namespace {
+
+using Store = std::shared_ptr<MoeExpertStore>;
+
+LayerObject layer_from_store(const Store& store, std::int32_t i,
+                             const std::shared_ptr<ExpertPool>& pool, const std::string& on_miss,
+                             const std::optional<MoeConfig>& config,
+                             const py::object& router_weight,
+                             const std::shared_ptr<ExpertStack>& shared,
+                             const py::object& shared_gate, const std::string& device,
+                             const std::string& precision) {
+  constexpr const char* kOperation = "MoeLayer.from_store";
+  const OnMiss miss = parse_name<OnMiss>(on_miss, kOperation, "on_miss");
+  const auto default_precision = parse_precision(precision, kOperation);
+  const LayerMoeWeights& weights = store->layer(i);
+  const auto used =
+      pool ? pool
+           : std::make_shared<ExpertPool>(ExpertPool::all_resident(weights.stack->num_experts()));
+  // A pool made here is unknown to the caller, whose apply() would otherwise load the experts.
+  const auto load_all = [&] {
+    if (pool) return;
+    Call call;
+    const py::gil_scoped_release release;
+    store->apply(call.context, i, used);
+  };
+  Loading loading(kOperation, device, "auto", std::nullopt, py::none());
+  if (!config) {
+    require<ConfigError>(router_weight.is_none() && !shared, [] {
+      return Problem{kOperation, "router_weight and shared", "none: they come from the file",
+                     "some", "give a config to make the layer from parts"};
+    });
+    auto layer = loading.run([&](const LoadOptions& options) {
+      return std::make_shared<const MoeLayer>(store->make_layer(i, used, miss, options));
+    });
+    load_all();
+    return {std::move(layer), default_precision};
+  }
+  MoeLayer::Parts parts;
+  parts.stack = weights.stack;
+  if (!router_weight.is_none()) {
+    parts.router_weight = import_floats(router_weight, kOperation, "router_weight");
+  }
+  if (shared) {
+    parts.shared.emplace(SharedExperts{*shared});
+    if (!shared_gate.is_none()) {
+      parts.shared->gate = import_floats(shared_gate, kOperation, "shared_gate");
+    }
+  }
+  parts.residency = loading.run([&](const LoadOptions& options) {
+    return store->residency(i, used, miss, *options.backend);
+  });
+  auto layer = std::make_shared<const MoeLayer>(*config, std::move(parts));
+  load_all();
+  return {std::move(layer), default_precision};
+}
+
+}  // namespace
+
+void bind_layer_from_store(py::module_& m) {
+  auto layer = py::reinterpret_borrow<py::class_<LayerObject>>(m.attr("MoeLayer"));
+  layer.def_static("from_store", &layer_from_store, py::arg("store").none(false), py::arg("i"),
+                   py::arg("pool") = py::none(), py::arg("on_miss") = "compute", py::kw_only(),
+                   py::arg("config") = py::none(), py::arg("router_weight") = py::none(),
+                   py::arg("shared") = py::none(), py::arg("shared_gate") = py::none(),
+                   py::arg("device") = "cpu", py::arg("precision") = "auto");
+}
+
+}  // namespace moesaic::python

@@ -1,0 +1,29 @@
+/// Arithmetic about placements that needs no pool, or several.
+
+#include <pybind11/stl.h>
+
+#include "expert_pool.hpp"
+
+namespace moesaic::python {
+
+void bind_placement(py::module_& m) {
+  m.def(
+      "target_from_counts",
+      [](const std::vector<std::int64_t>& counts, std::int32_t budget) {
+        return target_from_counts(counts, budget);
+      },
+      py::arg("counts"), py::arg("budget"));
+  m.def("budget_from_memory", &budget_from_memory, py::arg("free"), py::arg("reserve"),
+        py::arg("expert_bytes"), py::arg("layers"), py::arg("num_experts"));
+  m.def(
+      "merged_resident_mask",
+      [](const std::vector<std::shared_ptr<ExpertPool>>& pools) {
+        std::vector<const ExpertPool*> pointers;
+        for (const auto& pool : pools) pointers.push_back(pool.get());
+        return copied(std::span<const std::uint8_t>(merged_resident_mask(pointers)))
+            .attr("astype")("bool");
+      },
+      py::arg("pools"));
+}
+
+}  // namespace moesaic::python

@@ -1,0 +1,46 @@
+#pragma once
+
+/// What products of an array with weights have in common, those of ExpertStack as those of
+/// MarlinExpertStack.
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "arrays.hpp"
+#include "calls.hpp"
+#include "devices.hpp"
+#include "result.hpp"
+
+namespace moesaic::python {
+
+/// The arguments of a product that Python gave and that do not depend on the weights.
+struct ProductArguments {
+  const char* operation;
+  const char* x_name;  ///< what errors call x
+  const py::object& x;
+  const py::object& out;
+  const std::optional<std::string>& precision;
+  DeviceStream target;
+};
+
+/// Calls run(context, x, out) without the GIL, with an f32 `out` of `shape`, and returns that.
+/// `in` is x, already imported; `ids`, if given, must not share memory with the result either.
+template <class Run>
+py::object run_product(const ProductArguments& arguments, const ArrayRef& in,
+                       const std::vector<std::int64_t>& shape, Run&& run,
+                       const ConstTensorView& ids = {}) {
+  const auto& [operation, x_name, x, out, precision, target] = arguments;
+  Result result(x, in, DType::F32, shape, out, operation, false, target);
+  require_disjoint(result.view(), in.read(), operation, x_name);
+  require_disjoint(result.view(), ids, operation, "ids");
+  Call call(parse_precision(precision, operation), target.device);
+  call.context.set_stream(target.stream);
+  {
+    const py::gil_scoped_release release;
+    run(call.context, in.read(), result.view());
+  }
+  return result.finish();
+}
+
+}  // namespace moesaic::python

@@ -1,0 +1,106 @@
+#include "result.hpp"
+
+#include <utility>
+
+#include "devices.hpp"
+#include "dtypes.hpp"
+#include "moesaic/error.hpp"
+
+namespace moesaic::python {
+namespace {
+
+/// The from_dlpack of the package that the type of `like` lives in; None when it has none.
+py::object foreign_from_dlpack(py::handle like) {
+  if (py::hasattr(like, "__array_namespace__")) {
+    const py::object space = like.attr("__array_namespace__")();
+    if (py::hasattr(space, "from_dlpack")) return space.attr("from_dlpack");
+  }
+  const py::dict modules = py::module_::import("sys").attr("modules");
+  std::string module = py::str(py::type::handle_of(like).attr("__module__"));
+  while (!module.empty()) {
+    const py::str key(module);
+    if (modules.contains(key)) {
+      const py::object found = modules[key];
+      if (py::hasattr(found, "from_dlpack")) return found.attr("from_dlpack");
+    }
+    const auto dot = module.rfind('.');
+    module.resize(dot == std::string::npos ? 0 : dot);
+  }
+  return py::none();
+}
+
+std::vector<py::ssize_t> byte_strides(const TensorView& view) {
+  std::vector<py::ssize_t> strides;
+  for (int i = 0; i < view.rank; ++i)
+    strides.push_back(view.stride(i) * static_cast<py::ssize_t>(size_of(view.dtype)));
+  return strides;
+}
+
+}  // namespace
+
+Result::Result(py::handle like, const ArrayRef& like_ref, DType dtype,
+               const std::vector<std::int64_t>& shape, py::handle out, const char* operation,
+               bool any_float, const DeviceStream& target)
+    : like_(like) {
+  if (!out.is_none()) {
+    write_to(py::reinterpret_borrow<py::object>(out), operation, target);
+    require<ConfigError>(!out_.read_only, [&] {
+      return Problem{operation, "out", "a writable array", "a read-only one", {}};
+    });
+    bool same = view_.rank == static_cast<int>(shape.size());
+    for (int i = 0; same && i < view_.rank; ++i)
+      same = view_.dim(i) == shape[static_cast<std::size_t>(i)];
+    require<ShapeError>(
+        same, [&] { return Problem{operation, "out", shape_text(shape), describe(view_), {}}; });
+    const bool fits = any_float ? view_.dtype == DType::F32 || view_.dtype == DType::F16 ||
+                                      view_.dtype == DType::BF16
+                                : view_.dtype == dtype;
+    require<DTypeError>(fits, [&] {
+      return Problem{operation,
+                     "out",
+                     any_float ? "f32, f16 or bf16" : name_of(dtype),
+                     name_of(view_.dtype),
+                     {}};
+    });
+    return;
+  }
+  if (target.device.type != DeviceType::Cpu) {
+    write_to(foreign_empty(like, dtype == like_ref.view.dtype, dtype, shape, operation), operation,
+             target);
+    return;
+  }
+  if (like_ref.kind == ArrayKind::Numpy) {
+    // Several packages register a bfloat16 with numpy: take the descriptor of x, so that a result
+    // has the type that x has.
+    const py::dtype descriptor = dtype == DType::BF16 && like_ref.view.dtype == dtype
+                                     ? py::reinterpret_borrow<py::array>(like_ref.keep).dtype()
+                                     : numpy_dtype(dtype);
+    py::array array(descriptor, std::vector<py::ssize_t>(shape.begin(), shape.end()));
+    view_ = dense_view(array.mutable_data(), dtype, shape);
+    object_ = std::move(array);
+    return;
+  }
+  array_ = new_array(dtype, shape);
+  view_ = array_->view;
+  foreign_ = like_ref.kind == ArrayKind::Foreign;
+}
+
+void Result::write_to(py::object object, const char* operation, const DeviceStream& target) {
+  out_ = import_array(object, operation, "out", target);
+  view_ = out_.view;
+  object_ = std::move(object);
+}
+
+py::object Result::finish() {
+  if (object_) return std::move(object_);
+  py::object own = py::cast(array_);
+  if (!foreign_) return own;
+  const py::object from_dlpack = foreign_from_dlpack(like_);
+  if (!from_dlpack.is_none()) return from_dlpack(own);
+  py::array result(numpy_dtype(view_.dtype),
+                   std::vector<py::ssize_t>(view_.shape.begin(), view_.shape.begin() + view_.rank),
+                   byte_strides(view_), view_.data, own);
+  return result;
+}
+
+}  // namespace moesaic::python

@@ -1,0 +1,31 @@
+#pragma once
+
+#include "arrays.hpp"
+
+namespace moesaic::python {
+
+/// What a call writes to: `out` when given, else a new array of the kind of `like`.
+class Result {
+ public:
+  /// Errors: for `out` as import_array; ShapeError (another shape), DTypeError (not `dtype`, or
+  /// when `any_float`, not f32, f16 or bf16), ConfigError (read-only). On a GPU the array package
+  /// of `like` makes the array; UnsupportedError when it cannot.
+  Result(py::handle like, const ArrayRef& like_ref, DType dtype,
+         const std::vector<std::int64_t>& shape, py::handle out, const char* operation,
+         bool any_float = false, const DeviceStream& target = {});
+  TensorView view() const { return view_; }
+  /// The object to return. Call once, with the GIL.
+  py::object finish();
+
+ private:
+  /// Makes `object` what the call writes to.
+  void write_to(py::object object, const char* operation, const DeviceStream& target);
+  TensorView view_;
+  py::object object_;  ///< a numpy array, the caller's out, or a package's own
+  ArrayRef out_;
+  std::shared_ptr<Array> array_;
+  py::handle like_;
+  bool foreign_ = false;
+};
+
+}  // namespace moesaic::python

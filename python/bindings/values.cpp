@@ -1,0 +1,95 @@
+#include "values.hpp"
+
+#include <array>
+#include <cstring>
+#include <limits>
+
+#include "moesaic/error.hpp"
+
+namespace moesaic::python {
+namespace {
+
+/// Calls visit(pointer to an element) for each, in row-major order.
+template <class Visit>
+void for_each_element(const ConstTensorView& view, Visit&& visit) {
+  const auto* base = static_cast<const std::byte*>(view.data);
+  const auto item = static_cast<std::int64_t>(size_of(view.dtype));
+  std::array<std::int64_t, kMaxRank> index{};
+  for (std::int64_t n = view.num_elements(); n > 0; --n) {
+    std::int64_t offset = 0;
+    for (int i = 0; i < view.rank; ++i)
+      offset += index[static_cast<std::size_t>(i)] * view.stride(i);
+    visit(base + offset * item);
+    for (int i = view.rank - 1; i >= 0; --i) {
+      auto& at = index[static_cast<std::size_t>(i)];
+      if (++at < view.dim(i)) break;
+      at = 0;
+    }
+  }
+}
+
+template <class T>
+T load(const std::byte* from) {
+  T value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+}  // namespace
+
+Ids import_ids(py::handle object, const char* operation, const char* name,
+               const DeviceStream& target) {
+  Ids ids;
+  ids.array = import_array(object, operation, name, target);
+  ids.view = ids.array.view;
+  const DType dtype = ids.view.dtype;
+  if (target.device.type != DeviceType::Cpu) {
+    require<DTypeError>(dtype == DType::I32, [&] {
+      return Problem{operation, name, "int32 on " + to_string(target.device), name_of(dtype), {}};
+    });
+    require<ShapeError>(is_dense(ids.view), [&] {
+      return Problem{operation, name, "a dense array", "strides", "pass a contiguous copy"};
+    });
+    return ids;
+  }
+  require<DTypeError>(dtype == DType::I32 || dtype == DType::I64, [&] {
+    return Problem{operation, name, "int32 or int64", name_of(dtype), {}};
+  });
+  if (dtype == DType::I32 && is_dense(ids.view)) return ids;
+  ids.copy.reserve(static_cast<std::size_t>(ids.view.num_elements()));
+  for_each_element(ids.view, [&](const std::byte* element) {
+    const std::int64_t value =
+        dtype == DType::I32 ? load<std::int32_t>(element) : load<std::int64_t>(element);
+    require<ShapeError>(
+        value >= std::numeric_limits<std::int32_t>::min() &&
+            value <= std::numeric_limits<std::int32_t>::max(),
+        [&] {
+          return Problem{operation, name, "ids in the range of int32", std::to_string(value), {}};
+        });
+    ids.copy.push_back(static_cast<std::int32_t>(value));
+  });
+  std::vector<std::int64_t> shape(ids.view.shape.begin(), ids.view.shape.begin() + ids.view.rank);
+  ids.view = dense_view(ids.copy.data(), DType::I32, shape);
+  return ids;
+}
+
+std::vector<float> import_floats(py::handle object, const char* operation, const char* name) {
+  const ArrayRef ref = import_array(object, operation, name);
+  const DType dtype = ref.view.dtype;
+  require<DTypeError>(dtype == DType::F32 || dtype == DType::F16 || dtype == DType::BF16, [&] {
+    return Problem{operation, name, "f32, f16 or bf16", name_of(dtype), {}};
+  });
+  std::vector<float> values;
+  values.reserve(static_cast<std::size_t>(ref.view.num_elements()));
+  for_each_element(ref.view, [&](const std::byte* element) {
+    if (dtype == DType::F32)
+      values.push_back(load<float>(element));
+    else if (dtype == DType::F16)
+      values.push_back(f16_to_f32(load<std::uint16_t>(element)));
+    else
+      values.push_back(bf16_to_f32(load<std::uint16_t>(element)));
+  });
+  return values;
+}
+
+}  // namespace moesaic::python

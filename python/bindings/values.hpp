@@ -1,0 +1,25 @@
+#pragma once
+
+/// Arrays whose values are read on the host: ids and small weights.
+
+#include <vector>
+
+#include "arrays.hpp"
+
+namespace moesaic::python {
+
+/// int32 or int64 ids as dense int32: the caller's memory when it is that already, else a copy.
+struct Ids {
+  ArrayRef array;
+  std::vector<std::int32_t> copy;
+  ConstTensorView view;
+};
+/// Imports ids. Errors: as import_array; DTypeError (not int32 or int64; on a GPU not int32),
+/// ShapeError (beyond int32; on a GPU not dense).
+Ids import_ids(py::handle object, const char* operation, const char* name,
+               const DeviceStream& target = {});
+
+/// An f32, f16 or bf16 array as a vector of f32. Errors as import_array, and DTypeError.
+std::vector<float> import_floats(py::handle object, const char* operation, const char* name);
+
+}  // namespace moesaic::python
