@@ -25,7 +25,7 @@ gate_up = np.concatenate([stack.gemm_gate(x, plan), stack.gemm_up(x, plan)], axi
 rows = stack.gemm_down(mo.silu_mul(gate_up), plan)  # [P, H]
 y_plan = mo.weighted_sum(rows.reshape(T, top_k, H), routing)
 
-# The same plan padded to blocks, as an aligned GEMM walks it.
+# An aligned GEMM walks the plan padded to blocks.
 block_size = mo.pick_block_size(plan)
 aligned = mo.align_block_size(routing, E, block_size)
 print(f"block size {block_size}: {plan.num_pairs} pairs in {aligned.num_post_pad} padded rows")

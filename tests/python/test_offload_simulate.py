@@ -89,7 +89,7 @@ def test_tide_decisions_by_hand():
             swaps.append((result.target, result.promotions, result.demotions))
         residents.append(pool.residents.tolist())
     assert residents == [[4, 5], [4, 5], [5, 6], [5, 6], [0, 7]]
-    # Of two cold residents the higher id goes first.
+    # The higher id of two cold residents goes first.
     assert swaps == [([4, 5], [4, 5], [1, 0]), ([6, 5], [6], [4]), ([7, 0], [7, 0], [6, 5])]
 
 

@@ -6,6 +6,8 @@
 // What everything speaks of.
 #include "moesaic/error.hpp"
 #include "moesaic/names.hpp"
+#include "moesaic/operands.hpp"
+#include "moesaic/operations.hpp"
 #include "moesaic/types.hpp"
 #include "moesaic/quant.hpp"
 
@@ -23,6 +25,7 @@
 #include "moesaic/tuning.hpp"
 #include "moesaic/thread_pool.hpp"
 #include "moesaic/profile.hpp"
+#include "moesaic/backend_facts.hpp"
 #include "moesaic/backend.hpp"
 #include "moesaic/context.hpp"
 #include "moesaic/workspace.hpp"

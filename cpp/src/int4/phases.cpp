@@ -140,13 +140,13 @@ void MarlinExpertStack::gemm_phase_batched(Context& context, const ConstTensorVi
   const auto entries = static_cast<std::int64_t>(source.size());
   Product product(kName, context, kernel_weights(), input_rows(x), std::max(entries, out.dim(0)));
   const RowMap map =
-      product.memory().place({.num_segments = static_cast<std::int32_t>(expert.size()),
-                              .expert = expert.data(),
-                              .offsets = offsets.data(),
-                              .source = source.data(),
-                              .destination = destination.data(),
-                              .limit = static_cast<std::int32_t>(out.dim(0))},
-                             entries);
+      product.memory().on_device({.num_segments = static_cast<std::int32_t>(expert.size()),
+                                  .expert = expert.data(),
+                                  .offsets = offsets.data(),
+                                  .source = source.data(),
+                                  .destination = destination.data(),
+                                  .limit = static_cast<std::int32_t>(out.dim(0))},
+                                 entries);
   product.run(map, static_cast<float*>(out.data),
               forward::decide(precision, entries, num_experts(), context.tuning()));
 }
@@ -194,16 +194,16 @@ void MarlinExpertStack::gemm_phase_vllm(Context& context, const ConstTensorView&
   const bool all = std::ranges::find(named, -1) == named.end();
   Product product(kName, context, kernel_weights(), input_rows(x),
                   std::max<std::int64_t>(pairs, aligned.num_post_pad()));
-  const std::int32_t* const rows = all ? nullptr : product.memory().place(named);
+  const std::int32_t* const rows = all ? nullptr : product.memory().on_device(named);
   const RowMap map =
-      product.memory().place({.num_segments = static_cast<std::int32_t>(aligned.num_blocks()),
-                              .expert = aligned.block_experts().data(),
-                              .width = aligned.block_size(),
-                              .source = aligned.sorted_ids().data(),
-                              .destination = aligned.sorted_ids().data(),
-                              .source_divisor = top_k,
-                              .limit = static_cast<std::int32_t>(pairs)},
-                             aligned.num_post_pad());
+      product.memory().on_device({.num_segments = static_cast<std::int32_t>(aligned.num_blocks()),
+                                  .expert = aligned.block_experts().data(),
+                                  .width = aligned.block_size(),
+                                  .source = aligned.sorted_ids().data(),
+                                  .destination = aligned.sorted_ids().data(),
+                                  .source_divisor = top_k,
+                                  .limit = static_cast<std::int32_t>(pairs)},
+                                 aligned.num_post_pad());
   auto* y = static_cast<float*>(out.data);
   if (!all) {
     context.backend().zero_skipped(

@@ -69,44 +69,44 @@ std::vector<const std::byte*> CallMemory::upload(std::initializer_list<Bytes> ar
   std::size_t total = 0;
   for (const Bytes& array : arrays) total += aligned(array.size());
   std::byte* at = allocate(total, "arrays in host memory");
-  std::vector<const std::byte*> placed;
+  std::vector<const std::byte*> uploaded;
   for (const Bytes& array : arrays) {
-    placed.push_back(array.empty() ? nullptr : at);
+    uploaded.push_back(array.empty() ? nullptr : at);
     if (array.empty()) continue;
     backend_.copy_on_stream(context_, at, array.data(), array.size());
     at += aligned(array.size());
   }
-  return placed;
+  return uploaded;
 }
 
-const std::int32_t* CallMemory::place(std::span<const std::int32_t> ids) {
+const std::int32_t* CallMemory::on_device(std::span<const std::int32_t> ids) {
   if (reads_host_) return ids.data();
   return ids_at(upload({std::as_bytes(ids)})[0]);
 }
 
-RoutingView CallMemory::place(const Routing& routing) {
+RoutingView CallMemory::on_device(const Routing& routing) {
   // The backend only reads it; its view type serves both directions.
   auto* ids = const_cast<std::int32_t*>(routing.topk_ids().data());
   auto* weights = const_cast<float*>(routing.topk_weights().data());
   if (!reads_host_) {
-    const auto placed =
+    const auto uploaded =
         upload({std::as_bytes(routing.topk_ids()), std::as_bytes(routing.topk_weights())});
-    ids = const_cast<std::int32_t*>(ids_at(placed[0]));
-    weights = reinterpret_cast<float*>(const_cast<std::byte*>(placed[1]));
+    ids = const_cast<std::int32_t*>(ids_at(uploaded[0]));
+    weights = reinterpret_cast<float*>(const_cast<std::byte*>(uploaded[1]));
   }
   return {ids, weights, routing.num_tokens(), routing.top_k()};
 }
 
-RowMap CallMemory::place(const RowMap& map, std::int64_t entries) {
+RowMap CallMemory::on_device(const RowMap& map, std::int64_t entries) {
   if (reads_host_) return map;
   const std::int64_t segments = map.num_segments;
-  const auto placed = upload({bytes_of(map.expert, segments), bytes_of(map.offsets, segments + 1),
-                              bytes_of(map.source, entries), bytes_of(map.destination, entries)});
+  const auto uploaded = upload({bytes_of(map.expert, segments), bytes_of(map.offsets, segments + 1),
+                                bytes_of(map.source, entries), bytes_of(map.destination, entries)});
   RowMap there = map;
-  there.expert = ids_at(placed[0]);
-  there.offsets = ids_at(placed[1]);
-  there.source = ids_at(placed[2]);
-  there.destination = ids_at(placed[3]);
+  there.expert = ids_at(uploaded[0]);
+  there.offsets = ids_at(uploaded[1]);
+  there.source = ids_at(uploaded[2]);
+  there.destination = ids_at(uploaded[3]);
   return there;
 }
 

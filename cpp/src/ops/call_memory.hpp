@@ -18,7 +18,7 @@ namespace moesaic::forward {
 /// that is gone by then. `what` needs that memory.
 void require_no_capture(const char* operation, const Context& context, const char* what);
 
-/// Take and place everything before the first launch: then a CaptureError comes before it too. The
+/// Take and upload everything before the first launch: then a CaptureError comes before it too. The
 /// end waits for the launches, if there is memory to give back. Host arrays must live as long.
 class CallMemory {
  public:
@@ -33,10 +33,10 @@ class CallMemory {
 
   // The host's arrays as the backend reads them: the same on a backend of host memory, else copies
   // in the order of the stream. Errors as `take`.
-  const std::int32_t* place(std::span<const std::int32_t> ids);
-  RoutingView place(const Routing& routing);
+  const std::int32_t* on_device(std::span<const std::int32_t> ids);
+  RoutingView on_device(const Routing& routing);
   /// `entries`: elements of `source` and `destination`.
-  RowMap place(const RowMap& map, std::int64_t entries);
+  RowMap on_device(const RowMap& map, std::int64_t entries);
 
  private:
   struct Block {

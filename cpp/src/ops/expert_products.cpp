@@ -187,15 +187,15 @@ void expert_gemm(Context& context, const ExpertStack& stack, Role role, const Co
   std::byte* const scratch =
       memory.take(backend.scratch_bytes(query_of(stack, plan.num_tokens(), plan.top_k(), pairs)));
   const std::int32_t* row_pair = plan.row_pair().data();
-  const RowMap map = memory.place({.num_segments = plan.num_experts(),
-                                   .offsets = plan.expert_offsets().data(),
-                                   .source = is_down ? row_pair : plan.row_token().data(),
-                                   .destination = row_pair,
-                                   .limit = static_cast<std::int32_t>(pairs)},
-                                  plan.num_rows());
+  const RowMap map = memory.on_device({.num_segments = plan.num_experts(),
+                                       .offsets = plan.expert_offsets().data(),
+                                       .source = is_down ? row_pair : plan.row_token().data(),
+                                       .destination = row_pair,
+                                       .limit = static_cast<std::int32_t>(pairs)},
+                                      plan.num_rows());
   auto* y = static_cast<float*>(out.data);
   if (plan.num_rows() < pairs) {
-    backend.zero_skipped(context, {.ids = memory.place(plan.pair_row()),
+    backend.zero_skipped(context, {.ids = memory.on_device(plan.pair_row()),
                                    .num_experts = static_cast<std::int32_t>(pairs),
                                    .out = y,
                                    .rows = pairs,

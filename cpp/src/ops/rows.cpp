@@ -56,7 +56,7 @@ void gather_rows(Context& context, const ConstTensorView& x, const BucketPlan& p
   const std::int64_t used = plan.num_rows();
   forward::CallMemory memory(kName, context);
   const std::int32_t* const index =
-      memory.place(plan.row_token().first(static_cast<std::size_t>(used)));
+      memory.on_device(plan.row_token().first(static_cast<std::size_t>(used)));
   auto* rows = static_cast<float*>(out.data);
   if (used > 0) {
     backend.gather(context, {.x = input_rows(x), .index = index, .rows = used, .out = rows});
@@ -98,14 +98,14 @@ void combine(Context& context, const ConstTensorView& rows, const BucketPlan& pl
   forward::check_dense(kName, "rows", context.backend().device(), rows, DType::F32,
                        {plan.num_pairs(), out.dim(1)});
   forward::CallMemory memory(kName, context);
-  const std::int32_t* const pair_row = memory.place(plan.pair_row());
+  const std::int32_t* const pair_row = memory.on_device(plan.pair_row());
   combine_rows(kName, "rows", context, rows, pair_row, routing, out, accumulate);
 }
 
 void combine(Context& context, const ConstTensorView& rows, const BucketPlan& plan,
              const Routing& routing, TensorView out, bool accumulate) {
   forward::CallMemory memory("combine", context);
-  combine(context, rows, plan, memory.place(routing), out, accumulate);
+  combine(context, rows, plan, memory.on_device(routing), out, accumulate);
 }
 
 void weighted_sum(Context& context, const ConstTensorView& pairs, const RoutingView& routing,
@@ -128,7 +128,7 @@ void weighted_sum(Context& context, const ConstTensorView& pairs, const RoutingV
 void weighted_sum(Context& context, const ConstTensorView& pairs, const Routing& routing,
                   TensorView out, bool accumulate) {
   forward::CallMemory memory("weighted_sum", context);
-  weighted_sum(context, pairs, memory.place(routing), out, accumulate);
+  weighted_sum(context, pairs, memory.on_device(routing), out, accumulate);
 }
 
 }  // namespace moesaic

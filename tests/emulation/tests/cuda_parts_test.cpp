@@ -91,7 +91,7 @@ TEST_P(CudaParts, EveryWayAgreesWithF64) {
                     1e-5);
       }
 
-      // The same routing from outside gives the same bits.
+      // A routing given from outside gives the bits of the layer's own.
       const DeviceTensor again(dtype, tokens, kHidden);
       ForwardIo ready;
       ready.x = io.x;

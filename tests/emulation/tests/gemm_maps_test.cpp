@@ -131,7 +131,7 @@ TEST(GemmMaps, InputRowsMayHaveAnyStride) {
   const Map map = pairs_map(routing_of(2, 3, 2, RoutingShape::Uniform));  // source = pair / 2
   Input in(3, 96, DType::F32, 29);
   const Answer want = product_f64(role, map, in);
-  // The same rows 101 elements apart from an odd address, each standing for two inner ones.
+  // Rows 101 elements apart from an odd address, each standing for two inner ones.
   Floats apart(1 + 3 * 101, kPoison);
   for (int r = 0; r < 3; ++r) {
     std::copy_n(in.values.begin() + r * 96, 96, apart.begin() + 1 + r * 101);

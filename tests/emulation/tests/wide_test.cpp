@@ -84,7 +84,7 @@ TEST(Wide, SchedulesAndNeighboursDoNotShow) {
       const Floats other = run(packed, map, in, seed);
       EXPECT_EQ(std::memcmp(other.data(), first.data(), first.size() * sizeof(float)), 0);
     }
-    // The same tokens in another order stand in other tiles, beside a token of NaN.
+    // Tokens in another order stand in other tiles, beside a token of NaN.
     Map turned = map;
     std::ranges::reverse(turned.source.begin(), turned.source.begin() + 70);
     std::ranges::reverse(turned.destination.begin(), turned.destination.begin() + 70);
