@@ -942,8 +942,8 @@ def architecture_table() -> list[dict[str, str]]:
     -------
     list of dict
         Keys: architecture, source (where the facts were read), model_types, score, selection,
-        renormalize, scale, activation, shared, notes, and missing (the part that keeps its layers from
-        opening, or ''). The value 'key' marks what the metadata of a file decides.
+        renormalize, scale, activation, shared, notes, and missing (the part that keeps its layers
+        from opening, or ''). The value 'key' marks what the metadata of a file decides.
     """
 
 def layer_kinds(file: GgufFile) -> list[Literal["dense", "moe", "none"]]:
@@ -4026,7 +4026,7 @@ batch_invariant, profile, strict, threads, cpu_isa, backend, cuda_plugin, log, p
 
     @property
     def large_m_block_size(self) -> int | None:
-        """The same on the device route from large_m_min_pairs on (auto|8|16|32|48|64)."""
+        """Rows per block on a device from large_m_min_pairs pairs on (auto|8|16|32|48|64)."""
 
     @property
     def large_m_min_pairs(self) -> int:
@@ -4038,11 +4038,13 @@ batch_invariant, profile, strict, threads, cpu_isa, backend, cuda_plugin, log, p
 
     @property
     def route(self) -> _Route:
-        """Where routing runs (auto|host|device)."""
+        """Where a layer routes: auto, on its own device; host costs a wait for the logits; device
+        is an error on the CPU (auto|host|device).
+        """
 
     @property
     def row_space(self) -> _RowSpaceMode:
-        """Rows of the aligned GEMM: pairs in place, or gathered (auto|token_pairs|packed_rows)."""
+        """Rows of the grouped GEMM: pairs in place, or gathered (auto|token_pairs|packed_rows)."""
 
     @property
     def precision(self) -> _Precision:

@@ -75,11 +75,13 @@ def fills_workspace(layer: mo.MoeLayer, small: Small) -> bool:
     """Whether memory is written that a call without a single pair has no other use for."""
     if sys.platform != "linux":
         pytest.skip("reads /proc")
-    tokens = 4096
+    # More memory than an allocator keeps for reuse, whose pages would be resident already.
+    tokens = 65536
     x, out = batch(small, tokens), np.zeros((tokens, small.hidden), np.float32)
     ids = np.full((tokens, small.top_k), -1, np.int32)
     routing = mo.Routing(ids, np.zeros(ids.shape, np.float32))
     workspace = mo.Workspace.for_layer(layer, max_tokens=tokens)
+    assert workspace.nbytes > 64 << 20
     before = resident_bytes()
     layer(x, routing=routing, out=out, workspace=workspace)
     return resident_bytes() - before > workspace.nbytes // 2

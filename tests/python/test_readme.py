@@ -56,13 +56,6 @@ def test_links_lead_somewhere(readme: str) -> None:
     assert [link for link in links if not (path.parent / link).exists()] == []
 
 
-def test_the_way_of_one_token_names_files_that_exist() -> None:
-    text = (ROOT / "cpp/README.md").read_text()
-    named = re.findall(r"`((?!include)[a-z]+/[\w/]+\.[ch]pp)`", text)
-    assert named
-    assert [name for name in named if not (ROOT / "cpp/src" / name).exists()] == []
-
-
 def test_the_citation_has_the_version() -> None:
     version = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), flags=re.M)
     assert version and version[1] == mo.__version__

@@ -133,7 +133,7 @@ std::vector<Knob> make_knobs() {
                                 "rows per block of the aligned GEMM"),
       knob<&Tuning::large_m_block_size>(
           "large_m_block_size", "MOESAIC_LARGE_M_BLOCK_SIZE", kBlock,
-          "block_size of a layer on a device from large_m_min_pairs on"),
+          "rows per block on a device from large_m_min_pairs pairs on"),
       knob<&Tuning::large_m_min_pairs>("large_m_min_pairs", "MOESAIC_LARGE_M_MIN_PAIRS",
                                        "an integer, at least 1",
                                        "pairs from which large_m_block_size holds"),
