@@ -200,7 +200,7 @@ TEST(PartsErrors, LayersWhosePartsDisagree) {
   expect(error(all, [](MoeConfig& c, MoeLayer::Parts&) { c.latent_norm = false; }), "latent norm");
   expect(error(all, [](MoeConfig&, MoeLayer::Parts& p) { p.shared.reset(); }), "shared experts");
   expect(error(all, [](MoeConfig&, MoeLayer::Parts& p) { p.shared->gate.pop_back(); }),
-         "shared.gate");
+         "shared gate");
   expect(error(all, [](MoeConfig&, MoeLayer::Parts& p) { p.input_norm.weight.clear(); }),
          "input norm");
   expect(error(all, [](MoeConfig&, MoeLayer::Parts& p) { p.router_norm.weight.pop_back(); }),
