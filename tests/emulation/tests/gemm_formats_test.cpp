@@ -33,7 +33,7 @@ TEST(GemmFormats, EveryFormatFusesGateAndUp) {
     const Input in(6, cols, DType::F32, 22);
     const Answer want = layer.answer(map, in);
     for (const bool exact : {true, false}) {
-      expect_near(layer.run(map, in, exact, 0), want, exact ? kExactBound : kFastBound,
+      expect_near(layer.run(map, in, exact, 0), want, exact ? kExactBound : kFusedFastBound,
                   format.name + (exact ? " exact" : " fast"));
     }
   }

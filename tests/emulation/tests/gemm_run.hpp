@@ -10,8 +10,11 @@
 
 namespace moesaic::testing {
 
-inline constexpr double kExactBound = 1e-5;    // of the norm, f32 x in 16 bits
-inline constexpr double kFastBound = 4e-3;     // f32 x in 8 bits
+inline constexpr double kExactBound = 1e-5;  // of the norm, f32 x in 16 bits
+inline constexpr double kFastBound = 4e-3;   // f32 x in 8 bits
+// silu(gate) * up has the errors of two products, which add in squares. Over 12 seeds a format's
+// error is 2.1e-3 to 2.8e-3 in the mean, and 5.1e-3 once, where a few large gates decide the norm.
+inline constexpr double kFusedFastBound = 1.42 * kFastBound;
 inline constexpr double kRoundedBound = 3e-6;  // 16-bit x, which is multiplied as it is
 
 inline Routing routing_of(std::int32_t experts, std::int64_t tokens, std::int32_t top_k,
