@@ -36,7 +36,8 @@ class Constants {
     std::vector<std::byte> values;
     void* memory;
   };
-  /// Device copies of pinned values, by address; the handles of pin() hold it too.
+  /// Device copies of pinned values, by host address. Handles of pin() share ownership, so they may
+  /// outlive the backend.
   struct Pins {
     std::mutex mutex;
     std::map<std::pair<const std::byte*, std::size_t>, std::shared_ptr<void>> memory;

@@ -159,7 +159,7 @@ void CudaBackend::check_ids(Context& context, const RoutingView& routing, std::i
                      operation);
 }
 
-// Operations: the call itself, but for host values, which a kernel reads from the device's copy.
+// Each operation passes its struct on, with host arrays replaced by their copies on the device.
 
 void CudaBackend::router_logits(Context& context, const op::RouterLogits& call) const {
   op::RouterLogits args = call;

@@ -73,7 +73,8 @@ void Gpu::synchronize(Stream stream) const {
 bool Gpu::capturing(Stream stream) const {
   const Current current(*this);
   std::int32_t yes = 0;
-  // Another stream's capture makes the question about the default stream itself an error.
+  // While another stream records a graph, asking about the default stream is itself an error; that
+  // counts as capturing.
   return table_->is_capturing(stream, &yes) != kOk || yes != 0;
 }
 

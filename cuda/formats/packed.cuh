@@ -12,7 +12,7 @@ struct Promotion {
   float offset[2];
 };
 
-// One packed role; the names are those of WeightArgs and PackedLayout.
+// One packed role as a kernel reads it; fields are named as in WeightRef and PackedLayout.
 struct PackedWeight {
   const uint8_t* base;
   const std::byte* const* table;

@@ -35,7 +35,7 @@
 
 namespace moesaic::cuda {
 
-// The race checker, which loses sight of blocks of more than some 255 threads, takes 1.
+// The race checker fails on blocks of more than 255 threads, so it builds with 1.
 #ifndef MOESAIC_SLOT_GROUPS
 #define MOESAIC_SLOT_GROUPS 2
 #endif

@@ -32,8 +32,9 @@ template <class D, int kPlanes>
 struct Narrow : WarpProduct<D, kPlanes, kRowBlocks> {
   using Product = WarpProduct<D, kPlanes, kRowBlocks>;
   static constexpr int kRows = kRowBlocks * kUnitRows;
-  // Units in flight per warp, within the registers of two blocks per multiprocessor: 16 KiB or more
-  // for those, and x ahead where it is one plane.
+  // How many units a warp loads ahead. The depth keeps the registers low enough for two blocks per
+  // multiprocessor, which together have 16 KiB or more in flight. x is loaded ahead only where it is
+  // one plane.
   static constexpr int kDepth = D::kUnitBytes > 1024 ? 1 : D::kUnitBytes < 512 ? 3 : 2;
   static constexpr bool kXAhead = kPlanes == 1;
   // Tokens lie 4 banks apart, so that the lanes of a fragment meet no bank twice.

@@ -9,7 +9,7 @@
 
 namespace moesaic::cuda {
 
-// Rows of a unit that leave the kernel.
+// Which rows of a unit the kernel stores.
 enum class Select : uint8_t {
   All,     // 16 rows of one role
   First,   // the first half of a shared unit

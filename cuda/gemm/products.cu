@@ -49,9 +49,9 @@ int32_t planes_of(DType dtype, Precision precision) {
   return dtype == DType::BF16 || (dtype == DType::F32 && precision == Precision::Fast) ? 1 : 2;
 }
 
-// Tokens of a tile: the narrower the fewer idle columns, the wider the fewer times weights are
-// read. The mean of a map with offsets decides; the threshold is not measured. The two loops add K
-// in different orders.
+// How many tokens a tile holds. A narrow tile wastes fewer columns, a wide one reads weights fewer
+// times. For a map with offsets the mean number of rows decides; that threshold is not measured. The
+// two loops add K in different orders, so their bits differ.
 int32_t tile_width(const RowMap& map, int32_t num_experts, bool batch_invariant) {
   const int64_t mean = map.offsets != nullptr ? map.limit / num_experts : map.width;
   return batch_invariant || mean <= kNarrowTokens / 2 ? kNarrowTokens : kWideTokens;
@@ -70,7 +70,7 @@ bool sums_at_once(int64_t num_pairs, int32_t num_experts, bool sorted) {
   return !sorted || 4 * num_pairs <= num_experts;
 }
 
-// Also asks that rows of the map are those of combine.
+// The fused kernel also needs the map's rows to be the rows that combine reads.
 bool sums_at_once(const op::Down& args) {
   const RowMap& map = args.map;
   const WeightRef& weight = args.weight.ref;
@@ -260,7 +260,7 @@ int32_t launch_gate_up(const op::GateUp& args, Stream stream) {
   const bool gated = static_cast<bool>(gate);
   GemmSizes sizes = sizes_of(up, args.map, args.in);
   sizes.separate = gated && !share_units(gate, up);
-  // Groups of its own may pad gate to more columns than up.
+  // With a column order of its own, gate can be padded to more columns than up.
   if (gated && gate.int4.packed_cols > sizes.cols) sizes.cols = gate.int4.packed_cols;
   Phase phase(args, sizes, stream);
   if (phase.empty()) return kOk;
@@ -302,7 +302,8 @@ int32_t launch_down(const op::Down& args, Stream stream) {
 int64_t gemm_scratch_bytes(const GemmSizes& args) {
   const int64_t rows = args.num_rows > args.num_in ? args.num_rows : args.num_in;
   const int64_t staged = staged_bytes(rows, blocks_of(args.cols, kUnitCols), 2);
-  // Gate and up that differ may read different columns: both stagings, and the rows of gate.
+  // Gate and up of different types may need x in different column orders, so there is room for a
+  // second staging and for the rows of gate.
   const int64_t separate = args.separate ? staged + aligned(args.num_rows * args.out_cols * 4) : 0;
   return list_bytes(most_tiles(args.num_rows)) + staged + separate;
 }

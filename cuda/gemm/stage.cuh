@@ -27,7 +27,8 @@ struct StagedRows {
   float* sums;
   int32_t units;
   int32_t num_planes;
-  // Rows are destinations, not sources: every expert has an order of columns of its own.
+  // Not 0 when each expert has its own column order: x is then staged once for each map entry, so
+  // rows count destinations.
   int32_t by_destination;
 
   MOESAIC_DEV uint32_t* unit_planes(int64_t row, int unit) const {
@@ -41,10 +42,10 @@ struct StagedRows {
 struct StageArgs {
   InputRows in;
   StagedRows out;
-  int64_t cols;           // of the packed weight, with gather; else of `in`
+  int64_t cols;           // columns of the packed weight when `gather` is set, else of `in`
   const int32_t* gather;  // [cols] or null
   int64_t gather_stride;
-  TileSource tiles;  // of staging by destination
+  TileSource tiles;  // which entries to stage, when rows are destinations
 };
 
 template <DType kType>

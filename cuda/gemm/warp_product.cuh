@@ -37,7 +37,7 @@ struct WarpProduct {
   MOESAIC_DEV WarpProduct(const PackedWeight& packed, const StagedRows& x, int block)
       : weight(packed), staged(x), first_block(block) {}
 
-  // The first is there: no block of threads is launched without one.
+  // The first unit always exists, because no block is launched without work.
   MOESAIC_DEV bool has_block(int r) const { return r == 0 || first_block + r < weight.row_blocks; }
 
   MOESAIC_DEV void load(const uint8_t* expert, int unit, Weights& to) const {
@@ -130,9 +130,11 @@ struct WarpProduct {
     }
   }
 
-  // Multiplies the units of a walk in its order. A walk stands at one unit: more() says whether it
-  // does, expert(), row() and unit what to load, advance() goes to the next, and finish(totals,
-  // next) is told when the unit has been added and where the walk goes on.
+  // Multiplies all units of a walk in its order. A walk stands at one unit and has
+  //   more()                  whether it stands at a unit
+  //   expert(), row(), unit   what to load
+  //   advance()               goes to the next unit
+  //   finish(totals, next)    called when the unit has been added; `next` is where the walk goes on
   template <int kDepth, bool kXAhead, class Walk>
   MOESAIC_DEV void run(Walk now) {
     Walk ahead = now;

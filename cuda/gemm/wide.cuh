@@ -46,7 +46,8 @@ struct Wide {
   static constexpr int kSumBytes = D::kOffset ? kWideTokens * kUnitSums * 4 : 0;
   static constexpr int kCodeBytes = kGroupBlocks * D::kUnitBytes;
   static constexpr int kStageBytes = kXBytes + kSumBytes + kCodeBytes;
-  // Blocks that share the registers and the 164 KiB of a multiprocessor of sm_80.
+  // How many blocks share one multiprocessor of sm_80: its registers and 164 KiB of shared memory
+  // are the limit.
   static constexpr int kResident = kPlanes == 1 ? 3 : 2;
   static constexpr int kStages = kStageBytes * 3 * kResident <= 156 * 1024 ? 3 : 2;
   static constexpr int kSharedBytes = kStages * kStageBytes;
@@ -60,8 +61,8 @@ struct Wide {
     int64_t destination[kWideTokens];
     int32_t expert;
   };
-  // k16 steps that are multiplied, then promoted, at a time: within a scale group, within
-  // registers.
+  // How many k16 steps are multiplied before their sums are promoted: they must lie in one scale
+  // group, and their fragments must fit in registers.
   static constexpr int kSteps = D::kScaleGroups == 4 ? 1 : 2;
   struct Fragments {
     uint32_t a[D::kPlanes][kSteps][4];

@@ -38,7 +38,7 @@ RoleReport* report_of(ExpertStack::Parts& parts, Role role) {
   return found != parts.report.roles.end() ? &*found : nullptr;
 }
 
-/// Keeps both alive.
+/// One owner that keeps both alive.
 std::shared_ptr<const void> joined(std::shared_ptr<const void> a, std::shared_ptr<const void> b) {
   using Both = std::pair<std::shared_ptr<const void>, std::shared_ptr<const void>>;
   return std::make_shared<const Both>(std::move(a), std::move(b));
@@ -72,7 +72,7 @@ void place_role(const Backend& backend, Memory& memory, ExpertStack::Parts& part
     const bool mapped = report != nullptr && report->decision == "mapped" && ref.base != nullptr;
     if (mapped) adopted = memory.adopt(ref.base, bytes);
     if (adopted != nullptr) {
-      // Destroyed first: the buffer goes before the pages it views.
+      // The pair destroys its second member first, so the buffer goes before the pages it views.
       weights.owner = joined(weights.owner, adopted);
     } else {
       copy_role(backend, weights);

@@ -40,7 +40,7 @@ Context::Context(const Backend& backend, const Tuning& tuning, std::shared_ptr<T
   tuning_.validate();
 }
 
-// Zones that wait for a context's stream are this room's: base/ knows no backend.
+// A zone of a context may wait for its stream, which base/ cannot do: it knows no backends.
 
 ScopedZone::ScopedZone(Context& context, Zone zone) : ScopedZone(context.profiler(), zone) {
   if (profiler_ != nullptr && profiler_->waits()) context_ = &context;

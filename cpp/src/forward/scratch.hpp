@@ -12,7 +12,7 @@ namespace moesaic::forward {
 /// Every buffer of a forward. All paths have all of them, so that one size serves every path.
 struct Scratch {
   float* logits = nullptr;           ///< [T, E]; the shared experts' gate later
-  float* route = nullptr;            ///< route_scratch_elems per thread
+  float* route = nullptr;            ///< Backend::route_scratch elements
   RoutingView routing;               ///< [T, top_k]
   BucketPlanView plan;               ///< for P pairs
   AlignedRoutingView aligned;        ///< capacity for every block size
@@ -20,7 +20,7 @@ struct Scratch {
   float* row_weights = nullptr;      ///< [P], with weights on the input
   float* normed = nullptr;           ///< [T, H], with an input norm
   float* latent = nullptr;           ///< [T, L], with latent experts
-  float* latent_sum = nullptr;       ///< [T, L], the same
+  float* latent_sum = nullptr;       ///< [T, L], their sum before it is projected up
   float* rows = nullptr;             ///< [P, H]: what the router reads, gathered x, rows of down
   float* gate_up = nullptr;          ///< [P, 2I] when the backend does not fuse the activation
   float* hidden = nullptr;           ///< [P, I]

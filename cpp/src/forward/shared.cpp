@@ -20,7 +20,8 @@ RoutingView route_shared(const Call& call, Context& context) {
 
 void add_shared(const Call& call, const TensorView& sum, const Tuning& tuning) {
   const ScopedZone zone(call.context, Zone::Shared);
-  // The phases would count their time a second time.
+  // The copy has no profiler: gate_up and down would open zones inside Zone::Shared, and their time
+  // would count twice.
   Context context = call.context;
   context.attach(nullptr);
 

@@ -42,9 +42,8 @@ bool routes_on_host(const Context& context);
 RouteStats route_on_host(const Call& call, const float* logits, std::int64_t row_stride,
                          const RoutingView& out);
 
-/// Router logits when none are given, then top-k or the ids that were given; or the ready routing
-/// of the call. Throws Error for non-finite logits under `strict`, ShapeError for a token id
-/// outside the layer's table.
+/// Computes router logits when none are given, then takes the top-k or weighs the given ids; a
+/// ready routing is returned as it is. Throws ConfigError for non-finite logits under `strict`.
 RoutingView route_tokens(const Call& call);
 
 /// The pairs as the experts see them: on the host -1 for identity experts (a device takes ids

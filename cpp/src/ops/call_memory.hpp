@@ -18,8 +18,9 @@ namespace moesaic::forward {
 /// that is gone by then. `what` needs that memory.
 void require_no_capture(const char* operation, const Context& context, const char* what);
 
-/// Take and upload everything before the first launch: then a CaptureError comes before it too. The
-/// end waits for the launches, if there is memory to give back. Host arrays must live as long.
+/// Take and upload everything before the first launch, so that a CaptureError leaves nothing
+/// launched. The destructor waits for the launches if it has memory to free. Host arrays must live
+/// until then.
 class CallMemory {
  public:
   CallMemory(const char* operation, Context& context);

@@ -80,7 +80,8 @@ GemvCall check_gemv(const char* operation, Context& context, const StackShape& s
   return call;
 }
 
-/// Sizes of a product over `pairs` rows of one role, in which gate and up never meet.
+/// What the scratch of a product over `pairs` rows of one role depends on. No second role needs
+/// room, as where gate and up share units.
 ScratchQuery query_of(const ExpertStack& stack, std::int64_t tokens, std::int32_t top_k,
                       std::int64_t pairs) {
   return {stack.shape(), tokens, top_k, pairs, stack.packed_cols(), true};

@@ -23,7 +23,8 @@ void check_plan(const char* operation, const BucketPlan& plan, const RoutingView
       });
 }
 
-/// Sums checked rows, dense on the device, as the routing and the way from pair to row say.
+/// Sums rows of pairs by the routing; `pair_row` says where each pair's row is. `rows` has been
+/// checked and is dense.
 void combine_rows(const char* operation, const char* name, Context& context,
                   const ConstTensorView& rows, const std::int32_t* pair_row,
                   const RoutingView& routing, const TensorView& out, bool accumulate) {
