@@ -21,15 +21,17 @@ constexpr Preset kKeys{.score_key = Optional,
 
 using Change = void (*)(Preset&);
 
+constexpr void no_change(Preset&) {}
+
 /// `base` under a name, with changes.
 constexpr Preset row(std::string_view architecture, std::string_view source,
                      std::string_view model_types, const Model* model, Preset base,
-                     Change change = nullptr) {
+                     Change change = no_change) {
   base.architecture = architecture;
   base.source = source;
   base.model_types = model_types;
   base.model = model;
-  if (change != nullptr) change(base);
+  change(base);
   return base;
 }
 
