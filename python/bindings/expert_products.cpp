@@ -34,12 +34,11 @@ py::object gemv(const char* operation, const char* x_name, const ExpertStack& st
   const DeviceStream target = device_stream(stack.device(), stream, x, operation);
   const ArrayRef in = import_array(x, operation, x_name, target);
   const Ids experts = import_ids(ids, operation, "ids", target);
-  return run_product(
-      {operation, x_name, x, out, precision, target}, in, gemv_shape(experts, rows, operation),
-      [&](Context& context, const ConstTensorView& from, const TensorView& to) {
-        run(context, from, experts.view, to);
-      },
-      experts.view);
+  return run_product({operation, x, out, precision, target}, in,
+                     gemv_shape(experts, rows, operation),
+                     [&](Context& context, const ConstTensorView& from, const TensorView& to) {
+                       run(context, from, experts.view, to);
+                     });
 }
 
 py::object gemv_gate_up_silu(const ExpertStack& stack, const py::object& x, const py::object& ids,
@@ -82,8 +81,7 @@ void define_gemm(StackClass& type, const char* name, const char* operation, Role
         const ArrayRef in = import_array(x, operation, x_name, target);
         const auto held = plan.value;
         return run_product(
-            {operation, x_name, x, out, precision, target}, in,
-            {held->num_pairs(), rows_of(stack, role)},
+            {operation, x, out, precision, target}, in, {held->num_pairs(), rows_of(stack, role)},
             [&](Context& context, const ConstTensorView& from, const TensorView& to) {
               expert_gemm(context, stack, role, from, *held, to);
             });

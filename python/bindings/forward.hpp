@@ -6,6 +6,7 @@
 #include "bindings.hpp"
 #include "calls.hpp"
 #include "devices.hpp"
+#include "forward/check_call.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/forward.hpp"
 #include "result.hpp"
@@ -84,16 +85,7 @@ py::object run_forward(const ForwardRequest& request, Run&& run) {
   const Device device = request.needs_workspace ? request.layer.stack->device() : Device{};
   const DeviceStream target = device_stream(device, request.stream, request.x, operation);
   const ArrayRef x = import_array(request.x, operation, "x", target);
-  const std::int64_t hidden = request.layer.hidden_size();
-  require<ShapeError>(x.view.rank == 2 && x.view.dim(1) == hidden, [&] {
-    return Problem{operation, "x", "[T, " + std::to_string(hidden) + "]", describe(x.read()), {}};
-  });
-  require<DTypeError>(
-      x.view.dtype == DType::F32 || x.view.dtype == DType::F16 || x.view.dtype == DType::BF16,
-      [&] { return Problem{operation, "x", "f32, f16 or bf16", name_of(x.view.dtype), {}}; });
-  require<ConfigError>(request.logits.is_none() || request.routing == nullptr, [&] {
-    return Problem{operation, "routing", "logits or a routing", "both", {}};
-  });
+  forward::check_x(operation, device, request.layer, x.read());
   require<ConfigError>(!request.accumulate || !request.out.is_none(), [&] {
     return Problem{operation, "accumulate", "an out= to add to", "none", {}};
   });
@@ -118,13 +110,10 @@ py::object run_forward(const ForwardRequest& request, Run&& run) {
     routed.emplace(x.view.dim(0), top_k, target, request.x, operation);
     io.routing_out = routed->view();
   }
-  Result result(request.x, x, x.view.dtype, {x.view.dim(0), hidden}, request.out, operation, true,
-                target);
+  Result result(request.x, x, x.view.dtype, {x.view.dim(0), x.view.dim(1)}, request.out, operation,
+                true, target);
   io.out = result.view();
   io.accumulate = request.accumulate;
-  require_disjoint(io.out, io.x, operation, "x");
-  require_disjoint(io.out, io.logits, operation, "router_logits");
-  require_disjoint(io.out, io.router_input, operation, "router_input");
   {
     const py::gil_scoped_release release;
     const CallWorkspace workspace(request.workspace, call.context, [&]() -> std::size_t {

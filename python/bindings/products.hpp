@@ -17,7 +17,6 @@ namespace moesaic::python {
 /// The arguments of a product that Python gave and that do not depend on the weights.
 struct ProductArguments {
   const char* operation;
-  const char* x_name;  ///< what errors call x
   const py::object& x;
   const py::object& out;
   const std::optional<std::string>& precision;
@@ -25,15 +24,12 @@ struct ProductArguments {
 };
 
 /// Calls run(context, x, out) without the GIL, with an f32 `out` of `shape`, and returns that.
-/// `in` is x, already imported; `ids`, if given, must not share memory with the result either.
+/// `in` is x, already imported.
 template <class Run>
 py::object run_product(const ProductArguments& arguments, const ArrayRef& in,
-                       const std::vector<std::int64_t>& shape, Run&& run,
-                       const ConstTensorView& ids = {}) {
-  const auto& [operation, x_name, x, out, precision, target] = arguments;
+                       const std::vector<std::int64_t>& shape, Run&& run) {
+  const auto& [operation, x, out, precision, target] = arguments;
   Result result(x, in, DType::F32, shape, out, operation, false, target);
-  require_disjoint(result.view(), in.read(), operation, x_name);
-  require_disjoint(result.view(), ids, operation, "ids");
   Call call(parse_precision(precision, operation), target.device);
   call.context.set_stream(target.stream);
   {

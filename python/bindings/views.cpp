@@ -33,34 +33,6 @@ bool is_dense(const ConstTensorView& view) {
   return true;
 }
 
-bool overlaps(const ConstTensorView& a, const ConstTensorView& b) {
-  if (a.data == nullptr || b.data == nullptr || a.empty() || b.empty()) return false;
-  const auto range = [](const ConstTensorView& view) {
-    std::int64_t low = 0, high = 0;
-    for (int i = 0; i < view.rank; ++i) {
-      const std::int64_t last = (view.dim(i) - 1) * view.stride(i);
-      (last < 0 ? low : high) += last;
-    }
-    const auto base = reinterpret_cast<std::intptr_t>(view.data);
-    const auto item = static_cast<std::intptr_t>(size_of(view.dtype));
-    return std::pair{base + low * item, base + (high + 1) * item};
-  };
-  const auto [a_begin, a_end] = range(a);
-  const auto [b_begin, b_end] = range(b);
-  return a_begin < b_end && b_begin < a_end;
-}
-
-void require_disjoint(const ConstTensorView& out, const ConstTensorView& in, const char* operation,
-                      const char* name) {
-  require<ShapeError>(!overlaps(out, in), [&] {
-    return Problem{operation,
-                   "out",
-                   std::string("memory of its own"),
-                   std::string("memory shared with ") + name,
-                   {}};
-  });
-}
-
 std::string shape_text(const std::vector<std::int64_t>& shape) {
   std::string text = "[";
   for (std::size_t i = 0; i < shape.size(); ++i)

@@ -17,12 +17,6 @@ namespace moesaic::python {
 TensorView dense_view(void* data, DType dtype, const std::vector<std::int64_t>& shape);
 bool is_dense(const ConstTensorView& view);
 
-/// Whether two views share memory (by their outermost addresses).
-bool overlaps(const ConstTensorView& a, const ConstTensorView& b);
-/// Throws ShapeError when `out` shares memory with `in`.
-void require_disjoint(const ConstTensorView& out, const ConstTensorView& in, const char* operation,
-                      const char* name);
-
 /// A shape as errors show it: "[5, 32, 64]".
 std::string shape_text(const std::vector<std::int64_t>& shape);
 

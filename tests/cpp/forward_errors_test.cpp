@@ -89,9 +89,9 @@ TEST_F(BadCall, Routing) {
   expect<ShapeError>("router weight");
   const Floats logits = random_values(shape.tokens * shape.experts, 5);
   io.logits = ConstTensorView(logits.data(), DType::F32, {shape.tokens, shape.experts - 1});
-  expect<ShapeError>("logits.shape");
+  expect<ShapeError>("router_logits.shape");
   io.logits = ConstTensorView(logits.data(), DType::F16, {shape.tokens, shape.experts});
-  expect<DTypeError>("logits.dtype");
+  expect<DTypeError>("router_logits.dtype");
   io.logits = ConstTensorView(logits.data(), DType::F32, {shape.tokens, shape.experts});
   router.num_experts += 1;
   expect<ShapeError>("router.num_experts");

@@ -38,7 +38,7 @@ void check_top_k(const char* operation, const char* what, std::int32_t expected,
 
 /// A ready routing stands alone: nothing else may say where the tokens go.
 void check_stands_alone(const char* operation, const ForwardIo& io) {
-  const char* const other = io.logits.data != nullptr         ? "logits"
+  const char* const other = io.logits.data != nullptr         ? "router_logits"
                             : io.token_ids.data != nullptr    ? "token_ids"
                             : io.router_input.data != nullptr ? "router_input"
                                                               : nullptr;
@@ -54,16 +54,16 @@ void check_stands_alone(const char* operation, const ForwardIo& io) {
 /// Logits from outside.
 void check_logits(const char* operation, Device device, const LayerRef& layer,
                   const ForwardIo& io) {
-  check_shape(operation, "logits", io.logits, {io.x.dim(0), layer.router_experts()});
+  check_shape(operation, "router_logits", io.logits, {io.x.dim(0), layer.router_experts()});
   require<DTypeError>(io.logits.dtype == DType::F32, [&] {
     return Problem{.operation = operation,
-                   .what = "logits.dtype",
+                   .what = "router_logits.dtype",
                    .expected = "f32",
                    .got = name_of(io.logits.dtype),
                    .hint = {}};
   });
-  check_input(operation, "logits", device, io.logits);
-  check_apart(operation, "logits", io.logits, io.out);
+  check_input(operation, "router_logits", device, io.logits);
+  check_apart(operation, "router_logits", io.logits, io.out);
 }
 
 /// What the router reads to make logits of its own.
@@ -127,6 +127,19 @@ void check_router(const char* operation, Device device, const LayerRef& layer,
 
 }  // namespace
 
+void check_x(const char* operation, Device device, const LayerRef& layer,
+             const ConstTensorView& x) {
+  const std::int64_t hidden = layer.hidden_size();
+  require<ShapeError>(x.rank == 2 && x.dim(1) == hidden, [&] {
+    return Problem{.operation = operation,
+                   .what = "x.shape",
+                   .expected = "[T, " + std::to_string(hidden) + "]",
+                   .got = describe(x),
+                   .hint = {}};
+  });
+  check_input(operation, "x", device, x);
+}
+
 void check_token_ids(const char* operation, const LayerRef& layer, const ForwardIo& io) {
   const auto* const tokens = static_cast<const std::int32_t*>(io.token_ids.data);
   const std::int64_t vocabulary =
@@ -168,18 +181,10 @@ void check_device_ids(const char* operation, Context& context, const LayerRef& l
 CallSizes check_forward(const char* operation, Device device, const LayerRef& layer,
                         const ForwardIo& io) {
   check_layer(operation, layer);
-  const std::int64_t hidden = layer.hidden_size();
-  require<ShapeError>(io.x.rank == 2 && io.x.dim(1) == hidden, [&] {
-    return Problem{.operation = operation,
-                   .what = "x.shape",
-                   .expected = "[T, " + std::to_string(hidden) + "]",
-                   .got = describe(io.x),
-                   .hint = {}};
-  });
+  check_x(operation, device, layer, io.x);
   CallSizes sizes;
   sizes.num_tokens = io.x.dim(0);
-  check_input(operation, "x", device, io.x);
-  check_out(operation, device, io.out, sizes.num_tokens, hidden);
+  check_out(operation, device, io.out, sizes.num_tokens, layer.hidden_size());
   check_apart(operation, "x", io.x, io.out);
 
   sizes.ready_routing = io.routing.topk_ids != nullptr && io.routing.topk_weights != nullptr;

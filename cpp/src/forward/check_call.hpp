@@ -22,6 +22,10 @@ struct CallSizes {
 CallSizes check_forward(const char* operation, Device device, const LayerRef& layer,
                         const ForwardIo& io);
 
+/// The input alone, for callers that make an output like it before the call: [T, H] of the layer,
+/// f32, f16 or bf16 on `device`, with a contiguous last dimension.
+void check_x(const char* operation, Device device, const LayerRef& layer, const ConstTensorView& x);
+
 /// Asks the backend about every role and part; with `strict` its slower ways are errors too.
 void check_supported(const char* operation, const Context& context, const LayerRef& layer);
 

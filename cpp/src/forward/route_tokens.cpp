@@ -20,7 +20,7 @@ void check_finite(const Call& call, const RouteStats& stats) {
   }
   require<ConfigError>(stats.nonfinite_rows == 0 || !call.context.tuning().strict, [&] {
     return Problem{.operation = call.operation,
-                   .what = "logits",
+                   .what = "router_logits",
                    .expected = "finite values (strict)",
                    .got = std::to_string(stats.nonfinite_rows) + " rows with NaN or infinity",
                    .hint = {}};
