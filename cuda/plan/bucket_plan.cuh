@@ -113,8 +113,8 @@ MOESAIC_DEV int32_t scan_columns(int32_t* counts, int32_t parts, int32_t num_exp
 }
 
 // Writes the rows of a job whose counters hold first rows, and what lies behind the last row.
-MOESAIC_DEV void place(const SortJob& job, const op::BucketPlan& args, int32_t* counters,
-                       int32_t rows) {
+MOESAIC_DEV void write_rows(const SortJob& job, const op::BucketPlan& args, int32_t* counters,
+                            int32_t rows) {
   walk_part(job, counters, [&](int32_t at, int32_t expert, int32_t row) {
     const int64_t pair = job.first + at;
     args.out.pair_row[pair] = expert < 0 ? -1 : row;
@@ -138,7 +138,7 @@ MOESAIC_KERNEL void __launch_bounds__(kSortThreads, 1) sort_small_kernel(op::Buc
   const int32_t rows =
       scan_columns(counters, job.warps, job.num_experts, args.out.expert_offsets, scan);
   __syncthreads();
-  place(job, args, counters, rows);
+  write_rows(job, args, counters, rows);
 }
 
 // --- many pairs: tiles of `tile` pairs, counts [tiles][E] in scratch
@@ -187,7 +187,7 @@ MOESAIC_KERNEL void __launch_bounds__(kSortThreads, 1)
     }
   }
   __syncthreads();
-  place(job, args, counters, args.out.expert_offsets[args.num_experts]);
+  write_rows(job, args, counters, args.out.expert_offsets[args.num_experts]);
 }
 
 }  // namespace moesaic::cuda

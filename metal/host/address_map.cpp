@@ -18,14 +18,14 @@ void AddressMap::erase(const void* begin, const void* buffer) {
   }
 }
 
-std::optional<AddressMap::Place> AddressMap::find(const void* address, std::size_t bytes) const {
+std::optional<AddressMap::Location> AddressMap::find(const void* address, std::size_t bytes) const {
   const auto at = reinterpret_cast<std::uintptr_t>(address);
   const std::lock_guard lock(mutex_);
   // Ranges seldom overlap, so the first candidate is nearly always the one.
   for (auto range = ranges_.upper_bound(at); range != ranges_.begin();) {
     --range;
     if (at + bytes <= range->second.end) {
-      return Place{range->second.buffer, at - range->first + range->second.offset};
+      return Location{range->second.buffer, at - range->first + range->second.offset};
     }
   }
   return std::nullopt;

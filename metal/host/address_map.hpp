@@ -13,7 +13,7 @@ namespace moesaic::metal {
 
 class AddressMap {
  public:
-  struct Place {
+  struct Location {
     void* buffer;
     std::size_t offset;  ///< bytes from the buffer's begin
   };
@@ -24,7 +24,7 @@ class AddressMap {
   /// Removes the range of this buffer.
   void erase(const void* begin, const void* buffer);
   /// Where all of [address, address + bytes) lies, if it does.
-  std::optional<Place> find(const void* address, std::size_t bytes = 1) const;
+  std::optional<Location> find(const void* address, std::size_t bytes = 1) const;
 
  private:
   struct Range {

@@ -41,10 +41,10 @@ void* Memory::allocate(std::size_t bytes) {
 }
 
 void Memory::deallocate(void* memory) noexcept {
-  const auto place = map_.find(memory);
-  if (!place) return;
-  map_.erase(memory, place->buffer);
-  static_cast<MTL::Buffer*>(place->buffer)->release();
+  const auto found = map_.find(memory);
+  if (!found) return;
+  map_.erase(memory, found->buffer);
+  static_cast<MTL::Buffer*>(found->buffer)->release();
 }
 
 std::shared_ptr<const void> Memory::adopt(const void* begin, std::size_t bytes) {
@@ -82,12 +82,12 @@ bool Memory::holds(const void* address, std::size_t bytes) const {
 }
 
 BufferSlice Memory::find(const void* address, const char* what) const {
-  const auto place = map_.find(address);
-  require<DeviceError>(place.has_value(), [&] {
+  const auto found = map_.find(address);
+  require<DeviceError>(found.has_value(), [&] {
     return Problem{"metal", what, "memory of the Metal backend", "memory of the host",
                    "take it from Backend::allocate"};
   });
-  return {static_cast<MTL::Buffer*>(place->buffer), place->offset};
+  return {static_cast<MTL::Buffer*>(found->buffer), found->offset};
 }
 
 }  // namespace moesaic::metal

@@ -117,7 +117,7 @@ std::shared_ptr<const void> MetalBackend::pin(HostValues values) const {
 }
 
 void MetalBackend::prepare(ExpertStack::Parts& parts, const LoadOptions& options) const {
-  place_roles(*this, recorder_->memory, parts, options);
+  hold_roles(*this, recorder_->memory, parts, options);
 }
 
 std::size_t MetalBackend::scratch_bytes(const ScratchQuery& query) const {

@@ -10,7 +10,7 @@
 namespace moesaic::metal {
 namespace {
 
-struct Place {
+struct NamedWeights {
   Role role;
   RoleWeights* weights;
 };
@@ -23,10 +23,10 @@ std::string kernel_types() {
   return names;
 }
 
-void check_type(const Place& place) {
-  const WeightRef& ref = place.weights->ref;
+void check_type(const NamedWeights& named) {
+  const WeightRef& ref = named.weights->ref;
   require<UnsupportedError>(has_kernels(ref.type) && ref.layout == WeightLayout::Rows, [&] {
-    return Problem{"metal", std::string(name_of(place.role)) + " weights", kernel_types(),
+    return Problem{"metal", std::string(name_of(named.role)) + " weights", kernel_types(),
                    ref.layout == WeightLayout::Rows ? std::string(traits(ref.type).name)
                                                     : "weights packed for another backend",
                    "load with dequantize = F16, or run the layer on the CPU"};
@@ -61,11 +61,11 @@ void copy_role(const Backend& backend, RoleWeights& weights) {
   weights.owner = memory;
 }
 
-void place_role(const Backend& backend, Memory& memory, ExpertStack::Parts& parts,
-                const Place& place) {
-  RoleWeights& weights = *place.weights;
+void hold_role(const Backend& backend, Memory& memory, ExpertStack::Parts& parts,
+               const NamedWeights& named) {
+  RoleWeights& weights = *named.weights;
   const WeightRef& ref = weights.ref;
-  RoleReport* const report = report_of(parts, place.role);
+  RoleReport* const report = report_of(parts, named.role);
   const auto bytes = static_cast<std::size_t>(ref.num_experts * ref.expert_stride);
   if (ref.base == nullptr || !memory.holds(ref.base, bytes)) {
     std::shared_ptr<const void> adopted;
@@ -94,24 +94,25 @@ void place_role(const Backend& backend, Memory& memory, ExpertStack::Parts& part
 
 }  // namespace
 
-void place_roles(const Backend& backend, Memory& memory, ExpertStack::Parts& parts,
-                 const LoadOptions& options) {
-  std::vector<Place> places;
-  for (const Place place : {Place{Role::Gate, &parts.gate}, Place{Role::Up, &parts.up},
-                            Place{Role::Down, &parts.down}}) {
-    if (place.weights->ref) places.push_back(place);
+void hold_roles(const Backend& backend, Memory& memory, ExpertStack::Parts& parts,
+                const LoadOptions& options) {
+  std::vector<NamedWeights> given;
+  for (const NamedWeights named :
+       {NamedWeights{Role::Gate, &parts.gate}, NamedWeights{Role::Up, &parts.up},
+        NamedWeights{Role::Down, &parts.down}}) {
+    if (named.weights->ref) given.push_back(named);
   }
-  for (const Place& place : places) check_type(place);
+  for (const NamedWeights& named : given) check_type(named);
   std::int64_t total = 0, done = 0;
-  for (const Place& place : places)
-    total += place.weights->ref.expert_bytes() * place.weights->ref.num_experts;
-  for (const Place& place : places) {
-    const std::string what = std::string(name_of(place.role)) + " to Metal memory";
+  for (const NamedWeights& named : given)
+    total += named.weights->ref.expert_bytes() * named.weights->ref.num_experts;
+  for (const NamedWeights& named : given) {
+    const std::string what = std::string(name_of(named.role)) + " to Metal memory";
     if (options.progress && !options.progress({done, total, what})) {
       throw OperationCancelled("load: cancelled");
     }
-    place_role(backend, memory, parts, place);
-    done += place.weights->ref.expert_bytes() * place.weights->ref.num_experts;
+    hold_role(backend, memory, parts, named);
+    done += named.weights->ref.expert_bytes() * named.weights->ref.num_experts;
   }
   parts.device = backend.device();
 }

@@ -9,7 +9,7 @@ namespace moesaic::metal {
 
 /// Mapped roles stay in the file; others are copied to Metal memory. Biases and scales follow.
 /// Throws UnsupportedError naming a type without kernels, before anything has changed.
-void place_roles(const Backend& backend, Memory& memory, ExpertStack::Parts& parts,
-                 const LoadOptions& options);
+void hold_roles(const Backend& backend, Memory& memory, ExpertStack::Parts& parts,
+                const LoadOptions& options);
 
 }  // namespace moesaic::metal

@@ -14,7 +14,8 @@ namespace {
 constexpr std::int64_t kSmallPairs = 128;     ///< up to which a job is some rows of all experts
 constexpr std::int64_t kLocalFloats = 16384;  ///< 64 KiB of pair rows on a job's stack
 
-struct Phase {
+/// What the jobs of one down product share.
+struct DownPhase {
   Context& context;
   const op::Down& call;
   const IsaKernels& kernels;
@@ -117,7 +118,7 @@ void CpuBackend::down(Context& context, const op::Down& call) const {
       const Activations activations =
           prepare_activations(context, kernels, call.in, weight, call.map, buckets,
                               planes_of(weight.type, call.precision), carver);
-      const Phase phase{context, call, kernels, buckets, activations, weight};
+      const DownPhase phase{context, call, kernels, buckets, activations, weight};
       if (few) {
         phase.few_pairs();
         return;

@@ -11,7 +11,7 @@ namespace moesaic::cpu {
 namespace {
 
 /// What the passes over gate and up share.
-struct Phase {
+struct GateUpPhase {
   Context& context;
   const op::GateUp& call;
   const IsaKernels& kernels;
@@ -75,7 +75,8 @@ void CpuBackend::gate_up(Context& context, const op::GateUp& call) const {
   const Buckets buckets = make_buckets(call.map, up, carver);
   if (buckets.num == 0) return;
 
-  const Phase phase{context, call, kernels, buckets, static_cast<float*>(call.hidden), up.rows};
+  const GateUpPhase phase{context, call, kernels, buckets, static_cast<float*>(call.hidden),
+                          up.rows};
   const std::int64_t panels = panels_of(up);
   const int threads = context.pool().threads();
   const int up_planes = planes_of(up.type, call.precision);
