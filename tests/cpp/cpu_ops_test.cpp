@@ -6,31 +6,27 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "base/pages.hpp"
+#include "compare.hpp"
 #include "cpu/cpu_backend.hpp"
 #include "cpu/ops/convert.hpp"
 #include "cpu/ops/ranges.hpp"
 #include "moesaic/config.hpp"
 #include "moesaic/context.hpp"
 #include "moesaic/error.hpp"
+#include "tensor.hpp"
 
 namespace moesaic::cpu {
 namespace {
 
-constexpr float kPoison = std::numeric_limits<float>::quiet_NaN();
-constexpr DType kFloats[] = {DType::F32, DType::F16, DType::BF16};
+using testing::kPoison;
+using testing::random_values;
+using testing::same_bits;
 
-std::vector<float> randoms(std::size_t count, unsigned seed, float scale = 1.0F) {
-  std::mt19937 engine(seed);
-  std::normal_distribution<float> normal(0.0F, scale);
-  std::vector<float> values(count);
-  for (float& value : values) value = normal(engine);
-  return values;
-}
+constexpr DType kFloats[] = {DType::F32, DType::F16, DType::BF16};
 
 /// `values` stored as `dtype`.
 std::vector<std::byte> encode(const std::vector<float>& values, DType dtype) {
@@ -42,10 +38,6 @@ std::vector<float> decode(const std::vector<std::byte>& bytes, DType dtype) {
   std::vector<float> values(bytes.size() / size_of(dtype));
   to_f32(bytes.data(), dtype, 0, static_cast<std::int64_t>(values.size()), values.data());
   return values;
-}
-
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
 /// The backend and a context of so many threads.
@@ -81,10 +73,10 @@ TEST(Convert, EveryHalfAndBrainValue) {
 }
 
 TEST(Convert, RoundsAsTheScalarDefinition) {
-  std::mt19937 engine(7);
+  testing::Random random(7);
   std::vector<float> values;
   for (int i = 0; i < 400000; ++i) {
-    values.push_back(std::bit_cast<float>(static_cast<std::uint32_t>(engine())));
+    values.push_back(std::bit_cast<float>(random.bits()));
   }
   for (std::uint32_t half = 0; half < 0x7c01; ++half) {  // each boundary and its neighbours
     const float low = f16_to_f32(static_cast<std::uint16_t>(half));
@@ -131,9 +123,9 @@ TEST(RouterLogits, MatchesF64ForEveryShapeAndType) {
     for (const std::int64_t hidden : {1, 7, 8, 64, 100, 1023, 1024, 1025, 2060}) {
       for (const std::int32_t experts : {1, 3, 16, 17, 61}) {
         for (const std::int64_t tokens : {1, 2, 5, 33}) {
-          const auto x = encode(randoms(static_cast<std::size_t>(tokens * hidden), 1), dtype);
+          const auto x = encode(random_values(tokens * hidden, 1), dtype);
           const auto values = decode(x, dtype);
-          const auto weight = randoms(static_cast<std::size_t>(experts * hidden), 2);
+          const auto weight = random_values(experts * hidden, 2);
           std::vector<float> logits(static_cast<std::size_t>(tokens * experts), kPoison);
           cpu.router_logits(dense_rows(x.data(), dtype, tokens, hidden), weight, experts, logits);
           for (std::int64_t t = 0; t < tokens; ++t) {
@@ -161,8 +153,8 @@ TEST(RouterLogits, IndependentOfBatchThreadsAndStrides) {
   constexpr std::int64_t kHidden = 1300;
   constexpr std::int32_t kExpertCount = 70;
   constexpr std::int64_t kStride = kHidden + 11;
-  const auto x = randoms(kTokenCount * kStride, 3);
-  const auto weight = randoms(kExpertCount * kHidden, 4);
+  const auto x = random_values(kTokenCount * kStride, 3);
+  const auto weight = random_values(kExpertCount * kHidden, 4);
   InputRows rows = dense_rows(x.data(), DType::F32, kTokenCount, kHidden);
   rows.outer_stride = kStride;
   std::vector<float> whole(kTokenCount * kExpertCount, kPoison);
@@ -188,8 +180,8 @@ TEST(RouterLogits, OneTokenIsFast) {
 #if !defined(NDEBUG) || defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
   GTEST_SKIP() << "timing of an optimised build";
 #endif
-  const auto x = randoms(2048, 5);
-  const auto weight = randoms(128 * 2048, 6);
+  const auto x = random_values(2048, 5);
+  const auto weight = random_values(128 * 2048, 6);
   std::vector<float> logits(128);
   Cpu one(1);
   double best = 1e9;
@@ -209,7 +201,7 @@ TEST(Gather, PicksStridedRowsOfEveryType) {
   constexpr std::int64_t kCols = 129;
   const std::vector<std::int32_t> index{3, 0, -1, 3, 5, 4};
   for (const DType dtype : kFloats) {
-    const auto x = encode(randoms(6 * 200, 8), dtype);
+    const auto x = encode(random_values(6 * 200, 8), dtype);
     const auto values = decode(x, dtype);
     // [3, 2, kCols]: two rows 150 elements apart in each group of 400
     const InputRows rows{.data = x.data(),
@@ -239,7 +231,7 @@ TEST(Activate, MatchesTheScalarDefinition) {
   Cpu cpu(3);
   constexpr std::int64_t kRows = 40;
   constexpr std::int64_t kWidth = 203;
-  const auto gate_up = randoms(kRows * 2 * kWidth, 9, 5.0F);
+  const auto gate_up = random_values(kRows * 2 * kWidth, 9, 5.0F);
   for (int kind = 0; kind <= static_cast<int>(ActivationKind::SiTu); ++kind) {
     for (const float linear_beta : {0.0F, 2.0F}) {
       Activation activation{.kind = static_cast<ActivationKind>(kind), .linear_beta = linear_beta};
@@ -308,8 +300,8 @@ TEST(Combine, MatchesTheSumInSlotOrder) {
        {CombineCase{1, 2048, 8}, {5, 33, 3}, {70, 513, 4}, {3, 1, 1}, {0, 8, 2}}) {
     const std::int64_t pairs = c.tokens * c.top_k;
     const std::int64_t stride = c.hidden + 5;
-    const auto rows = randoms(static_cast<std::size_t>(pairs * c.hidden), 10);
-    auto weights = randoms(static_cast<std::size_t>(pairs), 11);
+    const auto rows = random_values(pairs * c.hidden, 10);
+    auto weights = random_values(pairs, 11);
     std::vector<std::int32_t> ids(static_cast<std::size_t>(pairs));
     std::vector<std::int32_t> pair_row(ids.size());
     for (std::size_t p = 0; p < ids.size(); ++p) {
@@ -321,7 +313,7 @@ TEST(Combine, MatchesTheSumInSlotOrder) {
       for (const bool accumulate : {false, true}) {
         for (const DType dtype : kFloats) {
           const auto before =
-              accumulate ? randoms(static_cast<std::size_t>(c.tokens * stride), 12)
+              accumulate ? random_values(c.tokens * stride, 12)
                          : std::vector<float>(static_cast<std::size_t>(c.tokens * stride), kPoison);
           auto out = encode(before, dtype);
           const auto start = decode(out, dtype);
@@ -362,7 +354,7 @@ TEST(Route, SplitsRowsWithoutChangingThem) {
   RouterConfig config;
   config.num_experts = 64;
   config.top_k = 6;
-  auto logits = randoms(kTokenCount * 64, 13);
+  auto logits = random_values(kTokenCount * 64, 13);
   for (const std::int64_t bad : {0, 150, 299}) logits[bad * 64 + 3] = NAN;
   Routing serial(kTokenCount, 6);
   std::vector<float> scratch(static_cast<std::size_t>(route_scratch_elems(config)));

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "moesaic/backend.hpp"
@@ -23,8 +24,11 @@ class DeviceArray {
   ~DeviceArray() {
     if (data_ != nullptr) backend_->deallocate(data_, bytes());
   }
-  DeviceArray(const DeviceArray&) = delete;
-  DeviceArray& operator=(const DeviceArray&) = delete;
+  DeviceArray(DeviceArray&& other) noexcept
+      : backend_(other.backend_),
+        size_(std::exchange(other.size_, 0)),
+        data_(std::exchange(other.data_, nullptr)) {}
+  DeviceArray& operator=(DeviceArray&&) = delete;
 
   T* data() const { return data_; }
   std::size_t size() const { return size_; }

@@ -3,7 +3,6 @@
 #include <cstdint>
 #include <limits>
 #include <numeric>
-#include <random>
 #include <set>
 #include <string>
 #include <utility>
@@ -13,6 +12,7 @@
 #include "gtest/gtest.h"
 #include "moesaic/error.hpp"
 #include "moesaic/routing.hpp"
+#include "random.hpp"
 
 namespace moesaic {
 namespace {
@@ -119,10 +119,11 @@ Picks reference(const float* logits, const RouterConfig& c) {
 
 /// Multiples of 1/64, so that scores are equal or clearly apart; with many exact ties.
 std::vector<float> grid_values(std::size_t count, std::uint32_t seed, int range) {
-  std::mt19937 random(seed);
-  std::uniform_int_distribution<int> pick(-64 * range, 64 * range);
+  testing::Random random(seed);
   std::vector<float> values(count);
-  for (float& v : values) v = static_cast<float>(pick(random)) / 64.0F;
+  for (float& v : values) {
+    v = static_cast<float>(random.below(128 * range + 1) - 64 * range) / 64.0F;
+  }
   return values;
 }
 
@@ -399,24 +400,24 @@ TEST(RouteNonFinite, UnusableExpertsGetNoShareOfAUniformRow) {
 }
 
 TEST(RouteNonFinite, EveryRouterStaysValid) {
-  std::mt19937 random(3);
+  testing::Random random(3);
   const float values[] = {kNaN, -kInf, kInf, 0, 1, -1, 3e38F, -3e38F, 1e-40F, -90, 90, 0.5F};
   for (int round = 0; round < 4000; ++round) {
-    RouterConfig c = softmax_router(24, 1 + static_cast<std::int32_t>(random() % 12), random() % 2);
-    c.score = static_cast<ScoreFunction>(random() % 4);
-    c.select_on = random() % 2 ? SelectOn::Logits : SelectOn::Scores;
-    if (random() % 2) c.router_bias.assign(24, 3e38F);
-    if (random() % 2) c.selection_bias.assign(24, -3e38F);
-    if (random() % 2) {
+    RouterConfig c = softmax_router(24, 1 + random.below(12), random.below(2));
+    c.score = static_cast<ScoreFunction>(random.below(4));
+    c.select_on = random.below(2) ? SelectOn::Logits : SelectOn::Scores;
+    if (random.below(2)) c.router_bias.assign(24, 3e38F);
+    if (random.below(2)) c.selection_bias.assign(24, -3e38F);
+    if (random.below(2)) {
       c.num_groups = 4;
       c.groups_used = 2;
     }
-    c.group_reduce = static_cast<GroupReduce>(random() % 2);
-    c.group_mask = static_cast<GroupMask>(random() % 2);
-    c.guard = static_cast<NormGuard>(random() % 3);
+    c.group_reduce = static_cast<GroupReduce>(random.below(2));
+    c.group_mask = static_cast<GroupMask>(random.below(2));
+    c.guard = static_cast<NormGuard>(random.below(3));
     c.guard_eps = 1e-20F;
     std::vector<float> logits(24);
-    for (float& v : logits) v = values[random() % std::size(values)];
+    for (float& v : logits) v = values[random.below(std::ssize(values))];
     const Routing got = run(logits, c);
     std::set<std::int32_t> seen;
     for (std::size_t s = 0; s < static_cast<std::size_t>(c.top_k); ++s) {

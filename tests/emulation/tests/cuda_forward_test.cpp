@@ -43,15 +43,10 @@ TEST_P(CudaForward, FastTakesEightBitsOfF32) {
   const DeviceRouting on_gpu(routing);
   const Floats x = random_values(c.tokens * c.hidden, 3);
   const DeviceTensor in(Tensor(DType::F32, c.tokens, c.hidden, x));
-  const DeviceTensor out(DType::F32, c.tokens, c.hidden);
   Tuning tuning;
   tuning.precision = Precision::Fast;
   Context context = gpu_context(tuning);
-  ForwardIo io;
-  io.x = in.view();
-  io.out = out.view();
-  io.routing = on_gpu.view();
-  run(context, ref, io, c.top_k);
+  const DeviceTensor out = run_case(context, {ref, in.view(), on_gpu.view()});
   EXPECT_LE(rel_l2(out.values(), forward_f64(layer, x, routing)), kSixteenBound);
 }
 
@@ -76,13 +71,9 @@ TEST_P(CudaForward, EveryWayAgreesWithF64) {
       // 16-bit rows differ in the staging alone: once per kind of map.
       if (dtype != DType::F32 && way.row_space == RowSpaceMode::PackedRows) continue;
       SCOPED_TRACE(std::string(name_of(dtype)) + " " + way.name);
-      const DeviceTensor y(dtype, c.tokens, c.hidden);
-      ForwardIo io;
-      io.x = x.view();
-      io.out = y.view();
-      io.routing = on_gpu.view();
-      run(context, ref, io, c.top_k, way);
-      EXPECT_LE(rel_l2(y.values(), want), dtype == DType::F32 ? kSingleBound : kSixteenBound);
+      const LayerCase call{.layer = ref, .x = x.view(), .routing = on_gpu.view(), .out = dtype};
+      EXPECT_LE(rel_l2(run_case(context, call, way).values(), want),
+                dtype == DType::F32 ? kSingleBound : kSixteenBound);
     }
   }
   EXPECT_TRUE(EmulatedGpu::get().guards_untouched());
@@ -116,12 +107,7 @@ struct WholeLayer {
   }
   Floats expected(const Floats& x) const {
     const MoeLayer layer = make(nullptr);
-    Tensor in(DType::F32, c.tokens, c.hidden, x), out(DType::F32, c.tokens, c.hidden);
-    ForwardIo io;
-    io.x = in.view();
-    io.out = out.view();
-    moe_forward_cpu(layer, io);
-    return out.values();
+    return reference_of({layer, rows_of(x, c.hidden)});
   }
 };
 
@@ -132,25 +118,19 @@ TEST(CudaLayer, RouterAndSharedExpertsAgreeWithTheCpu) {
   const Floats x = random_values(whole.c.tokens * whole.c.hidden, 5);
   const Floats want = whole.expected(x);
   const DeviceTensor in(Tensor(DType::F32, whole.c.tokens, whole.c.hidden, x));
-  const DeviceTensor out(DType::F32, whole.c.tokens, whole.c.hidden);
   Context context = gpu_context();
   Routing chosen(whole.c.tokens, whole.c.top_k);
   const DeviceRouting received(chosen);
-  ForwardIo io;
-  io.x = in.view();
-  io.out = out.view();
-  io.routing_out = received.view();
-  run(context, layer, io, whole.c.top_k);
+  LayerCase call{layer, in.view()};
+  const DeviceTensor out = run_case(context, call, kWays[0], received.view());
   EXPECT_LE(rel_l2(out.values(), want), kSingleBound);
   for (const std::int32_t id : received.ids.host()) {
     EXPECT_GE(id, 0);
     EXPECT_LT(id, whole.c.experts);
   }
   // A narrow output is summed in f32 and rounded once.
-  const DeviceTensor narrow(DType::BF16, whole.c.tokens, whole.c.hidden);
-  io.out = narrow.view();
-  run(context, layer, io, whole.c.top_k);
-  EXPECT_LE(rel_l2(narrow.values(), want), kSixteenBound);
+  call.out = DType::BF16;
+  EXPECT_LE(rel_l2(run_case(context, call).values(), want), kSixteenBound);
 }
 
 TEST(CudaLayer, SchedulesDoNotChangeABit) {
@@ -161,14 +141,11 @@ TEST(CudaLayer, SchedulesDoNotChangeABit) {
   std::optional<Floats> first;
   for (const std::uint64_t seed : emulation::seeds()) {
     emulation::options().seed = seed;
-    const DeviceTensor out(DType::BF16, whole.c.tokens, whole.c.hidden);
     Context context = gpu_context();
-    ForwardIo io;
-    io.x = in.view();
-    io.out = out.view();
-    run(context, layer, io, whole.c.top_k);
-    if (!first) first = out.values();
-    EXPECT_EQ(out.values(), *first) << seed;
+    const Floats got =
+        run_case(context, {.layer = layer, .x = in.view(), .out = DType::BF16}).values();
+    if (!first) first = got;
+    EXPECT_EQ(got, *first) << seed;
   }
   emulation::options().seed = 0;
 }
@@ -185,9 +162,7 @@ TEST(CudaGraph, ReplaysFollowNewInputs) {
   Context context = gpu_context();
   Workspace workspace(workspace_bytes(context, layer, whole.c.top_k, whole.c.tokens),
                       gpu_backend());
-  ForwardIo io;
-  io.x = in.view();
-  io.out = out.view();
+  const ForwardIo io = LayerCase{layer, in.view()}.io(out.view());
 
   const EmulatedGpu::Counts before = gpu.counts;
   context.set_stream(EmulatedGpu::capture_stream());
@@ -234,10 +209,9 @@ TEST(CudaGraph, WhatNeedsTheHostIsRefusedBeforeAnyLaunch) {
     Context context = gpu_context(tuning);
     Workspace workspace(workspace_bytes(context, ref, whole.c.top_k, whole.c.tokens),
                         gpu_backend());
-    ForwardIo io;
-    io.x = in.view();
-    io.out = out.view();
-    if (with_routing) io.routing = given.view();
+    LayerCase call{ref, in.view()};
+    if (with_routing) call.routing = given.view();
+    const ForwardIo io = call.io(out.view());
     context.set_stream(EmulatedGpu::capture_stream());
     const int launches = gpu.counts.launches;
     gpu.begin_capture();
@@ -270,18 +244,13 @@ TEST(CudaIds, OutOfRangeOnesAreSkippedAndStrictSaysSo) {
   const DeviceTensor in(Tensor(DType::F32, c.tokens, c.hidden, x));
   const DeviceRouting routing(wild);
   for (const Way& way : kWays) {
-    const DeviceTensor out(DType::F32, c.tokens, c.hidden);
-    ForwardIo io;
-    io.x = in.view();
-    io.out = out.view();
-    io.routing = routing.view();
+    const LayerCase call{ref, in.view(), routing.view()};
     Context context = gpu_context();
-    run(context, ref, io, c.top_k, way);
-    EXPECT_LE(rel_l2(out.values(), want), kSingleBound) << way.name;
+    EXPECT_LE(rel_l2(run_case(context, call, way).values(), want), kSingleBound) << way.name;
     Tuning strict;
     strict.strict = true;
     Context checked = gpu_context(strict);
-    EXPECT_THROW(run(checked, ref, io, c.top_k, way), ShapeError) << way.name;
+    EXPECT_THROW(run_case(checked, call, way), ShapeError) << way.name;
   }
 }
 
@@ -367,10 +336,7 @@ TEST(CudaErrors, TensorsAndWeightsElsewhere) {
   Context context = gpu_context();
   LayerRef ref;
   ref.stack = &on_gpu;
-  ForwardIo io;
-  io.routing = given.view();
-  io.x = host.view();
-  io.out = out.view();
+  ForwardIo io = LayerCase{ref, host.view(), given.view()}.io(out.view());
   EXPECT_THROW(run(context, ref, io, c.top_k), DeviceError);
   io.x = in.view();
   TensorView other = out.view();
@@ -485,18 +451,13 @@ TEST(CudaKernels, OneTokenIsSummedWhereItIsMultiplied) {
   for (const DType dtype : {DType::F32, DType::BF16}) {
     const Tensor host(dtype, whole.c.tokens, whole.c.hidden,
                       random_values(whole.c.tokens * whole.c.hidden, 5));
-    const DeviceTensor in(host), out(dtype, whole.c.tokens, whole.c.hidden);
-    const DeviceTensor one_in(
+    const DeviceTensor in(host);
+    const DeviceTensor one(
         Tensor(dtype, 1, whole.c.hidden, row_floats(host.values(), 0, whole.c.hidden)));
-    const DeviceTensor one_out(dtype, 1, whole.c.hidden);
-    ForwardIo io;
-    io.x = in.view();
-    io.out = out.view();
-    run(context, layer, io, whole.c.top_k);
-    io.x = one_in.view();
-    io.out = one_out.view();
-    run(context, layer, io, whole.c.top_k);
-    EXPECT_EQ(one_out.values(), row_floats(out.values(), 0, whole.c.hidden)) << name_of(dtype);
+    const auto run_of = [&](const DeviceTensor& x) {
+      return run_case(context, {.layer = layer, .x = x.view(), .out = dtype}).values();
+    };
+    EXPECT_EQ(run_of(one), row_floats(run_of(in), 0, whole.c.hidden)) << name_of(dtype);
   }
 }
 

@@ -92,13 +92,8 @@ TEST_P(CudaParts, EveryWayAgreesWithF64) {
       }
 
       // A routing given from outside gives the bits of the layer's own.
-      const DeviceTensor again(dtype, tokens, kHidden);
-      ForwardIo ready;
-      ready.x = io.x;
-      ready.out = again.view();
-      ready.routing = routed.view();
-      run(context, layer, ready, kTopK, way);
-      EXPECT_EQ(again.values(), y.values());
+      const LayerCase ready{.layer = layer, .x = io.x, .routing = routed.view(), .out = dtype};
+      EXPECT_EQ(run_case(context, ready, way).values(), y.values());
     }
   }
 }
@@ -279,24 +274,15 @@ TEST(CudaPartsIds, OutOfRangeOnesAreSkipped) {
       wild.topk_weights()[pair] = skipped.topk_weights()[pair] =
           0.1F + static_cast<float>(pair % 4);
     }
-    Tensor want(DType::F32, tokens, kHidden);
-    ForwardIo reference;
-    reference.x = ConstTensorView(batch.x.data(), DType::F32, {tokens, kHidden});
-    reference.out = want.view();
-    reference.routing = skipped.view();
-    moe_forward_cpu(on_host, reference);
+    const Floats want = reference_of({on_host, rows_of(batch.x, kHidden), skipped.view()});
 
     GpuBatch on_gpu(batch, DType::F32);
     const DeviceRouting given(wild);
     Context context = gpu_context(exact_poisoned());
     for (const Way& way : kWays) {
-      const DeviceTensor y(DType::F32, tokens, kHidden);
-      ForwardIo io;
-      io.x = on_gpu.x.view();
-      io.out = y.view();
-      io.routing = given.view();
-      run(context, layer, io, kTopK, way);
-      EXPECT_LE(rel_l2(y.values(), want.values()), kSingleBound) << name << ", " << way.name;
+      const LayerCase call{layer, on_gpu.x.view(), given.view()};
+      EXPECT_LE(rel_l2(run_case(context, call, way).values(), want), kSingleBound)
+          << name << ", " << way.name;
     }
   }
 }
@@ -315,20 +301,14 @@ TEST(CudaPresets, EveryArchitectureRunsAsOnTheCpu) {
     constexpr std::int64_t kTokens = 3;
     Tensor x(DType::F32, kTokens, config.hidden_size,
              random_values(kTokens * config.hidden_size, 3));
-    Tensor want(DType::F32, kTokens, config.hidden_size);
-    const DeviceTensor in(x), out(DType::F32, kTokens, config.hidden_size);
-    const bool separate = config.router_input == RouterInput::Separate;
-    ForwardIo io;
-    io.x = x.view();
-    io.out = want.view();
-    if (separate) io.router_input = x.view();
-    moe_forward_cpu(on_cpu, io);
-    io.x = in.view();
-    io.out = out.view();
-    if (separate) io.router_input = in.view();
+    const DeviceTensor in(x);
+    LayerCase host{on_cpu, x.view()}, device{on_gpu, in.view()};
+    if (config.router_input == RouterInput::Separate) {
+      host.router_input = host.x;
+      device.router_input = device.x;
+    }
     Context context = gpu_context(exact_poisoned());
-    run(context, on_gpu, io, config.top_k);
-    EXPECT_LE(rel_l2(out.values(), want.values()), kSingleBound);
+    EXPECT_LE(rel_l2(run_case(context, device).values(), reference_of(host)), kSingleBound);
   }
 }
 
@@ -349,20 +329,13 @@ TEST(CudaPresets, HashLayersFindExpertsByToken) {
   const std::int64_t hidden = on_cpu.config().hidden_size;
   std::vector<std::int32_t> tokens{2, 0, 1, 1};
   Tensor x(DType::F32, kTokens, hidden, random_values(kTokens * hidden, 3));
-  Tensor want(DType::F32, kTokens, hidden);
-  const DeviceTensor in(x), out(DType::F32, kTokens, hidden);
+  const DeviceTensor in(x);
   const DeviceArray<std::int32_t> token_ids(gpu_backend(), tokens);
-  ForwardIo io;
-  io.x = x.view();
-  io.out = want.view();
-  io.token_ids = ConstTensorView(tokens.data(), DType::I32, {kTokens});
-  moe_forward_cpu(on_cpu, io);
-  io.x = in.view();
-  io.out = out.view();
-  io.token_ids = ConstTensorView(token_ids.data(), DType::I32, {kTokens}, kGpu);
+  LayerCase host{on_cpu, x.view()}, device{on_gpu, in.view()};
+  host.token_ids = ConstTensorView(tokens.data(), DType::I32, {kTokens});
+  device.token_ids = ConstTensorView(token_ids.data(), DType::I32, {kTokens}, kGpu);
   Context context = gpu_context(exact_poisoned());
-  run(context, on_gpu, io, 2);
-  EXPECT_LE(rel_l2(out.values(), want.values()), kSingleBound);
+  EXPECT_LE(rel_l2(run_case(context, device).values(), reference_of(host)), kSingleBound);
 }
 
 TEST(CudaProfile, ZonesWaitForTheDeviceWhenAsked) {

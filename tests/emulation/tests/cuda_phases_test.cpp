@@ -31,11 +31,6 @@ DeviceTensor poisoned_on_gpu(std::int64_t rows, std::int64_t cols) {
   return DeviceTensor(DType::F32, rows, cols);
 }
 
-TensorView host_rows(Floats& values, std::int64_t cols) {
-  return {values.data(), DType::F32, {static_cast<std::int64_t>(values.size()) / cols, cols}};
-}
-Floats poisoned(std::int64_t count) { return Floats(static_cast<std::size_t>(count), kPoison); }
-
 Doubles row_f64(const Floats& x, std::int64_t row, std::int64_t cols) {
   return {x.begin() + row * cols, x.begin() + (row + 1) * cols};
 }
@@ -60,11 +55,6 @@ Floats dispatched_rows(const Checkpoint& c, const std::vector<MarlinDispatch>& d
     all.insert(all.end(), out.begin() + d.out_row * c.n, out.begin() + (d.out_row + d.rows) * c.n);
   }
   return all;
-}
-
-Case case_of(std::int64_t tokens, const Checkpoint& c, std::int32_t top_k, RoutingShape routing) {
-  const QuantType type = QuantType::INT4;
-  return {"phases", tokens, c.k, c.n, c.experts, top_k, type, type, type, routing};
 }
 
 /// Nothing that a GPU would have refused, and all arrays within their bounds.
@@ -100,7 +90,7 @@ TEST_F(CudaPhases, BatchedAgreesWithF64AndTheCpu) {
     const Doubles want = dispatched_f64(c, kDispatches, x);
     Floats from = x, cpu = poisoned(21 * c.n);
     Context cpu_context;
-    host.gemm_phase_batched(cpu_context, host_rows(from, c.k), kDispatches, host_rows(cpu, c.n),
+    host.gemm_phase_batched(cpu_context, rows_of(from, c.k), kDispatches, rows_of(cpu, c.n),
                             Precision::Exact);
     const DeviceTensor in = rows_on_gpu(x, c.k);
     Context context = gpu_context();
@@ -173,7 +163,8 @@ TEST_F(CudaPhases, VllmWritesEveryRow) {
     const Checkpoint c = make_checkpoint(r);
     const MarlinExpertStack stack = on_gpu(MarlinExpertStack::from_gptq(c.tensors()));
     const std::int32_t top_k = std::min(kTopK, c.experts);
-    Routing routing = make_routing(case_of(kTokens, c, top_k, RoutingShape::Skipped));
+    Routing routing =
+        make_routing(int4_case(kTokens, c.k, c.n, c.experts, top_k, RoutingShape::Skipped));
     const std::int64_t pairs = kTokens * top_k;
     const Floats x = random_values(kTokens * c.k, 8);
     const DeviceTensor in = rows_on_gpu(x, c.k);
@@ -273,8 +264,8 @@ TEST_F(CudaPhases, StacksMoveThereAndBack) {
   EXPECT_GT(there.nbytes(), 0);
   Floats x = random_values(20 * c.k, 5), a = poisoned(21 * c.n), b = a;
   Context cpu;
-  host.gemm_phase_batched(cpu, host_rows(x, c.k), kDispatches, host_rows(a, c.n));
-  back.gemm_phase_batched(cpu, host_rows(x, c.k), kDispatches, host_rows(b, c.n));
+  host.gemm_phase_batched(cpu, rows_of(x, c.k), kDispatches, rows_of(a, c.n));
+  back.gemm_phase_batched(cpu, rows_of(x, c.k), kDispatches, rows_of(b, c.n));
   EXPECT_EQ(dispatched_rows(c, kDispatches, a), dispatched_rows(c, kDispatches, b));
 }
 
@@ -411,7 +402,7 @@ TEST_F(CudaPhases, TensorsAndWeightsElsewhere) {
                            const TensorView& out) {
     stack.gemm_phase_batched(where, in, calls.dispatches, out);
   };
-  const TensorView on_host = host_rows(x, 64), y_host = host_rows(y, 64);
+  const TensorView on_host = rows_of(x, 64), y_host = rows_of(y, 64);
   EXPECT_THROW(batched(host, context, calls.x.view(), calls.pairs.view()), DeviceError);
   EXPECT_THROW(batched(calls.marlin, cpu, on_host, y_host), DeviceError);
   EXPECT_THROW(batched(calls.marlin, context, on_host, calls.pairs.view()), DeviceError);
@@ -488,10 +479,7 @@ TEST_F(CudaPhases, GateAndUpMayBePackedToDifferentWidths) {
     const DeviceRouting given(routing);
     LayerRef layer;
     layer.stack = &stack;
-    ForwardIo io;
-    io.x = in.view();
-    io.out = out.view();
-    io.routing = given.view();
+    const ForwardIo io = LayerCase{layer, in.view(), given.view()}.io(out.view());
     // Exactly what is asked for, so that the guards are right behind it.
     Workspace workspace(workspace_bytes(context, layer, 2, 9), gpu_backend());
     for (const GemmMode gemm : {GemmMode::Auto, GemmMode::Bucketed, GemmMode::Aligned}) {

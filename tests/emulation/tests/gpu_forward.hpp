@@ -3,28 +3,16 @@
 
 #include "device_array.hpp"
 #include "emulated_gpu.hpp"
+#include "layer_case.hpp"
 #include "layers.hpp"
 #include "moesaic/forward.hpp"
+#include "ways.hpp"
 
 namespace moesaic::testing {
 
 inline constexpr double kSingleBound = 1e-4;  ///< f32 in and out, hidden rows in two bf16 planes
 inline constexpr double kSixteenBound = 5e-3;
 inline constexpr Device kGpu{DeviceType::Cuda, 0};
-
-struct Way {
-  const char* name;
-  GemmMode gemm;
-  RowSpaceMode row_space;
-  bool forced;
-};
-inline constexpr Way kWays[] = {
-    {"auto", GemmMode::Auto, RowSpaceMode::Auto, false},
-    {"bucketed_pairs", GemmMode::Bucketed, RowSpaceMode::TokenPairs, true},
-    {"bucketed_packed", GemmMode::Bucketed, RowSpaceMode::PackedRows, true},
-    {"aligned_pairs", GemmMode::Aligned, RowSpaceMode::TokenPairs, true},
-    {"aligned_packed", GemmMode::Aligned, RowSpaceMode::PackedRows, true},
-};
 
 inline const Backend& gpu_backend() {
   static const auto backend = EmulatedGpu::get().make_backend();
@@ -61,14 +49,28 @@ struct DeviceRouting {
   RoutingView view() const { return {ids.data(), weights.data(), tokens, top_k}; }
 };
 
+/// The forward on a way, with a workspace of exactly the size that it asks for.
 inline void run(Context& context, const LayerRef& layer, const ForwardIo& io, std::int32_t top_k,
                 const Way& way = kWays[0]) {
   Workspace workspace(workspace_bytes(context, layer, top_k, io.x.dim(0)), context.backend());
-  if (way.forced) {
-    moe_forward_bucketed(context, layer, io, workspace, way.gemm, way.row_space);
-  } else {
-    moe_forward(context, layer, io, workspace);
-  }
+  forward(context, layer, io, workspace, way);
+}
+
+/// A case with its tensors in device memory; what it wrote into poisoned memory there.
+inline DeviceTensor run_case(Context& context, const LayerCase& c, const Way& way = kWays[0],
+                             const RoutingView& routing_out = {}) {
+  DeviceTensor out(c.out, c.tokens(), c.layer.hidden_size());
+  ForwardIo io = c.io(out.view());
+  io.routing_out = routing_out;
+  run(context, c.layer, io, c.top_k(), way);
+  return out;
+}
+
+/// The case by the reference on the host, where its tensors are.
+inline Floats reference_of(const LayerCase& c) {
+  Tensor out(c.out, c.tokens(), c.layer.hidden_size());
+  moe_forward_cpu(c.layer, c.io(out.view()));
+  return out.values();
 }
 
 inline Tuning exact() {

@@ -9,7 +9,6 @@
 #include <functional>
 #include <limits>
 #include <memory>
-#include <random>
 #include <string>
 #include <vector>
 
@@ -18,6 +17,7 @@
 #include "moesaic/config.hpp"
 #include "moesaic/quant.hpp"
 #include "moesaic/types.hpp"
+#include "random.hpp"
 #include "seeds.hpp"
 
 namespace moesaic::metal_test {
@@ -43,7 +43,7 @@ class Role {
   static constexpr std::int64_t kBase = 6;
   static constexpr std::int64_t kGap = 10;
 
-  Role(QuantType type, int experts, int rows, int cols, std::mt19937& random)
+  Role(QuantType type, int experts, int rows, int cols, testing::Random& random)
       : rows_(rows), cols_(cols) {
     args.base = kBase;
     args.row_stride = row_bytes(type, cols) + (type == QuantType::MXFP4 ? 1 : 2);
@@ -55,11 +55,10 @@ class Role {
     const std::int64_t size = kBase + experts * args.expert_stride - last;
     bytes_ = std::make_unique<std::byte[]>(static_cast<std::size_t>(size));
     decoded_.resize(static_cast<std::size_t>(experts) * rows * cols);
-    std::normal_distribution<float> normal;
     std::vector<float> row(static_cast<std::size_t>(cols));
     for (int e = 0; e < experts; e++) {
       for (int r = 0; r < rows; r++) {
-        for (float& w : row) w = normal(random);
+        for (float& w : row) w = random.normal();
         std::byte* to = bytes_.get() + kBase + e * args.expert_stride + r * args.row_stride;
         quantize_row(type, row.data(), to, cols);
         dequantize_row(type, to, &decoded_[(static_cast<std::size_t>(e) * rows + r) * cols], cols);
@@ -67,8 +66,8 @@ class Role {
     }
     scale_.resize(static_cast<std::size_t>(experts));
     bias_.resize(static_cast<std::size_t>(experts) * rows);
-    for (float& v : scale_) v = 1.0f + normal(random) / 8;
-    for (float& v : bias_) v = normal(random);
+    for (float& v : scale_) v = 1.0f + random.normal() / 8;
+    for (float& v : bias_) v = random.normal();
   }
 
   void add_epilogue() { args.flags |= kHasScale | kHasBias; }
@@ -124,16 +123,15 @@ class Role {
 // Rows of x in one of the three types, with a gap between rows.
 class Input {
  public:
-  Input(int rows, int cols, int type, std::mt19937& random) : type_(type) {
+  Input(int rows, int cols, int type, testing::Random& random) : type_(type) {
     constexpr int kRowGap = 3;
     const int stride = cols + kRowGap;
     args = {.inner_count = 1, .outer_stride = stride, .inner_stride = 0};
     const std::size_t count = static_cast<std::size_t>(rows) * stride - kRowGap;
-    std::normal_distribution<float> normal;
     values_.resize(count);
     bytes_ = std::make_unique<std::byte[]>(count * (type == kTypeF32 ? 4 : 2));
     for (std::size_t i = 0; i < count; i++) {
-      const float v = normal(random);
+      const float v = random.normal();
       if (type == kTypeF32) {
         values_[i] = v;
         std::memcpy(&bytes_[4 * i], &v, 4);
@@ -279,10 +277,10 @@ inline void dispatch(const std::string& name, const void* args, std::vector<void
 
 // Routings that break kernels: empty experts, everything to one, ids outside, one token, none.
 inline std::vector<std::vector<std::int32_t>> nasty_routings(int experts, int top_k,
-                                                             std::mt19937& random) {
+                                                             testing::Random& random) {
   auto uniform = [&](int tokens) {
     std::vector<std::int32_t> ids(static_cast<std::size_t>(tokens) * top_k);
-    for (auto& id : ids) id = static_cast<std::int32_t>(random() % static_cast<unsigned>(experts));
+    for (auto& id : ids) id = random.below(experts);
     return ids;
   };
   std::vector<std::vector<std::int32_t>> all;

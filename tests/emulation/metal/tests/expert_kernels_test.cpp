@@ -34,7 +34,7 @@ class ExpertKernels : public testing::TestWithParam<Format> {
  protected:
   void TearDown() override { emulation::options() = {}; }
 
-  std::mt19937 random_{7};
+  testing::Random random_{7};
 };
 INSTANTIATE_TEST_SUITE_P(Formats, ExpertKernels, testing::ValuesIn(kFormats),
                          [](const auto& format) { return std::string(format.param.suffix); });

@@ -61,14 +61,14 @@ RouterConfig router(std::int32_t experts, std::int32_t top_k) {
 
 /// Distinct values whose scores differ by more than the rounding of exp.
 Floats spread_logits(std::int64_t tokens, std::int32_t experts, std::uint32_t seed) {
-  std::mt19937 generator(seed);
+  Random random(seed);
   std::vector<float> values(static_cast<std::size_t>(experts));
   for (std::size_t e = 0; e < values.size(); ++e) {
     values[e] = 8.0F * static_cast<float>(e) / static_cast<float>(experts) - 4.0F;
   }
   Floats logits;
   for (std::int64_t t = 0; t < tokens; ++t) {
-    std::shuffle(values.begin(), values.end(), generator);
+    random.shuffle(values);
     logits.insert(logits.end(), values.begin(), values.end());
   }
   return logits;
@@ -156,12 +156,12 @@ TEST_F(MetalOps, RouteWeighsGivenIds) {
 /// Ids that make buckets uneven: empty, full, skipped.
 std::vector<std::int32_t> nasty_ids(int shape, std::int64_t pairs, std::int32_t experts,
                                     std::uint32_t seed) {
-  std::mt19937 generator(seed);
+  Random random(seed);
   std::vector<std::int32_t> ids(static_cast<std::size_t>(pairs));
   for (std::int32_t& id : ids) {
-    id = static_cast<std::int32_t>(generator() % static_cast<std::uint32_t>(experts));
+    id = random.below(experts);
     if (shape == 1) id = experts - 1;
-    if (shape == 2) id = generator() % 3 == 0 ? -1 : id / 2;
+    if (shape == 2) id = random.below(3) == 0 ? -1 : id / 2;
     if (shape == 3) id = -1;
   }
   return ids;
