@@ -40,8 +40,8 @@ TSAN_PROGRAMS = [
 ]
 TSAN_TESTS = "Thread|Pool|Concurrent|Races|AtATime|WhileExpertsMove|DiskSource"
 
-# What ccache keeps serves every clone and build folder of this tree: paths are taken relative to it.
-# Builds of several Pythons and of the next run then compile only what differs.
+# With paths relative to the tree, what ccache keeps serves every clone and build folder of it:
+# builds for several Pythons, and the next run, compile only what differs.
 os.environ.setdefault("CCACHE_BASEDIR", str(ROOT))
 os.environ.setdefault("CCACHE_NOHASHDIR", "1")
 
