@@ -1,7 +1,7 @@
 #pragma once
 
-/// Arrays of the caller. numpy is asked first, then the buffer protocol, then __dlpack__; never a
-/// copy, and no array package but numpy is ever imported.
+/// Arrays of the caller. numpy is asked first, then the buffer protocol, then __dlpack__; a copy is
+/// made by import_rows and import_f32 alone, and no array package but numpy is ever imported.
 
 #include <memory>
 #include <string>
@@ -40,6 +40,22 @@ struct DeviceStream {
 /// target's stream.
 ArrayRef import_array(py::handle object, const char* operation, const char* name,
                       const DeviceStream& target = {});
+
+/// How the rows of an array have to lie.
+enum class RowLayout : std::uint8_t {
+  Rows,   ///< the elements of a row one behind the other
+  Dense,  ///< the rows too
+};
+
+/// import_array for rows: in host memory, columns that lie apart are copied. A copy is logged at
+/// debug level.
+ArrayRef import_rows(py::handle object, const char* operation, const char* name,
+                     const DeviceStream& target = {});
+/// import_array for values that a call reads as f32: f16 and bf16 are converted, and in host memory
+/// elements that lie otherwise than `layout` says are copied. A copy is logged at debug level. Other
+/// types come back as they are, for the call to refuse.
+ArrayRef import_f32(py::handle object, const char* operation, const char* name,
+                    const DeviceStream& target = {}, RowLayout layout = RowLayout::Rows);
 
 /// Memory made here, exported by DLPack and the buffer protocol.
 struct Array {

@@ -32,7 +32,7 @@ py::object gemv(const char* operation, const char* x_name, const ExpertStack& st
                 const py::object& out, const std::optional<std::string>& precision,
                 const py::object& stream, Run&& run) {
   const DeviceStream target = device_stream(stack.device(), stream, x, operation);
-  const ArrayRef in = import_array(x, operation, x_name, target);
+  const ArrayRef in = import_rows(x, operation, x_name, target);
   const Ids experts = import_ids(ids, operation, "ids", target);
   return run_product({operation, x, out, precision, target}, in,
                      gemv_shape(experts, rows, operation),
@@ -78,7 +78,7 @@ void define_gemm(StackClass& type, const char* name, const char* operation, Role
           const py::object& out, const std::optional<std::string>& precision,
           const py::object& stream) {
         const DeviceStream target = device_stream(stack.device(), stream, x, operation);
-        const ArrayRef in = import_array(x, operation, x_name, target);
+        const ArrayRef in = import_rows(x, operation, x_name, target);
         const auto held = plan.value;
         return run_product(
             {operation, x, out, precision, target}, in, {held->num_pairs(), rows_of(stack, role)},

@@ -64,7 +64,7 @@ class GivenInputs {
       io.token_ids = tokens_.view;
     }
     if (!request.router_input.is_none()) {
-      router_input_ = import_array(request.router_input, operation, "router_input", target);
+      router_input_ = import_rows(request.router_input, operation, "router_input", target);
       io.router_input = router_input_.read();
     }
   }
@@ -84,7 +84,7 @@ py::object run_forward(const ForwardRequest& request, Run&& run) {
   // The reference runs on the host whatever it is given.
   const Device device = request.needs_workspace ? request.layer.stack->device() : Device{};
   const DeviceStream target = device_stream(device, request.stream, request.x, operation);
-  const ArrayRef x = import_array(request.x, operation, "x", target);
+  const ArrayRef x = import_rows(request.x, operation, "x", target);
   forward::check_x(operation, device, request.layer, x.read());
   require<ConfigError>(!request.accumulate || !request.out.is_none(), [&] {
     return Problem{operation, "accumulate", "an out= to add to", "none", {}};
@@ -93,7 +93,7 @@ py::object run_forward(const ForwardRequest& request, Run&& run) {
   ForwardIo io;
   io.x = x.read();
   if (!request.logits.is_none()) {
-    logits = import_array(request.logits, operation, "router_logits", target);
+    logits = import_f32(request.logits, operation, "router_logits", target);
     io.logits = logits.read();
   }
   Call call(request.precision, device);

@@ -7,7 +7,7 @@
 namespace moesaic::python {
 
 /// Levels of the logging module.
-inline constexpr int kLogInfo = 20, kLogWarning = 30;
+inline constexpr int kLogDebug = 10, kLogInfo = 20, kLogWarning = 30;
 
 /// To logging.getLogger("moesaic"), the only way out for messages. Needs the GIL.
 void log(int level, const std::string& message);

@@ -13,7 +13,7 @@ py::object call_linear(const MarlinLinear& linear, const py::object& x, const py
                        const std::optional<std::string>& precision, const py::object& stream) {
   constexpr const char* kOperation = "MarlinLinear";
   const DeviceStream target = device_stream(linear.device(), stream, x, kOperation);
-  const ArrayRef in = import_array(x, kOperation, "x", target);
+  const ArrayRef in = import_rows(x, kOperation, "x", target);
   const std::int64_t rows = in.view.rank == 2 ? in.view.dim(0) : 0;
   return run_product({kOperation, x, out, precision, target}, in, {rows, linear.out_features()},
                      [&](Context& context, const ConstTensorView& from, const TensorView& to) {

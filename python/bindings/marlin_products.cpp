@@ -61,7 +61,7 @@ py::object phase_batched(const MarlinExpertStack& stack, const py::object& x,
                          const std::optional<std::string>& precision, const py::object& stream) {
   constexpr const char* kOperation = "MarlinExpertStack.gemm_phase_batched";
   const DeviceStream target = device_stream(stack.device(), stream, x, kOperation);
-  const ArrayRef in = import_array(x, kOperation, "x_packed", target);
+  const ArrayRef in = import_rows(x, kOperation, "x_packed", target);
   const std::vector<MarlinDispatch> list = dispatch_list(dispatches, kOperation);
   const bool fresh = out.is_none();
   std::int64_t rows = 0;
@@ -90,7 +90,7 @@ py::object phase_vllm(const MarlinExpertStack& stack, const py::object& x,
                       const py::object& stream) {
   constexpr const char* kOperation = "MarlinExpertStack.gemm_phase_vllm";
   const DeviceStream target = device_stream(stack.device(), stream, x, kOperation);
-  const ArrayRef in = import_array(x, kOperation, "x", target);
+  const ArrayRef in = import_rows(x, kOperation, "x", target);
   return run_product({kOperation, x, out, precision, target}, in,
                      {aligned->num_pairs(), stack.n_per_expert()},
                      [&](Context& context, const ConstTensorView& from, const TensorView& to) {

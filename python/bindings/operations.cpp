@@ -24,15 +24,23 @@ std::int64_t last_dim(const ArrayRef& array, const char* operation, const char* 
   return array.view.dim(array.view.rank - 1);
 }
 
+ArrayRef import_values(py::handle object, const char* operation, const char* name,
+                       const DeviceStream& target) {
+  return import_f32(object, operation, name, target, RowLayout::Dense);
+}
+
 /// An operation on one array, on the device where that lies.
 class Operation {
  public:
-  Operation(const char* operation, const char* name, const py::object& x, const py::object& stream)
+  /// `import` is import_rows for what is read as it is, import_values for what is read as f32.
+  template <class Import>
+  Operation(const char* operation, const char* name, const py::object& x, const py::object& stream,
+            Import&& import)
       : operation_(operation),
         name_(name),
         x_(x),
         target_(device_stream(device_of(x, operation, name), stream, x, operation)),
-        in_(import_array(x, operation, name, target_)) {}
+        in_(import(x, operation, name, target_)) {}
 
   const ArrayRef& in() const { return in_; }
   std::int64_t last_dim() const { return python::last_dim(in_, operation_, name_); }
@@ -67,7 +75,7 @@ class Operation {
 
 py::object gather(const py::object& x, const PlanObject& plan, const py::object& out,
                   const py::object& stream) {
-  Operation operation("gather_rows", "x", x, stream);
+  Operation operation("gather_rows", "x", x, stream, import_rows);
   const auto held = plan.value;
   return operation.apply({held->num_pairs(), operation.last_dim()}, out,
                          [&](Context& context, const ConstTensorView& from, const RoutingView&,
@@ -75,7 +83,7 @@ py::object gather(const py::object& x, const PlanObject& plan, const py::object&
 }
 
 py::object multiply(const py::object& gate_up, const py::object& out, const py::object& stream) {
-  Operation operation("silu_mul", "gate_up", gate_up, stream);
+  Operation operation("silu_mul", "gate_up", gate_up, stream, import_values);
   const std::int64_t cols = operation.last_dim();
   require<ShapeError>(cols % 2 == 0, [&] {
     return Problem{"silu_mul",
@@ -92,7 +100,7 @@ py::object multiply(const py::object& gate_up, const py::object& out, const py::
 py::object combine_rows(const py::object& rows, const PlanObject& plan,
                         const RoutingObject& routing, const py::object& out, bool accumulate,
                         const py::object& stream) {
-  Operation operation("combine", "rows", rows, stream);
+  Operation operation("combine", "rows", rows, stream, import_values);
   const auto held = plan.value;
   return operation.apply(
       {routing.num_tokens(), operation.last_dim()}, out,
@@ -103,7 +111,7 @@ py::object combine_rows(const py::object& rows, const PlanObject& plan,
 
 py::object sum_pairs(const py::object& pairs, const RoutingObject& routing, const py::object& out,
                      bool accumulate, const py::object& stream) {
-  Operation operation("weighted_sum", "pairs", pairs, stream);
+  Operation operation("weighted_sum", "pairs", pairs, stream, import_values);
   return operation.apply(
       {routing.num_tokens(), operation.last_dim()}, out,
       [&](Context& context, const ConstTensorView& from, const RoutingView& view,

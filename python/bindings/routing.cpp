@@ -38,7 +38,7 @@ RoutingObject make_routing(const py::object& topk_ids, const py::object& topk_we
     return routing;
   }
   const Ids ids = import_ids(topk_ids, kOperation, "topk_ids");
-  const ArrayRef weights = import_array(topk_weights, kOperation, "topk_weights");
+  const ArrayRef weights = import_f32(topk_weights, kOperation, "topk_weights");
   require<ShapeError>(
       ids.view.rank == 2 && ids.view.dim(1) <= std::numeric_limits<std::int32_t>::max(),
       [&] { return Problem{kOperation, "topk_ids", "[T, top_k]", describe(ids.view), {}}; });
@@ -52,7 +52,7 @@ RoutingObject make_routing(const py::object& topk_ids, const py::object& topk_we
                                        {}};
                       });
   require<DTypeError>(weights.view.dtype == DType::F32, [&] {
-    return Problem{kOperation, "topk_weights", "f32", name_of(weights.view.dtype), {}};
+    return Problem{kOperation, "topk_weights", "f32, f16 or bf16", name_of(weights.view.dtype), {}};
   });
   RoutingObject routing;
   Routing& value = routing.resized(ids.view.dim(0), static_cast<std::int32_t>(ids.view.dim(1)));
@@ -93,7 +93,7 @@ void fill_given(const py::object& topk_ids, const RouterConfig& config, Routing&
 py::object route_logits(const py::object& logits, const std::optional<RouterConfig>& router,
                         std::optional<std::int32_t> top_k, std::optional<bool> renormalize,
                         const py::object& topk_ids, const py::object& out) {
-  const ArrayRef in = import_array(logits, "route", "logits");
+  const ArrayRef in = import_f32(logits, "route", "logits", {}, RowLayout::Dense);
   require<ShapeError>(in.view.rank == 2,
                       [&] { return Problem{"route", "logits", "[T, E]", describe(in.view), {}}; });
   const RouterConfig config =

@@ -2419,8 +2419,9 @@ class MoeLayer:
         ----------
         x : array [T, H]
             f32, f16 or bf16, on the device of the layer.
-        router_logits : f32 array [T, E], optional
-            Logits from outside, in place of the own router's.
+        router_logits : array [T, E], optional
+            Logits from outside, in place of the own router's; f32, or f16 and bf16, which are
+            converted.
         routing : Routing, optional
             Ready ids and weights.
         topk_ids : int array [T, top_k], optional
@@ -3323,8 +3324,8 @@ class Routing:
     ----------
     topk_ids : int32 or int64 array [T, top_k]
         Expert of each pair.
-    topk_weights : f32 array [T, top_k]
-        Weight of each pair.
+    topk_weights : array [T, top_k]
+        Weight of each pair; f32, in host memory f16 or bf16 too.
 
     Raises
     ------
@@ -3377,8 +3378,8 @@ def route(
 
     Parameters
     ----------
-    logits : f32 array [T, E]
-        Output of the router's matrix product.
+    logits : array [T, E]
+        Output of the router's matrix product; f32, f16 or bf16.
     router : RouterConfig, optional
         How to route. None: softmax, with the two arguments below.
     top_k : int, optional

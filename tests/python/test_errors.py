@@ -41,9 +41,9 @@ BAD = {
         ["logits", "5", "6"],
     ),
     "logits dtype": (
-        lambda s: forward(s, logits=LOGITS.astype("f2")),
+        lambda s: forward(s, logits=LOGITS.astype("f8")),
         mo.DTypeError,
-        ["logits", "f32", "f16"],
+        ["router_logits", "f32", "f64"],
     ),
     "no router": (lambda s: mo.moe_forward(X, LOGITS, s), mo.ConfigError, ["top_k"]),
     "top_k": (lambda s: forward(s, top_k=6), mo.ConfigError, ["top_k", "6"]),

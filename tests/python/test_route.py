@@ -135,5 +135,5 @@ def test_routing_from_arrays():
     assert routing.topk_ids[0, 0] == 3
     with pytest.raises(mo.ShapeError, match="topk_weights"):
         mo.Routing(ids, np.ones((2, 3), np.float32))
-    with pytest.raises(mo.DTypeError, match="topk_weights: expected f32, got f64"):
+    with pytest.raises(mo.DTypeError, match="topk_weights: expected f32, f16 or bf16, got f64"):
         mo.Routing(ids, np.ones((2, 2)))
