@@ -61,6 +61,17 @@ def test_exports_only_the_module_entry(core: Path) -> None:
     assert exported == ["PyInit__core"]
 
 
+def test_is_hardened(core: Path) -> None:
+    headers = run("readelf", "-lW", core)
+    assert "GNU_RELRO" in headers
+    (stack,) = [line for line in headers.splitlines() if "GNU_STACK" in line]
+    assert "E" not in stack.split()[-2], "the stack is executable"
+    assert "NOW" in run("readelf", "-dW", core), "symbols are bound while it runs"
+    imported = run("nm", "-D", "--undefined-only", core)
+    assert "__stack_chk_fail" in imported
+    assert "_chk@" in imported, "no function of the C library that checks sizes"
+
+
 def test_is_stripped(core: Path) -> None:
     assert run("nm", core).strip() == ""
 
