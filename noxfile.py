@@ -40,8 +40,7 @@ TSAN_PROGRAMS = [
 ]
 TSAN_TESTS = "Thread|Pool|Concurrent|Races|AtATime|WhileExpertsMove|DiskSource"
 
-# With paths relative to the tree, what ccache keeps serves every clone and build folder of it:
-# builds for several Pythons, and the next run, compile only what differs.
+# With paths relative to the tree, what ccache keeps serves every clone and build folder of it.
 os.environ.setdefault("CCACHE_BASEDIR", str(ROOT))
 os.environ.setdefault("CCACHE_NOHASHDIR", "1")
 
@@ -174,8 +173,14 @@ def pythons(session: nox.Session) -> None:
         venv = Path(session.create_tmp()) / f"venv-{version}"
         shutil.rmtree(venv, ignore_errors=True)
         session.run(interpreter, "-m", "venv", str(venv), external=True)
-        source = built_wheel(session) if version == own else unpacked_sdist(session)
-        session.run(str(venv / "bin" / "pip"), "install", "--quiet", str(source), external=True)
+        pip = [str(venv / "bin" / "pip"), "install", "--quiet"]
+        if version == own:
+            source = built_wheel(session)
+            session.run(*pip, str(source), external=True)
+        else:
+            source = unpacked_sdist(session)
+            options, env = as_in_dev(source, version)
+            session.run(*pip, *options, str(source), env=env, external=True)
         session.run(str(venv / "bin" / "moesaic"), "demo", silent=True, external=True)
         session.log(f"Python {version}: installed from {source.name}, demo passed")
 
@@ -196,11 +201,28 @@ def unpacked_sdist(session: nox.Session) -> Path:
     return _made["sdist"]
 
 
+def as_in_dev(folder: Path, name: str) -> tuple[list[str], dict[str, str]]:
+    """What makes pip compile the library in a folder just as the dev preset does.
+
+    Then ccache has its objects already: the lines for debuggers, which the preset asks for, are
+    stripped from wheels, and paths are the same seen from the build folder.
+    """
+    settings = {
+        "build-dir": str(folder / "build" / name),
+        "cmake.define.CMAKE_CXX_FLAGS": "-g1",
+        "cmake.define.MOESAIC_WERROR": "ON",
+    }
+    options = [f"--config-settings={key}={value}" for key, value in settings.items()]
+    return options, {"CCACHE_BASEDIR": str(folder)}
+
+
 def built_wheel(session: nox.Session) -> Path:
     """The wheel for the Python of nox, made from the sdist once per run of nox."""
     if "wheel" not in _made:
         folder, target = unpacked_sdist(session), WORK / "wheel"
-        session.run("python", "-m", "pip", "wheel", "--no-deps", "-w", str(target), str(folder))
+        options, env = as_in_dev(folder, "own")
+        wheel = ["python", "-m", "pip", "wheel", "--no-deps", "-w", str(target), *options]
+        session.run(*wheel, str(folder), env=env)
         (_made["wheel"],) = target.glob("*.whl")
     return _made["wheel"]
 
