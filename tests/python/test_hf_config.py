@@ -208,6 +208,108 @@ def test_bad_deepseek(change, match):
         mo.MoeConfig.from_hf(DEEPSEEK_V3 | change, 3)
 
 
+#: A field that is absent means what transformers makes of it for the type, which is never one
+#: default for all; `tests/parity/test_defaults.py` compares them all with the classes.
+ABSENT = {
+    "scale of deepseek_v3": (DEEPSEEK_V3, "routed_scaling_factor", lambda c: c.router.scale, 2.5),
+    "scale of glm4_moe": (
+        DEEPSEEK_V3 | {"model_type": "glm4_moe"},
+        "routed_scaling_factor",
+        lambda c: c.router.scale,
+        1.0,
+    ),
+    "norm of dots1": (
+        DEEPSEEK_V3 | {"model_type": "dots1"},
+        "norm_topk_prob",
+        lambda c: c.router.renormalize,
+        False,
+    ),
+    "norm of mellum": (
+        QWEN3 | {"model_type": "mellum"},
+        "norm_topk_prob",
+        lambda c: c.router.renormalize,
+        True,
+    ),
+    "shared of deepseek_v3": (
+        DEEPSEEK_V3,
+        "n_shared_experts",
+        lambda c: c.shared_intermediate_size,
+        24,
+    ),
+    "dense of deepseek_v3": (DEEPSEEK_V3, "first_k_dense_replace", lambda c: c.layer, 3),
+    "top_k of qwen3_moe": (QWEN3, "num_experts_per_tok", lambda c: c.top_k, 8),
+}
+
+
+@pytest.mark.parametrize("case", ABSENT)
+def test_absent_fields(case):
+    config, field, read, want = ABSENT[case]
+    without = {name: value for name, value in config.items() if name != field}
+    assert read(mo.MoeConfig.from_hf(without, 3)) == want
+
+
+NO_MEANING = {
+    "no default": (DEEPSEEK_V3 | {"model_type": "dots1"}, "n_shared_experts"),
+    "remote code": (DEEPSEEK_V3 | {"model_type": "kimi_k2"}, "routed_scaling_factor"),
+}
+
+
+@pytest.mark.parametrize("case", NO_MEANING)
+def test_absence_without_meaning(case):
+    config, field = NO_MEANING[case]
+    without = {name: value for name, value in config.items() if name != field}
+    with pytest.raises(mo.FormatError, match=f"{field}.*none"):
+        mo.MoeConfig.from_hf(without, 3)
+
+
+def test_null_is_no_default():
+    """Null is a value of few fields; transformers fills in nothing for it."""
+    with pytest.raises(mo.FormatError, match=r"routed_scaling_factor.*null"):
+        mo.MoeConfig.from_hf(DEEPSEEK_V3 | {"routed_scaling_factor": None}, 3)
+    mimo = DEEPSEEK_V3 | {"model_type": "mimo_v2_flash", "routed_scaling_factor": None}
+    assert mo.MoeConfig.from_hf(mimo, 3).router.scale == 1.0
+
+
+def test_gemma4_without_experts():
+    """An absent enable_moe_block is a model without experts."""
+    with pytest.raises(mo.FormatError, match="enable_moe_block"):
+        mo.MoeConfig.from_hf({"model_type": "gemma4_text", "num_experts": 8, "top_k_experts": 2})
+
+
+def test_names_that_disagree():
+    with pytest.raises(mo.FormatError, match=r"num_local_experts.*8 as num_experts says.*16"):
+        mo.MoeConfig.from_hf(QWEN3 | {"num_local_experts": 16})
+
+
+#: What Python's own checks of a value would end in is an error of the configuration.
+ESCAPES = {
+    "a number above all floats": QWEN3 | {"rms_norm_eps": 10**400},
+    "an integer too long to print": QWEN3 | {"hidden_size": 10**5000},
+    "not a number": DEEPSEEK_V3 | {"routed_scaling_factor": float("nan")},
+    "infinite": DEEPSEEK_V3 | {"routed_scaling_factor": float("inf")},
+    "a list by layer": QWEN3 | {"num_hidden_layers": [1, 2]},
+    "a text model that is none": QWEN3 | {"text_config": "x"},
+    "a text model in a list": QWEN3 | {"language_config": [QWEN3]},
+    "a model_type in a list": {"model_type": ["qwen3_moe"]},
+    "an activation in a list": QWEN3 | {"hidden_act": {"a": 1}},
+    "layer types of numbers": DEEPSEEK_V3 | {"model_type": "hy_v3", "mlp_layer_types": [1, 2]},
+    "too many experts": {
+        "model_type": "longcat_flash", "hidden_size": 32, "expert_ffn_hidden_size": 64,
+        "n_routed_experts": 8, "moe_topk": 2, "zero_expert_num": 2**31 - 1, "num_layers": 9,
+    },
+    "shared experts beyond all": DEEPSEEK_V3 | {
+        "n_shared_experts": 2**31 - 1, "moe_intermediate_size": 2**31 - 1,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layer", [5, -5])
+@pytest.mark.parametrize("case", ESCAPES)
+def test_whatever_escapes_is_an_error(case, layer):
+    with pytest.raises((mo.FormatError, mo.ShapeError)):
+        mo.MoeConfig.from_hf(ESCAPES[case], layer)
+
+
 @pytest.mark.parametrize("layer", [-1, 4, 1 << 20])
 def test_layers_outside(layer):
     with pytest.raises(mo.ShapeError, match="0 to 3"):

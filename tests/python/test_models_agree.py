@@ -60,6 +60,7 @@ def hf_config(model_type: str, spec: Spec) -> tuple[dict[str, Any], int]:
         "model_type": model_type, "hidden_size": H, "vocab_size": VOCAB, "num_hidden_layers": 4,
         "rms_norm_eps": spec.norm_eps, "hybrid_override_pattern": "EEEE",
         "num_hash_layers": 4 if spec.hashed else 0, "topk_method": "noaux_tc",
+        "first_k_dense_replace": 0, "num_dense_layers": 0,
     }  # fmt: skip
 
     def put(field: Key | None, value: Any) -> None:
@@ -88,7 +89,7 @@ def hf_config(model_type: str, spec: Spec) -> tuple[dict[str, Any], int]:
     if isinstance(count, Key):
         put(count, 2 if spec.shared else 0)
         count = config[count.names[0]]
-    put(family.shared.width, I if spec.shared else 0)
+    put(family.shared.width, I if spec.shared or isinstance(family.shared.count, Key) else 0)
     return config, count * config[family.shared.width.names[0]]
 
 

@@ -2,6 +2,7 @@
 
 ======================  ===============================================================
 ``families``            the table: one row per family of model types, and its model
+``defaults``            what an absent field means, by model type
 ``fields``              one configuration, its fields checked for their types
 ``layers``              which layers have experts
 ======================  ===============================================================
@@ -15,7 +16,7 @@ from typing import Any
 
 from moesaic import _core
 from moesaic.hf_config.families import FAMILIES, Family, Shared, key
-from moesaic.hf_config.fields import OPERATION, Fields, unsupported, wrong
+from moesaic.hf_config.fields import MAX_SIZE, OPERATION, Fields, shown, unsupported, wrong
 from moesaic.hf_config.layers import check_layer, is_hashed
 
 __all__ = ["Family", "config_from_hf", "find_family", "layer_facts"]
@@ -33,7 +34,7 @@ def _activation(family: Family, fields: Fields) -> str | None:
     name = fields.text(family.activation)
     known = _GATED if family.facts["gated"] else _UNGATED
     if name not in known:
-        raise unsupported(family.activation.names[0], f"one of {', '.join(known)}", repr(name))
+        raise unsupported(family.activation.names[0], f"one of {', '.join(known)}", shown(name))
     return known[name]
 
 
@@ -42,7 +43,7 @@ def _score(family: Family, fields: Fields) -> str | None:
         return None
     name = fields.text(family.score)
     if name not in _SCORES:
-        raise wrong(family.score.names[0], f"one of {', '.join(_SCORES)}", repr(name))
+        raise wrong(family.score.names[0], f"one of {', '.join(_SCORES)}", shown(name))
     return _SCORES[name]
 
 
@@ -63,7 +64,7 @@ def _groups(family: Family, fields: Fields, experts: int) -> tuple[int, int]:
 def _uses_groups(family: Family, fields: Fields) -> bool:
     """DeepSeek-V2 has groups in one of its methods only."""
     if "topk_method" in family.expects and "greedy" in family.expects["topk_method"]:
-        return fields.text(key("topk_method", default="greedy")) == "group_limited_greedy"
+        return fields.text(key("topk_method")) == "group_limited_greedy"
     return True
 
 
@@ -80,7 +81,10 @@ def _shared_width(shared: Shared | None, fields: Fields) -> int:
     if shared is None:
         return 0
     count = shared.count if isinstance(shared.count, int) else fields.size(shared.count, least=0)
-    return count and count * fields.size(shared.width, least=0)
+    width = count and count * fields.size(shared.width, least=0)
+    if width > MAX_SIZE:
+        raise wrong(shared.width.names[0], f"shared experts of at most {MAX_SIZE} rows", width)
+    return width
 
 
 def _as_dict(config: Any) -> dict[str, Any]:
@@ -101,26 +105,37 @@ def _as_dict(config: Any) -> dict[str, Any]:
     return dict(config)
 
 
+def _text_model(outer: dict[str, Any]) -> list[dict[str, Any]]:
+    """The text models inside of a larger one, each with the model type that it has or implies."""
+    found: list[dict[str, Any]] = []
+    for name in ("text_config", "language_config", "llm_config"):
+        inner = outer.get(name)
+        if inner is None:
+            continue
+        if not isinstance(inner, Mapping) and not hasattr(inner, "to_dict"):
+            raise wrong(name, "an object", shown(inner))
+        text = _as_dict(inner)
+        if text.get("model_type") is None:
+            text["model_type"] = outer.get("model_type")
+        found.insert(0, text)
+    return found
+
+
 def find_family(config: Any) -> tuple[Family, dict[str, Any]]:
     """The row of a configuration and the fields it reads: those of the text model.
 
     Raises FormatError without a model_type, UnsupportedError for one that has no row.
     """
     outer = _as_dict(config)
-    places = [outer]
-    for name in ("text_config", "language_config", "llm_config"):
-        inner = outer.get(name)
-        if isinstance(inner, Mapping) or hasattr(inner, "to_dict"):
-            places.insert(0, _as_dict(inner))
-    for fields in places:
+    for fields in (*_text_model(outer), outer):
         for family in FAMILIES:
             if fields.get("model_type") in family.model_types:
                 return family, fields
     model_type = outer.get("model_type")
     if not isinstance(model_type, str):
-        raise wrong("model_type", "a name", repr(model_type))
+        raise wrong("model_type", "a name", shown(model_type))
     known = sorted(name for family in FAMILIES if not family.missing for name in family.model_types)
-    raise unsupported("model_type", f"one of {', '.join(known)}", repr(model_type))
+    raise unsupported("model_type", f"one of {', '.join(known)}", shown(model_type))
 
 
 def layer_facts(config: Any, layer: int) -> tuple[_core.MoeConfig, Family]:
@@ -133,10 +148,13 @@ def layer_facts(config: Any, layer: int) -> tuple[_core.MoeConfig, Family]:
     check_layer(family, fields)
     for field, accepted in family.expects.items():
         value = given.get(field)
+        value = fields.defaults.get(field) if value is None else value
         if value is not None and value not in accepted:
-            raise wrong(field, " or ".join(map(repr, accepted)), repr(value))
+            raise wrong(field, " or ".join(map(repr, accepted)), shown(value))
     experts = fields.size(family.experts)
     identity = fields.size(family.identity_experts, least=0) if family.identity_experts else 0
+    if experts + identity > MAX_SIZE:
+        raise wrong(family.experts.names[0], f"at most {MAX_SIZE} experts", experts + identity)
     num_groups, groups_used = _groups(family, fields, experts + identity)
     values: dict[str, Any] = {
         "hidden_size": fields.size(key("hidden_size")),

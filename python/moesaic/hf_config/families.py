@@ -1,8 +1,9 @@
 """How Hugging Face configurations state their MoE layers: one row per family.
 
 What a model is stands in one table for GGUF and Hugging Face (``cpp/src/model/model_table.hpp``); a
-row here says which fields of ``config.json`` hold its values. Fields and defaults were read in
-transformers 5.23, in the file that ``source`` names.
+row here says which fields of ``config.json`` hold its values. Fields were read in transformers
+5.24, in the file that ``source`` names; what a field means that is absent stands by model type in
+``defaults``.
 """
 
 from collections.abc import Mapping
@@ -17,21 +18,26 @@ REQUIRED: Any = object()
 
 @dataclass(frozen=True)
 class Key:
-    """A field of the configuration under the first of ``names`` that is there and not null."""
+    """A field of the configuration, under any of its names.
+
+    An absent field means what ``defaults`` says for the model type. ``default`` is for fields that
+    the type does not have in transformers, ``null`` for those where null is a value.
+    """
 
     names: tuple[str, ...]
     default: Any = REQUIRED
+    null: Any = REQUIRED
 
 
-def key(*names: str, default: Any = REQUIRED) -> Key:
-    """A key with its aliases; without a default it must be there."""
-    return Key(names, default)
+def key(*names: str, default: Any = REQUIRED, null: Any = REQUIRED) -> Key:
+    """A key with its aliases."""
+    return Key(names, default, null)
 
 
 _EXPERTS = key("num_experts", "num_local_experts")
 _TOP_K = key("num_experts_per_tok")
 _WIDTH = key("moe_intermediate_size")
-_ACTIVATION = key("hidden_act", default="silu")
+_ACTIVATION = key("hidden_act")
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,8 @@ class Family:
     router_norm: str = ""
     output_scale: str = ""
 
-    #: Values that the model is written for; an absent key is one of them.
+    #: Values that the model is written for; an absent key is one of them, unless ``defaults`` says
+    #: another.
     expects: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     #: Gate and up rows alternate where one tensor holds both for all experts.
     interleaved: bool = False
@@ -98,8 +105,9 @@ def _source(name: str) -> str:
     return f"models/{name}/modeling_{name}.py"
 
 
-_NORM_TOPK = key("norm_topk_prob", default=True)
-_SCALE = key("routed_scaling_factor", default=1.0)
+_NORM_TOPK = key("norm_topk_prob")
+_SCALE = key("routed_scaling_factor")
+_GROUPS = (key("n_group"), key("topk_group"))
 _SHARED_GATED = Shared(key("shared_expert_intermediate_size"))
 
 _QWEN = Family(
@@ -107,20 +115,28 @@ _QWEN = Family(
     _source("qwen3_moe"),
     "qwen3_moe",
     layers="qwen",
-    renormalize=key("norm_topk_prob", default=False),
+    renormalize=_NORM_TOPK,
 )
 # DeepSeek-V3's fields, which many models share.
 _DEEPSEEK = Family(
     ("deepseek_v3", "kimi_k2"),
     _source("deepseek_v3"),
     "deepseek_v3",
-    experts=key("n_routed_experts", "num_local_experts", "num_experts"),
+    experts=key("n_routed_experts", "num_local_experts"),
     layers="after_dense",
     renormalize=_NORM_TOPK,
     scale=_SCALE,
-    groups=(key("n_group", default=1), key("topk_group", default=1)),
-    shared=Shared(key("moe_intermediate_size"), key("n_shared_experts", default=0)),
+    groups=_GROUPS,
+    shared=Shared(key("moe_intermediate_size"), key("n_shared_experts", null=0)),
     expects={"scoring_func": ("sigmoid",), "topk_method": ("noaux_tc",)},
+)
+_GRANITE = Family(
+    ("granitemoe",),
+    _source("granitemoe"),
+    "granitemoe",
+    experts=key("num_local_experts"),
+    width=key("intermediate_size"),
+    expects={"shared_intermediate_size": (0,)},
 )
 _SPARSE = replace(_DEEPSEEK, layers="mlp_layer_types")
 
@@ -131,13 +147,14 @@ FAMILIES = (
         "mixtral",
         experts=key("num_local_experts", "num_experts"),
         width=key("intermediate_size"),
+        expects={"shared_intermediate_size": (0,)},
     ),
     Family(
         ("olmoe", "flex_olmo"),
         _source("olmoe"),
         "olmoe",
         width=key("intermediate_size"),
-        renormalize=key("norm_topk_prob", default=False),
+        renormalize=_NORM_TOPK,
     ),
     _QWEN,
     replace(
@@ -149,10 +166,17 @@ FAMILIES = (
     ),
     replace(
         _QWEN,
-        model_types=("qwen3_next", "qwen4_exp", "qwen4_exp_text"),
+        model_types=("qwen3_next",),
         source=_source("qwen3_next"),
         model="qwen3_next",
-        renormalize=_NORM_TOPK,
+        shared=_SHARED_GATED,
+    ),
+    replace(
+        _QWEN,
+        model_types=("qwen4_exp", "qwen4_exp_text"),
+        source=_source("qwen4_exp"),
+        model="qwen3_next",
+        layers="all",
         shared=_SHARED_GATED,
     ),
     replace(
@@ -191,8 +215,14 @@ FAMILIES = (
     ),
     replace(
         _SPARSE,
-        model_types=("deepseek_v32", "glm4_moe_lite", "glm_moe_dsa"),
+        model_types=("glm4_moe_lite",),
+        source=_source("glm4_moe_lite"),
+    ),
+    replace(
+        _SPARSE,
+        model_types=("deepseek_v32", "glm_moe_dsa"),
         source=_source("glm_moe_dsa"),
+        experts=key("n_routed_experts", "num_local_experts", "num_experts"),
     ),
     replace(
         _SPARSE,
@@ -200,7 +230,7 @@ FAMILIES = (
         source=_source("glm5_next"),
         model="glm5_next",
         activation=None,
-        limit=key("swiglu_limit", default=10.0),
+        limit=key("swiglu_limit"),
     ),
     replace(
         _SPARSE,
@@ -208,15 +238,15 @@ FAMILIES = (
         source=_source("hy_v4"),
         model="hy_v4",
         activation=None,
-        limit=key("swiglu_limit", default=10.0),
+        limit=key("swiglu_limit"),
     ),
     replace(
         _SPARSE,
         model_types=("dots3_note", "dots3_note_text"),
         source=_source("dots3_note"),
         shared=Shared(
-            key("shared_experts_intermediate_size"),
-            key("n_shared_experts", default=0),
+            key("shared_experts_intermediate_size", "moe_shared_expert_intermediate_size"),
+            key("n_shared_experts"),
         ),
     ),
     replace(
@@ -230,13 +260,15 @@ FAMILIES = (
         _SPARSE,
         model_types=("exaone_moe",),
         source=_source("exaone_moe"),
-        shared=Shared(key("moe_intermediate_size"), key("num_shared_experts", default=0)),
+        experts=key("num_experts"),
+        shared=Shared(key("moe_intermediate_size"), key("num_shared_experts")),
     ),
     replace(
         _SPARSE,
         model_types=("mimo_v2_flash",),
         source=_source("mimo_v2_flash"),
         model="mimo_v2_flash",
+        scale=key("routed_scaling_factor", null=1.0),
         shared=None,
     ),
     replace(
@@ -245,14 +277,10 @@ FAMILIES = (
         source=_source("kimi_linear"),
         experts=key("num_local_experts", "num_experts"),
         top_k=key("num_experts_per_tok", "num_experts_per_token"),
-        renormalize=key("norm_topk_prob", "moe_renormalize", default=True),
-        groups=(
-            key("n_group", "num_expert_group", default=1),
-            key("topk_group", default=1),
-        ),
+        renormalize=key("norm_topk_prob", "moe_renormalize"),
+        groups=(key("n_group", "num_expert_group"), key("topk_group")),
         shared=Shared(
-            key("moe_intermediate_size"),
-            key("n_shared_experts", "num_shared_experts", default=0),
+            key("moe_intermediate_size"), key("n_shared_experts", "num_shared_experts", null=0)
         ),
         expects={"moe_router_activation_func": ("sigmoid",)},
     ),
@@ -264,8 +292,8 @@ FAMILIES = (
         top_k=key("num_experts_per_tok", "experts_per_token"),
         width=key("intermediate_size"),
         activation=None,
-        limit=key("swiglu_limit", default=7.0),
-        alpha=key("swiglu_alpha", default=1.702),
+        limit=key("swiglu_limit"),
+        alpha=key("swiglu_alpha"),
         expects={"hidden_act": ("silu",)},
         interleaved=True,
     ),
@@ -290,13 +318,13 @@ FAMILIES = (
             "shared_intermediate_size": (0,),
         },
     ),
-    Family(
-        ("granitemoe", "granitemoeshared", "granitemoehybrid", "granitemoe_swa"),
-        _source("granitemoe"),
-        "granitemoe",
-        experts=key("num_local_experts"),
-        width=key("intermediate_size"),
-        shared=Shared(key("shared_intermediate_size", default=0)),
+    _GRANITE,
+    replace(
+        _GRANITE,
+        model_types=("granitemoeshared", "granitemoehybrid", "granitemoe_swa"),
+        source=_source("granitemoeshared"),
+        shared=Shared(key("shared_intermediate_size")),
+        expects={},
     ),
     Family(
         ("ernie4_5_moe",),
@@ -305,8 +333,8 @@ FAMILIES = (
         experts=key("moe_num_experts", "num_experts"),
         top_k=key("moe_k", "num_experts_per_tok"),
         layers="ernie",
-        guard_eps=key("moe_norm_min", default=1e-12),
-        shared=Shared(key("moe_intermediate_size"), key("moe_num_shared_experts", default=2)),
+        guard_eps=key("moe_norm_min"),
+        shared=Shared(key("moe_intermediate_size"), key("moe_num_shared_experts")),
     ),
     Family(
         ("hunyuan_v1_moe",),
@@ -331,24 +359,29 @@ FAMILIES = (
         _source("afmoe"),
         "deepseek_v3",
         layers="after_dense",
-        scale=key("route_scale", default=1.0),
-        shared=Shared(key("moe_intermediate_size"), key("num_shared_experts", default=2)),
-        expects={"score_func": ("sigmoid",), "route_norm": (True,)},
+        scale=key("route_scale"),
+        shared=Shared(key("moe_intermediate_size"), key("num_shared_experts")),
+        expects={
+            "score_func": ("sigmoid",),
+            "route_norm": (True,),
+            "n_group": (1,),
+            "topk_group": (1,),
+        },
     ),
     Family(
         ("hy_v3",),
         _source("hy_v3"),
         "deepseek_v3",
         layers="mlp_layer_types",
-        scale=key("router_scaling_factor", default=2.826),
-        shared=Shared(key("moe_intermediate_size"), key("num_shared_experts", default=1)),
+        scale=key("router_scaling_factor"),
+        shared=Shared(key("moe_intermediate_size"), key("num_shared_experts")),
     ),
     Family(
         ("laguna",),
         _source("laguna"),
         "laguna",
         layers="mlp_layer_types",
-        scale=key("moe_routed_scaling_factor", default=1.0),
+        scale=key("moe_routed_scaling_factor"),
         shared=Shared(key("shared_expert_intermediate_size")),
         expects={
             "moe_router_logit_softcapping": (0, 0.0),
@@ -370,10 +403,10 @@ FAMILIES = (
         layers="nemotron_h",
         renormalize=_NORM_TOPK,
         scale=_SCALE,
-        groups=(key("n_group", default=1), key("topk_group", default=1)),
-        activation=key("mlp_hidden_act", default="relu2"),
+        groups=_GROUPS,
+        activation=key("mlp_hidden_act"),
         shared=Shared(key("moe_shared_expert_intermediate_size")),
-        latent=key("moe_latent_size", default=0),
+        latent=key("moe_latent_size", null=0),
         expects={"mlp_bias": (False,)},
     ),
     Family(
@@ -385,8 +418,8 @@ FAMILIES = (
         layers="mlp_layer_types",
         scale=_SCALE,
         activation=None,
-        limit=key("swiglu_limit", default=7.0),
-        alpha=key("swiglu_alpha", default=1.702),
+        limit=key("swiglu_limit"),
+        alpha=key("swiglu_alpha"),
         shared=Shared(key("shared_intermediate_size")),
     ),
     Family(
@@ -395,7 +428,7 @@ FAMILIES = (
         "deepseek_v4",
         experts=key("n_routed_experts", "num_local_experts"),
         layers="deepseek_v4",
-        score=key("scoring_func", default="sqrtsoftplus"),
+        score=key("scoring_func"),
         scale=_SCALE,
         activation=None,
         limit=key("swiglu_limit"),
@@ -410,7 +443,7 @@ FAMILIES = (
         top_k=key("moe_topk", "num_experts_per_tok"),
         width=key("expert_ffn_hidden_size", "moe_intermediate_size"),
         scale=_SCALE,
-        identity_experts=key("zero_expert_num", default=0),
+        identity_experts=key("zero_expert_num", null=0),
         expects={"router_bias": (False,), "zero_expert_type": ("identity",)},
     ),
     Family(
@@ -418,7 +451,7 @@ FAMILIES = (
         _source("gemma4"),
         "gemma4",
         top_k=key("top_k_experts"),
-        activation=key("hidden_activation", default="gelu_pytorch_tanh"),
+        activation=key("hidden_activation"),
         input_norm="pre_feedforward_layernorm_2.weight",
         router_norm="router.scale",
         output_scale="router.per_expert_scale",
