@@ -10,16 +10,25 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from moesaic import _core
+from moesaic._files import read_text_bytes, shown
 from moesaic.hf_config.families import FAMILIES, Family, Shared, key
-from moesaic.hf_config.fields import MAX_SIZE, OPERATION, Fields, shown, unsupported, wrong
+from moesaic.hf_config.fields import MAX_SIZE, OPERATION, Fields, unsupported, wrong
 from moesaic.hf_config.layers import check_layer, is_hashed
 
-__all__ = ["Family", "config_from_hf", "find_family", "layer_facts"]
+__all__ = [
+    "Family",
+    "config_from_hf",
+    "find_family",
+    "given_facts",
+    "layer_facts",
+    "section",
+]
 
 #: Names of activations in transformers -> kinds, gated and not.
 _GATED = {"silu": "swiglu", "swish": "swiglu", "gelu_pytorch_tanh": "geglu_tanh",
@@ -92,7 +101,7 @@ def _as_dict(config: Any) -> dict[str, Any]:
         path = Path(config)
         path = path / "config.json" if path.is_dir() else path
         try:
-            config = json.loads(path.read_bytes())
+            config = json.loads(read_text_bytes(path))
         except (ValueError, RecursionError) as error:
             raise wrong(str(path), "a JSON object", error) from None
     elif not isinstance(config, Mapping) and hasattr(config, "to_dict"):
@@ -138,14 +147,36 @@ def find_family(config: Any) -> tuple[Family, dict[str, Any]]:
     raise unsupported("model_type", f"one of {', '.join(known)}", shown(model_type))
 
 
-def layer_facts(config: Any, layer: int) -> tuple[_core.MoeConfig, Family]:
-    """``config_from_hf`` and the row it used."""
+def section(config: Any, prefix: str | None) -> Any:
+    """The configuration of the part of a model whose tensors begin with ``prefix``."""
+    for part in (prefix or "").split("."):
+        inner = config.get(f"{part}_config") if isinstance(config, Mapping) else None
+        config = config if inner is None else inner
+    return config
+
+
+def given_facts(config: Any) -> Family:
+    """The row of a configuration where it has one, for a layer whose facts the caller gives."""
+    try:
+        family = find_family(config)[0]
+    except (_core.FormatError, _core.UnsupportedError, _core.DTypeError):
+        return Family((), "the caller", "", given=True)
+    return replace(family, given=True)
+
+
+def layer_facts(config: Any, layer: int, is_part: bool = False) -> tuple[_core.MoeConfig, Family]:
+    """``config_from_hf`` and the row it used.
+
+    ``is_part`` says that the layer is of a part beside the model, which counts its layers anew:
+    the tensors say whether it has experts.
+    """
     family, given = find_family(config)
     name = str(given["model_type"])
     if family.missing:
         raise unsupported("model_type", f"a model without {family.missing}", repr(name))
     fields = Fields(given, layer)
-    check_layer(family, fields)
+    if not is_part:
+        check_layer(family, fields)
     for field, accepted in family.expects.items():
         value = given.get(field)
         value = fields.defaults.get(field) if value is None else value
@@ -155,6 +186,7 @@ def layer_facts(config: Any, layer: int) -> tuple[_core.MoeConfig, Family]:
     identity = fields.size(family.identity_experts, least=0) if family.identity_experts else 0
     if experts + identity > MAX_SIZE:
         raise wrong(family.experts.names[0], f"at most {MAX_SIZE} experts", experts + identity)
+    hashed = not is_part and is_hashed(family, fields)
     num_groups, groups_used = _groups(family, fields, experts + identity)
     values: dict[str, Any] = {
         "hidden_size": fields.size(key("hidden_size")),
@@ -168,7 +200,7 @@ def layer_facts(config: Any, layer: int) -> tuple[_core.MoeConfig, Family]:
         "num_groups": num_groups,
         "groups_used": groups_used,
         "identity_experts": identity,
-        "vocab_size": fields.size(key("vocab_size")) if is_hashed(family, fields) else 0,
+        "vocab_size": fields.size(key("vocab_size")) if hashed else 0,
         "activation": _activation(family, fields),
         "limit": _limit(family, fields),
         "alpha": None if family.alpha is None else fields.number(family.alpha),

@@ -94,10 +94,14 @@ class Family:
     interleaved: bool = False
     #: What is missing here, where the family cannot be computed.
     missing: str = ""
+    #: Whether the caller says what the model is, of which there is no row.
+    given: bool = False
 
     @cached_property
     def facts(self) -> dict[str, Any]:
         """What the model is, by the words of RouterConfig and MoeConfig."""
+        if self.given:
+            return {"router_bias": "optional", "selection_bias": "optional"}
         return _core.model_facts(self.model)
 
 

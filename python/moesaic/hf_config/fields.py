@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from moesaic import _core
+from moesaic._files import printable, shown
 from moesaic.hf_config.defaults import defaults_of
 from moesaic.hf_config.families import REQUIRED, Key
 
@@ -13,19 +14,12 @@ _MAX_NUMBER = 3.4e38
 
 
 def wrong(where: str, expected: str, got: object) -> _core.FormatError:
-    return _core.FormatError(f"{OPERATION}: {where}: expected {expected}, got {got}")
-
-
-def shown(value: object) -> str:
-    """A value for a message. Python refuses to write out integers of thousands of digits."""
-    try:
-        return repr(value)[:80]
-    except (ValueError, RecursionError):
-        return f"a {type(value).__name__} too long to show"
+    return _core.FormatError(printable(f"{OPERATION}: {where}: expected {expected}, got {got}"))
 
 
 def unsupported(where: str, expected: str, got: object) -> _core.UnsupportedError:
-    return _core.UnsupportedError(f"{OPERATION}: {where}: expected {expected}, got {got}")
+    text = f"{OPERATION}: {where}: expected {expected}, got {got}"
+    return _core.UnsupportedError(printable(text))
 
 
 class Fields:

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from moesaic import _core
+from moesaic._files import shown
 from moesaic.hf_config.families import Family, key
-from moesaic.hf_config.fields import OPERATION, Fields, shown, wrong
+from moesaic.hf_config.fields import OPERATION, Fields, wrong
 
 
 def _is_dense(fields: Fields) -> bool:

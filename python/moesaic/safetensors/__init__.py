@@ -1,7 +1,10 @@
 """Hugging Face checkpoints: safetensors files with experts in whatever form.
 
 ======================  ===============================================================
-``reader``              the container: headers, shards, one tensor or slice at a time
+``folder``              which files of a folder are the checkpoint
+``header``              the tensors of one file
+``reader``              the container: shards, one tensor or slice at a time
+``sets``                the tensors of one layer, of one part of a model
 ``names``               which tensors are the experts of a layer
 ``encoded``             a matrix on its way to rows of a GGUF type; its forms are in
                         ``dense``, ``fp8`` and ``fp4``

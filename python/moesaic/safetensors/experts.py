@@ -2,23 +2,22 @@
 
 from collections.abc import Callable, Iterator
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from moesaic import _core
-from moesaic.hf_config import Family, find_family
+from moesaic.hf_config import Family, find_family, section
 from moesaic.safetensors.dense import Dense, dense_name
 from moesaic.safetensors.encoded import Encoded
+from moesaic.safetensors.errors import Progress, as_format_errors, carried
 from moesaic.safetensors.fp4 import Mxfp4, Nvfp4
 from moesaic.safetensors.fp8 import Fp8
 from moesaic.safetensors.int4 import Int4Experts, as_q4_blocks, is_int4
 from moesaic.safetensors.names import Block, Matrices, Matrix, find_block
 from moesaic.safetensors.reader import FLOATS, Array, Checkpoint, wrong
+from moesaic.safetensors.sets import of_layer
 
-#: progress(name, done_bytes, total_bytes)
-Progress = Callable[[str, int, int], None]
 #: What the end of a load takes: experts in a builder, or the Marlin stacks of gate_up and down.
 Gathered = Any
 
@@ -200,17 +199,23 @@ def gather_all(experts: list[Experts], progress: Progress | None) -> list[Gather
 
 
 def gather_experts(
-    path: str | PathLike[str], layer: int, progress: Progress | None = None, exact: bool = False
+    path: str | PathLike[str],
+    layer: int,
+    progress: Progress | None = None,
+    exact: bool = False,
+    prefix: str | None = None,
 ) -> Gathered:
-    """The experts of one layer.
+    """The experts of one layer, of the part of the model that ``prefix`` names.
 
     ``exact`` decodes what GGUF has no type for to F32. ``progress`` is called after each matrix.
     Raises FormatError naming the tensor that is missing or does not fit.
     """
-    checkpoint = Checkpoint(Path(path))
-    block = find_block(checkpoint, layer)
-    config = checkpoint.json("config.json")
-    fused = ("gate", "up") in block.matrices and block.matrices["gate", "up"][0].index is not None
-    family = find_family(config)[0] if fused and config is not None else None
-    experts = open_experts(checkpoint, block.matrices, exact, interleaved(family, block))
-    return gather_all([experts], progress)[0]
+    with as_format_errors(str(path)):
+        checkpoint = of_layer(Checkpoint(path), layer, prefix)
+        block = find_block(checkpoint, layer)
+        config = checkpoint.json("config.json")
+        fused = block.matrices.get(("gate", "up"))
+        told = fused is not None and fused[0].index is not None and config is not None
+        family = find_family(section(config, prefix))[0] if told else None
+        experts = open_experts(checkpoint, block.matrices, exact, interleaved(family, block))
+        return gather_all([experts], carried(progress))[0]

@@ -1,22 +1,22 @@
 """A whole layer: router, experts and shared experts as MoeLayer takes them."""
 
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from moesaic import _core
-from moesaic.hf_config import Family, layer_facts
+from moesaic.hf_config import Family, given_facts, layer_facts, section
+from moesaic.safetensors.errors import Progress, as_format_errors, carried
 from moesaic.safetensors.experts import (
     Experts,
-    Progress,
     gather_all,
     interleaved,
     open_experts,
 )
 from moesaic.safetensors.names import Block, Matrices, check_all_used, find_block, find_dense
 from moesaic.safetensors.reader import FLOATS, Array, Checkpoint, wrong
+from moesaic.safetensors.sets import of_layer
 
 _ROUTER = (
     "gate.weight", "router.weight", "router.layer.weight", "gate.wg.weight", "router.gate.weight",
@@ -61,18 +61,51 @@ class _Tensors:
 
 
 def gather_layer(
-    path: str | PathLike[str], layer: int, progress: Progress | None = None, exact: bool = False
+    path: str | PathLike[str],
+    layer: int,
+    progress: Progress | None = None,
+    exact: bool = False,
+    prefix: str | None = None,
+    config: _core.MoeConfig | None = None,
+    top_k: int | None = None,
 ) -> dict[str, Any]:
     """The arguments of MoeLayer by name, with stack and shared as ``gather_experts`` gives them.
 
+    ``config`` stands for what config.json says of the layer, ``top_k`` for its experts per token.
     Raises as ``gather_experts`` and ``config_from_hf``, and UnsupportedError for a tensor of the
     block that has no place in the layer.
     """
-    checkpoint = Checkpoint(Path(path))
+    with as_format_errors(str(path)):
+        checkpoint = of_layer(Checkpoint(path), layer, prefix)
+        facts, family = _facts(checkpoint, layer, prefix, config)
+        if top_k is not None:
+            facts = facts.replace(router=facts.router.replace(top_k=top_k))
+        return _gather(checkpoint, layer, facts, family, carried(progress), exact)
+
+
+def _facts(
+    checkpoint: Checkpoint, layer: int, prefix: str | None, config: _core.MoeConfig | None
+) -> tuple[_core.MoeConfig, Family]:
+    """What config.json says, or the caller instead, and how the model lays its tensors out."""
     source = checkpoint.json("config.json")
+    if config is not None:
+        return config, given_facts(section(source, prefix))
     if source is None:
-        raise wrong(str(checkpoint.folder), "config.json beside the tensors", "none")
-    config, family = layer_facts(source, layer)
+        raise wrong(
+            str(checkpoint.folder), "config.json beside the tensors", "none",
+            "config= says it instead",
+        )  # fmt: skip
+    return layer_facts(section(source, prefix), layer, is_part=prefix is not None)
+
+
+def _gather(
+    checkpoint: Checkpoint,
+    layer: int,
+    config: _core.MoeConfig,
+    family: Family,
+    progress: Progress | None,
+    exact: bool,
+) -> dict[str, Any]:
     block = find_block(checkpoint, layer)
     if block.num_experts != config.num_experts:
         raise wrong(f"{block.name} experts", str(config.num_experts), block.num_experts)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from moesaic._files import shown
 from moesaic.safetensors.reader import Checkpoint, unsupported, wrong
 
 #: Part of a name -> the roles whose rows it holds, in order.
@@ -30,6 +31,9 @@ _ALL = re.compile(
     rf"{_BLOCK}(?:experts\.(?P<part>gate_up_proj|gate_proj|up_proj|down_proj)"
     r"|(?P<linear>input_linear|output_linear))"
 )
+
+#: More than any model has; a number above is a damaged file.
+_MAX_EXPERTS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -73,14 +77,23 @@ def _base(name: str) -> str:
 def _count(checkpoint: Checkpoint, seen: int) -> int:
     """The number of experts: as config.json says, else as many as there are."""
     config = checkpoint.json("config.json") or {}
-    config = config.get("text_config") or config
+    text = config.get("text_config")
+    if text is not None and not isinstance(text, dict):
+        raise wrong("config.json text_config", "an object", shown(text))
+    config = text or config
     for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"):
         count = config.get(key)
         if count is None or isinstance(count, list):
             continue
-        if not isinstance(count, int) or count < 1 or seen > count:
-            raise wrong(f"config.json {key}", f"at least the {seen} experts that are there", count)
+        if type(count) is not int or not max(seen, 1) <= count <= _MAX_EXPERTS:
+            raise wrong(
+                f"config.json {key}",
+                f"at least the {seen} experts that are there",
+                shown(count),
+            )
         return count
+    if seen > _MAX_EXPERTS:
+        raise wrong("experts", f"at most {_MAX_EXPERTS}", seen)
     return seen
 
 
@@ -95,8 +108,7 @@ def find_block(checkpoint: Checkpoint, layer: int) -> Block:
     for name in checkpoint.tensors:
         base = _base(name)
         found = _ONE.fullmatch(base) or _ALL.fullmatch(base)
-        # Blocks that draft further tokens count their layers anew.
-        if found is None or int(found["layer"]) != layer or "mtp" in found["stem"].split("."):
+        if found is None or int(found["layer"]) != layer:
             continue
         blocks.add((found["stem"], found["block"] or ""))
         facts = found.groupdict()
@@ -121,6 +133,13 @@ def find_block(checkpoint: Checkpoint, layer: int) -> Block:
 
 def _one_by_one(checkpoint: Checkpoint, names: dict[tuple[int, tuple[str, ...]], str]) -> Matrices:
     count = _count(checkpoint, max(e for e, _ in names) + 1)
+    if count > len(checkpoint.tensors):  # before anything is made for each of them
+        there = {e for e, _ in names}
+        missing = next(e for e in range(count) if e not in there)
+        some = next(iter(names.values()))
+        raise wrong(
+            f"experts of '{some}'", f"{count} of them", f"{len(there)}, of which {missing} is none"
+        )
     # The spelling of the experts that are there names those that are missing.
     spelling = {roles: base for (_, roles), base in names.items()}
     matrices: Matrices = {}

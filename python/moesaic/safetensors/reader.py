@@ -1,208 +1,175 @@
 """The safetensors container, read without the ``safetensors`` package.
 
-A header of names, then one ``read`` per tensor or per expert of it, so that a load holds little
-more than its result.
+Names first, then one ``read`` per tensor or per expert of it, so that a load holds little more
+than its result. Of a sharded checkpoint only the shards are opened that hold what is asked for.
 """
 
-import json
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from moesaic import _core
+from moesaic._files import is_special, not_regular, open_regular, read_into, shown
+from moesaic.safetensors.errors import unsupported, wrong
+from moesaic.safetensors.folder import check_kind, files_of, is_index
+from moesaic.safetensors.header import DTYPES, Header, TensorEntry, read_header
+from moesaic.safetensors.parsing import read_json
+
+__all__ = [
+    "FLOATS",
+    "Array",
+    "Checkpoint",
+    "TensorEntry",
+    "read_header",
+    "unsupported",
+    "wrong",
+]
 
 Array = npt.NDArray[Any]
 
-_MAX_HEADER = 100 << 20  # as the format's reference implementation
-_DTYPES: dict[str, type[np.generic]] = {
-    "BOOL": np.bool_, "U8": np.uint8, "I8": np.int8, "U16": np.uint16, "I16": np.int16,
-    "F16": np.float16, "BF16": np.uint16, "U32": np.uint32, "I32": np.int32, "F32": np.float32,
-    "U64": np.uint64, "I64": np.int64, "F64": np.float64, "F8_E4M3": np.uint8, "F8_E5M2": np.uint8,
-    "F8_E8M0": np.uint8,
-}  # fmt: skip
 FLOATS = ("F32", "F16", "BF16")
 
 
-def wrong(where: str, expected: str, got: object) -> _core.FormatError:
-    return _core.FormatError(f"load_from_safetensors: {where}: expected {expected}, got {got}")
+class _Tensors(Mapping[str, TensorEntry]):
+    """Names are known before any header is read."""
 
+    def __init__(self, names: Mapping[str, str], entry: Callable[[str], TensorEntry]) -> None:
+        self._names, self._entry = names, entry
 
-def unsupported(where: str, expected: str, got: object) -> _core.UnsupportedError:
-    return _core.UnsupportedError(f"load_from_safetensors: {where}: expected {expected}, got {got}")
+    def __getitem__(self, name: str) -> TensorEntry:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._entry(name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
 
-@dataclass(frozen=True)
-class TensorEntry:
-    """Where a tensor lies: its file, type name, shape and absolute byte range."""
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
 
-    path: Path
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {twice!r} twice")
-    return found
-
-
-def read_json(data: bytes, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(data, object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise wrong(where, "a JSON object", error) from None
-    if not isinstance(value, dict):
-        raise wrong(where, "a JSON object", type(value).__name__)
-    return value
-
-
-def read_header(path: Path) -> dict[str, TensorEntry]:
-    """The tensors of one file. Raises FormatError for a header that is not what the format says."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, _MAX_HEADER):
-            raise wrong(
-                f"{path} header", f"at most {min(max(size - 8, 0), _MAX_HEADER)} bytes", length
-            )
-        header = read_json(file.read(length), f"{path} header")
-    first = 8 + length
-    entries = {}
-    for name, facts in header.items():
-        if name != "__metadata__":
-            entries[name] = _entry(path, name, facts, first, size)
-    return entries
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
-
-
-def _entry(path: Path, name: str, facts: Any, first: int, size: int) -> TensorEntry:
-    where = f"{path}: tensor {name!r}"
-    if not isinstance(facts, dict):
-        raise wrong(where, "an object", type(facts).__name__)
-    dtype, shape, offsets = (facts.get(key) for key in ("dtype", "shape", "data_offsets"))
-    if not isinstance(dtype, str):
-        raise wrong(f"{where} dtype", "a type name", repr(dtype))
-    if not isinstance(shape, list) or not all(map(_is_size, shape)):
-        raise wrong(f"{where} shape", "sizes", repr(shape)[:80])
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
-        raise wrong(f"{where} data_offsets", "[begin, end]", repr(offsets)[:80])
-    begin, end = first + offsets[0], first + offsets[1]
-    if not begin <= end <= size:
-        raise wrong(f"{where} data_offsets", f"a range within {size - first} bytes", offsets)
-    if dtype in _DTYPES:
-        elements = 1
-        for dim in shape:
-            elements *= dim
-        needed = elements * np.dtype(_DTYPES[dtype]).itemsize
-        if end - begin != needed:
-            raise wrong(f"{where} data_offsets", f"{needed} bytes for {dtype} {shape}", end - begin)
-    return TensorEntry(path, dtype, tuple(shape), begin, end)
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class Checkpoint:
     """The tensors and configuration of a model: a folder, one file, or an index file.
 
-    Raises FileNotFoundError, and FormatError for malformed headers or an index that disagrees
-    with them.
+    Raises FileNotFoundError, OSError for what is no regular file, and FormatError for malformed
+    headers or an index that disagrees with them.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        path = Path(path)
-        if not path.exists():
-            raise FileNotFoundError(2, "No such file or directory", str(path))
+    def __init__(self, path: str | bytes | os.PathLike[str]) -> None:
+        path = Path(os.fsdecode(path))
+        mode = path.stat().st_mode
+        if is_special(mode):
+            raise not_regular(path)
         self.folder = path if path.is_dir() else path.parent
-        self.tensors: dict[str, TensorEntry] = {}
-        index = self._index_of(path)
-        if index is not None:
-            self._read_index(index)
-            return
-        files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-        if not files:
-            raise FileNotFoundError(2, "No .safetensors file in", str(path))
+        self._jsons: dict[str, dict[str, Any] | None] = {}
+        self._headers: dict[str, Header] = {}
+        #: The file of each tensor, before its header is read.
+        self._files: dict[str, str] = {}
+        self._index: Path | None = None
+        if path.is_dir():
+            config = self.json("config.json") or {}
+            files = files_of(path, config.get("transformers_weights"))
+        else:
+            check_kind(path)
+            files = [path]
+        if is_index(files[0]):
+            self._read_index(files[0])
+        else:
+            self._read_files(files)
+        #: All tensors by name; the file of one is opened when its entry is asked for.
+        self.tensors: Mapping[str, TensorEntry] = _Tensors(self._files, self._entry_of)
+
+    def _read_files(self, files: list[Path]) -> None:
         for file in files:
-            for name, entry in read_header(file).items():
-                if name in self.tensors:
+            for name in self._header(file.name):
+                if name in self._files:
                     raise wrong(
                         f"{file}: tensor {name!r}",
                         "a name that no other file has",
-                        f"the same in {self.tensors[name].path}",
+                        f"the same in {self._files[name]}",
+                        "files of ranks that split experts or rows are no whole checkpoint",
                     )
-                self.tensors[name] = entry
-
-    @staticmethod
-    def _index_of(path: Path) -> Path | None:
-        if path.is_file():
-            return path if path.name.endswith(".json") else None
-        found = sorted(path.glob("*.safetensors.index.json"))
-        if len(found) > 1:
-            raise wrong(str(path), "one index file", ", ".join(file.name for file in found))
-        return found[0] if found else None
+                self._files[name] = file.name
 
     def _read_index(self, index: Path) -> None:
-        weight_map = read_json(index.read_bytes(), str(index)).get("weight_map")
+        weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict):
             raise wrong(f"{index} weight_map", "an object", type(weight_map).__name__)
-        headers: dict[str, dict[str, TensorEntry]] = {}
-        for name, shard in weight_map.items():
+        # There are a hundred thousand names and few shards.
+        if not set(map(type, weight_map.values())) <= {str}:
+            name = next(name for name, shard in weight_map.items() if type(shard) is not str)
+            raise wrong(f"{index}: tensor {name!r}", "a file name", shown(weight_map[name]))
+        for shard in set(weight_map.values()):
             # A shard lies beside its index, never elsewhere.
-            if (
-                not isinstance(shard, str)
-                or not shard
-                or Path(shard).name != shard
-                or "\\" in shard
-            ):
-                raise wrong(f"{index}: tensor {name!r}", "a file name", repr(shard))
-            if shard not in headers:
-                file = index.parent / shard
-                if not file.is_file():
-                    raise wrong(f"{index}: tensor {name!r}", f"the file {shard}", "no such file")
-                headers[shard] = read_header(file)
-            if name not in headers[shard]:
-                raise wrong(f"tensor {name!r}", f"to be in {shard}, as {index.name} says", "none")
-            self.tensors[name] = headers[shard][name]
+            beside = Path(shard).name == shard and "\\" not in shard and "\0" not in shard
+            if not beside or not shard.endswith(".safetensors"):
+                raise wrong(f"{index} weight_map", "names of .safetensors files", shown(shard))
+        self._index, self._files = index, weight_map
+
+    def _header(self, file: str) -> Header:
+        if file not in self._headers:
+            self._headers[file] = read_header(self.folder / file)
+        return self._headers[file]
+
+    def _entry_of(self, name: str) -> TensorEntry:
+        file = self._files[name]
+        try:
+            header = self._header(file)
+        except FileNotFoundError:
+            raise wrong(
+                f"{self._index}: tensor {name!r}", f"the file {file}", "no such file"
+            ) from None
+        if name not in header:
+            index = "the index" if self._index is None else self._index.name
+            raise wrong(f"tensor {name!r}", f"to be in {file}, as {index} says", "none")
+        return header[name]
+
+    def only(self, names: Collection[str]) -> "Checkpoint":
+        """The same with these tensors alone, and no file opened that holds none of them."""
+        part = object.__new__(Checkpoint)
+        part.__dict__.update(self.__dict__)
+        part._files = {name: self._files[name] for name in names}
+        part.tensors = _Tensors(part._files, part._entry_of)
+        return part
 
     def json(self, name: str) -> dict[str, Any] | None:
-        """A JSON file of the folder, or None."""
-        file = self.folder / name
-        return read_json(file.read_bytes(), str(file)) if file.is_file() else None
+        """A JSON file of the folder, read once; None where there is none."""
+        if name not in self._jsons:
+            try:
+                self._jsons[name] = read_json(self.folder / name)
+            except FileNotFoundError:
+                self._jsons[name] = None
+        return self._jsons[name]
 
     def entry(self, name: str) -> TensorEntry:
         """Raises FormatError when there is no such tensor."""
-        if name not in self.tensors:
+        if name not in self._files:
             raise wrong(f"tensor {name!r}", "to be there", "no such tensor")
-        return self.tensors[name]
+        return self._entry_of(name)
 
     def raw(self, name: str, index: int | None = None) -> Array:
         """One tensor, or one slice of its first dimension, as stored; bf16 and fp8 as bits."""
         entry = self.entry(name)
-        if entry.dtype not in _DTYPES:
-            raise unsupported(f"tensor {name!r} dtype", " or ".join(_DTYPES), entry.dtype)
+        if entry.dtype not in DTYPES:
+            raise unsupported(f"tensor {name!r} dtype", " or ".join(DTYPES), entry.dtype)
         begin, shape = entry.begin, entry.shape
         if index is not None:
+            if not shape or not 0 <= index < shape[0]:
+                raise wrong(f"tensor {name!r} shape", f"more than {index} experts", list(shape))
             shape = shape[1:]
             begin += index * ((entry.end - entry.begin) // entry.shape[0])
-        values = np.empty(shape, _DTYPES[entry.dtype])
-        with entry.path.open("rb", buffering=0) as file:
+        values = np.empty(shape, DTYPES[entry.dtype])
+        with open_regular(entry.path) as file:
             file.seek(begin)
-            left = memoryview(values.reshape(-1).view(np.uint8).data)
-            while left:
-                count = file.readinto(left)
-                if not count:
-                    raise wrong(
-                        f"tensor {name!r}", f"{len(left)} more bytes", "the end of the file"
-                    )
-                left = left[count:]
+            missing = read_into(file, memoryview(values.reshape(-1).view(np.uint8).data))
+        if missing:
+            raise wrong(f"tensor {name!r}", f"{missing} more bytes", "the end of the file")
         return values
 
     def read(

@@ -1,0 +1,75 @@
+"""Files and text that come from outside: regular files only, and bytes that need not be UTF-8.
+
+A pipe would hang whoever opens it, and a device has no end.
+"""
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+#: The longest header that the reference implementation of safetensors reads, and more than any
+#: configuration or index has.
+MAX_JSON = 100 << 20
+
+
+def printable(text: str) -> str:
+    """Text of a file or a path with the bytes escaped that are not UTF-8."""
+    try:
+        stored = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a pair of UTF-16, which JSON can spell
+        stored = text.encode("utf-8", "backslashreplace")
+    return stored.decode("utf-8", "backslashreplace")
+
+
+def shown(value: object) -> str:
+    """A value for a message. Python refuses to write out integers of thousands of digits."""
+    try:
+        return repr(value)[:80]
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__} too long to show"
+
+
+def is_special(mode: int) -> bool:
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def not_regular(path: Path) -> OSError:
+    return OSError(errno.EINVAL, "Not a regular file", str(path))
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Raises OSError for anything that is no regular file, without waiting for it."""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    file = os.fdopen(os.open(path, flags | getattr(os, "O_CLOEXEC", 0)), "rb", buffering=0)
+    mode = os.fstat(file.fileno()).st_mode
+    if not stat.S_ISREG(mode):
+        file.close()
+        raise not_regular(path)
+    return file
+
+
+def size_of(file: BinaryIO) -> int:
+    return os.fstat(file.fileno()).st_size
+
+
+def read_into(file: BinaryIO, memory: memoryview) -> int:
+    """Fills ``memory``; returns the bytes that are missing where the file ends before."""
+    while memory:
+        count = file.readinto(memory)  # type: ignore[attr-defined]
+        if not count:
+            break
+        memory = memory[count:]
+    return len(memory)
+
+
+def read_text_bytes(path: Path) -> bytes:
+    """The bytes of a JSON file. Raises OSError also for one larger than any of its kind."""
+    with open_regular(path) as file:
+        size = size_of(file)
+        if size > MAX_JSON:
+            raise OSError(errno.EFBIG, f"More than {MAX_JSON} bytes of JSON", str(path))
+        data = bytearray(size)
+        missing = read_into(file, memoryview(data))
+    return bytes(data[: size - missing])

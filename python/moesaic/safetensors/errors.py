@@ -1,0 +1,62 @@
+"""What is wrong with a checkpoint, said in one form, whatever its names hold."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from moesaic import _core
+from moesaic._files import printable
+
+OPERATION = "load_from_safetensors"
+
+#: progress(name, done_bytes, total_bytes)
+Progress = Callable[[str, int, int], None]
+
+
+def _message(where: str, expected: str, got: object, hint: str) -> str:
+    text = f"{OPERATION}: {where}: expected {expected}, got {got}"
+    return printable(f"{text} ({hint})" if hint else text)
+
+
+def wrong(where: str, expected: str, got: object, hint: str = "") -> _core.FormatError:
+    return _core.FormatError(_message(where, expected, got, hint))
+
+
+def unsupported(where: str, expected: str, got: object, hint: str = "") -> _core.UnsupportedError:
+    return _core.UnsupportedError(_message(where, expected, got, hint))
+
+
+class _OfCaller(Exception):
+    """Carries what the caller's own function raised past ``as_format_errors``."""
+
+
+def carried(progress: Progress | None) -> Progress | None:
+    """``progress``, whose own errors stay what they are."""
+    if progress is None:
+        return None
+
+    def step(name: str, done: int, total: int) -> None:
+        try:
+            progress(name, done, total)
+        except Exception as error:
+            raise _OfCaller from error
+
+    return step
+
+
+@contextmanager
+def as_format_errors(where: str) -> Iterator[None]:
+    """Whatever a file's contents can make Python raise is an error of the file.
+
+    Errors of this package, of the system and of the caller's progress function stay as they are.
+    """
+    try:
+        yield
+    except (_core.Error, OSError, MemoryError):
+        raise
+    except _OfCaller as error:
+        assert error.__cause__ is not None
+        raise error.__cause__ from None
+    except Exception as error:
+        raise wrong(
+            where, "values that fit each other", f"{type(error).__name__}: {error}"
+        ) from error

@@ -1,0 +1,59 @@
+"""Which tensors of a checkpoint belong to a layer, where several parts of a model have one.
+
+A checkpoint may hold experts of one number twice: those of the model itself, and those of a part
+beside it, which drafts tokens (``mtp``, ``eagle``) or speaks (``talker``).
+"""
+
+import re
+from collections import defaultdict
+
+from moesaic.safetensors.errors import wrong
+from moesaic.safetensors.reader import Checkpoint
+
+_LAYER = re.compile(r"(?P<stem>(?:.*\.)?layers\.(?P<layer>\d+)\.)", re.DOTALL)
+_EXPERTS = re.compile(r"(?:\w+\.)?(?:experts\.|input_linear\b|output_linear\b)")
+_LONG_NUMBER = re.compile(r"\d{10}")
+#: Parts that draft tokens for the model, which are taken only when they are asked for.
+_DRAFTS = "mtp"
+
+
+def of_layer(checkpoint: Checkpoint, layer: int, prefix: str | None = None) -> Checkpoint:
+    """``checkpoint`` with the tensors of one layer alone.
+
+    ``prefix`` says of which part of the model: the beginning of its names, or what stands between
+    dots in them. Raises FormatError where it does not tell, and for numbers that no model has.
+    """
+    stems: dict[str, list[str]] = defaultdict(list)
+    with_experts: dict[str, None] = {}  # in the order of the file
+    text = f"layers.{layer}."
+    for name in checkpoint.tensors:
+        found = _LAYER.match(name) if text in name else None
+        if found is None or found["layer"] != str(layer):
+            continue
+        if _LONG_NUMBER.search(name, found.end()):
+            raise wrong(f"tensor {name[:80]!r}", "numbers of at most nine digits", "more")
+        stems[found["stem"]].append(name)
+        if _EXPERTS.match(name, found.end()):
+            with_experts[found["stem"]] = None
+    chosen = _choose(list(with_experts), layer, prefix)
+    return checkpoint.only([name for stem in chosen for name in stems[stem]])
+
+
+def _choose(stems: list[str], layer: int, prefix: str | None) -> list[str]:
+    if prefix is None:
+        chosen = [stem for stem in stems if _DRAFTS not in stem.split(".")]
+    else:
+        part = prefix.rstrip(".") + "."
+        chosen = [stem for stem in stems if stem.startswith(part)]
+        chosen = chosen or [stem for stem in stems if f".{part}" in stem]
+    if stems and not chosen:
+        raise wrong(
+            f"layer {layer}", f"experts under {prefix!r}" if prefix else "experts of the model",
+            ", ".join(stems), "prefix= says of which part",
+        )  # fmt: skip
+    if len(chosen) > 1:
+        raise wrong(
+            f"layer {layer}", "one set of experts", ", ".join(sorted(chosen)[:8]),
+            "prefix= says which",
+        )  # fmt: skip
+    return chosen
