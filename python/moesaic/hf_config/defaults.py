@@ -46,6 +46,16 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 896, "norm_topk_prob": True, "hidden_act": "silu",
         "decoder_sparse_step": 1,
     },
+    "qwen3_omni_moe_text": {
+        "hidden_size": 2048, "num_hidden_layers": 28, "num_experts": 128, "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768, "norm_topk_prob": True, "hidden_act": "silu",
+        "decoder_sparse_step": 1,
+    },
+    "qwen3_omni_moe_talker_text": {
+        "hidden_size": 1024, "num_hidden_layers": 20, "num_experts": 128, "num_experts_per_tok": 8,
+        "moe_intermediate_size": 384, "norm_topk_prob": False, "hidden_act": "silu",
+        "decoder_sparse_step": 1,
+    },
     "qwen2_moe": {
         "hidden_size": 2048, "num_hidden_layers": 24, "num_experts": 60, "num_experts_per_tok": 4,
         "moe_intermediate_size": 1408, "norm_topk_prob": False, "hidden_act": "silu",

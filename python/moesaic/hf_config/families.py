@@ -115,7 +115,7 @@ _GROUPS = (key("n_group"), key("topk_group"))
 _SHARED_GATED = Shared(key("shared_expert_intermediate_size"))
 
 _QWEN = Family(
-    ("qwen3_moe", "qwen3_moe_text", "mellum"),
+    ("qwen3_moe", "qwen3_moe_text", "mellum", "qwen3_omni_moe_text"),
     _source("qwen3_moe"),
     "qwen3_moe",
     layers="qwen",
@@ -163,7 +163,7 @@ FAMILIES = (
     _QWEN,
     replace(
         _QWEN,
-        model_types=("qwen2_moe",),
+        model_types=("qwen2_moe", "qwen3_omni_moe_talker_text"),
         source=_source("qwen2_moe"),
         model="qwen2_moe",
         shared=_SHARED_GATED,
