@@ -89,6 +89,30 @@ def test_whole_layer(tmp_path, config):
         mo.MoeLayer.from_safetensors(tmp_path, LAYER, progress=lambda p: False)
 
 
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("said", [True, False, None])
+def test_a_bias_that_the_configuration_switches_off(tmp_path, said, stored):
+    """LFM2 selects without a bias where use_expert_bias is false, and a stored one is an error."""
+    checkpoint = Checkpoint(DEEPSEEK)
+    config = {
+        "model_type": "lfm2_moe", "hidden_size": H, "num_experts": E, "num_dense_layers": 0,
+        "num_experts_per_tok": TOP_K, "moe_intermediate_size": I, "num_hidden_layers": 2,
+    }  # fmt: skip
+    config |= {} if said is None else {"use_expert_bias": said}
+    bias = checkpoint.tensors.pop(f"{BLOCK}.gate.e_score_correction_bias")
+    tensors = {n: t for n, t in checkpoint.tensors.items() if "shared" not in n}
+    if stored:
+        tensors[f"{BLOCK}.expert_bias"] = bias
+    write_checkpoint(tmp_path, tensors, config)
+    if said is False and stored:
+        with pytest.raises(mo.UnsupportedError, match="expert_bias"):
+            mo.MoeLayer.from_safetensors(tmp_path, LAYER)
+        return
+    with mo.MoeLayer.from_safetensors(tmp_path, LAYER) as layer:
+        got = layer.config.router.selection_bias
+    np.testing.assert_array_equal(got, bias if stored else [])
+
+
 def test_dense_shared_beside_quantised_experts(tmp_path):
     """FP8 experts and a shared expert in floats, as some checkpoints mix them."""
     checkpoint = Checkpoint(DEEPSEEK)

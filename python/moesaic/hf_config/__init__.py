@@ -186,6 +186,8 @@ def layer_facts(config: Any, layer: int, is_part: bool = False) -> tuple[_core.M
     identity = fields.size(family.identity_experts, least=0) if family.identity_experts else 0
     if experts + identity > MAX_SIZE:
         raise wrong(family.experts.names[0], f"at most {MAX_SIZE} experts", experts + identity)
+    if family.has_bias is not None and not fields.flag(family.has_bias):
+        family = replace(family, unbiased=True)
     hashed = not is_part and is_hashed(family, fields)
     num_groups, groups_used = _groups(family, fields, experts + identity)
     values: dict[str, Any] = {

@@ -227,7 +227,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "lfm2_moe": {
         "hidden_size": 2048, "num_hidden_layers": 32, "num_experts": 32, "num_experts_per_tok": 4,
         "moe_intermediate_size": 1792, "norm_topk_prob": True, "routed_scaling_factor": 1.0,
-        "num_dense_layers": 2,
+        "num_dense_layers": 2, "use_expert_bias": True,
     },
     "afmoe": {
         "hidden_size": 2048, "num_hidden_layers": 32, "num_experts": 64, "num_experts_per_tok": 6,

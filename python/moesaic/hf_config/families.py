@@ -96,13 +96,18 @@ class Family:
     missing: str = ""
     #: Whether the caller says what the model is, of which there is no row.
     given: bool = False
+    #: The key that says whether a selection bias counts, where a model has both kinds of layers.
+    has_bias: Key | None = None
+    #: Whether that key says no.
+    unbiased: bool = False
 
     @cached_property
     def facts(self) -> dict[str, Any]:
         """What the model is, by the words of RouterConfig and MoeConfig."""
         if self.given:
             return {"router_bias": "optional", "selection_bias": "optional"}
-        return _core.model_facts(self.model)
+        facts = _core.model_facts(self.model)
+        return facts | {"selection_bias": "ignored"} if self.unbiased else facts
 
 
 def _source(name: str) -> str:
@@ -357,6 +362,7 @@ FAMILIES = (
         renormalize=_NORM_TOPK,
         scale=_SCALE,
         activation=None,
+        has_bias=key("use_expert_bias"),
     ),
     Family(
         ("afmoe",),
