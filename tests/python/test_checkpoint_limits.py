@@ -202,6 +202,13 @@ def test_paths_that_are_not_utf8(tmp_path, as_type):
         assert str(caught.value).encode()
 
 
+@pytest.mark.parametrize("path", [3, None, ["a"]])
+def test_a_path_that_is_none(path):
+    for load in LOADS:
+        with pytest.raises(TypeError):
+            load(path, 0)
+
+
 def test_an_error_of_progress_stays_what_it_is(tmp_path):
     def fail(progress):
         raise IndexError("mine")

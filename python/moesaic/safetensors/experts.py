@@ -1,5 +1,6 @@
 """The experts of one layer: checked as a whole, then read one by one into builders."""
 
+import os
 from collections.abc import Callable, Iterator
 from os import PathLike
 from typing import Any
@@ -210,7 +211,7 @@ def gather_experts(
     ``exact`` decodes what GGUF has no type for to F32. ``progress`` is called after each matrix.
     Raises FormatError naming the tensor that is missing or does not fit.
     """
-    with as_format_errors(str(path)):
+    with as_format_errors(os.fsdecode(path)):
         checkpoint = of_layer(Checkpoint(path), layer, prefix)
         block = find_block(checkpoint, layer)
         config = checkpoint.json("config.json")

@@ -1,5 +1,6 @@
 """A whole layer: router, experts and shared experts as MoeLayer takes them."""
 
+import os
 from os import PathLike
 from typing import Any
 
@@ -75,11 +76,12 @@ def gather_layer(
     Raises as ``gather_experts`` and ``config_from_hf``, and UnsupportedError for a tensor of the
     block that has no place in the layer.
     """
-    with as_format_errors(str(path)):
+    with as_format_errors(os.fsdecode(path)):
         checkpoint = of_layer(Checkpoint(path), layer, prefix)
         facts, family = _facts(checkpoint, layer, prefix, config)
         if top_k is not None:
-            facts = facts.replace(router=facts.router.replace(top_k=top_k))
+            router = facts.router.replace(top_k=top_k)
+            facts = facts.replace(top_k=top_k, router=router)
         return _gather(checkpoint, layer, facts, family, carried(progress), exact)
 
 
