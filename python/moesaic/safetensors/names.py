@@ -77,10 +77,7 @@ def _base(name: str) -> str:
 def _count(checkpoint: Checkpoint, seen: int) -> int:
     """The number of experts: as config.json says, else as many as there are."""
     config = checkpoint.json("config.json") or {}
-    text = config.get("text_config")
-    if text is not None and not isinstance(text, dict):
-        raise wrong("config.json text_config", "an object", shown(text))
-    config = text or config
+    config = config.get("text_config") or config
     for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"):
         count = config.get(key)
         if count is None or isinstance(count, list):

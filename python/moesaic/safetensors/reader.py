@@ -72,8 +72,8 @@ class Checkpoint:
         #: The file of each tensor, before its header is read.
         self._files: dict[str, str] = {}
         self._index: Path | None = None
+        config = self._config()
         if path.is_dir():
-            config = self.json("config.json") or {}
             files = files_of(path, config.get("transformers_weights"))
         else:
             check_kind(path)
@@ -84,6 +84,14 @@ class Checkpoint:
             self._read_files(files)
         #: All tensors by name; the file of one is opened when its entry is asked for.
         self.tensors: Mapping[str, TensorEntry] = _Tensors(self._files, self._entry_of)
+
+    def _config(self) -> dict[str, Any]:
+        config = self.json("config.json") or {}
+        for name in ("text_config", "language_config", "llm_config"):
+            inner = config.get(name)
+            if inner is not None and not isinstance(inner, dict):
+                raise wrong(f"config.json {name}", "an object", shown(inner))
+        return config
 
     def _read_files(self, files: list[Path]) -> None:
         for file in files:
