@@ -56,7 +56,7 @@ class Mxfp4(Encoded):
             name, scales, blocks = f"{base}_blocks", f"{base}_scales", True
         else:
             found = find(checkpoint, base, "packed") or dense_name(checkpoint, matrix)
-            scale = find(checkpoint, base, "scale_inv", "scale")
+            scale = find(checkpoint, base, "scale", "scale_inv")
             if found is None or scale is None or checkpoint.entry(found).dtype not in ("U8", "I8"):
                 return None
             if checkpoint.entry(scale).dtype not in ("U8", "F8_E8M0"):
