@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from files import bf16_bits, write_checkpoint, write_safetensors
 from int4 import AWQ_ORDER
+from oracle import moe_f64, rel_l2
+from values import normal, random_routing
 
 import moesaic as mo
 
@@ -460,3 +462,49 @@ def test_configuration_of_older_tools(tmp_path):
     config = {"w_bit": 4, "q_group_size": GROUP, "zero_point": True, "version": "GEMM"}
     (tmp_path / "quant_config.json").write_text(json.dumps(config))
     check(tmp_path, matrices)
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["apart", "in one tensor"])
+@pytest.mark.parametrize("group", [GROUP, 64, -1])
+def test_factors_on_the_outputs_of_experts(tmp_path, group, stacked):
+    """Gemma 4 keeps them beside its router; INT4 takes them into its scales."""
+    matrices = experts(lambda e, name: {"group": group})
+    factors = np.array([0.5, 1.7, -3], np.float32)
+    layer = f"model.layers.{LAYER}"
+    tensors = {
+        f"{layer}.router.proj.weight": np.eye(E, H, dtype=np.float32),
+        f"{layer}.router.scale": np.ones(H, np.float32),
+        f"{layer}.router.per_expert_scale": factors,
+        f"{layer}.pre_feedforward_layernorm_2.weight": np.ones(H, np.float32),
+    }
+    for (e, name), one in matrices.items():
+        if not stacked:
+            tensors |= one.packed(f"{layer}.experts.{e}.{name}")
+    if stacked:
+        for name, parts in (
+            ("gate_up_proj", ("gate_proj", "up_proj")),
+            ("down_proj", ("down_proj",)),
+        ):
+            for kind in ("packed", "scale"):
+                tensors[f"{layer}.experts.{name}_{kind}"] = np.stack(
+                    [
+                        np.concatenate(
+                            [matrices[e, part].packed("x")[f"x.weight_{kind}"] for part in parts]
+                        )
+                        for e in range(E)
+                    ]
+                )
+    weights = scheme(strategy="channel", group_size=None) if group == -1 else scheme(
+        group_size=group)  # fmt: skip
+    config = {
+        "model_type": "gemma4_text", "hidden_size": H, "num_experts": E, "top_k_experts": 2,
+        "moe_intermediate_size": I, "num_hidden_layers": 2, "enable_moe_block": True,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "quantization_config": compressed({"weights": weights, "targets": ["Linear"]}),
+    }  # fmt: skip
+    got = mo.MoeLayer.from_safetensors(write_checkpoint(tmp_path, tensors, config), LAYER)
+    gate, up, down = (np.stack([matrices[e, name].values for e in range(E)]) for name in ROLES)
+    x, routing = normal(5, H), random_routing(5, E, 2)
+    ids, shares = np.asarray(routing.topk_ids), np.asarray(routing.topk_weights)
+    want = moe_f64(x, ids, shares * factors[ids], gate, up, down)
+    assert rel_l2(mo.moe_forward_cpu(x, routing, got.stack), want) < 1e-5
