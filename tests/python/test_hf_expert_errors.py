@@ -1,5 +1,7 @@
 """Experts in safetensors that are wrong in one place: the error names the tensor."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from hf_experts import (
@@ -131,3 +133,24 @@ def test_rows_that_are_no_whole_blocks(tmp_path):
     }
     with pytest.raises(mo.FormatError, match="gate_up_proj_blocks"):
         mo.ExpertStack.load_from_safetensors(write(tmp_path, tensors, "gpt_oss"), LAYER)
+
+
+@pytest.mark.parametrize("config", [{"num_experts": 1 << 40}, {}], ids=["configured", "named"])
+def test_experts_without_end(tmp_path, config):
+    """A count or a number of an expert takes no memory before there are tensors for it."""
+    tensors = per_expert(*weights())
+    if not config:
+        tensors[f"{BASE}.{1 << 40}.up_proj.weight"] = np.zeros((I, H), np.float32)
+    with pytest.raises(mo.FormatError, match=rf"experts\.{E}\."):
+        mo.ExpertStack.load_from_safetensors(write(tmp_path, tensors, **config), LAYER)
+
+
+@pytest.mark.parametrize("place", ["text_config", "quantization_config"])
+@pytest.mark.parametrize("value", [3, "x", [None], True, 1.5])
+def test_a_part_of_the_configuration_that_is_no_object(tmp_path, place, value):
+    """Nothing but this package's errors, from a layer and from a stack."""
+    tensors, types = fp8_tensors()
+    folder = write(tmp_path, tensors, types=types, **{place: value})
+    for load in (mo.ExpertStack.load_from_safetensors, mo.MoeLayer.from_safetensors):
+        with contextlib.suppress(mo.Error):
+            load(folder, LAYER)

@@ -133,9 +133,11 @@ class Fp8(Encoded):
         if values.size != rows * cols:
             raise wrong(f"tensor {name!r}", f"{rows} x {cols} values", values.size)
         grid = values.reshape(cols, rows).T if self.grid_transposed else values.reshape(rows, cols)
+        with np.errstate(over="ignore"):
+            grid = grid.astype(np.float32)
         if not np.isfinite(grid).all():
-            raise wrong(f"tensor {name!r}", "finite values", "others")
-        return grid.astype(np.float32)
+            raise wrong(f"tensor {name!r}", "finite values of f32", "others")
+        return grid
 
     def values(self) -> tuple[Array, float]:
         codes = self.checkpoint.raw(self.name, self.matrix.index)
@@ -146,7 +148,10 @@ class Fp8(Encoded):
             raise wrong(f"tensor {self.name!r}", "numbers", "codes of NaN or infinity")
         if self.zero_name is not None:
             values -= self.grid.spread(self._grid(self.zero_name, _ZEROS), self.n, self.k)
-        self.grid.scale(values, self._grid(self.scale_name, _SCALES))
+        with np.errstate(over="ignore"):
+            self.grid.scale(values, self._grid(self.scale_name, _SCALES))
+        if not np.isfinite(values).all():
+            raise wrong(f"tensor {self.scale_name!r}", "products that f32 holds", "larger ones")
         return values, 1.0
 
     def rows(self) -> tuple[Array, float]:

@@ -93,7 +93,9 @@ def values_name(checkpoint: Checkpoint, base: str) -> str | None:
 def _count(checkpoint: Checkpoint, seen: int) -> int:
     """The number of experts: as config.json says, else as many as there are."""
     config = checkpoint.json("config.json") or {}
-    config = config.get("text_config") or config
+    for name in ("text_config", "language_config", "llm_config"):
+        inner = config.get(name)
+        config = inner if isinstance(inner, dict) and inner else config
     for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"):
         count = config.get(key)
         if count is None or isinstance(count, list):
@@ -140,7 +142,7 @@ def find_block(checkpoint: Checkpoint, layer: int) -> Block:
     if every:
         matrices = _all_in_one(checkpoint, every)
     else:
-        matrices = _one_by_one(checkpoint, max(e for e, _ in one) + 1, templates)
+        matrices = _one_by_one(checkpoint, {e for e, _ in one}, templates)
     return Block(stem, (stem + block).rstrip("."), matrices)
 
 
@@ -150,12 +152,16 @@ def _match(name: str) -> "re.Match[str] | None":
 
 
 def _one_by_one(
-    checkpoint: Checkpoint, seen: int, templates: dict[tuple[str, ...], tuple[str, str]]
+    checkpoint: Checkpoint, seen: set[int], templates: dict[tuple[str, ...], tuple[str, str]]
 ) -> Matrices:
-    count = _count(checkpoint, seen)
+    count = _count(checkpoint, max(seen) + 1)
+    # The first that is missing is enough for an error that names it, whatever the numbers are.
+    missing = next(e for e in range(len(seen) + 1) if e not in seen)
     spelling = {roles: "0".join(parts) for roles, parts in templates.items()}
     return {
-        roles: [Matrix(str(e).join(templates[roles]), roles) for e in range(count)]
+        roles: [
+            Matrix(str(e).join(templates[roles]), roles) for e in range(min(count, missing + 1))
+        ]
         for roles in _complete(spelling)
     }
 

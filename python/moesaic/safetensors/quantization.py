@@ -72,9 +72,9 @@ class Quantization:
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "Quantization":
         model = checkpoint.json("config.json") or {}
-        text = model.get("text_config")
         source, config = "config.json", None
-        for place in (model, text if isinstance(text, dict) else {}):
+        inner = (model.get(name) for name in ("text_config", "language_config", "llm_config"))
+        for place in (model, *(one for one in inner if isinstance(one, dict))):
             for name in ("quantization_config", "compression_config"):
                 config = place.get(name) if config is None else config
         for name in ("quantize_config.json", "quant_config.json"):
