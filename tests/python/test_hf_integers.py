@@ -366,6 +366,29 @@ def test_experts_behind_their_part(tmp_path):
         mo.ExpertStack.load_from_safetensors(write(tmp_path, tensors, None), LAYER)
 
 
+@pytest.mark.parametrize("name", ["gate_up_proj.{}", "gate_up_projs.{}", "{}.gate_up_proj"])
+@pytest.mark.parametrize("model_type", ["gpt_oss", "qwen3_moe"])
+def test_rows_that_alternate(tmp_path, name, model_type):
+    """gpt-oss by expert: slices of its tensor alternate, modules of other names may or may not."""
+    rng = np.random.default_rng(0)
+    matrices, tensors = {}, {}
+    odd = model_type == "gpt_oss"
+    for e in range(E):
+        fused = rng.standard_normal((2 * I, H)).astype(np.float32)
+        matrices[e, "gate_proj"] = fused[0::2] if odd else fused[:I]
+        matrices[e, "up_proj"] = fused[1::2] if odd else fused[I:]
+        matrices[e, "down_proj"] = rng.standard_normal((H, I)).astype(np.float32)
+        tensors[f"{BASE}.{name.format(e)}.weight"] = fused
+        down = name.replace("gate_up", "down").format(e)
+        tensors[f"{BASE}.{down}.weight"] = matrices[e, "down_proj"]
+    folder = write(tmp_path, tensors, None, model_type=model_type, num_local_experts=E)
+    if odd and name.startswith("{}"):
+        with pytest.raises(mo.UnsupportedError, match=r"experts\.0\.gate_up_proj.*alternate"):
+            mo.ExpertStack.load_from_safetensors(folder, LAYER)
+    else:
+        check(folder, matrices)
+
+
 @pytest.mark.parametrize("left", [0, E - 1])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, "BF16"])
 @pytest.mark.parametrize("form", ["gptq", "awq", "packed"])

@@ -26,7 +26,7 @@ from moesaic.safetensors.names import (
     values_name,
 )
 from moesaic.safetensors.quantization import Quantization
-from moesaic.safetensors.reader import Array, Checkpoint, wrong
+from moesaic.safetensors.reader import Array, Checkpoint, unsupported, wrong
 
 #: progress(name, done_bytes, total_bytes)
 Progress = Callable[[str, int, int], None]
@@ -223,17 +223,27 @@ def open_experts(
 
 
 def interleaved(family: Family | None, block: Block) -> bool:
-    """Whether gate and up rows alternate where both are in one tensor of all experts."""
+    """Whether gate and up rows alternate where both are in one tensor."""
     fused = block.matrices.get(("gate", "up"))
-    if fused is None or fused[0].index is None:
+    if fused is None:
         return False
-    if family is None:
-        raise wrong(
-            f"tensor '{fused[0].base}'",
-            "config.json beside it, whose model_type says how gate and up lie",
-            "none",
+    base = fused[0].base
+    if fused[0].index is not None:
+        if family is None:
+            raise wrong(
+                f"tensor '{base}'",
+                "config.json beside it, whose model_type says how gate and up lie",
+                "none",
+            )
+        return family.interleaved
+    if family is None or not family.interleaved:
+        return False
+    # Slices of the model's own tensor keep its order; a module for each expert may have either.
+    if not base.rpartition(".")[2].isdigit():
+        raise unsupported(
+            f"tensor '{base}'", "gate and up apart, as their rows may alternate", "both in one"
         )
-    return family.interleaved
+    return True
 
 
 def gather_all(experts: list[Experts], progress: Progress | None) -> list[Gathered]:
@@ -260,8 +270,11 @@ def gather_experts(
     checkpoint = Checkpoint(Path(path))
     block = find_block(checkpoint, layer)
     config = checkpoint.json("config.json")
-    fused = ("gate", "up") in block.matrices and block.matrices["gate", "up"][0].index is not None
-    family = find_family(config)[0] if fused and config is not None else None
+    family = None
+    if ("gate", "up") in block.matrices and config is not None:
+        in_one = block.matrices["gate", "up"][0].index is not None
+        if in_one or "model_type" in config:
+            family = find_family(config)[0]
     experts = open_experts(
         checkpoint, block.matrices, Quantization.of(checkpoint), exact, interleaved(family, block)
     )

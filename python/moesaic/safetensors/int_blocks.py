@@ -68,11 +68,10 @@ class IntBlocks(Encoded):
         blocks = self.k // 32
         group = np.arange(blocks) * 32 // self.linear.group_size
         scales = self.linear.scales()[:, group].astype("<f2")
-        codes = self.linear.codes()
         if self.to == "Q4_0":
-            body = halves(codes[:, 0::2] | codes[:, 1::2] << 4, 32)
+            body = halves(self.linear.nibbles(), 32)
         else:
-            differences = codes.reshape(self.n, blocks, 32).astype(np.int16)
+            differences = self.linear.codes().reshape(self.n, blocks, 32).astype(np.int16)
             differences -= self.linear.zeros()[:, group, None]
             body = differences.astype(np.int8).view(np.uint8)
         out = np.empty((self.n, blocks, 2 + body.shape[-1]), np.uint8)

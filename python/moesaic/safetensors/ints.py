@@ -226,6 +226,15 @@ class Linear:
         scales = self.read("scales", FLOATS, shape).astype(np.float32)
         return scales if self.packed else scales.T
 
+    def nibbles(self) -> Array:
+        """Codes of 4 bits, two neighbours in a byte, u8 [n, k/2]; k is even."""
+        if self.packed:  # Stored like this.
+            words = self.read("qweight", ("I32",), (self.n, _words(self.k, 4)))
+            return words.view(np.uint8)[:, : self.k // 2]
+        codes = self.codes()
+        pairs: Array = codes[:, 0::2] | codes[:, 1::2] << 4
+        return pairs
+
     def codes(self) -> Array:
         """u8 [n, k], before zero points."""
         bits = self.scheme.bits
