@@ -1,5 +1,7 @@
 """Experts in safetensors that are wrong in one place: the error names the tensor."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from hf_experts import (
@@ -31,9 +33,7 @@ BAD_FLOATS = {
     "columns": (f"{ONE}.weight", lambda w: w[:, :-1]),
     "rank": (f"{ONE}.weight", lambda w: w[None]),
     "empty": (f"{ONE}.weight", lambda w: w[:0]),
-    "dtype": (f"{ONE}.weight", lambda w: w.astype(np.float64)),
     "integers": (f"{ONE}.weight", lambda w: w.astype(np.int32)),
-    "another type": (f"{ONE}.weight", lambda w: w.astype(np.float16)),
     "bias": (f"{ONE}.bias", lambda w: np.zeros(I + 1, np.float32)),
 }
 
@@ -96,8 +96,9 @@ def test_fused_and_apart_at_once(tmp_path):
     ("tensor", "change"),
     [
         ("weight_scale_inv", None),
-        ("weight_scale_inv", lambda s: s[:, :-1]),
-        ("weight_scale_inv", lambda s: np.concatenate([s, s])),
+        ("weight_scale_inv", lambda s: s[:, :0]),
+        ("weight_scale_inv", lambda s: np.concatenate([s] * 80)),
+        ("weight_scale_inv", lambda s: s.reshape(1, 1, -1)),
         ("weight_scale_inv", lambda s: s.astype(np.int32)),
         ("weight_scale_inv", lambda s: s * np.float32(np.nan)),
         ("weight_scale_inv", lambda s: s * np.float32(np.inf)),
@@ -117,8 +118,8 @@ def test_bad_fp8_is_named(tmp_path, tensor, change):
 
 def test_unknown_float8(tmp_path):
     tensors, types = fp8_tensors()
-    types[f"{ONE}.weight"] = "F8_E5M2"
-    with pytest.raises(mo.FormatError, match=r"1\.up_proj\.weight.*F8_E5M2"):
+    types[f"{ONE}.weight"] = "F8_E8M0"
+    with pytest.raises(mo.FormatError, match=r"1\.up_proj\.weight.*F8_E8M0"):
         mo.ExpertStack.load_from_safetensors(write(tmp_path, tensors, types=types), LAYER)
 
 
@@ -132,3 +133,24 @@ def test_rows_that_are_no_whole_blocks(tmp_path):
     }
     with pytest.raises(mo.FormatError, match="gate_up_proj_blocks"):
         mo.ExpertStack.load_from_safetensors(write(tmp_path, tensors, "gpt_oss"), LAYER)
+
+
+@pytest.mark.parametrize("config", [{"num_experts": 1 << 40}, {}], ids=["configured", "named"])
+def test_experts_without_end(tmp_path, config):
+    """A count or a number of an expert takes no memory before there are tensors for it."""
+    tensors = per_expert(*weights())
+    if not config:
+        tensors[f"{BASE}.{1 << 40}.up_proj.weight"] = np.zeros((I, H), np.float32)
+    with pytest.raises(mo.FormatError, match=rf"experts\.{E}\."):
+        mo.ExpertStack.load_from_safetensors(write(tmp_path, tensors, **config), LAYER)
+
+
+@pytest.mark.parametrize("place", ["text_config", "quantization_config"])
+@pytest.mark.parametrize("value", [3, "x", [None], True, 1.5])
+def test_a_part_of_the_configuration_that_is_no_object(tmp_path, place, value):
+    """Nothing but this package's errors, from a layer and from a stack."""
+    tensors, types = fp8_tensors()
+    folder = write(tmp_path, tensors, types=types, **{place: value})
+    for load in (mo.ExpertStack.load_from_safetensors, mo.MoeLayer.from_safetensors):
+        with contextlib.suppress(mo.Error):
+            load(folder, LAYER)

@@ -6,8 +6,11 @@ import sys
 import numpy as np
 import pytest
 from files import bf16_bits, write_safetensors
+from int4 import layer_f64
 from int4_files import LAYER, MIXTRAL, SIZE, E, H, Model, expect_format_error
 from load_memory import peak_of_load
+from oracle import rel_l2
+from values import normal, random_routing
 
 import moesaic as mo
 
@@ -76,15 +79,23 @@ def test_bf16_scales(tmp_path):
     assert stack.marlin("down").unpack(0)["scales"].view(np.uint32).max() & 0xFFFF == 0
 
 
-def test_zero_bias_is_accepted(tmp_path):
+def test_biases(tmp_path):
+    """Of zeros, they are left out; others keep the layer from being INT4, without a loss."""
     model = Model()
-    name = next(n for n in model.tensors if n.endswith("down_proj.qweight"))
-    bias = name.replace("qweight", "bias")
-    model.tensors[bias] = np.zeros(H, np.float16)
+    names = [n for n in model.tensors if n.endswith("down_proj.qweight")]
+    for i, name in enumerate(names):
+        model.tensors[name.replace("qweight", "bias")] = np.zeros(H, np.float16)
+        if i == 0:
+            model.check(model.write(tmp_path))
     model.check(model.write(tmp_path))
-    model.tensors[bias][3] = 1
-    with pytest.raises(mo.UnsupportedError, match=r"down_proj\.bias"):
-        mo.ExpertStack.load_from_safetensors(model.write(tmp_path), LAYER)
+    for i, name in enumerate(names):
+        model.tensors[name.replace("qweight", "bias")][3] = i + 1
+    stack = mo.ExpertStack.load_from_safetensors(model.write(tmp_path), LAYER)
+    assert stack.kind == "stacked" and set(stack.quants.values()) == {"Q8_0"}
+    x, routing = normal(5, H), random_routing(5, E, 2)
+    want = layer_f64(model.gate_up, model.down, routing, x)
+    want[:, 3] += ((routing.topk_ids + 1) * routing.topk_weights).sum(1)
+    assert rel_l2(mo.moe_forward_cpu(x, routing, stack), want) < 1e-5
 
 
 def test_dequantize_and_progress(tmp_path):
@@ -124,7 +135,7 @@ def test_compressed_tensors_configs(tmp_path):
     expect_format_error(model, tmp_path, r"up_proj\.weight_shape")
     model = Model(form="pack_quantized")
     model.config["config_groups"]["group_0"]["weights"]["num_bits"] = 8
-    expect_format_error(model, tmp_path, "num_bits")
+    expect_format_error(model, tmp_path, "at 8 bits")
     model.config["format"] = "int-quantized"
     expect_format_error(model, tmp_path, "format", "UnsupportedError")
     model.config["config_groups"]["group_1"] = {}

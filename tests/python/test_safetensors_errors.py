@@ -70,7 +70,7 @@ def test_sym_is_verified(tmp_path):
         ({"bits": 8}, "FormatError", "bits"),
         ({"bits": "4"}, "FormatError", "bits"),
         ({"group_size": 0}, "FormatError", "group_size"),
-        ({"group_size": 64}, "FormatError", "g_idx"),
+        ({"group_size": 64}, "FormatError", "groups of 64"),
         ({"quant_method": "fp8"}, "UnsupportedError", "quant_method"),
         ({"checkpoint_format": "marlin"}, "UnsupportedError", "checkpoint_format"),
         ({"desc_act": 1}, "FormatError", "desc_act"),

@@ -1,10 +1,14 @@
-"""Matrices of F32, F16 and BF16, as they are."""
+"""Matrices of F32, F16 and BF16, as they are, and of F64, as F32."""
 
 from dataclasses import dataclass
+
+import numpy as np
 
 from moesaic.safetensors.encoded import Encoded, bytes_of, sizes
 from moesaic.safetensors.names import Matrix
 from moesaic.safetensors.reader import FLOATS, Array, Checkpoint
+
+DENSE = (*FLOATS, "F64")
 
 
 def dense_name(checkpoint: Checkpoint, matrix: Matrix) -> str | None:
@@ -28,7 +32,7 @@ class Dense(Encoded):
     @classmethod
     def open(cls, checkpoint: Checkpoint, matrix: Matrix, transposed: bool) -> "Dense | None":
         name = dense_name(checkpoint, matrix)
-        if name is None or checkpoint.entry(name).dtype not in FLOATS:
+        if name is None or checkpoint.entry(name).dtype not in DENSE:
             return None
         n, k = sizes(checkpoint, name, matrix)
         if transposed:
@@ -43,8 +47,19 @@ class Dense(Encoded):
 
     @property
     def type(self) -> str:
-        return self.checkpoint.entry(self.name).dtype
+        dtype = self.checkpoint.entry(self.name).dtype
+        return "F32" if dtype == "F64" else dtype
+
+    def _stored(self) -> Array:
+        values = self.checkpoint.raw(self.name, self.matrix.index)
+        return values.T if self.transposed else values
+
+    def values(self) -> tuple[Array, float]:
+        values = self._stored()
+        if self.type == "BF16":
+            values = (values.astype(np.uint32) << 16).view(np.float32)
+        return values.astype(np.float32), 1.0
 
     def rows(self) -> tuple[Array, float]:
-        values = self.checkpoint.raw(self.name, self.matrix.index)
-        return bytes_of(values.T if self.transposed else values), 1.0
+        values = self._stored()
+        return bytes_of(values.astype(np.float32) if values.dtype == np.float64 else values), 1.0

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from moesaic.safetensors.names import Matrix
+from moesaic.safetensors.names import Matrix, find
 from moesaic.safetensors.reader import FLOATS, Array, Checkpoint, wrong
 
 
@@ -24,6 +24,11 @@ class Encoded(ABC):
     reason: ClassVar[str] = "the same values in GGUF blocks"
 
     @property
+    def label(self) -> str:
+        """The form of this one."""
+        return self.form
+
+    @property
     @abstractmethod
     def name(self) -> str:
         """The tensor with the values."""
@@ -37,19 +42,65 @@ class Encoded(ABC):
     def rows(self) -> tuple[Array, float]:
         """The bytes of all rows, u8 [n, row bytes], and a factor on their values."""
 
+    @abstractmethod
+    def values(self) -> tuple[Array, float]:
+        """All values, f32 [n, k], and a factor on them."""
+
+    def tensors(self) -> set[str]:
+        """The names of all tensors that the matrix is read from."""
+        bias = self._bias_name()
+        return {self.name} if bias is None else {self.name, bias}
+
     @property
     def nbytes(self) -> int:
         entry = self.checkpoint.entry(self.name)
         count = 1 if self.matrix.index is None else entry.shape[0]
         return (entry.end - entry.begin) // count
 
+    def _bias_name(self) -> str | None:
+        return find(self.checkpoint, self.matrix.base, "bias")
+
     def bias(self) -> Array | None:
         """f32 [n], or None."""
-        for name in (f"{self.matrix.base}.bias", f"{self.matrix.base}_bias"):
-            if name in self.checkpoint.tensors:
-                values = self.checkpoint.read(name, FLOATS, (self.n,), self.matrix.index)
-                return values.astype(np.float32)
-        return None
+        name = self._bias_name()
+        if name is None:
+            return None
+        values = self.checkpoint.read(name, FLOATS, (self.n,), self.matrix.index)
+        return values.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Decoded(Encoded):
+    """A matrix beside others of another type: decoded to the floats that all of them become."""
+
+    source: Encoded
+    to: str  # F32 or BF16
+
+    form = "several forms"
+    decision = "dequantized"
+    reason = "experts of one role have one type"
+
+    @classmethod
+    def of(cls, one: Encoded, to: str) -> "Decoded":
+        return cls(one.checkpoint, one.matrix, one.n, one.k, one, to)
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def type(self) -> str:
+        return self.to
+
+    def tensors(self) -> set[str]:
+        return self.source.tensors()
+
+    def values(self) -> tuple[Array, float]:
+        return self.source.values()
+
+    def rows(self) -> tuple[Array, float]:
+        values, factor = self.values()
+        return bytes_of(values if self.to == "F32" else to_bf16(values)), factor
 
 
 def sizes(checkpoint: Checkpoint, name: str, matrix: Matrix, rank: int = 2) -> tuple[int, ...]:
@@ -69,3 +120,24 @@ def sizes(checkpoint: Checkpoint, name: str, matrix: Matrix, rank: int = 2) -> t
 def bytes_of(values: Array) -> Array:
     """Rows as bytes, u8 [n, row bytes]."""
     return np.ascontiguousarray(values).view(np.uint8).reshape(values.shape[0], -1)
+
+
+def to_bf16(values: Array) -> Array:
+    """The nearest BF16 of f32, ties to even, as u16."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def own_part(
+    checkpoint: Checkpoint, name: str, matrix: Matrix
+) -> tuple[int | None, tuple[int, ...]]:
+    """Which slice of a small tensor is of this matrix, None where all of it is, and its shape.
+
+    Beside a tensor of all experts a scale may be one for each of them, or one for all.
+    """
+    shape = checkpoint.entry(name).shape
+    if matrix.index is None or not shape:
+        return None, shape
+    if shape[0] != matrix.experts and any(size != 1 for size in shape):
+        raise wrong(f"tensor {name!r} shape", f"{matrix.experts} experts", list(shape))
+    return (matrix.index, shape[1:]) if shape[0] == matrix.experts else (None, shape)

@@ -9,52 +9,83 @@ import numpy as np
 
 from moesaic import _core
 from moesaic.hf_config import Family, find_family, section
-from moesaic.safetensors.dense import Dense, dense_name
-from moesaic.safetensors.encoded import Encoded
+from moesaic.safetensors.dense import DENSE, Dense, dense_name
+from moesaic.safetensors.encoded import Decoded, Encoded
 from moesaic.safetensors.errors import Progress, as_format_errors, carried
 from moesaic.safetensors.fp4 import Mxfp4, Nvfp4
-from moesaic.safetensors.fp8 import Fp8
-from moesaic.safetensors.int4 import Int4Experts, as_q4_blocks, is_int4
-from moesaic.safetensors.names import Block, Matrices, Matrix, find_block
-from moesaic.safetensors.reader import FLOATS, Array, Checkpoint, wrong
+from moesaic.safetensors.fp8 import CODES, Fp8
+from moesaic.safetensors.int4 import Int4Experts, keeps_int4
+from moesaic.safetensors.int_blocks import IntBlocks, as_q4_blocks
+from moesaic.safetensors.ints import Linear, is_int
+from moesaic.safetensors.names import (
+    Block,
+    Matrices,
+    Matrix,
+    check_all_used,
+    find_block,
+    names_of_experts,
+    values_name,
+)
+from moesaic.safetensors.quantization import Quantization
+from moesaic.safetensors.reader import Array, Checkpoint, unsupported, wrong
 from moesaic.safetensors.sets import of_layer
 
 #: What the end of a load takes: experts in a builder, or the Marlin stacks of gate_up and down.
 Gathered = Any
 
 
-def _recognise(checkpoint: Checkpoint, matrix: Matrix, transposed: bool, exact: bool) -> Encoded:
+def recognise(
+    checkpoint: Checkpoint,
+    matrix: Matrix,
+    quantization: Quantization,
+    exact: bool,
+    transposed: bool = False,
+) -> Encoded:
+    """The matrix in the form that its tensors have. Raises FormatError naming one of them."""
     found = (
         Dense.open(checkpoint, matrix, transposed)
         or Mxfp4.open(checkpoint, matrix)
         or Nvfp4.open(checkpoint, matrix)
-        or Fp8.open(checkpoint, matrix, exact)
+        or Fp8.open(checkpoint, matrix, transposed, quantization, exact)
+        or IntBlocks.open(checkpoint, matrix, quantization, exact)
     )
     if found is not None:
         return found
-    name = dense_name(checkpoint, matrix)
+    name = values_name(checkpoint, matrix.base)
     if name is None:
         raise wrong(f"tensor '{matrix.base}.weight'", "to be there", "no such tensor")
     raise wrong(
         f"tensor {name!r} dtype",
-        f"{', '.join(FLOATS)}, F8_E4M3, or codes with scales",
+        f"{', '.join((*DENSE, *CODES))}, or codes with scales",
         checkpoint.entry(name).dtype,
     )
 
 
 def _transposed(checkpoint: Checkpoint, matrices: Matrices) -> bool:
-    """Whether fused floats lie as [E, H, 2I] and [E, I, H]: gate_up's second size tells."""
+    """Whether fused floats or FP8 lie as [E, H, 2I] and [E, I, H]: gate_up's second size tells."""
     if ("gate", "up") not in matrices:
         return False
     shapes = []
     for roles in (("gate", "up"), ("down",)):
         name = dense_name(checkpoint, matrices[roles][0])
-        if name is None or checkpoint.entry(name).dtype not in FLOATS:
+        if name is None or checkpoint.entry(name).dtype not in (*DENSE, *CODES):
             return False
         shapes.append(checkpoint.entry(name).shape)
     gate_up, down = shapes
     # Plain: gate_up [2I, H], down [H, I]; transposed: gate_up [H, 2I], down [I, H].
     return len(gate_up) == len(down) == 3 and gate_up[1] == down[2] and gate_up[2] == 2 * down[1]
+
+
+def _of_one_type(group: list[Encoded], exact: bool) -> list[Encoded]:
+    """The experts of a role in one type, as they are or decoded: stacks have one for each role.
+
+    Quantisers leave experts alone that saw no tokens.
+    """
+    types = {one.type for one in group}
+    if len(types) == 1:
+        return group
+    wanted = "F32" if exact or types & {"F32", "F16"} else "BF16"
+    return [one if one.type == wanted else Decoded.of(one, wanted) for one in group]
 
 
 class EncodedExperts:
@@ -70,12 +101,11 @@ class EncodedExperts:
         for group in encoded.values():
             first = group[0]
             for other in group:
-                same = (other.n, other.k, other.type) == (first.n, first.k, first.type)
-                if not same or type(other) is not type(first):
+                if (other.n, other.k, other.type) != (first.n, first.k, first.type):
                     raise wrong(
                         f"tensor {other.name!r}",
-                        f"{first.form} [{first.n}, {first.k}] as {first.name!r}",
-                        f"{other.form} {other.type} [{other.n}, {other.k}]",
+                        f"{first.label} [{first.n}, {first.k}] as {first.name!r}",
+                        f"{other.label} {other.type} [{other.n}, {other.k}]",
                     )
         down = encoded["down",][0]
         self.hidden_size, self.intermediate_size = down.n, down.k
@@ -90,14 +120,25 @@ class EncodedExperts:
 
     @classmethod
     def open(
-        cls, checkpoint: Checkpoint, matrices: Matrices, exact: bool, interleaved: bool
+        cls,
+        checkpoint: Checkpoint,
+        matrices: Matrices,
+        quantization: Quantization,
+        exact: bool,
+        interleaved: bool,
     ) -> "EncodedExperts":
         transposed = _transposed(checkpoint, matrices)
         encoded = {
-            roles: [_recognise(checkpoint, matrix, transposed, exact) for matrix in group]
+            roles: [recognise(checkpoint, m, quantization, exact, transposed) for m in group]
             for roles, group in matrices.items()
         }
-        return cls(encoded, interleaved)
+        return cls(
+            {roles: _of_one_type(group, exact) for roles, group in encoded.items()}, interleaved
+        )
+
+    def tensors(self) -> set[str]:
+        """The names of all tensors that are read."""
+        return {name for group in self.encoded.values() for one in group for name in one.tensors()}
 
     def scale_outputs(self, scales: Array) -> None:
         """Gives each expert a factor on its output, f32 [E]."""
@@ -118,10 +159,11 @@ class EncodedExperts:
         """Reads and encodes all experts; ``step`` is called with each name."""
         specs: dict[str, tuple[str, str, str, str]] = {}
         for roles, group in self.encoded.items():
-            first = group[0]
-            source = f"{first.name} ({first.form})"
+            # Where some are as stored and some decoded, the report has a decoded one.
+            first = next((one for one in group if one.decision == "dequantized"), group[0])
+            source = f"{first.name} ({first.label})"
             if len(group) > 1 and first.matrix.index is None:
-                source = f"{first.name} to {group[-1].name} ({first.form})"
+                source = f"{group[0].name} to {group[-1].name} ({first.label})"
             for role in roles:
                 specs[role] = (first.type, source, first.decision, first.reason)
         builder = _core.StackBuilder(
@@ -160,30 +202,48 @@ Experts = EncodedExperts | Int4Experts
 
 
 def open_experts(
-    checkpoint: Checkpoint, matrices: Matrices, exact: bool, interleaved: bool
+    checkpoint: Checkpoint,
+    matrices: Matrices,
+    quantization: Quantization,
+    exact: bool,
+    interleaved: bool,
 ) -> Experts:
     """Checks names, types and shapes of all experts before any is read."""
-    some = next(iter(matrices.values()))[0]
-    if not is_int4(checkpoint, some):
-        return EncodedExperts.open(checkpoint, matrices, exact, interleaved)
-    blocks = as_q4_blocks(checkpoint, matrices)
-    if blocks is not None:
-        return EncodedExperts(blocks, interleaved)
-    return Int4Experts(checkpoint, matrices)
+    if all(is_int(checkpoint, matrix) for group in matrices.values() for matrix in group):
+        blocks = as_q4_blocks(checkpoint, matrices, quantization)
+        if blocks is not None:
+            return EncodedExperts(blocks, interleaved)
+        linears = {
+            roles: [Linear.open(checkpoint, matrix, quantization) for matrix in group]
+            for roles, group in matrices.items()
+        }
+        if keeps_int4(linears, interleaved):
+            return Int4Experts(linears)
+    return EncodedExperts.open(checkpoint, matrices, quantization, exact, interleaved)
 
 
 def interleaved(family: Family | None, block: Block) -> bool:
-    """Whether gate and up rows alternate where both are in one tensor of all experts."""
+    """Whether gate and up rows alternate where both are in one tensor."""
     fused = block.matrices.get(("gate", "up"))
-    if fused is None or fused[0].index is None:
+    if fused is None:
         return False
-    if family is None:
-        raise wrong(
-            f"tensor '{fused[0].base}'",
-            "config.json beside it, whose model_type says how gate and up lie",
-            "none",
+    base = fused[0].base
+    if fused[0].index is not None:
+        if family is None:
+            raise wrong(
+                f"tensor '{base}'",
+                "config.json beside it, whose model_type says how gate and up lie",
+                "none",
+            )
+        return family.interleaved
+    if family is None or not family.interleaved:
+        return False
+    # Slices of the model's own tensor keep its order; a module for each expert may have either.
+    if not base.rpartition(".")[2].isdigit():
+        raise unsupported(
+            f"tensor '{base}'", "gate and up apart, as their rows may alternate", "both in one"
         )
-    return family.interleaved
+    return True
 
 
 def gather_all(experts: list[Experts], progress: Progress | None) -> list[Gathered]:
@@ -215,8 +275,18 @@ def gather_experts(
         checkpoint = of_layer(Checkpoint(path), layer, prefix)
         block = find_block(checkpoint, layer)
         config = checkpoint.json("config.json")
-        fused = block.matrices.get(("gate", "up"))
-        told = fused is not None and fused[0].index is not None and config is not None
-        family = find_family(section(config, prefix))[0] if told else None
-        experts = open_experts(checkpoint, block.matrices, exact, interleaved(family, block))
+        family = None
+        if ("gate", "up") in block.matrices and config is not None:
+            config = section(config, prefix)
+            in_one = block.matrices["gate", "up"][0].index is not None
+            if in_one or "model_type" in config:
+                family = find_family(config)[0]
+        experts = open_experts(
+            checkpoint,
+            block.matrices,
+            Quantization.of(checkpoint),
+            exact,
+            interleaved(family, block),
+        )
+        check_all_used(checkpoint, names_of_experts(checkpoint, block), experts.tensors())
         return gather_all([experts], carried(progress))[0]

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moesaic.safetensors.encoded import Encoded, sizes
-from moesaic.safetensors.fp8 import powers_of_two
-from moesaic.safetensors.names import Matrix
+from moesaic.safetensors.dense import dense_name
+from moesaic.safetensors.encoded import Encoded, own_part, sizes
+from moesaic.safetensors.fp8 import E4M3, powers_of_two
+from moesaic.safetensors.names import Matrix, find
 from moesaic.safetensors.reader import Array, Checkpoint, wrong
 
 
@@ -24,8 +25,19 @@ def halves(packed: Array, group: int) -> Array:
     return out
 
 
-def _first(checkpoint: Checkpoint, names: tuple[str, ...]) -> str | None:
-    return next((name for name in names if name in checkpoint.tensors), None)
+E2M1: Array = np.array(
+    [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32
+)
+
+
+def _decoded(packed: Array, scales: Array) -> Array:
+    """f32 [n, k] of packed neighbours [n, k/2] and f32 scales of neighbouring columns."""
+    n, count = packed.shape
+    out = np.empty((n, 2 * count), np.float32)
+    out[:, 0::2], out[:, 1::2] = E2M1[packed & 15], E2M1[packed >> 4]
+    groups = out.reshape(n, scales.shape[1], -1)
+    groups *= scales[..., None]
+    return out
 
 
 @dataclass(frozen=True)
@@ -43,8 +55,8 @@ class Mxfp4(Encoded):
         if f"{base}_blocks" in checkpoint.tensors:
             name, scales, blocks = f"{base}_blocks", f"{base}_scales", True
         else:
-            found = _first(checkpoint, (f"{base}.weight_packed", f"{base}.weight"))
-            scale = _first(checkpoint, (f"{base}.weight_scale", f"{base}.scale"))
+            found = find(checkpoint, base, "packed") or dense_name(checkpoint, matrix)
+            scale = find(checkpoint, base, "scale", "scale_inv")
             if found is None or scale is None or checkpoint.entry(found).dtype not in ("U8", "I8"):
                 return None
             if checkpoint.entry(scale).dtype not in ("U8", "F8_E8M0"):
@@ -66,16 +78,27 @@ class Mxfp4(Encoded):
     def type(self) -> str:
         return "MXFP4"
 
-    def rows(self) -> tuple[Array, float]:
-        blocks = self.k // 32
-        scales = self.checkpoint.read(
-            self.scales_name, ("U8", "F8_E8M0"), (self.n, blocks), self.matrix.index
+    def tensors(self) -> set[str]:
+        return super().tensors() | {self.scales_name}
+
+    def _scales(self) -> Array:
+        return self.checkpoint.read(
+            self.scales_name, ("U8", "F8_E8M0"), (self.n, self.k // 32), self.matrix.index
         )
-        powers_of_two(scales, self.scales_name)
+
+    def _packed(self) -> Array:
         packed = self.checkpoint.raw(self.values_name, self.matrix.index).view(np.uint8)
-        out = np.empty((self.n, blocks, 17), np.uint8)
+        return packed.reshape(self.n, -1)
+
+    def values(self) -> tuple[Array, float]:
+        return _decoded(self._packed(), powers_of_two(self._scales(), self.scales_name)), 1.0
+
+    def rows(self) -> tuple[Array, float]:
+        scales = self._scales()
+        powers_of_two(scales, self.scales_name)
+        out = np.empty((self.n, self.k // 32, 17), np.uint8)
         out[..., 0] = scales
-        out[..., 1:] = halves(packed.reshape(self.n, -1), 32)
+        out[..., 1:] = halves(self._packed(), 32)
         return out.reshape(self.n, -1), 1.0
 
 
@@ -86,28 +109,43 @@ class Nvfp4(Encoded):
     """
 
     values_name: str
+    scales_name: str
     global_name: str
+    transposed: bool  # bytes [k/2, n], scales [k/16, n]
 
     form = "NVFP4"
 
     @classmethod
     def open(cls, checkpoint: Checkpoint, matrix: Matrix) -> "Nvfp4 | None":
         base = matrix.base
-        name = _first(checkpoint, (f"{base}.weight_packed", f"{base}.weight"))
-        scale = f"{base}.weight_scale"
+        name = find(checkpoint, base, "packed") or dense_name(checkpoint, matrix)
+        scale = find(checkpoint, base, "scale")
         if name is None or checkpoint.entry(name).dtype != "U8":
             return None
-        if scale not in checkpoint.tensors or checkpoint.entry(scale).dtype != "F8_E4M3":
+        if scale is None or checkpoint.entry(scale).dtype != "F8_E4M3":
             return None
-        names = (f"{base}.weight_scale_2", f"{base}.weight_global_scale")
-        found = _first(checkpoint, names)
+        found = find(checkpoint, base, "scale_2", "global_scale")
         if found is None:
-            raise wrong(f"tensor {name!r}", f"a scale of the matrix, {names[0]!r} or alike", "none")
+            raise wrong(
+                f"tensor {name!r}",
+                f"a scale of the matrix, '{base}.weight_scale_2' or alike",
+                "none",
+            )
         n, bytes_per_row = sizes(checkpoint, name, matrix)
+        grid = sizes(checkpoint, scale, matrix)
+        transposed = grid == (n // 8, bytes_per_row)
+        if transposed:
+            n, bytes_per_row = bytes_per_row, n
+        elif grid != (n, bytes_per_row // 8):
+            raise wrong(
+                f"tensor {scale!r} shape",
+                f"{[n, bytes_per_row // 8]}, a scale for 16 columns of {name!r}",
+                list(checkpoint.entry(scale).shape),
+            )
         k = 2 * bytes_per_row
         if k % 64:
             raise wrong(f"tensor {name!r} shape", "a multiple of 64 columns", k)
-        return cls(checkpoint, matrix, n, k, name, found)
+        return cls(checkpoint, matrix, n, k, name, scale, found, transposed)
 
     @property
     def name(self) -> str:
@@ -117,27 +155,46 @@ class Nvfp4(Encoded):
     def type(self) -> str:
         return "NVFP4"
 
+    def tensors(self) -> set[str]:
+        return super().tensors() | {self.scales_name, self.global_name}
+
     def _factor(self) -> float:
         entry = self.checkpoint.entry(self.global_name)
-        if entry.dtype != "F32" or entry.shape not in ((), (1,)):
+        index, shape = own_part(self.checkpoint, self.global_name, self.matrix)
+        if entry.dtype != "F32" or any(size != 1 for size in shape):
             raise wrong(
                 f"tensor {self.global_name!r}",
-                "one F32 value",
+                "one F32 value for each matrix",
                 f"{entry.dtype} {list(entry.shape)}",
             )
-        value = np.float32(self.checkpoint.raw(self.global_name).reshape(-1)[0])
+        value = np.float32(self.checkpoint.raw(self.global_name, index).reshape(-1)[0])
         if not np.isfinite(value) or value <= 0:
             raise wrong(f"tensor {self.global_name!r}", "a positive number", value)
         divides = self.global_name.endswith("global_scale")
+        # It is 448 * 6 over the largest weight: below 1 it would be the factor that others store.
+        if divides and value < 1:
+            raise wrong(f"tensor {self.global_name!r}", "a divisor, of at least 1", value)
         return float(np.float32(1) / value if divides else value)
 
-    def rows(self) -> tuple[Array, float]:
-        name = f"{self.matrix.base}.weight_scale"
-        scales = self.checkpoint.read(name, ("F8_E4M3",), (self.n, self.k // 16))
+    def _stored(self) -> tuple[Array, Array]:
+        """The packed codes [n, k/2] and the codes of the scales [n, k/16]."""
+        packed = self.checkpoint.raw(self.values_name, self.matrix.index)
+        scales = self.checkpoint.raw(self.scales_name, self.matrix.index)
+        if self.transposed:
+            packed, scales = packed.T, scales.T
         if (scales >= 0x7F).any():
-            raise wrong(f"tensor {name!r}", "scales of 0x00 to 0x7E", "negative ones or NaN")
+            raise wrong(
+                f"tensor {self.scales_name!r}", "scales of 0x00 to 0x7E", "negative ones or NaN"
+            )
+        return np.ascontiguousarray(packed), np.ascontiguousarray(scales)
+
+    def values(self) -> tuple[Array, float]:
+        packed, scales = self._stored()
+        return _decoded(packed, E4M3[scales]), self._factor()
+
+    def rows(self) -> tuple[Array, float]:
+        packed, scales = self._stored()
         out = np.empty((self.n, self.k // 64, 36), np.uint8)
         out[..., :4] = scales.reshape(self.n, -1, 4)
-        packed = self.checkpoint.raw(self.values_name)
         out[..., 4:] = halves(packed, 16).reshape(self.n, -1, 32)
         return out.reshape(self.n, -1), self._factor()

@@ -1,4 +1,4 @@
-"""FP8 (E4M3) matrices with scales: blocks, rows, whole tensors, or 32 columns (MXFP8).
+"""FP8 and INT8 matrices with scales: of blocks, rows, whole tensors, or groups of columns.
 
 GGUF has no FP8, so products with the scale become BF16: exact where the scales are powers of two,
 else rounded to 8 significant bits (E4M3 itself has 4). With ``exact`` they become F32.
@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moesaic.safetensors.dense import dense_name
-from moesaic.safetensors.encoded import Encoded, bytes_of, sizes
-from moesaic.safetensors.names import Matrix
-from moesaic.safetensors.reader import FLOATS, Array, Checkpoint, wrong
+from moesaic.safetensors.dense import DENSE, dense_name
+from moesaic.safetensors.encoded import Encoded, bytes_of, own_part, sizes, to_bf16
+from moesaic.safetensors.names import Matrix, find
+from moesaic.safetensors.quantization import Quantization
+from moesaic.safetensors.reader import Array, Checkpoint, wrong
+from moesaic.safetensors.scale_grid import ScaleGrid, find_grid, two_dims
 
 
 def _e4m3() -> Array:
@@ -26,7 +28,13 @@ def _e4m3() -> Array:
 
 
 E4M3 = _e4m3()
+#: E5M2 is the upper byte of F16.
+E5M2: Array = (np.arange(256, dtype=np.uint16) << 8).view(np.float16).astype(np.float32)
+FP8 = {"F8_E4M3": E4M3, "F8_E5M2": E5M2}
+CODES = (*FP8, "I8")
 _E8M0 = ("U8", "F8_E8M0")
+_SCALES = (*DENSE, *_E8M0)
+_ZEROS = (*DENSE, *CODES)
 
 
 def powers_of_two(codes: Array, name: str) -> Array:
@@ -36,38 +44,64 @@ def powers_of_two(codes: Array, name: str) -> Array:
     return np.ldexp(np.float32(1), codes.astype(np.int32) - 127)
 
 
-def to_bf16(values: Array) -> Array:
-    """The nearest BF16 of f32, ties to even, as u16."""
-    bits = values.view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-
-
 @dataclass(frozen=True)
 class Fp8(Encoded):
-    """E4M3 codes [n, k] and a grid of scales; one scale is for ``block`` rows and columns."""
+    """Codes of 8 bits and a grid of scales; ``transposed`` ones are stored [k, n]."""
 
     scale_name: str
-    block: tuple[int, int]
+    zero_name: str | None
+    grid: ScaleGrid
+    grid_transposed: bool
+    transposed: bool
     exact: bool
 
-    form = "F8_E4M3"
+    form = "codes of 8 bits"
     decision = "dequantized"
+    reason = "GGUF has no such type"
+
+    @property
+    def label(self) -> str:
+        return self.checkpoint.entry(self.name).dtype
 
     @classmethod
-    def open(cls, checkpoint: Checkpoint, matrix: Matrix, exact: bool) -> "Fp8 | None":
+    def open(
+        cls,
+        checkpoint: Checkpoint,
+        matrix: Matrix,
+        transposed: bool,
+        quantization: Quantization,
+        exact: bool,
+    ) -> "Fp8 | None":
         name = dense_name(checkpoint, matrix)
-        if name is None or checkpoint.entry(name).dtype != "F8_E4M3":
+        if name is None or checkpoint.entry(name).dtype not in CODES:
             return None
         n, k = sizes(checkpoint, name, matrix)
+        if transposed:
+            n, k = k, n
         base = matrix.base
-        scales = (
-            f"{base}.weight_scale_inv", f"{base}.weight_scale", f"{base}.scale",
-            f"{base}_scale_inv", f"{base}_scale",
-        )  # fmt: skip
-        scale = next((s for s in scales if s in checkpoint.tensors), None)
+        scale = find(checkpoint, base, "scale_inv", "scale")
         if scale is None:
-            raise wrong(f"tensor {name!r}", f"scales, {scales[0]!r} or alike", "none")
-        return cls(checkpoint, matrix, n, k, scale, _block(checkpoint, matrix, scale, n, k), exact)
+            raise wrong(f"tensor {name!r}", f"scales, '{base}.weight_scale_inv' or alike", "none")
+        dtype = checkpoint.entry(scale).dtype
+        if dtype not in _SCALES:
+            raise wrong(f"tensor {scale!r} dtype", " or ".join(_SCALES), dtype)
+        shape = two_dims(own_part(checkpoint, scale, matrix)[1])
+        hint = quantization.block(base)
+        grid, turned = None, transposed
+        if shape is not None:
+            parts = len(matrix.roles) or 1
+            grid = find_grid(shape[::-1] if transposed else shape, n, k, parts, hint)
+            if grid is None and transposed:
+                grid, turned = find_grid(shape, n, k, parts, hint), False
+        if grid is None:
+            raise wrong(
+                f"tensor {scale!r} shape",
+                f"scales of blocks, rows or all of [{n}, {k}]"
+                + ("" if hint is None else f", blocks of {hint[0]} x {hint[1]} as configured"),
+                list(checkpoint.entry(scale).shape),
+            )
+        zeros = find(checkpoint, base, "zero_point")
+        return cls(checkpoint, matrix, n, k, scale, zeros, grid, turned, transposed, exact)
 
     @property
     def name(self) -> str:
@@ -79,62 +113,47 @@ class Fp8(Encoded):
     def type(self) -> str:
         return "F32" if self.exact else "BF16"
 
-    def scales(self) -> Array:
-        """f32, one for each block."""
-        entry = self.checkpoint.entry(self.scale_name)
-        values = self.checkpoint.raw(self.scale_name, self.matrix.index)
-        if entry.dtype in _E8M0:
-            values = powers_of_two(values, self.scale_name)
-        elif entry.dtype == "BF16":
+    def tensors(self) -> set[str]:
+        zeros = set() if self.zero_name is None else {self.zero_name}
+        return super().tensors() | {self.scale_name} | zeros
+
+    def _grid(self, name: str, dtypes: tuple[str, ...]) -> Array:
+        """f32, one for each scale."""
+        dtype = self.checkpoint.entry(name).dtype
+        if dtype not in dtypes:
+            raise wrong(f"tensor {name!r} dtype", " or ".join(dtypes), dtype)
+        values = self.checkpoint.raw(name, own_part(self.checkpoint, name, self.matrix)[0])
+        if dtype in FP8:
+            values = FP8[dtype][values]
+        elif dtype in _E8M0:
+            values = powers_of_two(values, name)
+        elif dtype == "BF16":
             values = (values.astype(np.uint32) << 16).view(np.float32)
-        grid = values.astype(np.float32).reshape(-(-self.n // self.block[0]), -1)
+        rows, cols = self.grid.shape(self.n, self.k)
+        if values.size != rows * cols:
+            raise wrong(f"tensor {name!r}", f"{rows} x {cols} values", values.size)
+        grid = values.reshape(cols, rows).T if self.grid_transposed else values.reshape(rows, cols)
+        with np.errstate(over="ignore"):
+            grid = grid.astype(np.float32)
         if not np.isfinite(grid).all():
-            raise wrong(f"tensor {self.scale_name!r}", "finite scales", "others")
+            raise wrong(f"tensor {name!r}", "finite values of f32", "others")
         return grid
 
+    def values(self) -> tuple[Array, float]:
+        codes = self.checkpoint.raw(self.name, self.matrix.index)
+        table = FP8.get(self.checkpoint.entry(self.name).dtype)
+        codes = codes.T if self.transposed else codes
+        values = codes.astype(np.float32) if table is None else table[codes]
+        if self.zero_name is not None:
+            values -= self.grid.spread(self._grid(self.zero_name, _ZEROS), self.n, self.k)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.grid.scale(values, self._grid(self.scale_name, _SCALES))
+        if not np.isfinite(values).all():
+            if table is not None and not np.isfinite(table[codes]).all():
+                raise wrong(f"tensor {self.name!r}", "numbers", "codes of NaN or infinity")
+            raise wrong(f"tensor {self.scale_name!r}", "products that f32 holds", "larger ones")
+        return values, 1.0
+
     def rows(self) -> tuple[Array, float]:
-        values = E4M3[self.checkpoint.raw(self.name, self.matrix.index)]
-        scales = self.scales()
-        columns = np.arange(self.k) // self.block[1]
-        for first in range(0, self.n, self.block[0]):
-            values[first : first + self.block[0]] *= scales[first // self.block[0], columns]
-        if np.isnan(values).any():
-            raise wrong(f"tensor {self.name!r}", "numbers", "NaN codes (0x7F or 0xFF)")
-        return bytes_of(values if self.exact else to_bf16(values)), 1.0
-
-
-def _block(checkpoint: Checkpoint, matrix: Matrix, name: str, n: int, k: int) -> tuple[int, int]:
-    """Rows and columns of one scale, which its shape and config.json must agree on."""
-    entry = checkpoint.entry(name)
-    if entry.dtype not in (*FLOATS, *_E8M0):
-        raise wrong(f"tensor {name!r} dtype", " or ".join((*FLOATS, *_E8M0)), entry.dtype)
-    shape = entry.shape if matrix.index is None else entry.shape[1:]
-    if shape in ((), (1,)):
-        return n, k
-    if shape == (n, 1) or shape == (n,):
-        return 1, k
-    block = (1, 32) if entry.dtype == "U8" else _configured_block(checkpoint)
-    grid = (-(-n // block[0]), -(-k // block[1]))
-    if shape != grid:
-        raise wrong(
-            f"tensor {name!r} shape",
-            f"{list(grid)}, a scale for {block[0]} x {block[1]} of [{n}, {k}]",
-            list(entry.shape),
-        )
-    return block
-
-
-def _configured_block(checkpoint: Checkpoint) -> tuple[int, int]:
-    """quantization_config.weight_block_size, 128 x 128 when it is not there."""
-    config = checkpoint.json("config.json") or {}
-    text = config.get("text_config")
-    found = config.get("quantization_config") or (
-        text.get("quantization_config") if isinstance(text, dict) else None
-    )
-    size = found.get("weight_block_size") if isinstance(found, dict) else None
-    if size is None:
-        return 128, 128
-    good = isinstance(size, list) and len(size) == 2
-    if not good or not all(isinstance(v, int) and v > 0 for v in size):
-        raise wrong("config.json weight_block_size", "two sizes", size)
-    return size[0], size[1]
+        values, factor = self.values()
+        return bytes_of(values if self.exact else to_bf16(values)), factor

@@ -14,8 +14,18 @@ from moesaic.safetensors.experts import (
     gather_all,
     interleaved,
     open_experts,
+    recognise,
 )
-from moesaic.safetensors.names import Block, Matrices, check_all_used, find_block, find_dense
+from moesaic.safetensors.names import (
+    Block,
+    Matrices,
+    Matrix,
+    check_all_used,
+    find_block,
+    find_dense,
+    values_name,
+)
+from moesaic.safetensors.quantization import Quantization
 from moesaic.safetensors.reader import FLOATS, Array, Checkpoint, wrong
 from moesaic.safetensors.sets import of_layer
 
@@ -36,6 +46,7 @@ class _Tensors:
 
     def __init__(self, checkpoint: Checkpoint, block: Block) -> None:
         self.checkpoint, self.block = checkpoint, block
+        self.quantization = Quantization.of(checkpoint)
         self.used: set[str] = set()
 
     def find(self, *names: str) -> str:
@@ -56,9 +67,22 @@ class _Tensors:
         values = self.checkpoint.read(name, FLOATS, found).reshape(shape)
         return np.ascontiguousarray(values, np.float32)
 
-    def take(self, matrices: Matrices) -> None:
-        for group in matrices.values():
-            self.used.update(matrix.base for matrix in group)
+    def matrix(self, shape: tuple[int, int], *names: str) -> Array:
+        """f32 of ``shape``, of a matrix that may be quantised as experts are."""
+        for name in names:
+            base = f"{self.block.name}.{name.removesuffix('.weight')}"
+            found = values_name(self.checkpoint, base)
+            if found is None:
+                continue
+            if self.checkpoint.entry(found).dtype in FLOATS:
+                return self.floats(shape, found.removeprefix(f"{self.block.name}."))
+            one = recognise(self.checkpoint, Matrix(base, ()), self.quantization, exact=True)
+            if (one.n, one.k) != shape:
+                raise wrong(f"tensor {found!r} shape", str(list(shape)), [one.n, one.k])
+            self.used |= one.tensors()
+            values, factor = one.values()
+            return np.ascontiguousarray(values * np.float32(factor))
+        raise wrong(f"tensor '{self.block.name}.{names[0]}'", "to be there", "no such tensor")
 
 
 def gather_layer(
@@ -112,9 +136,10 @@ def _gather(
     if block.num_experts != config.num_experts:
         raise wrong(f"{block.name} experts", str(config.num_experts), block.num_experts)
     tensors = _Tensors(checkpoint, block)
-    tensors.take(block.matrices)
-
-    routed = open_experts(checkpoint, block.matrices, exact, interleaved(family, block))
+    routed = open_experts(
+        checkpoint, block.matrices, tensors.quantization, exact, interleaved(family, block)
+    )
+    tensors.used |= routed.tensors()
     _check_sizes(
         routed, block.matrices, config.latent_size or config.hidden_size, config.intermediate_size
     )
@@ -123,15 +148,16 @@ def _gather(
     shared = _open_shared(config, tensors, exact)
     parts: dict[str, Any] = {
         "config": config.replace(router=_router(config, family, tensors)),
-        "router_weight": tensors.floats((config.router.num_experts, config.hidden_size), *_ROUTER),
+        "router_weight": tensors.matrix((config.router.num_experts, config.hidden_size), *_ROUTER),
         "shared_gate": None,
         "latent": _latent(config, tensors),
         **_norms(config, family, tensors),
         "token_experts": _token_experts(config, tensors),
     }
     if config.shared == "sigmoid_gated":
-        parts["shared_gate"] = tensors.floats((config.hidden_size,), "shared_expert_gate.weight")
-    check_all_used(checkpoint, block, tensors.used)
+        gate = tensors.matrix((1, config.hidden_size), "shared_expert_gate.weight")
+        parts["shared_gate"] = gate.reshape(-1)
+    check_all_used(checkpoint, filter(block.owns, checkpoint.tensors), tensors.used)
     gathered = gather_all([routed] if shared is None else [routed, shared], progress)
     parts["stack"] = gathered[0]
     parts["shared"] = gathered[1] if shared is not None else None
@@ -167,8 +193,11 @@ def _open_shared(config: _core.MoeConfig, tensors: _Tensors, exact: bool) -> Exp
     )
     if matrices is None:
         raise wrong(f"tensor '{block.name}.{_SHARED[0]}.*'", "to be there", "no such tensor")
-    tensors.take(matrices)
-    shared = open_experts(tensors.checkpoint, matrices, exact, False)
+    shared = open_experts(tensors.checkpoint, matrices, tensors.quantization, exact, False)
+    tensors.used |= shared.tensors()
+    start = matrices["down",][0].base.rpartition(".")[0]
+    names = [name for name in tensors.checkpoint.tensors if name.startswith(f"{start}.")]
+    check_all_used(tensors.checkpoint, names, tensors.used)
     _check_sizes(shared, matrices, config.hidden_size, config.shared_intermediate_size)
     return shared
 
@@ -179,8 +208,8 @@ def _latent(config: _core.MoeConfig, tensors: _Tensors) -> tuple[Array, Array] |
         return None
     latent, hidden = config.latent_size, config.hidden_size
     return (
-        tensors.floats((latent, hidden), "fc1_latent_proj.weight"),
-        tensors.floats((hidden, latent), "fc2_latent_proj.weight"),
+        tensors.matrix((latent, hidden), "fc1_latent_proj.weight"),
+        tensors.matrix((hidden, latent), "fc2_latent_proj.weight"),
     )
 
 

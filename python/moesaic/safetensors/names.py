@@ -15,22 +15,30 @@ PARTS = {
     "input_linear": ("gate", "up"), "output_linear": ("down",), "linear_gate": ("gate",),
 }  # fmt: skip
 
-# What follows the base of a matrix: nothing, its values, its scales, its order.
-_SUFFIXES = (
-    r"\.(?:weight|bias|scale|weight_scale(?:_inv|_2)?|weight_global_scale|weight_packed|weight_shape"
-    r"|weight_zero_point|weight_g_idx|qweight|qzeros|scales|g_idx|input_scale|input_global_scale)"
-    r"|_(?:blocks|scales|bias|scale|scale_inv)"
-)
-_NAME = re.compile(rf"(?P<base>.*?)(?P<suffix>{_SUFFIXES})?")
+# Whatever follows the base of a matrix is a tensor of it: values, scales, orders, biases.
+_REST = r"(?:[._].*)?"
 _BLOCK = (
     r"(?P<stem>(?:.*\.)?layers\.(?P<layer>\d+)\.)"
     r"(?:(?P<block>mlp|block_sparse_moe|feed_forward|ffn|mixer)\.)?"
 )
-_ONE = re.compile(rf"{_BLOCK}experts\.(?P<expert>\d+)\.(?P<part>{'|'.join(PARTS)})")
-_ALL = re.compile(
-    rf"{_BLOCK}(?:experts\.(?P<part>gate_up_proj|gate_proj|up_proj|down_proj)"
-    r"|(?P<linear>input_linear|output_linear))"
+_PART = rf"(?P<part>{'|'.join(PARTS)})"
+#: One expert's matrix; ModelOpt puts the expert behind the part.
+_ONE = (
+    re.compile(rf"(?P<base>{_BLOCK}experts\.(?P<expert>\d+)\.{_PART}){_REST}"),
+    re.compile(rf"(?P<base>{_BLOCK}experts\.{_PART}s?\.(?P<expert>\d+)){_REST}"),
 )
+_ALL = re.compile(
+    rf"(?P<base>{_BLOCK}(?:experts\.(?P<part>gate_up_proj|gate_proj|up_proj|down_proj)"
+    rf"|(?P<linear>input_linear|output_linear))){_REST}"
+)
+#: Scales of activations, which products with unrounded activations do not need, and sizes that
+#: the tensors themselves have.
+_HARMLESS = re.compile(
+    r".*[._](?:input_scale(?:_inv|_ub)?|input_global_scale|input_zero_point|activation_scale"
+    r"|output_scale|output_zero_point|(?:weight_)?shape)"
+)
+#: Part of the router that one model keeps among its experts.
+_OF_ROUTER = "e_score_correction_bias"
 
 #: More than any model has; a number above is a damaged file.
 _MAX_EXPERTS = 1 << 16
@@ -43,6 +51,7 @@ class Matrix:
     base: str
     roles: tuple[str, ...]
     index: int | None = None  # of the first dimension, where one tensor holds all experts
+    experts: int = 1  # of the first dimension
 
 
 #: Every expert's matrix, by the roles it holds: ("gate", "up") and ("down",), or three of one.
@@ -68,16 +77,29 @@ class Block:
         return len(self.matrices["down",])
 
 
-def _base(name: str) -> str:
-    found = _NAME.fullmatch(name)
-    assert found is not None
-    return found["base"]
+def find(checkpoint: Checkpoint, base: str, *kinds: str) -> str | None:
+    """The tensor of a matrix that is of the first of these kinds, under any of its spellings."""
+    for kind in kinds:
+        for start in (f"{base}.weight_", f"{base}.", f"{base}_weight_", f"{base}_"):
+            if start + kind in checkpoint.tensors:
+                return start + kind
+    return None
+
+
+def values_name(checkpoint: Checkpoint, base: str) -> str | None:
+    """The tensor with the values of a matrix, in whatever form; None when there is none."""
+    for name in (f"{base}.weight", base):
+        if name in checkpoint.tensors:
+            return name
+    return find(checkpoint, base, "packed", "qweight", "blocks")
 
 
 def _count(checkpoint: Checkpoint, seen: int) -> int:
     """The number of experts: as config.json says, else as many as there are."""
     config = checkpoint.json("config.json") or {}
-    config = config.get("text_config") or config
+    for name in ("text_config", "language_config", "llm_config"):
+        inner = config.get(name)
+        config = inner if isinstance(inner, dict) and inner else config
     for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"):
         count = config.get(key)
         if count is None or isinstance(count, list):
@@ -100,18 +122,20 @@ def find_block(checkpoint: Checkpoint, layer: int) -> Block:
     Raises FormatError when there are none, or two sets of them.
     """
     one: dict[tuple[int, tuple[str, ...]], str] = {}
+    templates: dict[tuple[str, ...], tuple[str, str]] = {}
     every: dict[tuple[str, ...], str] = {}
     blocks = set()
     for name in checkpoint.tensors:
-        base = _base(name)
-        found = _ONE.fullmatch(base) or _ALL.fullmatch(base)
+        found = _match(name) if f"layers.{layer}." in name else None
         if found is None or int(found["layer"]) != layer:
             continue
         blocks.add((found["stem"], found["block"] or ""))
-        facts = found.groupdict()
+        facts, base = found.groupdict(), found["base"]
         roles = PARTS[facts["part"] or facts["linear"]]
         if "expert" in facts:
             one[int(facts["expert"]), roles] = base
+            # The spelling of the experts that are there names those that are missing.
+            templates[roles] = (name[: found.start("expert")], base[found.end("expert") :])
         else:
             every[roles] = base
     if not blocks:
@@ -124,38 +148,43 @@ def find_block(checkpoint: Checkpoint, layer: int) -> Block:
         names = sorted(stem + block for stem, block in blocks)
         raise wrong(f"layer {layer}", "one set of experts", ", ".join(names))
     stem, block = blocks.pop()
-    matrices = _all_in_one(checkpoint, every) if every else _one_by_one(checkpoint, one)
+    if every:
+        matrices = _all_in_one(checkpoint, every)
+    else:
+        matrices = _one_by_one(checkpoint, {e for e, _ in one}, templates)
     return Block(stem, (stem + block).rstrip("."), matrices)
 
 
-def _one_by_one(checkpoint: Checkpoint, names: dict[tuple[int, tuple[str, ...]], str]) -> Matrices:
-    count = _count(checkpoint, max(e for e, _ in names) + 1)
-    if count > len(checkpoint.tensors):  # before anything is made for each of them
-        there = {e for e, _ in names}
-        missing = next(e for e in range(count) if e not in there)
-        some = next(iter(names.values()))
-        raise wrong(
-            f"experts of '{some}'", f"{count} of them", f"{len(there)}, of which {missing} is none"
-        )
-    # The spelling of the experts that are there names those that are missing.
-    spelling = {roles: base for (_, roles), base in names.items()}
-    matrices: Matrices = {}
-    for roles in _complete(spelling):
-        base, _, part = spelling[roles].rpartition(".")
-        prefix = base.rpartition(".")[0]
-        matrices[roles] = [Matrix(f"{prefix}.{e}.{part}", roles) for e in range(count)]
-    return matrices
+def _match(name: str) -> "re.Match[str] | None":
+    found = (pattern.fullmatch(name) for pattern in (*_ONE, _ALL))
+    return next(filter(None, found), None)
+
+
+def _one_by_one(
+    checkpoint: Checkpoint, seen: set[int], templates: dict[tuple[str, ...], tuple[str, str]]
+) -> Matrices:
+    count = _count(checkpoint, max(seen) + 1)
+    # The first that is missing is enough for an error that names it, whatever the numbers are.
+    missing = next(e for e in range(len(seen) + 1) if e not in seen)
+    spelling = {roles: "0".join(parts) for roles, parts in templates.items()}
+    return {
+        roles: [
+            Matrix(str(e).join(templates[roles]), roles) for e in range(min(count, missing + 1))
+        ]
+        for roles in _complete(spelling)
+    }
 
 
 def _all_in_one(checkpoint: Checkpoint, names: dict[tuple[str, ...], str]) -> Matrices:
     matrices: Matrices = {}
     for roles in _complete(names):
         base = names[roles]
-        name = next(
-            name
-            for name in (base, *(base + suffix for suffix in (".weight", "_blocks", "_scales")))
-            if name in checkpoint.tensors
-        )
+        name = values_name(checkpoint, base)
+        if name is None:
+            some = next(name for name in checkpoint.tensors if name.startswith(base))
+            raise wrong(
+                f"tensor {some!r}", f"values beside it, {base!r} or '{base}_packed'", "none"
+            )
         shape = checkpoint.entry(name).shape
         if len(shape) < 3 or 0 in shape:
             raise wrong(f"tensor {name!r} shape", "[E, rows, columns]", list(shape))
@@ -168,7 +197,7 @@ def _all_in_one(checkpoint: Checkpoint, names: dict[tuple[str, ...], str]) -> Ma
         count = _count(checkpoint, shape[0])
         if count != shape[0]:
             raise wrong(f"tensor {name!r} shape", f"{count} experts", list(shape))
-        matrices[roles] = [Matrix(base, roles, e) for e in range(count)]
+        matrices[roles] = [Matrix(base, roles, e, count) for e in range(count)]
     return matrices
 
 
@@ -191,19 +220,33 @@ def _complete(names: dict[tuple[str, ...], str]) -> tuple[tuple[str, ...], ...]:
 def find_dense(checkpoint: Checkpoint, prefixes: Iterable[str]) -> Matrices | None:
     """The matrices of a plain feed-forward network under one of ``prefixes``, or None."""
     for prefix in prefixes:
+        pattern = re.compile(rf"(?P<base>{re.escape(prefix)}\.{_PART}){_REST}")
         names = {}
         for name in checkpoint.tensors:
-            base = _base(name)
-            start, _, part = base.rpartition(".")
-            if start == prefix and part in PARTS:
-                names[PARTS[part]] = base
+            found = pattern.fullmatch(name)
+            if found is not None:
+                names[PARTS[found["part"]]] = found["base"]
         if names:
             return {roles: [Matrix(names[roles], roles)] for roles in _complete(names)}
     return None
 
 
-def check_all_used(checkpoint: Checkpoint, block: Block, used: set[str]) -> None:
-    """Raises UnsupportedError for a tensor of the block whose name or base is not in ``used``."""
+def check_all_used(checkpoint: Checkpoint, names: Iterable[str], used: set[str]) -> None:
+    """Raises UnsupportedError for one of ``names`` that nothing read and that means something."""
+    for name in names:
+        if name not in used and _HARMLESS.fullmatch(name) is None:
+            raise unsupported(
+                f"tensor {name!r}", "a tensor with a place in this layer", "one that is not read"
+            )
+
+
+def names_of_experts(checkpoint: Checkpoint, block: Block) -> list[str]:
+    """The tensors of the experts of ``block``, without those of its router."""
+    start = f"{block.name}."
+    found = []
     for name in checkpoint.tensors:
-        if block.owns(name) and name not in used and _base(name) not in used:
-            raise unsupported(f"tensor {name!r}", "a tensor with a place in this layer", "another")
+        if not name.startswith(start) or name.endswith(_OF_ROUTER):
+            continue
+        if name.startswith(f"{start}experts.") or _match(name) is not None:
+            found.append(name)
+    return found

@@ -1,10 +1,13 @@
-"""What a checkpoint's configuration says of its INT4 tensors."""
+"""What a checkpoint's configuration says of its quantised matrices, one by one."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from moesaic import _core
 from moesaic.safetensors.reader import Checkpoint, unsupported, wrong
+from moesaic.safetensors.targets import dynamic_rule, named_rule, rank
+
+Format = Literal["gptq", "gptq_v2", "awq", "pack_quantized"]
 
 
 class _Fields:
@@ -27,10 +30,11 @@ class _Fields:
     def unsupported(self, name: str, expected: str, got: object) -> _core.UnsupportedError:
         return unsupported(f"{self.source} {name}", expected, repr(got))
 
-    def four_bits(self, *names: str) -> None:
+    def bits(self, *names: str) -> int:
         bits = self.get(int, *names)
-        if bits != 4:
-            raise wrong(f"{self.source} {names[0]}", "4", bits)
+        if bits is None or not 2 <= bits <= 8:
+            raise wrong(f"{self.source} {names[0]}", "2 to 8", bits)
+        return int(bits)
 
     def group_size(self, *names: str) -> int:
         size = self.get(int, *names)
@@ -40,91 +44,202 @@ class _Fields:
             raise wrong(f"{self.source} {names[0]}", "-1 or a positive number", size)
         return int(size)
 
+    def with_rule(self, name: str, rule: Any) -> "_Fields":
+        """These fields with those of a rule for some matrices in their place."""
+        if not isinstance(rule, dict):
+            raise wrong(f"{self.source} {name}", "an object", repr(rule))
+        return _Fields(f"{self.source} {name}", self.fields | rule)
+
 
 @dataclass(frozen=True)
-class Quantization:
-    """What the configuration says of the quantised tensors; None where it does not say."""
+class IntScheme:
+    """How one matrix is stored as integers; None where the configuration does not say."""
 
-    format: Literal["gptq", "gptq_v2", "awq", "pack_quantized"]
-    group_size: int
+    format: Format
+    bits: int
+    group_size: int  # -1: one group per row
     act_order: bool | None
     symmetric: bool | None
+
+
+class Quantization:
+    """The configuration of a checkpoint, or that there is none."""
+
+    def __init__(self, folder: str, source: str, config: dict[str, Any] | None) -> None:
+        self._folder = folder
+        self._fields = None if config is None else _Fields(source, config)
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "Quantization":
         model = checkpoint.json("config.json") or {}
-        text = model.get("text_config")
-        source, config = "config.json", model.get("quantization_config")
-        if config is None and isinstance(text, dict):
-            config = text.get("quantization_config")
+        source, config = "config.json", None
+        inner = (model.get(name) for name in ("text_config", "language_config", "llm_config"))
+        for place in (model, *(one for one in inner if isinstance(one, dict))):
+            for name in ("quantization_config", "compression_config"):
+                config = place.get(name) if config is None else config
         for name in ("quantize_config.json", "quant_config.json"):
             if config is None:
                 source, config = name, checkpoint.json(name)
-        if not isinstance(config, dict):
+        good = config if isinstance(config, dict) else None
+        return cls(str(checkpoint.folder), source, good)
+
+    def _known(self) -> _Fields:
+        if self._fields is None:
             raise wrong(
-                str(checkpoint.folder),
+                self._folder,
                 "quantize_config.json, or quantization_config in config.json",
                 "neither",
             )
-        fields = _Fields(source, config)
-        method = fields.get(str, "quant_method") or ("awq" if "w_bit" in config else "gptq")
-        if method == "gptq":
-            return cls._gptq(fields)
-        if method == "awq":
-            return cls._awq(fields)
+        return self._fields
+
+    def ints(self, base: str) -> IntScheme:
+        """Raises FormatError or UnsupportedError for what is wrong or unknown."""
+        fields = self._known()
+        method = fields.get(str, "quant_method") or ("awq" if "w_bit" in fields.fields else "gptq")
         if method == "compressed-tensors":
-            return cls._compressed_tensors(fields)
-        raise fields.unsupported("quant_method", "gptq, awq or compressed-tensors", method)
+            return _compressed_tensors(self._group(fields, base))
+        if method not in ("gptq", "awq", "auto-round", "auto_round", "intel/auto-round"):
+            raise fields.unsupported(
+                "quant_method", "gptq, awq, auto-round or compressed-tensors", method
+            )
+        form = method
+        if method not in ("gptq", "awq"):
+            form = _auto_round_format(fields)
+        fields = _with_rules(fields, base)
+        return _awq(fields) if form == "awq" else _gptq(fields, form)
 
-    @classmethod
-    def _gptq(cls, fields: _Fields) -> "Quantization":
-        fields.four_bits("bits")
-        facts = (
-            fields.group_size("group_size"),
-            fields.get(bool, "desc_act"),
-            fields.get(bool, "sym"),
-        )
-        form = fields.get(str, "checkpoint_format") or "gptq"
-        if form == "gptq":
-            return cls("gptq", *facts)
-        if form == "gptq_v2":
-            return cls("gptq_v2", *facts)
-        raise fields.unsupported("checkpoint_format", "gptq or gptq_v2", form)
+    def block(self, base: str) -> tuple[int, int] | None:
+        """Rows and columns of one scale of an FP8 matrix, where they are configured."""
+        if self._fields is None:
+            return None
+        fields, name = self._fields, "weight_block_size"
+        size = fields.fields.get(name)
+        if size is None and "config_groups" in fields.fields:
+            group = self._group(fields, base, required=False)
+            weights = group.get(dict, "weights") if group is not None else None
+            if weights is None:
+                return None
+            name, size = "block_structure", weights.get("block_structure")
+            if weights.get("strategy") == "group":
+                size = [1, weights.get("group_size")]
+            if isinstance(size, str):  # "128x128"
+                size = [int(part) if part.isdigit() else part for part in size.split("x")]
+        if size is None:
+            return None
+        good = isinstance(size, list) and len(size) == 2
+        if not good or not all(type(v) is int and v > 0 for v in size):
+            raise wrong(f"{fields.source} {name}", "two sizes", size)
+        return size[0], size[1]
 
-    @classmethod
-    def _awq(cls, fields: _Fields) -> "Quantization":
-        fields.four_bits("bits", "w_bit")
-        version = (fields.get(str, "version") or "gemm").lower()
-        if version != "gemm":
-            raise fields.unsupported("version", "gemm", version)
-        zero_point = fields.get(bool, "zero_point")
-        size = fields.group_size("group_size", "q_group_size")
-        return cls("awq", size, False, None if zero_point is None else not zero_point)
-
-    @classmethod
-    def _compressed_tensors(cls, fields: _Fields) -> "Quantization":
+    @staticmethod
+    def _group(fields: _Fields, base: str, required: bool = True) -> Any:
+        """The one of compressed-tensors' ``config_groups`` whose targets name the matrix."""
         groups = fields.get(dict, "config_groups") or {}
-        schemes = [g for g in groups.values() if isinstance(g, dict)]
-        if len(schemes) != 1:
-            raise fields.unsupported("config_groups", "one scheme for all", len(groups))
-        form = schemes[0].get("format") or fields.get(str, "format")
-        if form != "pack-quantized":
-            raise fields.unsupported("format", "pack-quantized", form)
-        weights = schemes[0].get("weights")
-        if not isinstance(weights, dict):
-            raise wrong(f"{fields.source} config_groups weights", "an object", weights)
-        scheme = _Fields(f"{fields.source} config_groups", weights)
-        scheme.four_bits("num_bits")
-        kind = scheme.get(str, "type") or "int"
-        if kind != "int":
-            raise scheme.unsupported("type", "int", kind)
-        strategy = scheme.get(str, "strategy") or "group"
-        if strategy not in ("group", "channel"):
-            raise scheme.unsupported("strategy", "group or channel", strategy)
-        order = scheme.get(str, "actorder")
-        return cls(
-            "pack_quantized",
-            -1 if strategy == "channel" else scheme.group_size("group_size"),
-            True if order in ("group", "dynamic") else None,
-            scheme.get(bool, "symmetric"),
-        )
+        schemes = [(name, g) for name, g in groups.items() if isinstance(g, dict)]
+        found = []
+        for name, group in schemes:
+            where = f"{fields.source} config_groups {name}"
+            targets = group.get("targets") or ["Linear"]
+            if not isinstance(targets, list):
+                raise wrong(f"{where} targets", "a list of names", repr(targets))
+            closeness = rank(targets, base, where)
+            if closeness is not None:
+                found.append((closeness, name, group))
+        if not found and len(schemes) == 1:
+            found = [(0, *schemes[0])]
+        closest = min((closeness for closeness, _, _ in found), default=0)
+        best = [(name, group) for closeness, name, group in found if closeness == closest]
+        if len(best) != 1:
+            if not required:
+                return None
+            raise fields.unsupported(
+                "config_groups", f"one with {base!r} as its target", [name for name, _ in best]
+            )
+        name, group = best[0]
+        merged = {"format": fields.get(str, "format")} | {
+            key: value for key, value in group.items() if value is not None
+        }
+        return _Fields(f"{fields.source} config_groups {name}", merged)
+
+
+def _with_rules(fields: _Fields, base: str) -> _Fields:
+    """The fields for one matrix."""
+    for name, rule_of in (("dynamic", dynamic_rule), ("extra_config", named_rule)):
+        rules = fields.get(dict, name) or {}
+        rule = rule_of(rules, base, f"{fields.source} {name}")
+        if rule is False:
+            raise wrong(f"{fields.source} {name}", f"floats for {base!r}", "integers")
+        if rule is not None:
+            fields = fields.with_rule(name, rule)
+    return fields
+
+
+def _auto_round_format(fields: _Fields) -> str:
+    form = fields.get(str, "packing_format") or "auto_round:auto_gptq"
+    known = {"auto_round:auto_gptq": "gptq", "auto_round:gptq": "gptq", "auto_gptq": "gptq",
+             "auto_round:auto_awq": "awq", "auto_round:awq": "awq", "auto_awq": "awq"}  # fmt: skip
+    if form in known:
+        return known[form]
+    # AutoRound's own kernels read the zero points as they are.
+    if form == "auto_round" or form.startswith("auto_round:triton"):
+        return "gptq_v2"
+    raise fields.unsupported("packing_format", " or ".join(known), form)
+
+
+def _ints_only(fields: _Fields, name: str) -> None:
+    kind = fields.get(str, name) or "int"
+    if kind != "int":
+        raise fields.unsupported(name, "int", kind)
+
+
+def _gptq(fields: _Fields, form: str) -> IntScheme:
+    _ints_only(fields, "data_type")
+    if form == "gptq":
+        form = fields.get(str, "checkpoint_format", "format") or "gptq"
+    facts = (
+        fields.bits("bits"),
+        fields.group_size("group_size"),
+        fields.get(bool, "desc_act"),
+        fields.get(bool, "sym"),
+    )
+    if form == "gptq":
+        return IntScheme("gptq", *facts)
+    if form == "gptq_v2":
+        return IntScheme("gptq_v2", *facts)
+    raise fields.unsupported("checkpoint_format", "gptq or gptq_v2", form)
+
+
+def _awq(fields: _Fields) -> IntScheme:
+    _ints_only(fields, "data_type")
+    version = (fields.get(str, "version", "checkpoint_format") or "gemm").lower()
+    if version not in ("gemm", "awq"):
+        raise fields.unsupported("version", "gemm", version)
+    bits = fields.bits("bits", "w_bit")
+    if bits != 4:
+        raise fields.unsupported("bits", "4, the only ones that AWQ has", bits)
+    zero_point = fields.get(bool, "zero_point")
+    symmetric = fields.get(bool, "sym") if zero_point is None else not zero_point
+    return IntScheme("awq", bits, fields.group_size("group_size", "q_group_size"), False, symmetric)
+
+
+def _compressed_tensors(group: _Fields) -> IntScheme:
+    form = group.get(str, "format")
+    if form != "pack-quantized":
+        raise group.unsupported("format", "pack-quantized", form)
+    weights = group.get(dict, "weights")
+    if weights is None:
+        raise wrong(f"{group.source} weights", "an object", weights)
+    scheme = _Fields(f"{group.source} weights", weights)
+    bits = scheme.bits("num_bits")
+    _ints_only(scheme, "type")
+    strategy = scheme.get(str, "strategy") or "group"
+    if strategy not in ("group", "channel"):
+        raise scheme.unsupported("strategy", "group or channel", strategy)
+    order = scheme.get(str, "actorder")
+    return IntScheme(
+        "pack_quantized",
+        bits,
+        -1 if strategy == "channel" else scheme.group_size("group_size"),
+        True if order in ("group", "dynamic") else None,
+        scheme.get(bool, "symmetric"),
+    )
