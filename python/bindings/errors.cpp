@@ -62,6 +62,9 @@ void translate(std::exception_ptr pointer) {
     PyErr_SetString(classes.out_of_memory, "allocation failed: the sizes asked for are too large");
   } catch (const OperationCancelled& e) {
     PyErr_SetString(classes.cancelled, e.what());
+  } catch (const py::cast_error& e) {
+    // pybind11 makes it a RuntimeError, but what it says is that an object is of another type.
+    PyErr_SetString(PyExc_TypeError, e.what());
   } catch (const Error& e) {
     PyErr_SetString(classes.error, e.what());
   }
