@@ -6,6 +6,7 @@
 #include "bindings.hpp"
 #include "calls.hpp"
 #include "devices.hpp"
+#include "gil.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/forward.hpp"
 #include "result.hpp"
@@ -126,7 +127,7 @@ py::object run_forward(const ForwardRequest& request, Run&& run) {
   require_disjoint(io.out, io.logits, operation, "router_logits");
   require_disjoint(io.out, io.router_input, operation, "router_input");
   {
-    const py::gil_scoped_release release;
+    const InterruptibleRelease release;
     const CallWorkspace workspace(request.workspace, call.context, [&]() -> std::size_t {
       if (!request.needs_workspace) return 0;
       return workspace_bytes(call.context, request.layer, top_k, x.view.dim(0));

@@ -8,6 +8,7 @@
 #include "calls.hpp"
 #include "devices.hpp"
 #include "dlpack.hpp"
+#include "gil.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/forward.hpp"
 #include "result.hpp"
@@ -52,7 +53,7 @@ class Operation {
     Result result(x_, in_, DType::F32, shape, out, operation_, false, target_);
     require_disjoint(result.view(), in_.read(), operation_, name_);
     {
-      const py::gil_scoped_release release;
+      const ReleasedGil release;
       run(call.context, in_.read(), held ? held->view() : RoutingView{}, result.view());
     }
     return result.finish();
