@@ -151,3 +151,45 @@ signal.setitimer(signal.ITIMER_REAL, 0)
 assert seen and np.array_equal(y[:64], layer(x)), seen
 """)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+ROUNDING = {"nearest": 0, "down": 0x400, "up": 0x800, "zero": 0xC00}
+
+
+@pytest.mark.parametrize("rounding", ROUNDING)
+@pytest.mark.parametrize("tokens", [1, 7, 64])
+def test_results_do_not_depend_on_threads_in_any_rounding_mode(small, layer, rounding, tokens):
+    if sys.platform != "linux":
+        pytest.skip("the numbers of rounding modes are those of Linux on x86")
+    libm = ctypes.CDLL("libm.so.6")
+    x = normal(tokens, small.hidden)
+    found = []
+
+    def work():
+        if libm.fesetround(ROUNDING[rounding]) != 0:
+            return
+        for threads in (1, 2, 3, 4):
+            with mo.tuning(threads=threads, precision="exact"):
+                found.extend(layer(x) for _ in range(5))
+
+    thread = threading.Thread(target=work)  # so that the mode ends with it
+    thread.start()
+    thread.join()
+    for y in found[1:]:
+        np.testing.assert_array_equal(y.view(np.uint32), found[0].view(np.uint32))
+
+
+def test_results_do_not_depend_on_threads_when_denormals_are_flushed(small, layer):
+    torch = pytest.importorskip("torch")
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor does not flush denormal numbers")
+    try:
+        x = normal(64, small.hidden, scale=1e-38)
+        found = []
+        for threads in (1, 2, 4):
+            with mo.tuning(threads=threads, precision="exact"):
+                found += [layer(x) for _ in range(5)]
+    finally:
+        torch.set_flush_denormal(False)
+    for y in found[1:]:
+        np.testing.assert_array_equal(y.view(np.uint32), found[0].view(np.uint32))

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "base/float_state.hpp"
 #include "base/futex.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/interrupt.hpp"
@@ -98,6 +99,8 @@ struct ThreadPool::Impl {
   std::atomic<void*> body{nullptr};
   std::atomic<std::int64_t> first{0};   ///< chunk that ticket `round` stands for
   std::atomic<std::uint32_t> round{0};  ///< chunks of this round
+  /// The caller's, for all chunks, so that results do not depend on who computes them.
+  std::atomic<FloatState> floats{0};
   std::atomic<bool> cancelled{false};  ///< the call was interrupted: chunks are taken, not run
 
   /// Chunks of the round that are not done, and in its top bit kCallerSleeps.
@@ -194,16 +197,18 @@ struct ThreadPool::Impl {
   void take_chunks(int thread, Interrupt* interrupt = nullptr) {
     std::uint64_t seen = ticket.load(std::memory_order_acquire);
     while (untaken(seen) != 0) {
-      // These four belong together if the exchange below succeeds, because they change only while
+      // These five belong together if the exchange below succeeds, because they change only while
       // no chunk is left to take.
       const Invoke call = invoke.load(std::memory_order_relaxed);
       void* const context = body.load(std::memory_order_relaxed);
       const std::int64_t begin = first.load(std::memory_order_relaxed);
       const std::uint32_t size = round.load(std::memory_order_relaxed);
+      const FloatState state = floats.load(std::memory_order_relaxed);
       if (!ticket.compare_exchange_weak(seen, seen - 1, std::memory_order_acq_rel,
                                         std::memory_order_acquire)) {
         continue;
       }
+      set_float_state(state);
       if (!cancelled.load(std::memory_order_relaxed))
         call(context, begin + (size - untaken(seen)), thread);
       if (interrupt != nullptr && interrupt->due()) cancelled.store(true);
@@ -247,6 +252,7 @@ struct ThreadPool::Impl {
     body.store(context, std::memory_order_relaxed);
     first.store(begin, std::memory_order_relaxed);
     round.store(size, std::memory_order_relaxed);
+    floats.store(float_state(), std::memory_order_relaxed);
     pending.store(size, std::memory_order_relaxed);
     const std::uint64_t last = ticket.load(std::memory_order_relaxed);
     // Sequentially consistent with the sleepers' count: a worker sees this ticket or is seen
