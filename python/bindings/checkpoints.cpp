@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "arrays.hpp"
+#include "gil.hpp"
 #include "layer.hpp"
 #include "load.hpp"
 #include "moesaic/marlin_stack.hpp"
@@ -58,7 +59,7 @@ void add_expert(Builder& builder, const std::string& role_name, std::int32_t exp
   const std::span bytes(
       static_cast<const std::byte*>(ref.view.data),
       static_cast<std::size_t>(ref.view.num_elements()) * size_of(ref.view.dtype));
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   builder.add(role, expert, bytes, scale, values);
 }
 
@@ -98,7 +99,8 @@ Stack load_stack(const py::object& path, std::int32_t layer,
   constexpr const char* kOperation = "ExpertStack.load_from_safetensors";
   Loading loading(kOperation, device, "auto", dequantize, progress);
   const py::object gathered =
-      loader("gather_experts")(path, layer, step_of(loading), dequantize.has_value());
+      call_python(loader("gather_experts"),
+                  py::make_tuple(path, layer, step_of(loading), dequantize.has_value()));
   return finish(loading, kOperation, gathered);
 }
 
@@ -108,8 +110,10 @@ py::object load_layer(const py::object& path, std::int32_t layer,
   constexpr const char* kOperation = "MoeLayer.from_safetensors";
   Loading loading(kOperation, device, "auto", dequantize, progress);
   // The arguments of MoeLayer by name, with stacks still in their builders.
-  const auto parts = loader("gather_layer")(path, layer, step_of(loading), dequantize.has_value())
-                         .cast<py::dict>();
+  const auto parts =
+      call_python(loader("gather_layer"),
+                  py::make_tuple(path, layer, step_of(loading), dequantize.has_value()))
+          .cast<py::dict>();
   for (const char* name : {"stack", "shared"}) {
     const py::object gathered = parts[name];
     if (!gathered.is_none()) parts[name] = finish(loading, kOperation, gathered);

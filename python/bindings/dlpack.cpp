@@ -21,6 +21,7 @@
 #include <utility>
 
 #include "devices.hpp"
+#include "gil.hpp"
 #include "moesaic/error.hpp"
 
 namespace moesaic::python {
@@ -160,15 +161,18 @@ py::object call_dlpack(py::handle object, const char* operation, const char* nam
                        const DeviceStream& target) {
   const py::object method = object.attr("__dlpack__");
   const py::object stream = stream_argument(object, target);
+  py::dict given;
+  if (!stream.is_none()) given["stream"] = stream;
   try {
     try {
-      if (stream.is_none()) return method(py::arg("max_version") = py::make_tuple(1, 0));
-      return method(py::arg("stream") = stream, py::arg("max_version") = py::make_tuple(1, 0));
+      py::dict keywords = given.attr("copy")();
+      keywords["max_version"] = py::make_tuple(1, 0);
+      return call_python(method, py::tuple(), keywords);
     } catch (py::error_already_set& error) {
       // Producers from before DLPack 1.0 do not know the keyword.
       if (!error.matches(PyExc_TypeError)) throw;
     }
-    return stream.is_none() ? method() : method(py::arg("stream") = stream);
+    return call_python(method, py::tuple(), given);
   } catch (py::error_already_set& error) {
     if (!error.matches(PyExc_Exception)) throw;  // an interrupt or exit
     const bool gradient =
@@ -213,7 +217,7 @@ Managed* make_managed(const std::shared_ptr<Array>& array) {
   // The owner may hold Python objects, and consumers may let go on any thread.
   owned->managed.deleter = [](Managed* managed) {
     if (Py_IsInitialized() == 0) return;
-    const py::gil_scoped_acquire gil;
+    const HeldGil gil;
     delete static_cast<Exported<Managed>*>(managed->context);
   };
   return &owned.release()->managed;

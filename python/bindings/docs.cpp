@@ -6,10 +6,7 @@
 #include <string_view>
 
 namespace moesaic::python {
-namespace {
 
-/// The builtin function inside a method, staticmethod or property of a class; null for other kinds
-/// of attribute, such as the methods that GgufMetadata takes from collections.abc.Mapping.
 PyCFunctionObject* builtin_in(py::handle attribute) {
   PyObject* object = attribute.ptr();
   if (PyInstanceMethod_Check(object)) object = PyInstanceMethod_GET_FUNCTION(object);
@@ -23,6 +20,8 @@ PyCFunctionObject* builtin_in(py::handle attribute) {
   if (!PyCFunction_Check(object)) return nullptr;
   return reinterpret_cast<PyCFunctionObject*>(object);
 }
+
+namespace {
 
 /// pybind11 lets go of this text with free().
 char* allocated(const char* text) {

@@ -18,6 +18,10 @@ struct Doc {
 extern const Doc kDocs[];
 extern const std::size_t kNumDocs;
 
+/// The builtin function inside a method, staticmethod or property of a class; null for other kinds
+/// of attribute, such as the methods that GgufMetadata takes from collections.abc.Mapping.
+PyCFunctionObject* builtin_in(py::handle attribute);
+
 /// Gives everything in the module its text, and the module a function `_bound_signatures()` that
 /// returns what pybind11 says of each, for the test that compares it with the stub. Call it when
 /// all is bound.

@@ -1,9 +1,11 @@
 /// The error family in Python: each class derives from moesaic.Error and from the builtin that a
 /// caller would catch. A failed system call becomes the OSError of its errno.
 
+#include <cerrno>
 #include <new>
 
 #include "bindings.hpp"
+#include "gil.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/expert_stack.hpp"
 
@@ -29,6 +31,10 @@ PyObject* make_class(py::module_& m, const char* name, PyObject* builtin, PyObje
 }
 
 void raise_os_error(const IoError& error) {
+  if (error.code() == ENOMEM) {
+    PyErr_SetString(classes.out_of_memory, error.what());
+    return;
+  }
   // OSError(errno, text, path) picks the subclass, e.g. FileNotFoundError.
   const py::object value =
       py::handle(PyExc_OSError)(error.code(), py::str(error.what()), py::str(error.path()));
@@ -61,7 +67,10 @@ void translate(std::exception_ptr pointer) {
   } catch (const std::bad_alloc&) {
     PyErr_SetString(classes.out_of_memory, "allocation failed: the sizes asked for are too large");
   } catch (const OperationCancelled& e) {
-    PyErr_SetString(classes.cancelled, e.what());
+    if (!restore_interrupt()) PyErr_SetString(classes.cancelled, e.what());
+  } catch (const py::cast_error& e) {
+    // pybind11 makes it a RuntimeError, but what it says is that an object is of another type.
+    PyErr_SetString(PyExc_TypeError, e.what());
   } catch (const Error& e) {
     PyErr_SetString(classes.error, e.what());
   }

@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "arrays.hpp"
+#include "gil.hpp"
 #include "load.hpp"
 #include "moesaic/gguf.hpp"
 #include "moesaic/marlin_stack.hpp"
@@ -156,9 +157,11 @@ py::array decoded_expert(const WeightRef& weight, std::int32_t expert, const cha
   });
   py::array_t<float> out({weight.rows, weight.cols});
   float* to = out.mutable_data();
-  const py::gil_scoped_release release;
-  for (std::int64_t row = 0; row < weight.rows; ++row)
+  const InterruptibleRelease release;
+  for (std::int64_t row = 0; row < weight.rows; ++row) {
+    Interrupt::check();
     dequantize_expert_row(weight, expert, row, to + row * weight.cols);
+  }
   return out;
 }
 

@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "calls.hpp"
+#include "gil.hpp"
 #include "moesaic/gguf.hpp"
 #include "offload.hpp"
 #include "store_views.hpp"
@@ -18,7 +19,7 @@ using Pools = std::vector<std::shared_ptr<ExpertPool>>;
 Store from_gguf(const std::shared_ptr<GgufFile>& file, std::optional<std::int64_t> memory_limit,
                 std::int32_t staging, std::int32_t io_threads, std::int32_t read_ahead) {
   const StoreOptions options{memory_limit, staging, io_threads, read_ahead};
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   return MoeExpertStore::from_gguf(file, options);
 }
 
@@ -45,7 +46,7 @@ Store from_arrays(const std::vector<std::tuple<py::object, py::object, py::objec
     view.up = import(up, "up");
     view.down = import(down, "down");
   }
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   return MoeExpertStore::from_arrays(views);
 }
 
@@ -60,17 +61,25 @@ std::vector<RefreshResult> refresh_pools(MoeExpertStore& store, const Pools& poo
   }
   std::vector<std::span<const std::int32_t>> spans;
   for (const Ids& one : ids) spans.push_back(id_span(one));
+  const ReleasedGil release;
   return store.refresh_pools(pools, spans, step, is_prefill_block, parse_mode(mode, kOperation));
 }
 
 std::int64_t apply(MoeExpertStore& store, const Pools& pools) {
   Call call;
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   return store.apply(call.context, pools);
 }
 
+/// What these functions read waits for a forward that may need the GIL to see a signal.
+template <class Read>
+auto without_gil(Read&& read) {
+  const ReleasedGil release;
+  return read();
+}
+
 py::dict memory_of(const MoeExpertStore& store) {
-  const StoreMemory memory = store.memory();
+  const StoreMemory memory = without_gil([&] { return store.memory(); });
   py::dict result;
   result["slots"] = memory.slots;
   result["staging"] = memory.staging;
@@ -114,12 +123,13 @@ void bind_expert_store(py::module_& m) {
       .def(
           "slot_map",
           [](const MoeExpertStore& store, std::int32_t i) {
-            const std::vector<std::int32_t> map = store.slot_map(i);
+            const std::vector<std::int32_t> map = without_gil([&] { return store.slot_map(i); });
             return py::array_t<std::int32_t>(static_cast<py::ssize_t>(map.size()), map.data());
           },
           py::arg("i"))
       .def("pools",
            [](const MoeExpertStore& store) {
+             const ReleasedGil release;
              Pools pools;
              for (std::int32_t i = 0; i < store.num_layers(); ++i) pools.push_back(store.pool(i));
              return pools;

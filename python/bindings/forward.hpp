@@ -7,6 +7,7 @@
 #include "calls.hpp"
 #include "devices.hpp"
 #include "forward/check_call.hpp"
+#include "gil.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/forward.hpp"
 #include "result.hpp"
@@ -115,7 +116,7 @@ py::object run_forward(const ForwardRequest& request, Run&& run) {
   io.out = result.view();
   io.accumulate = request.accumulate;
   {
-    const py::gil_scoped_release release;
+    const InterruptibleRelease release;
     const CallWorkspace workspace(request.workspace, call.context, [&]() -> std::size_t {
       if (!request.needs_workspace) return 0;
       return workspace_bytes(call.context, request.layer, top_k, x.view.dim(0));

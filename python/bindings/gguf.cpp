@@ -4,6 +4,7 @@
 #include <pybind11/stl/filesystem.h>
 
 #include "arrays.hpp"
+#include "gil.hpp"
 #include "moesaic/error.hpp"
 
 namespace moesaic::python {
@@ -103,7 +104,7 @@ py::array data_of(const TensorObject& self) {
 }
 
 File open_file(const std::filesystem::path& path, bool mmap) {
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   return GgufFile::open(path, GgufFile::Options{mmap});
 }
 

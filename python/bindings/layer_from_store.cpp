@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "calls.hpp"
+#include "gil.hpp"
 #include "layer.hpp"
 #include "load.hpp"
 #include "offload.hpp"
@@ -31,7 +32,7 @@ LayerObject layer_from_store(const Store& store, std::int32_t i,
   const auto load_all = [&] {
     if (pool) return;
     Call call;
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     store->apply(call.context, i, used);
   };
   Loading loading(kOperation, device, "auto", std::nullopt, py::none());

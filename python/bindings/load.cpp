@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "calls.hpp"
+#include "gil.hpp"
 #include "logging.hpp"
 
 namespace moesaic::python {
@@ -52,11 +53,11 @@ Loading::Loading(const char* operation, const std::string& device, const std::st
 }
 
 bool Loading::report(const Progress& progress) {
-  const py::gil_scoped_acquire gil;
+  const HeldGil gil;
   try {
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
     if (!callback_) return true;
-    const py::object answer = callback_(progress);
+    const py::object answer = call_python(callback_, py::make_tuple(progress));
     return !answer.is(py::bool_(false));
   } catch (...) {
     error_ = std::current_exception();

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "bindings.hpp"
+#include "gil.hpp"
 #include "moesaic/backend.hpp"
 #include "moesaic/expert_stack.hpp"
 
@@ -20,12 +21,12 @@ class Loading {
   Loading(const Loading&) = delete;
   Loading& operator=(const Loading&) = delete;
 
-  /// Calls load(options) without the GIL; an exception or Ctrl-C of the callback comes out as
-  /// itself.
+  /// Calls load(options) without the GIL; an exception of the callback and Ctrl-C come out as
+  /// themselves.
   template <class Load>
   auto run(Load&& load) {
     try {
-      const py::gil_scoped_release release;
+      const InterruptibleRelease release;
       return load(static_cast<const LoadOptions&>(options_));
     } catch (const OperationCancelled&) {
       if (error_) std::rethrow_exception(error_);

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "calls.hpp"
+#include "gil.hpp"
 #include "marlin.hpp"
 
 namespace moesaic::python {
@@ -34,7 +35,7 @@ void add_part(Builder& builder, std::int32_t expert, std::int64_t first_col,
               const std::string& name) {
   const TensorRefs refs("MarlinStackBuilder.add", qweight, scales, qzeros, py::none());
   const auto pool = shared_pool(current_tuning());
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   builder.add(expert, first_col, refs.tensors, name, pool.get());
 }
 

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "calls.hpp"
+#include "gil.hpp"
 #include "load.hpp"
 #include "marlin.hpp"
 #include "values.hpp"
@@ -19,7 +20,7 @@ Stack from_gptq(const py::object& qweight, const py::object& scales, const py::o
   refs.tensors.group_size = group_size;
   refs.tensors.format = parse_name<CheckpointFormat>(format, kOperation, "checkpoint_format");
   const auto pool = shared_pool(current_tuning());
-  const py::gil_scoped_release release;
+  const InterruptibleRelease release;
   return std::make_shared<MarlinExpertStack>(
       MarlinExpertStack::from_gptq(refs.tensors, pool.get()));
 }

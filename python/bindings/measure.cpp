@@ -11,6 +11,7 @@
 #endif
 
 #include "bindings.hpp"
+#include "gil.hpp"
 #include "moesaic/thread_pool.hpp"
 
 namespace moesaic::python {
@@ -24,7 +25,7 @@ struct Free {
 };
 
 double bandwidth(int threads) {
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   const std::unique_ptr<std::byte, Free> buffer(
       static_cast<std::byte*>(::operator new(kBufferBytes, kHugePage)));
 #if defined(__linux__)
@@ -35,7 +36,7 @@ double bandwidth(int threads) {
 }
 
 double dot_peak(int threads) {
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   return 1e-9 * measure_dot_peak(*ThreadPool::shared(threads));
 }
 

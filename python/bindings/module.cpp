@@ -1,5 +1,6 @@
 #include "bindings.hpp"
 #include "docs.hpp"
+#include "seal.hpp"
 
 PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   using namespace moesaic::python;
@@ -34,5 +35,6 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   bind_info(m);
   bind_measure(m);
   attach_docs(m);
+  seal_classes(m);
   m.attr("__name__") = "moesaic._core";
 }

@@ -8,6 +8,7 @@
 #include "calls.hpp"
 #include "devices.hpp"
 #include "dlpack.hpp"
+#include "gil.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/forward.hpp"
 #include "result.hpp"
@@ -59,7 +60,7 @@ class Operation {
     if (routing != nullptr) held.emplace(*routing, target_, x_, call.context, operation_);
     Result result(x_, in_, DType::F32, shape, out, operation_, false, target_);
     {
-      const py::gil_scoped_release release;
+      const ReleasedGil release;
       run(call.context, in_.read(), held ? held->view() : RoutingView{}, result.view());
     }
     return result.finish();

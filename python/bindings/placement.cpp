@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "expert_pool.hpp"
+#include "moesaic/error.hpp"
 
 namespace moesaic::python {
 
@@ -19,7 +20,12 @@ void bind_placement(py::module_& m) {
       "merged_resident_mask",
       [](const std::vector<std::shared_ptr<ExpertPool>>& pools) {
         std::vector<const ExpertPool*> pointers;
-        for (const auto& pool : pools) pointers.push_back(pool.get());
+        for (const auto& pool : pools) {
+          require<DTypeError>(pool != nullptr, [] {
+            return Problem{"merged_resident_mask", "pools", "a list of ExpertPool", "None", {}};
+          });
+          pointers.push_back(pool.get());
+        }
         return copied(std::span<const std::uint8_t>(merged_resident_mask(pointers)))
             .attr("astype")("bool");
       },

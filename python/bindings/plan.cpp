@@ -4,6 +4,7 @@
 
 #include "arrays.hpp"
 #include "calls.hpp"
+#include "gil.hpp"
 #include "moesaic/error.hpp"
 #include "routing.hpp"
 
@@ -17,7 +18,7 @@ py::array view_of(std::span<const std::int32_t> values, const std::shared_ptr<Ow
 
 PlanObject build(const RoutingObject& routing, std::int32_t num_experts) {
   const auto held = host_routing(routing, "BucketPlan.build");
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   return {std::make_shared<BucketPlan>(BucketPlan::build(*held, num_experts))};
 }
 
@@ -104,7 +105,7 @@ void bind_plan(py::module_& m) {
          const std::string& row_space) {
         const auto space = parse_name<RowSpace>(row_space, "align_block_size", "row_space");
         const auto held = host_routing(routing, "align_block_size");
-        const py::gil_scoped_release release;
+        const ReleasedGil release;
         return std::make_shared<AlignedRouting>(
             AlignedRouting::build(*held, num_experts, block_size, space));
       },

@@ -10,6 +10,7 @@
 #include "arrays.hpp"
 #include "calls.hpp"
 #include "devices.hpp"
+#include "gil.hpp"
 #include "result.hpp"
 
 namespace moesaic::python {
@@ -33,7 +34,7 @@ py::object run_product(const ProductArguments& arguments, const ArrayRef& in,
   Call call(parse_precision(precision, operation), target.device);
   call.context.set_stream(target.stream);
   {
-    const py::gil_scoped_release release;
+    const InterruptibleRelease release;
     run(call.context, in.read(), result.view());
   }
   return result.finish();

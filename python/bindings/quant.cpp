@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "arrays.hpp"
+#include "gil.hpp"
 #include "moesaic/error.hpp"
 
 namespace moesaic::python {
@@ -35,9 +36,11 @@ py::array quantize(const py::object& values, const std::string& type_name) {
   py::array_t<std::uint8_t> out(shape);
   auto* to = reinterpret_cast<std::byte*>(out.mutable_data());
   const auto* from = static_cast<const float*>(in.view.data);
-  const py::gil_scoped_release release;
-  for (std::int64_t row = 0; row < rows; ++row)
+  const InterruptibleRelease release;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    Interrupt::check();
     quantize_row(type, from + row * cols, to + row * bytes, cols);
+  }
   return out;
 }
 
@@ -72,9 +75,11 @@ py::array dequantize(const py::object& data, const std::string& type_name,
   py::array_t<float> out(shape);
   float* to = out.mutable_data();
   const auto* from = static_cast<const std::byte*>(in.view.data);
-  const py::gil_scoped_release release;
-  for (std::int64_t row = 0; row < rows; ++row)
+  const InterruptibleRelease release;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    Interrupt::check();
     dequantize_row(type, from + row * bytes, to + row * cols, cols);
+  }
   return out;
 }
 

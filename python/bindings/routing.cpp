@@ -8,6 +8,7 @@
 #include "arrays.hpp"
 #include "calls.hpp"
 #include "config.hpp"
+#include "gil.hpp"
 #include "moesaic/error.hpp"
 #include "values.hpp"
 
@@ -110,7 +111,7 @@ py::object route_logits(const py::object& logits, const std::optional<RouterConf
   const auto profiler = current_profiler();
   RouteStats stats;
   {
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     const ScopedZone zone(profiler.get(), Zone::Route);
     stats = route(in.read(), config, target);
   }

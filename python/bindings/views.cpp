@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "dtypes.hpp"
+#include "gil.hpp"
 #include "moesaic/error.hpp"
 
 namespace moesaic::python {
@@ -43,7 +44,7 @@ std::string shape_text(const std::vector<std::int64_t>& shape) {
 std::shared_ptr<void> share_object(py::object object) {
   return {object.release().ptr(), [](void* held) {
             if (Py_IsInitialized() == 0) return;
-            const py::gil_scoped_acquire gil;
+            const HeldGil gil;
             Py_DECREF(static_cast<PyObject*>(held));
           }};
 }

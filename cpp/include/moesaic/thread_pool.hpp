@@ -25,11 +25,11 @@ class ThreadPool {
 
   int threads() const noexcept;
 
-  /// Calls body(chunk, thread) once for every chunk in [0, chunks), thread in [0, threads()).
-  /// Chunks are taken by ticket in ascending order. Returns when all are done. No allocation.
-  /// `body` must not throw. A call never waits for another one: it runs on its own thread alone, as
-  /// thread 0, while the workers serve another caller; a nested call runs inline on the thread
-  /// index of the outer one.
+  /// Calls body(chunk, thread) once for every chunk in [0, chunks), thread in [0, threads()), in
+  /// ascending order and with the caller's rounding mode. No allocation. `body` must not throw. A
+  /// call never waits for another: it runs on its thread alone, as thread 0, while the workers
+  /// serve another caller; a nested call runs inline on the thread index of the outer one. Throws
+  /// OperationCancelled, some chunks left out, when the caller's Interrupt is due.
   template <class Body>
   void parallel_for(std::int64_t chunks, Body&& body) {
     using B = std::remove_reference_t<Body>;

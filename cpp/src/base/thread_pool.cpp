@@ -11,8 +11,10 @@
 #include <string>
 #include <vector>
 
+#include "base/float_state.hpp"
 #include "base/futex.hpp"
 #include "moesaic/error.hpp"
+#include "moesaic/interrupt.hpp"
 
 #if defined(__linux__)
 #include <sched.h>
@@ -97,6 +99,9 @@ struct ThreadPool::Impl {
   std::atomic<void*> body{nullptr};
   std::atomic<std::int64_t> first{0};   ///< chunk that ticket `round` stands for
   std::atomic<std::uint32_t> round{0};  ///< chunks of this round
+  /// The caller's, for all chunks, so that results do not depend on who computes them.
+  std::atomic<FloatState> floats{0};
+  std::atomic<bool> cancelled{false};  ///< the call was interrupted: chunks are taken, not run
 
   /// Chunks of the round that are not done, and in its top bit kCallerSleeps.
   alignas(kCacheLine) std::atomic<std::uint32_t> pending{0};
@@ -188,20 +193,25 @@ struct ThreadPool::Impl {
     sleepers.store(0);
   }
 
-  void take_chunks(int thread) {
+  /// `interrupt` is that of the caller, which alone may ask it.
+  void take_chunks(int thread, Interrupt* interrupt = nullptr) {
     std::uint64_t seen = ticket.load(std::memory_order_acquire);
     while (untaken(seen) != 0) {
-      // These four belong together if the exchange below succeeds, because they change only while
+      // These five belong together if the exchange below succeeds, because they change only while
       // no chunk is left to take.
       const Invoke call = invoke.load(std::memory_order_relaxed);
       void* const context = body.load(std::memory_order_relaxed);
       const std::int64_t begin = first.load(std::memory_order_relaxed);
       const std::uint32_t size = round.load(std::memory_order_relaxed);
+      const FloatState state = floats.load(std::memory_order_relaxed);
       if (!ticket.compare_exchange_weak(seen, seen - 1, std::memory_order_acq_rel,
                                         std::memory_order_acquire)) {
         continue;
       }
-      call(context, begin + (size - untaken(seen)), thread);
+      set_float_state(state);
+      if (!cancelled.load(std::memory_order_relaxed))
+        call(context, begin + (size - untaken(seen)), thread);
+      if (interrupt != nullptr && interrupt->due()) cancelled.store(true);
       if (pending.fetch_sub(1, std::memory_order_acq_rel) == (kCallerSleeps | 1)) {
         futex_wake(pending, 1);
       }
@@ -236,18 +246,20 @@ struct ThreadPool::Impl {
     futex_wake(wakeups, static_cast<int>(count));
   }
 
-  void run_round(std::int64_t begin, std::uint32_t size, Invoke call, void* context) {
+  void run_round(std::int64_t begin, std::uint32_t size, Invoke call, void* context,
+                 Interrupt* interrupt) {
     invoke.store(call, std::memory_order_relaxed);
     body.store(context, std::memory_order_relaxed);
     first.store(begin, std::memory_order_relaxed);
     round.store(size, std::memory_order_relaxed);
+    floats.store(float_state(), std::memory_order_relaxed);
     pending.store(size, std::memory_order_relaxed);
     const std::uint64_t last = ticket.load(std::memory_order_relaxed);
     // Sequentially consistent with the sleepers' count: a worker sees this ticket or is seen
     // asleep.
     ticket.store(((last & ~(kCallStep - 1)) + kCallStep) | size, std::memory_order_seq_cst);
     wake(std::int64_t{size} - 1);
-    take_chunks(0);
+    take_chunks(0, interrupt);
     const auto finished = [this] { return pending.load(std::memory_order_acquire) == 0; };
     if (finished() || spin_until(finished)) return;
     // The thread that holds the last chunk may wait for this very CPU.
@@ -319,25 +331,33 @@ int ThreadPool::threads() const noexcept { return impl_->num_threads; }
 void ThreadPool::run(std::int64_t chunks, Invoke invoke, void* body) {
   Impl& pool = *impl_;
   const Impl::Frame* const outer = pool.innermost();
+  // A body must not throw, so what runs inside of one leaves an interrupt to the outer call.
+  Interrupt* const interrupt = Impl::frames == nullptr ? Interrupt::current() : nullptr;
   const bool alone = chunks <= 1 || pool.num_threads == 1 || outer != nullptr ||
                      pool.busy.exchange(true, std::memory_order_acquire);
   if (alone) {
     const int thread = outer != nullptr ? outer->thread : 0;
-    for (std::int64_t chunk = 0; chunk < chunks; ++chunk) invoke(body, chunk, thread);
+    for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
+      if (interrupt != nullptr && interrupt->due()) Interrupt::cancel();
+      invoke(body, chunk, thread);
+    }
     return;
   }
   if (pool.forked) [[unlikely]] {
     pool.forked = false;
     pool.start_workers();  // fewer of them, if some fail, only take longer
   }
+  pool.cancelled.store(false, std::memory_order_relaxed);
   {
     const Impl::Enter enter(&pool, 0);
-    for (std::int64_t first = 0; first < chunks; first += kMaxRound) {
+    for (std::int64_t first = 0; first < chunks && !pool.cancelled.load(); first += kMaxRound) {
       pool.run_round(first, static_cast<std::uint32_t>(std::min(kMaxRound, chunks - first)), invoke,
-                     body);
+                     body, interrupt);
     }
   }
+  const bool cancelled = pool.cancelled.load();
   pool.busy.store(false, std::memory_order_release);
+  if (cancelled) Interrupt::cancel();
 }
 
 std::shared_ptr<ThreadPool> ThreadPool::shared(int threads) {

@@ -5,6 +5,7 @@
 #include "forward/check_call.hpp"
 #include "forward/parts.hpp"
 #include "moesaic/forward.hpp"
+#include "moesaic/interrupt.hpp"
 
 namespace moesaic {
 namespace {
@@ -142,6 +143,7 @@ Rows projected(const Rows& x, const RoleWeights& weights) {
   const DenseRole role(weights, 0);
   Rows out{Floats(static_cast<std::size_t>(x.count() * role.rows)), role.rows};
   for (std::int64_t t = 0; t < x.count(); ++t) {
+    Interrupt::check();
     for (std::int64_t r = 0; r < role.rows; ++r) out.row(t)[r] = role.apply(r, x.row(t));
   }
   return out;
@@ -158,6 +160,7 @@ Floats own_logits(const LayerRef& layer, const ForwardIo& io, const Rows& x) {
   input = normed(input, layer.router_norm);
   Floats logits;
   for (std::int64_t t = 0; t < input.count(); ++t) {
+    Interrupt::check();
     for (std::int32_t e = 0; e < layer.router_experts(); ++e) {
       const float* weight = layer.router_weight->data() + e * input.cols;
       logits.push_back(static_cast<float>(dot(input.row(t), weight, input.cols)));
@@ -205,6 +208,7 @@ std::vector<double> routed_sums(const LayerRef& layer, const RoutingView& routin
     std::optional<DenseExpert> expert;
     for (std::int64_t pair = 0; pair < routing.num_pairs(); ++pair) {
       if (routing.topk_ids[pair] != e) continue;
+      Interrupt::check();
       if (!expert) expert.emplace(stack, layer.activation, e);
       expert->apply(x.row(pair / routing.top_k), on_input ? routing.topk_weights[pair] : 1.0F,
                     rows.row(pair));

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "base/pages.hpp"
+#include "moesaic/interrupt.hpp"
 #include "weights/load.hpp"
 
 namespace moesaic {
@@ -66,6 +67,7 @@ RoleWeights copy_role(const ConstTensorView& view, QuantType type) {
   std::byte* to = memory.get();
   for (std::int64_t e = 0; e < ref.num_experts; ++e) {
     for (std::int64_t row = 0; row < ref.rows; ++row, to += ref.row_stride) {
+      Interrupt::check();
       const std::byte* source =
           from + (e * view.stride(0) + row * view.stride(1)) * static_cast<std::int64_t>(size);
       if (view.stride(2) == 1 || ref.cols == 1) {

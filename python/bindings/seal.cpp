@@ -1,0 +1,73 @@
+/// The rules that hold for all classes, so that no class states them and none can lack them.
+
+#include "seal.hpp"
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "docs.hpp"
+
+namespace moesaic::python {
+namespace {
+
+std::string label_of(PyTypeObject* type) { return std::string(type->tp_name); }
+
+/// tp_new of the base. It differs from the one that classes got from it before, so that CPython
+/// itself refuses Class.__new__(Class), and nothing is made that no constructor has filled.
+PyObject* refuse_new(PyTypeObject* type, PyObject*, PyObject*) {
+  PyErr_Format(PyExc_TypeError, "%s: objects of this class cannot be made", type->tp_name);
+  return nullptr;
+}
+
+void refuse_pickle(PyTypeObject* base, const char* name) {
+  const py::object refuse = py::cpp_function(
+      [](const py::object& self, const py::args&) {
+        throw py::type_error("cannot pickle or copy a " + label_of(Py_TYPE(self.ptr())));
+      },
+      py::name(name), py::is_method(reinterpret_cast<PyObject*>(base)));
+  py::handle(reinterpret_cast<PyObject*>(base)).attr(name) = refuse;
+}
+
+/// A pointer to no object would be what a method sees for None, so no method takes it for self.
+void require_self(PyCFunctionObject* function) {
+  for (auto* record = py::detail::function_record_ptr_from_PyObject(function->m_self);
+       record != nullptr; record = record->next) {
+    if (!record->is_method || !record->args.empty()) continue;
+    // pybind11 lets go of the name with free().
+    char* const name = strdup("self");
+    if (name == nullptr) throw std::bad_alloc();
+    record->args.emplace_back(name, nullptr, py::handle(), true, false);
+  }
+}
+
+/// Type objects that Python may change allow `object.__class__ = other`, under which C++ would read
+/// the memory of one class as that of another.
+void freeze(PyTypeObject* type) {
+  type->tp_flags |= Py_TPFLAGS_IMMUTABLETYPE;
+  type->tp_flags &= ~Py_TPFLAGS_BASETYPE;
+  PyType_Modified(type);
+}
+
+}  // namespace
+
+void seal_classes(py::module_& m) {
+  auto* const base = reinterpret_cast<PyTypeObject*>(py::detail::get_internals().instance_base);
+  refuse_pickle(base, "__reduce__");
+  refuse_pickle(base, "__reduce_ex__");
+  for (const auto& [name, value] : m.attr("__dict__").cast<py::dict>()) {
+    if (PyType_Check(value.ptr()) == 0) continue;
+    auto* const type = reinterpret_cast<PyTypeObject*>(value.ptr());
+    if (PyType_IsSubtype(type, base) == 0) continue;
+    for (const auto& [member, attribute] : value.attr("__dict__").attr("copy")().cast<py::dict>()) {
+      PyCFunctionObject* const function = builtin_in(attribute);
+      if (function != nullptr) require_self(function);
+    }
+    freeze(type);
+  }
+  base->tp_new = &refuse_new;
+  freeze(base);
+  freeze(Py_TYPE(base));
+}
+
+}  // namespace moesaic::python

@@ -1,0 +1,12 @@
+#pragma once
+
+#include "bindings.hpp"
+
+namespace moesaic::python {
+
+/// Takes from every class of the module what Python could do to its objects behind the back of
+/// C++: make one without its constructor, pickle one, give one another class, change a class, pass
+/// None as self. Each raises TypeError. Call it when all is bound.
+void seal_classes(py::module_& m);
+
+}  // namespace moesaic::python

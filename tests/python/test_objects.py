@@ -1,0 +1,178 @@
+"""What Python can do to objects behind the back of C++, for every class of the module.
+
+An attempt that succeeded would crash later, so each class is tried in a process of its own. Classes
+and members are those that the module has: a new one is tried without a line here.
+"""
+
+import subprocess
+import sys
+
+import pytest
+
+import moesaic as mo
+from moesaic import _core
+
+BASE = mo.Tuning.__mro__[1]
+CLASSES = sorted(n for n, c in vars(_core).items() if isinstance(c, type) and issubclass(c, BASE))
+
+PRELUDE = """
+import copy, copyreg, pickle, sys
+import numpy as np
+import moesaic as mo
+from moesaic import _core
+
+base = mo.Tuning.__mro__[1]
+def refused(attempt):
+    try:
+        got = attempt()
+    except TypeError:
+        return
+    raise AssertionError(f"{got!r} instead of a TypeError")
+def functions(c):
+    for name, member in vars(c).items():
+        if isinstance(member, property):
+            yield member.fget
+        elif type(member).__name__ == "instancemethod":
+            yield member
+class Own:
+    pass
+"""
+
+
+def run(code, *arguments):
+    done = subprocess.run(
+        [sys.executable, "-c", PRELUDE + code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_classes_are_found():
+    assert {"Tuning", "Routing", "MoeLayer", "StackBuilder", "GgufTensors"} <= set(CLASSES)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_class_gives_no_object_without_its_constructor(name):
+    run(
+        """
+c = getattr(_core, sys.argv[1])
+for attempt in [
+    lambda: c.__new__(c),
+    lambda: base.__new__(c),
+    lambda: object.__new__(c),
+    lambda: copyreg.__newobj__(c),
+    lambda: copyreg._reconstructor(c, object, None),
+    lambda: copyreg._reconstructor(c, base, None),
+    lambda: type("Derived", (c,), {}),
+    lambda: setattr(c, "__init__", None),
+    lambda: setattr(c, "__class__", type),
+]:
+    refused(attempt)
+""",
+        name,
+    )
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_no_method_takes_another_self(name):
+    run(
+        """
+c = getattr(_core, sys.argv[1])
+for function in functions(c):
+    for more in ((), (None,), (None, None)):
+        refused(lambda: function(None, *more))
+        for wrong in (1, c, Own()):
+            try:  # __enter__ returns what it gets
+                assert function(wrong, *more) is wrong
+            except (TypeError, AttributeError):
+                pass
+""",
+        name,
+    )
+
+
+def test_the_base_gives_no_objects():
+    run("""
+for attempt in [base, lambda: base.__new__(base), lambda: type("Derived", (base,), {})]:
+    refused(attempt)
+""")
+
+
+# One object of every class that its own constructor makes from little, or that another object has.
+EXAMPLES = """
+import tempfile, os
+path = os.path.join(tempfile.mkdtemp(), "small.gguf")
+mo.testing.write_moe_gguf(path, num_experts=8, top_k=3, hidden=256, intermediate=256)
+file = mo.GgufFile(path)
+layer = mo.MoeLayer.from_gguf(file, 0)
+routing = mo.Routing(np.zeros((2, 2), np.int32), np.ones((2, 2), np.float32))
+store = mo.MoeExpertStore.from_gguf(file)
+pool = mo.ExpertPool(8, 4)
+spec = ("F32", "a", "b", "c")
+marlin = mo.MarlinExpertStack.from_gptq(
+    np.zeros((1, 16, 64), np.int32), np.ones((1, 1, 64), np.float16), group_size=128)
+steps = []
+mo.ExpertStack.load_from_gguf(file, 0, progress=steps.append)
+with mo.profile() as profile:
+    layer(np.ones((1, 256), np.float32))
+objects = [
+    mo.Tuning(), mo.show_config()[0], profile, next(iter(profile.zones.values())),
+    mo.asarray(np.ones(3, np.float32)), file, file.metadata, file.tensors,
+    file.tensors[next(iter(file.tensors))], mo.Activation("reglu"), mo.RouterConfig(4, 2),
+    layer.config, routing, mo.BucketPlan.build(routing, 8), mo.align_block_size(routing, 8, 16),
+    steps[0], layer.report, layer.report.roles[0], marlin, marlin.make_expert_linear(0),
+    _core.MarlinStackBuilder(1, 128, 64, 128, "gptq"), layer.stack, layer, pool.refresh_policy,
+    pool.refresh(), pool.stats, pool.usage, pool, store, store.layers[0], store.layers[0].up,
+    _core.StackBuilder(2, 32, 32, gate=None, up=spec, down=spec), mo.Workspace(64),
+    mo.backends()[0], mo.backends()[0].kernels[0],
+]
+"""
+
+
+def test_objects_are_not_pickled_copied_or_given_another_class():
+    run(
+        EXAMPLES
+        + """
+missing = set(sys.argv[1].split()) - {type(o).__name__ for o in objects}
+assert not missing, f"examples lack {missing}"
+for one in objects:
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        refused(lambda: pickle.dumps(one, protocol))
+        refused(lambda: one.__reduce_ex__(protocol))
+        refused(lambda: object.__reduce_ex__(one, protocol))
+    for attempt in (one.__reduce__, lambda: copy.copy(one), lambda: copy.deepcopy(one)):
+        refused(attempt)
+    for other in (*map(type, objects), base, Own):
+        if other is not type(one):
+            refused(lambda: setattr(one, "__class__", other))
+            refused(lambda: object.__dict__["__class__"].__set__(one, other))
+            refused(lambda: setattr(Own(), "__class__", other)) if other is not Own else None
+""",
+        " ".join(CLASSES),
+    )
+
+
+def test_none_in_lists_of_objects():
+    run(
+        EXAMPLES
+        + """
+for call in [
+    lambda: mo.merged_resident_mask([None]),
+    lambda: mo.merged_resident_mask([pool, None]),
+    lambda: _core.merged_resident_mask([None]),
+]:
+    refused(call)
+for call in [
+    lambda: store.apply([None]),
+    lambda: store.refresh_pools([None], [[0]], 0),
+]:
+    try:
+        call()
+        raise AssertionError("taken")
+    except (TypeError, mo.ShapeError):
+        pass
+"""
+    )
