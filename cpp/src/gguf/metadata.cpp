@@ -133,7 +133,8 @@ const GgufArray* layer_array(const GgufFile& file, const GgufEntry& entry, std::
   const std::string architecture = file.string("general.architecture").value_or("") + ".";
   const auto count = [&](const char* key) { return file.integer(architecture + key).value_or(0); };
   const std::int64_t blocks = count("block_count");
-  const std::int64_t trunk = blocks - count("nextn_predict_layers");
+  const std::int64_t behind = count("nextn_predict_layers");
+  const std::int64_t trunk = behind >= 0 && behind < blocks ? blocks - behind : 0;
   if (layer < 0 || layer >= blocks || trunk < 1 || !std::cmp_equal(array.count, trunk)) {
     fail_type(entry, "a value for layer " + std::to_string(layer));
   }

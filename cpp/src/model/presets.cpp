@@ -127,6 +127,7 @@ constexpr Preset kPresets[] = {
           p.scale_key = Required;
           p.limit_key = Optional;
           p.routed_limit_for_shared = true;
+          p.others = "exp_probs_b_vl";
         }),
     row("dots1", "dots1.cpp", "dots1", model_of("deepseek_v3"), kKeys,
         required_score_optional_bias),
