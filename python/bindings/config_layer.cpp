@@ -16,6 +16,7 @@ py::dict to_dict(const MoeConfig& c) {
   d["shared"] = name_of(c.shared);
   d["shared_intermediate_size"] = c.shared_intermediate_size;
   d["shared_activation"] = c.shared_activation;
+  d["shared_scale"] = c.shared_scale;
   d["latent_size"] = c.latent_size;
   d["latent_norm"] = c.latent_norm;
   d["input_norm"] = c.input_norm;
@@ -36,9 +37,10 @@ void bind_moe_config(py::module_& m) {
                        std::int32_t num_experts, std::int32_t top_k, const py::object& activation,
                        const std::optional<RouterConfig>& router, const std::string& shared,
                        std::int64_t shared_intermediate_size, const py::object& shared_activation,
-                       std::int64_t latent_size, bool latent_norm, bool input_norm,
-                       const std::string& router_input, float norm_eps, std::int64_t vocab_size,
-                       const std::string& architecture, std::int32_t layer) {
+                       float shared_scale, std::int64_t latent_size, bool latent_norm,
+                       bool input_norm, const std::string& router_input, float norm_eps,
+                       std::int64_t vocab_size, const std::string& architecture,
+                       std::int32_t layer) {
              constexpr const char* kOperation = "MoeConfig";
              MoeConfig c;
              c.hidden_size = hidden_size;
@@ -53,6 +55,7 @@ void bind_moe_config(py::module_& m) {
              c.shared_activation = shared_activation.is_none()
                                        ? c.activation
                                        : parse_activation(shared_activation, kOperation);
+             c.shared_scale = shared_scale;
              c.latent_size = latent_size;
              c.latent_norm = latent_norm;
              c.input_norm = input_norm;
@@ -67,16 +70,16 @@ void bind_moe_config(py::module_& m) {
            py::arg("top_k"), py::kw_only(), py::arg("activation") = "swiglu",
            py::arg("router") = py::none(), py::arg("shared") = "none",
            py::arg("shared_intermediate_size") = 0, py::arg("shared_activation") = py::none(),
-           py::arg("latent_size") = 0, py::arg("latent_norm") = false,
-           py::arg("input_norm") = false, py::arg("router_input") = "experts",
-           py::arg("norm_eps") = 1e-6F, py::arg("vocab_size") = 0, py::arg("architecture") = "",
-           py::arg("layer") = 0)
+           py::arg("shared_scale") = 1.0F, py::arg("latent_size") = 0,
+           py::arg("latent_norm") = false, py::arg("input_norm") = false,
+           py::arg("router_input") = "experts", py::arg("norm_eps") = 1e-6F,
+           py::arg("vocab_size") = 0, py::arg("architecture") = "", py::arg("layer") = 0)
       .def_static("from_gguf", &MoeConfig::from_gguf, py::arg("file"), py::arg("layer"));
-  define_fields(
-      config, "MoeConfig", &to_dict,
-      {"hidden_size", "intermediate_size", "num_experts", "top_k", "activation", "router", "shared",
-       "shared_intermediate_size", "shared_activation", "latent_size", "latent_norm", "input_norm",
-       "router_input", "norm_eps", "vocab_size", "architecture", "layer"});
+  define_fields(config, "MoeConfig", &to_dict,
+                {"hidden_size", "intermediate_size", "num_experts", "top_k", "activation", "router",
+                 "shared", "shared_intermediate_size", "shared_activation", "shared_scale",
+                 "latent_size", "latent_norm", "input_norm", "router_input", "norm_eps",
+                 "vocab_size", "architecture", "layer"});
 }
 
 }  // namespace moesaic::python

@@ -8,6 +8,7 @@
 #include "gil.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/expert_stack.hpp"
+#include "text.hpp"
 
 namespace moesaic::python {
 namespace {
@@ -36,9 +37,14 @@ void raise_os_error(const IoError& error) {
     return;
   }
   // OSError(errno, text, path) picks the subclass, e.g. FileNotFoundError.
-  const py::object value =
-      py::handle(PyExc_OSError)(error.code(), py::str(error.what()), py::str(error.path()));
+  const py::object value = py::handle(PyExc_OSError)(error.code(), text_to_python(error.what()),
+                                                     path_to_python(error.path()));
   PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(value.ptr())), value.ptr());
+}
+
+/// A message may quote a path or a value of a file, which need not be UTF-8.
+void set_error(PyObject* type, const Error& error) {
+  PyErr_SetObject(type, text_to_python(error.what()).ptr());
 }
 
 void translate(std::exception_ptr pointer) {
@@ -47,32 +53,32 @@ void translate(std::exception_ptr pointer) {
   } catch (const IoError& e) {
     raise_os_error(e);
   } catch (const ShapeError& e) {
-    PyErr_SetString(classes.shape, e.what());
+    set_error(classes.shape, e);
   } catch (const FormatError& e) {
-    PyErr_SetString(classes.format, e.what());
+    set_error(classes.format, e);
   } catch (const WorkspaceError& e) {
-    PyErr_SetString(classes.workspace, e.what());
+    set_error(classes.workspace, e);
   } catch (const ConfigError& e) {
-    PyErr_SetString(classes.config, e.what());
+    set_error(classes.config, e);
   } catch (const DTypeError& e) {
-    PyErr_SetString(classes.dtype, e.what());
+    set_error(classes.dtype, e);
   } catch (const UnsupportedError& e) {
-    PyErr_SetString(classes.unsupported, e.what());
+    set_error(classes.unsupported, e);
   } catch (const DeviceError& e) {
-    PyErr_SetString(classes.device, e.what());
+    set_error(classes.device, e);
   } catch (const CaptureError& e) {
-    PyErr_SetString(classes.capture, e.what());
+    set_error(classes.capture, e);
   } catch (const OutOfMemoryError& e) {
-    PyErr_SetString(classes.out_of_memory, e.what());
+    set_error(classes.out_of_memory, e);
   } catch (const std::bad_alloc&) {
     PyErr_SetString(classes.out_of_memory, "allocation failed: the sizes asked for are too large");
   } catch (const OperationCancelled& e) {
-    if (!restore_interrupt()) PyErr_SetString(classes.cancelled, e.what());
+    if (!restore_interrupt()) set_error(classes.cancelled, e);
   } catch (const py::cast_error& e) {
     // pybind11 makes it a RuntimeError, but what it says is that an object is of another type.
-    PyErr_SetString(PyExc_TypeError, e.what());
+    set_error(PyExc_TypeError, e);
   } catch (const Error& e) {
-    PyErr_SetString(classes.error, e.what());
+    set_error(classes.error, e);
   }
 }
 

@@ -119,11 +119,17 @@ std::shared_ptr<MarlinExpertStack> marlin_of(const ExpertStack& stack, const std
 py::array dequantize(const ExpertStack& stack, const std::string& role_name, std::int32_t expert) {
   constexpr const char* kOperation = "ExpertStack.dequantize";
   const Role role = parse_name<Role>(role_name, kOperation, "role");
-  const WeightRef& weight = stack.role(role).ref;
-  require<ShapeError>(static_cast<bool>(weight), [&] {
+  const RoleWeights& weights = stack.role(role);
+  require<ShapeError>(static_cast<bool>(weights.ref), [&] {
     return Problem{kOperation, "role", "a role of the stack", "gate of ungated experts", {}};
   });
-  return decoded_expert(weight, expert, kOperation);
+  py::array_t<float> matrix = decoded_expert(weights.ref, expert, kOperation);
+  if (weights.scale != nullptr) {
+    const float factor = (*weights.scale)[static_cast<std::size_t>(expert)];
+    float* const values = matrix.mutable_data();
+    for (py::ssize_t i = 0; i < matrix.size(); ++i) values[i] *= factor;
+  }
+  return matrix;
 }
 
 py::dict quants(const ExpertStack& stack) {

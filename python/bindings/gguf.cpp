@@ -6,6 +6,7 @@
 #include "arrays.hpp"
 #include "gil.hpp"
 #include "moesaic/error.hpp"
+#include "text.hpp"
 
 namespace moesaic::python {
 namespace {
@@ -36,13 +37,13 @@ struct ToPython {
   py::object operator()(std::int64_t value) const { return py::int_(value); }
   py::object operator()(std::uint64_t value) const { return py::int_(value); }
   py::object operator()(double value) const { return py::float_(value); }
-  py::object operator()(const std::string& value) const { return text(value); }
+  py::object operator()(const std::string& value) const { return text_to_python(value); }
   py::object operator()(const GgufArray& array) const {
     switch (array.element) {
       case GgufType::String: {
         const std::vector<std::string> strings = array.as_strings();
         py::list list(strings.size());
-        for (std::size_t i = 0; i < strings.size(); ++i) list[i] = text(strings[i]);
+        for (std::size_t i = 0; i < strings.size(); ++i) list[i] = text_to_python(strings[i]);
         return list;
       }
       case GgufType::F32:
@@ -57,37 +58,45 @@ struct ToPython {
         return py::cast(array.as_integers());
     }
   }
-  /// Texts of a file need not be UTF-8, and the pieces of a vocabulary are not: such bytes become
-  /// surrogates, which encode back to them.
-  static py::str text(const std::string& value) {
-    PyObject* decoded = PyUnicode_DecodeUTF8(value.data(), static_cast<py::ssize_t>(value.size()),
-                                             "surrogateescape");
-    if (decoded == nullptr) throw py::error_already_set();
-    return py::reinterpret_steal<py::str>(decoded);
-  }
 };
 
-py::object metadata_value(const MetadataObject& self, const std::string& key) {
-  const GgufEntry* entry = self.file->find(key);
-  if (entry == nullptr) throw py::key_error(key);
+/// Raises KeyError with any key, whether it could be one of a file or not.
+[[noreturn]] void raise_key_error(const py::object& key) {
+  PyErr_SetObject(PyExc_KeyError, key.ptr());
+  throw py::error_already_set();
+}
+
+const GgufEntry* find_entry(const MetadataObject& self, const py::object& key) {
+  const std::optional<std::string> text = text_from_python(key);
+  return text ? self.file->find(*text) : nullptr;
+}
+
+const GgufTensor* find_tensor(const TensorsObject& self, const py::object& name) {
+  const std::optional<std::string> text = text_from_python(name);
+  return text ? self.file->tensor(*text) : nullptr;
+}
+
+py::object metadata_value(const MetadataObject& self, const py::object& key) {
+  const GgufEntry* entry = find_entry(self, key);
+  if (entry == nullptr) raise_key_error(key);
   return std::visit(ToPython{}, entry->value);
 }
 
 py::list metadata_keys(const MetadataObject& self) {
   py::list keys;
-  for (const GgufEntry& entry : self.file->metadata()) keys.append(ToPython::text(entry.key));
+  for (const GgufEntry& entry : self.file->metadata()) keys.append(text_to_python(entry.key));
   return keys;
 }
 
 py::list tensor_names(const TensorsObject& self) {
   py::list names;
-  for (const GgufTensor& tensor : self.file->tensors()) names.append(ToPython::text(tensor.name));
+  for (const GgufTensor& tensor : self.file->tensors()) names.append(text_to_python(tensor.name));
   return names;
 }
 
-TensorObject tensor_by_name(const TensorsObject& self, const std::string& name) {
-  const GgufTensor* tensor = self.file->tensor(name);
-  if (tensor == nullptr) throw py::key_error(name);
+TensorObject tensor_by_name(const TensorsObject& self, const py::object& name) {
+  const GgufTensor* tensor = find_tensor(self, name);
+  if (tensor == nullptr) raise_key_error(name);
   return {self.file, tensor};
 }
 
@@ -95,6 +104,12 @@ py::tuple shape_of(const GgufTensor& tensor) {
   py::tuple shape(tensor.rank);
   for (int i = 0; i < tensor.rank; ++i) shape[static_cast<std::size_t>(i)] = tensor.shape[i];
   return shape;
+}
+
+/// "Q4_K"; "type 144" for one that this library does not know.
+std::string quant_of(const GgufTensor& tensor) {
+  if (tensor.quant == QuantType::Unknown) return "type " + std::to_string(tensor.type_id);
+  return std::string(traits(tensor.quant).name);
 }
 
 py::array data_of(const TensorObject& self) {
@@ -125,27 +140,22 @@ void define_mapping(py::module_& m, py::class_<T>& type, py::list (*keys)(const 
 void bind_gguf(py::module_& m) {
   py::class_<TensorObject>(m, "GgufTensor", py::is_final())
       .def_property_readonly("name", [](const TensorObject& t) { return t.tensor->name; })
-      .def_property_readonly(
-          "quant", [](const TensorObject& t) { return std::string(traits(t.tensor->quant).name); })
+      .def_property_readonly("quant", [](const TensorObject& t) { return quant_of(*t.tensor); })
       .def_property_readonly("shape", [](const TensorObject& t) { return shape_of(*t.tensor); })
       .def_property_readonly("nbytes", [](const TensorObject& t) { return t.tensor->nbytes; })
       .def_property_readonly("offset", [](const TensorObject& t) { return t.tensor->offset; })
       .def_property_readonly("shard", [](const TensorObject& t) { return t.tensor->shard; })
       .def_property_readonly("data", &data_of)
       .def("__repr__", [](const TensorObject& t) {
-        return "moesaic.GgufTensor(" + t.tensor->name + ", " +
-               std::string(traits(t.tensor->quant).name) +
+        return "moesaic.GgufTensor(" + t.tensor->name + ", " + quant_of(*t.tensor) +
                std::string(py::repr(shape_of(*t.tensor))) + ")";
       });
 
   py::class_<MetadataObject> metadata(m, "GgufMetadata", py::is_final());
   metadata.def("__getitem__", &metadata_value, py::arg("key"))
       .def("__len__", [](const MetadataObject& self) { return self.file->metadata().size(); })
-      .def("__contains__",
-           [](const MetadataObject& self, const py::object& key) {
-             return py::isinstance<py::str>(key) &&
-                    self.file->find(key.cast<std::string>()) != nullptr;
-           })
+      .def("__contains__", [](const MetadataObject& self,
+                              const py::object& key) { return find_entry(self, key) != nullptr; })
       .def("__repr__", [](const MetadataObject& self) {
         return "moesaic.GgufMetadata(" + std::to_string(self.file->metadata().size()) + " keys)";
       });
@@ -154,11 +164,8 @@ void bind_gguf(py::module_& m) {
   py::class_<TensorsObject> tensors(m, "GgufTensors", py::is_final());
   tensors.def("__getitem__", &tensor_by_name, py::arg("key"))
       .def("__len__", [](const TensorsObject& self) { return self.file->tensors().size(); })
-      .def("__contains__",
-           [](const TensorsObject& self, const py::object& key) {
-             return py::isinstance<py::str>(key) &&
-                    self.file->tensor(key.cast<std::string>()) != nullptr;
-           })
+      .def("__contains__", [](const TensorsObject& self,
+                              const py::object& key) { return find_tensor(self, key) != nullptr; })
       .def("__repr__", [](const TensorsObject& self) {
         return "moesaic.GgufTensors(" + std::to_string(self.file->tensors().size()) + " tensors)";
       });
@@ -166,12 +173,12 @@ void bind_gguf(py::module_& m) {
 
   py::class_<GgufFile, File>(m, "GgufFile", py::is_final())
       .def(py::init(&open_file), py::arg("path"), py::kw_only(), py::arg("mmap") = true)
-      .def_property_readonly("path", [](const GgufFile& f) { return f.path().string(); })
+      .def_property_readonly("path", [](const GgufFile& f) { return path_to_python(f.path()); })
       .def_property_readonly("shard_paths",
                              [](const GgufFile& f) {
-                               std::vector<std::string> paths;
+                               py::list paths;
                                for (const auto& path : f.shard_paths())
-                                 paths.push_back(path.string());
+                                 paths.append(path_to_python(path));
                                return paths;
                              })
       .def_property_readonly("version", &GgufFile::version)
@@ -196,9 +203,10 @@ void bind_gguf(py::module_& m) {
              }
            })
       .def("__repr__", [](const GgufFile& f) {
-        return "moesaic.GgufFile(" + f.path().string() + ", " + std::to_string(f.tensors().size()) +
-               " tensors, " + std::to_string(f.file_bytes()) + " bytes" +
-               (f.closed() ? ", closed)" : ")");
+        return text_to_python("moesaic.GgufFile(" + f.path().string() + ", " +
+                              std::to_string(f.tensors().size()) + " tensors, " +
+                              std::to_string(f.file_bytes()) + " bytes" +
+                              (f.closed() ? ", closed)" : ")"));
       });
 }
 

@@ -115,14 +115,33 @@ LayerObject make_layer(const Stack& stack, const MoeConfig& config, const py::ob
           parse_precision(precision, kMoeLayer)};
 }
 
+/// `config` with another number of experts per token.
+MoeConfig with_top_k(MoeConfig config, std::int32_t top_k) {
+  require<ConfigError>(config.vocab_size == 0 || top_k == config.top_k, [&] {
+    return Problem{"MoeLayer.from_gguf",
+                   "top_k",
+                   std::to_string(config.top_k) + ", as many as its table of experts by token has",
+                   std::to_string(top_k),
+                   {}};
+  });
+  config.top_k = config.router.top_k = top_k;
+  config.router.validate();
+  return config;
+}
+
 LayerObject from_gguf(const std::shared_ptr<GgufFile>& file, std::int32_t layer,
+                      const std::optional<MoeConfig>& config, std::optional<std::int32_t> top_k,
                       const std::string& device, const std::string& layout,
                       const std::string& precision, const py::object& progress) {
   constexpr const char* kOperation = "MoeLayer.from_gguf";
   const auto default_precision = parse_precision(precision, kOperation);
+  std::optional<MoeConfig> own = config;
+  if (top_k) own = with_top_k(config ? *config : MoeConfig::from_gguf(*file, layer), *top_k);
   Loading loading(kOperation, device, layout, std::nullopt, progress);
   auto loaded = loading.run([&](const LoadOptions& options) {
-    return std::make_shared<const MoeLayer>(MoeLayer::from_gguf(file, layer, options));
+    return std::make_shared<const MoeLayer>(
+        own ? MoeLayer::from_gguf_with_config(file, layer, *own, options)
+            : MoeLayer::from_gguf(file, layer, options));
   });
   log_report(kOperation, loaded->stack().report());
   return {std::move(loaded), default_precision};
@@ -201,7 +220,8 @@ void bind_layer(py::module_& m) {
            py::arg("router_norm") = py::none(), py::arg("token_experts") = py::none(),
            py::arg("precision") = "auto")
       .def_static("from_gguf", &from_gguf, py::arg("file").none(false), py::arg("layer"),
-                  py::kw_only(), py::arg("device") = "cpu", py::arg("layout") = "auto",
+                  py::kw_only(), py::arg("config") = py::none(), py::arg("top_k") = py::none(),
+                  py::arg("device") = "cpu", py::arg("layout") = "auto",
                   py::arg("precision") = "auto", py::arg("progress") = py::none())
       .def("__call__", &call_layer, py::arg("x"), py::arg("router_logits") = py::none(),
            py::kw_only(), py::arg("routing") = py::none(), py::arg("topk_ids") = py::none(),

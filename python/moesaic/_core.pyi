@@ -249,7 +249,7 @@ class GgufTensor:
 
     @property
     def quant(self) -> str:
-        """Element type as ggml spells it, such as 'Q4_K'."""
+        """Element type as ggml spells it, such as 'Q4_K'; 'type 144' for an unknown one."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -278,6 +278,8 @@ class GgufTensor:
         ------
         DeviceError
             The file is closed.
+        UnsupportedError
+            The type is unknown.
         OSError
             The read failed.
         """
@@ -699,6 +701,7 @@ class _MoeConfigFields(TypedDict, total=False):
     shared: _Shared
     shared_intermediate_size: int
     shared_activation: Activation | _ActivationName | None
+    shared_scale: float
     latent_size: int
     latent_norm: bool
     input_norm: bool
@@ -732,6 +735,9 @@ class MoeConfig:
         I of all shared experts together.
     shared_activation : Activation or str, optional
         None: as ``activation``.
+    shared_scale : float
+        Factor of the shared experts' sum: 0.5 where a model takes the mean of the routed and the
+        shared experts, and ``router.scale`` has the other half.
     latent_size : int
         Width at which the experts run, between a projection down and one up; 0 means at H.
     latent_norm : bool
@@ -775,6 +781,7 @@ class MoeConfig:
         shared: _Shared = "none",
         shared_intermediate_size: int = 0,
         shared_activation: Activation | _ActivationName | None = None,
+        shared_scale: float = 1.0,
         latent_size: int = 0,
         latent_norm: bool = False,
         input_norm: bool = False,
@@ -872,6 +879,10 @@ class MoeConfig:
     @property
     def shared_activation(self) -> Activation:
         """Activation of the shared experts."""
+
+    @property
+    def shared_scale(self) -> float:
+        """Factor of the shared experts' sum."""
 
     @property
     def latent_size(self) -> int:
@@ -1870,7 +1881,7 @@ class ExpertStack:
         """What the load kept, repacked or dequantised, and why."""
 
     def dequantize(self, role: _Role, expert: int) -> _F32:
-        """Return one matrix of one expert as f32.
+        """Return one matrix of one expert as f32, times the expert's scale where it has one.
 
         Parameters
         ----------
@@ -2248,6 +2259,8 @@ class MoeLayer:
         file: GgufFile,
         layer: int,
         *,
+        config: MoeConfig | None = None,
+        top_k: int | None = None,
         device: str = "cpu",
         layout: _Layout = "auto",
         precision: _Precision = "auto",
@@ -2255,12 +2268,20 @@ class MoeLayer:
     ) -> MoeLayer:
         """Load one layer of a GGUF file, with its router and shared experts.
 
+        Every tensor of the layer is used or named in a FormatError; harmless ones
+        (``*.input_scale``) and those of the rest of the block are passed by.
+
         Parameters
         ----------
         file : GgufFile
             The model.
         layer : int
             Block number; ``GgufFile.moe_layers`` lists those with experts.
+        config : MoeConfig, optional
+            The layer's facts, for an architecture without a preset or to try others. Biases of the
+            router that it leaves empty come from the file. None: from the metadata.
+        top_k : int, optional
+            Experts per token, instead of the config's.
         device : str
             'cpu', 'cuda:0' or 'metal'; ``backends`` lists those that are here.
         layout : str
@@ -2281,6 +2302,9 @@ class MoeLayer:
             An architecture, part or weight type that is missing here.
         FormatError
             Missing or inconsistent metadata or tensors.
+        ConfigError
+            A ``config`` with other biases than the file's, or a ``top_k`` that the experts do not
+            allow.
         ShapeError
             A layer without experts.
         DeviceError

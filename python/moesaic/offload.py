@@ -26,11 +26,18 @@ class MoEExecMode(str, enum.Enum):
     """Forced."""
 
 
+def _stack(counts: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+    """Return [L, E] of L arrays, the shorter ones with zeros behind."""
+    most = max(len(one) for one in counts)
+    return np.stack([np.pad(one, (0, most - len(one))) for one in counts])
+
+
 @dataclass(frozen=True)
 class ExpertProfile:
     """How often each expert of each layer was used, over all tokens and over time.
 
-    Letters in shapes: L layers, E experts.
+    Letters in shapes: L layers, E experts of the layer that has most; the counts of a layer with
+    fewer end in zeros.
 
     Parameters
     ----------
@@ -133,7 +140,7 @@ class ExpertProfile:
         pairs = [p for u in usages if (p := u.coactivation) is not None]
         return ExpertProfile(
             np.array([layer.layer_index for layer, _ in used], np.int32),
-            np.stack([u.counts for u in usages]),
+            _stack([u.counts for u in usages]),
             np.array([u.tokens for u in usages], np.int64),
             tuple(u.history for u in usages),
             np.array([u.interval for u in usages], np.int64),
@@ -158,14 +165,14 @@ class ExpertProfile:
                 f"ExpertProfile.warm: pools: expected {len(self.counts)}, one a layer,"
                 f" got {len(pools)}"
             )
-        for pool, counts in zip(pools, self.counts, strict=True):
-            if pool.num_experts != len(counts):
+        experts = [rows.shape[1] for rows in self.history]
+        for pool, count in zip(pools, experts, strict=True):
+            if pool.num_experts != count:
                 raise _core.ShapeError(
-                    f"ExpertProfile.warm: pool: expected {len(counts)} experts,"
-                    f" got {pool.num_experts}"
+                    f"ExpertProfile.warm: pool: expected {count} experts, got {pool.num_experts}"
                 )
         for pool, counts in zip(pools, self.counts, strict=True):
-            pool.warm(counts.astype(np.float64).tolist())
+            pool.warm(counts[: pool.num_experts].astype(np.float64).tolist())
 
     def best_hit_rate(self, budget: int) -> npt.NDArray[np.float64]:
         """Return the hit rate that the best fixed set of experts would have had.

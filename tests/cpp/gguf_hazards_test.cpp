@@ -151,13 +151,75 @@ TEST_F(GgufTest, BadDims) {
   expect_refused(wide, {"n_dims", "4294967295"});
 }
 
-TEST_F(GgufTest, UnknownTensorTypesAreRefusedByName) {
+TEST_F(GgufTest, UnknownTensorTypesAreRefusedByNameWhenTheyAreRead) {
+  const std::string data(64, 'x');
   for (const std::uint32_t id :
-       {4u, 5u, 31u, 33u, 36u, 37u, 38u, 43u, 97u, 138u, 255u, 256u, ~0u}) {
-    std::string remark(quant_id_remark(id));
+       {4u, 5u, 31u, 33u, 36u, 37u, 38u, 43u, 97u, 138u, 240u, 255u, 256u, ~0u}) {
+    const std::string remark(quant_id_remark(id));
     EXPECT_FALSE(remark.empty());
-    expect_refused(GgufWriter().tensor("t", {32}, id, "").bytes(),
-                   {"byte 45", "'t': type", std::to_string(id), remark});
+    for (const bool last : {false, true}) {
+      GgufWriter writer;
+      writer.tensor("a", {16}, kF32, data).tensor("t", {32, 3}, id, std::string(70, 'y'));
+      if (!last) writer.tensor("z", {16}, kF32, data);
+      const auto file = open(writer.bytes());
+      const GgufTensor& tensor = *file->tensor("t");
+      EXPECT_EQ(tensor.quant, QuantType::Unknown);
+      EXPECT_EQ(tensor.type_id, id);
+      EXPECT_EQ(tensor.shape_text(), "[3, 32]");
+      EXPECT_GE(tensor.nbytes, 70u);
+      EXPECT_LE(tensor.nbytes, 96u);  // with the padding
+      EXPECT_EQ(file->bytes(*file->tensor("a")).bytes.size(), 64u);
+      if (!last) {
+        EXPECT_EQ(file->bytes(*file->tensor("z")).bytes.size(), 64u);
+      }
+      try {
+        static_cast<void>(file->bytes(tensor));
+        ADD_FAILURE() << id;
+      } catch (const UnsupportedError& error) {
+        const std::string text = error.what();
+        for (const std::string& part : {std::string("'t'"), std::to_string(id), remark}) {
+          EXPECT_NE(text.find(part), std::string::npos) << text;
+        }
+      }
+    }
+  }
+}
+
+TEST_F(GgufTest, BadOffsetsBesideUnknownTypes) {
+  const std::string data(64, 'x');
+  for (const std::uint64_t offset : {0ull, 32ull, 65ull, 1ull << 40, 1ull << 63, ~0ull}) {
+    GgufWriter writer;
+    writer.tensor("a", {16}, kF32, data)
+        .tensor("t", {32}, 144, data)
+        .tensor("z", {16}, kF32, data, offset);
+    expect_refused(writer.bytes(), {"'z': offset", std::to_string(offset)});
+  }
+  // The data ends before the tensor begins.
+  GgufWriter cut;
+  cut.tensor("a", {16}, kF32, "").tensor("t", {32}, 144, "", 64);
+  expect_refused(cut.bytes(), {"'a': data", "truncated"});
+}
+
+TEST_F(GgufTest, ShapesAsGgmlComparesThem) {
+  struct Row {
+    std::vector<std::int64_t> ne;
+    std::initializer_list<std::int64_t> dims;
+    bool same;
+  };
+  const Row rows[] = {
+      {{4, 3}, {3, 4}, true},        {{4, 3, 1}, {3, 4}, true},  {{4, 3, 1, 1}, {3, 4}, true},
+      {{4}, {1, 4}, true},           {{4}, {4}, true},           {{4, 1}, {4}, true},
+      {{4, 3}, {1, 1, 3, 4}, true},  {{1}, {1}, true},           {{4, 3}, {4, 3}, false},
+      {{1, 4}, {4}, false},          {{4, 3, 2}, {3, 4}, false}, {{4, 3}, {2, 3, 4}, false},
+      {{4, 3, 1, 2}, {3, 4}, false}, {{4, 0}, {4}, false},
+  };
+  for (const Row& row : rows) {
+    std::int64_t count = 1;
+    for (const std::int64_t n : row.ne) count *= n;
+    const std::string data(static_cast<std::size_t>(count) * 4, 'x');
+    const auto file = open(GgufWriter().tensor("t", row.ne, kF32, data).bytes());
+    const GgufTensor& tensor = *file->tensor("t");
+    EXPECT_EQ(tensor.has_shape(row.dims), row.same) << tensor.shape_text();
   }
 }
 

@@ -107,9 +107,10 @@ TEST_F(BadFile, ShapesThatDisagree) {
                       {"blk.0.ffn_down_exps.weight", "[5, 256, 256]", "[4, 256, 256]"});
   expect<FormatError>(reshaped({"blk.0.ffn_down_exps.weight", fewer, {}}, split), Load::Layer,
                       {"blk.0.ffn_down_exps.weight", "[5, 256, 256]", "[4, 256, 256]"});
+  // Without an outermost dimension it is one expert, with which the others disagree.
   expect<FormatError>(
       reshaped({"blk.0.ffn_up_exps.weight", {kExperts * kWidth, kHidden}, {}}, split), Load::Stack,
-      {"blk.0.ffn_up_exps.weight", "[E, I, H]", "[1280, 256]"});
+      {"blk.0.ffn_down_exps.weight", "[1, 256, 1280]", "[5, 256, 256]"});
   expect<FormatError>(
       reshaped({"blk.0.ffn_gate_up_exps.weight", {kExperts, 2 * kWidth - 1, kHidden}, {}},
                block_named("fused")),

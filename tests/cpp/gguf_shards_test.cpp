@@ -151,6 +151,22 @@ TEST_F(GgufShardTest, OneShardOrNoneIsOneFile) {
   EXPECT_EQ(GgufFile::open(dir_.path() / name(1, 9))->shard_paths().size(), 1u);
 }
 
+TEST_F(GgufShardTest, KeysLeftInAWholeFile) {
+  const auto whole = [](int tensors) {
+    return shard(0, 3, tensors).filled("a", QuantType::F32, {3}).filled("b", QuantType::F32, {3});
+  };
+  dir_.write("merged.gguf", whole(2).bytes());
+  const auto file = GgufFile::open(dir_.path() / "merged.gguf");
+  EXPECT_EQ(file->shard_paths().size(), 1u);
+  EXPECT_EQ(file->tensors().size(), 2u);
+  // Another count may mean that tensors are missing.
+  dir_.write("part.gguf", whole(3).bytes());
+  expect_shard_error("part.gguf", {"-00001-of-00003.gguf", "split.count 3", "--remove-metadata"});
+  // Under a shard's name the others are asked for.
+  dir_.write(name(1, 3), whole(2).bytes());
+  EXPECT_THROW(GgufFile::open(dir_.path() / name(1, 3)), IoError);
+}
+
 TEST_F(GgufShardTest, RelativePathsWork) {
   write_all();
   const auto before = std::filesystem::current_path();

@@ -86,7 +86,7 @@ TEST(Presets, BadKeys) {
   const auto file = [] { return every_file().f32("swiglu_clamp_exp", 1.0F); };
   expect_contains(error_of<FormatError>(every_file(), preset), "every.swiglu_clamp_exp");
   expect_contains(error_of<FormatError>(file().u32("expert_gating_func", 5), preset),
-                  "every.expert_gating_func: expected 1 to 4, got 5");
+                  "every.expert_gating_func: expected 0 to 4, got 5");
   expect_contains(error_of<FormatError>(file().u32("expert_group_count", 2), preset),
                   "every.expert_group_used_count");
   expect_contains(
@@ -128,11 +128,13 @@ TEST(Presets, EveryRowOpensALayer) {
     EXPECT_EQ(c.router.guard_eps, m.guard_eps);
     EXPECT_EQ(c.router.group_reduce, m.group_reduce);
     EXPECT_EQ(c.router.group_mask, m.group_mask);
-    EXPECT_EQ(c.router.scale, p.scale_key == Use::Required ? 1.5F : 1.0F);
+    const float half = m.averaged ? 0.5F : 1.0F;
+    EXPECT_EQ(c.router.scale, half * (p.scale_key == Use::Required ? 1.5F : 1.0F));
+    EXPECT_EQ(c.shared_scale, half);
     EXPECT_EQ(c.router.weight_on, m.weight_on);
     EXPECT_EQ(c.router.selection_bias.empty(), p.bias_use(m) != Use::Required);
     EXPECT_EQ(c.router.router_bias.empty(), m.router_bias != Use::Required);
-    const bool clamp_off = p.limit_key == Use::Optional;
+    const bool clamp_off = p.limit_key == Use::Optional && p.absent_limit == 0.0;
     EXPECT_EQ(c.activation.kind, clamp_off ? ActivationKind::SwiGlu : m.activation);
     EXPECT_EQ(c.activation.limit, p.limit_key == Use::Required ? 5.0F : 7.0F);
     const bool shared = p.shared_tensors != Use::Ignored;

@@ -40,6 +40,8 @@ struct MoeConfig {
   SharedKind shared = SharedKind::None;
   std::int64_t shared_intermediate_size = 0;  ///< width of all shared experts together
   Activation shared_activation{};
+  /// Factor of the shared experts' sum. A MoeLayer takes it up in the scale of their down matrix.
+  float shared_scale = 1.0F;
   /// Width at which the experts run, between a projection down and one up; 0: they run at H.
   std::int64_t latent_size = 0;
   bool latent_norm = false;  ///< an RMS norm before the projection up
@@ -48,8 +50,9 @@ struct MoeConfig {
   float norm_eps = 1e-6F;       ///< added under the root in these RMS norms
   std::int64_t vocab_size = 0;  ///< rows of the table that routes by token id; 0: no table
 
-  /// Reads metadata and tensor shapes of one layer. Errors: UnsupportedError naming an architecture
-  /// that is not in the presets, or the part that it needs and this library lacks; FormatError for
+  /// Reads metadata and tensor shapes of one layer. An architecture may be spelled in any way that
+  /// is published. Errors: UnsupportedError naming an architecture that is not in the presets, with
+  /// those that resemble it, or the part that it needs and this library lacks; FormatError for
   /// missing or contradictory keys; ShapeError for a layer without experts.
   static MoeConfig from_gguf(const GgufFile& file, std::int32_t layer);
 };

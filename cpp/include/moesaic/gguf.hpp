@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <span>
@@ -19,6 +20,10 @@
 #include "moesaic/quant.hpp"
 
 namespace moesaic {
+
+namespace gguf {
+class InputFile;
+}
 
 /// Types of metadata values. The enumerators count as their ids in the file do.
 enum class GgufType : std::uint8_t {
@@ -48,13 +53,22 @@ struct GgufEntry {
 
 struct GgufTensor {
   std::string name;
-  QuantType quant;
+  QuantType quant;            ///< Unknown for a type that this library does not know
+  std::uint32_t type_id = 0;  ///< the type as the file has it
   int rank = 0;
   /// Row-major dimensions, outermost first (the reverse of ggml's ne): [E, rows, cols] for experts.
   std::int64_t shape[4] = {1, 1, 1, 1};
   std::uint64_t offset = 0;  ///< byte in its shard
+  /// Of an unknown type: what lies between the tensor and the next one, padding included.
   std::uint64_t nbytes = 0;
   std::uint32_t shard = 0;
+
+  /// Dimension `i` as ggml counts them, from the innermost; those that a file leaves out are ones.
+  std::int64_t ne(int i) const { return i < rank ? shape[rank - 1 - i] : 1; }
+  /// Whether the dimensions are these, outermost first. As in ggml, outer ones do not count.
+  bool has_shape(std::initializer_list<std::int64_t> dims) const;
+  /// "[5, 32, 64]", the dimensions as the file has them.
+  std::string shape_text() const;
 };
 
 /// Bytes of a tensor with the owner that keeps them alive.
@@ -93,13 +107,16 @@ class GgufFile {
   std::optional<double> number(std::string_view key) const;
   std::optional<bool> boolean(std::string_view key) const;
   std::optional<std::string> string(std::string_view key) const;
-  /// The key's scalar, or element `layer` of its array with one value per layer.
+  /// The key's scalar, or element `layer` of its array with one value per layer. An array may be
+  /// as long as the trunk: behind it, for blocks that predict further tokens
+  /// (`nextn_predict_layers`), it says nothing.
   std::optional<std::int64_t> integer_for_layer(std::string_view key, std::int32_t layer) const;
   std::optional<double> number_for_layer(std::string_view key, std::int32_t layer) const;
 
   std::span<const GgufTensor> tensors() const;
   const GgufTensor* tensor(std::string_view name) const;
-  /// The tensor's bytes: the mapping itself, or a fresh read. Throws DeviceError after close().
+  /// The tensor's bytes: the mapping itself, or a fresh read. Throws DeviceError after close(),
+  /// UnsupportedError for a tensor of an unknown type.
   GgufBytes bytes(const GgufTensor& tensor) const;
 
   /// Blocks that hold expert tensors (stacked, fused or one per expert), ascending.
@@ -110,6 +127,9 @@ class GgufFile {
   /// readable.
   void close();
   bool closed() const;
+
+  /// The shards as they were opened, whatever their paths lead to by now; empty after close().
+  std::vector<std::shared_ptr<const gguf::InputFile>> input_files() const;
 
  private:
   GgufFile();
@@ -130,15 +150,21 @@ struct MoeTensors {
   const GgufTensor* down = nullptr;     ///< ffn_down_exps.weight [E, H, I]
   const GgufTensor *gate_bias = nullptr, *up_bias = nullptr, *down_bias = nullptr;  ///< [E, rows]
   const GgufTensor *gate_scale = nullptr, *up_scale = nullptr, *down_scale = nullptr;  ///< [E]
+  const GgufTensor *gate_up_bias = nullptr, *gate_up_scale = nullptr;  ///< [E, 2I] and [E]
   const GgufTensor *shared_gate = nullptr, *shared_up = nullptr, *shared_down = nullptr;
+  const GgufTensor *shared_gate_scale = nullptr, *shared_up_scale = nullptr;  ///< [1]
+  const GgufTensor* shared_down_scale = nullptr;                              ///< [1]
   const GgufTensor* shared_router = nullptr;  ///< ffn_gate_inp_shexp.weight [H]
   /// ffn_latent_{down,up}.weight or ffn_routed_{down,up}.weight, [L, H] and [H, L].
   const GgufTensor *latent_down = nullptr, *latent_up = nullptr;
+  const GgufTensor *latent_down_scale = nullptr, *latent_up_scale = nullptr;  ///< [1]
   const GgufTensor* latent_norm = nullptr;  ///< ffn_routed_norm.weight [L]
   const GgufTensor* input_norm = nullptr;   ///< pre_ffw_norm_2.weight or ffn_norm_exps.weight [H]
   const GgufTensor* chunk_up = nullptr;     ///< ffn_up_chexps.weight (GroveMoE)
   /// Old Mixtral files: blk.N.ffn_{gate,up,down}.E.weight, one 2-D tensor per expert.
   std::vector<const GgufTensor*> expert_gate, expert_up, expert_down;
+  /// Their factors, ffn_{gate,up,down}.E.scale [1]; empty, or one for each expert.
+  std::vector<const GgufTensor*> expert_gate_scale, expert_up_scale, expert_down_scale;
 
   bool has_experts() const {
     return ((gate_up != nullptr || up != nullptr) && down != nullptr) || !expert_down.empty();

@@ -18,6 +18,8 @@ struct SharedExperts {
   ExpertStack stack;
   std::vector<float> gate{};  ///< empty or [H]
   Activation activation{};    ///< MoeLayer sets it from its config
+  /// The part of MoeConfig::shared_scale that the scale of the down role holds already.
+  float scale = 1.0F;
 };
 
 /// y = x / sqrt(mean(x^2) + eps) * weight. An empty weight means no norm.
@@ -55,9 +57,16 @@ class MoeLayer {
   /// Errors: ShapeError when parts disagree with the config, ConfigError for a contradictory
   /// config.
   MoeLayer(MoeConfig config, Parts parts);
-  /// Everything from the file. Errors as MoeConfig::from_gguf and ExpertStack::load_from_gguf.
+  /// Everything from the file. Every tensor of the layer is used, or named in a FormatError.
+  /// Errors as MoeConfig::from_gguf and ExpertStack::load_from_gguf.
   static MoeLayer from_gguf(const std::shared_ptr<GgufFile>& file, std::int32_t layer,
                             const LoadOptions& options = {});
+  /// The weights of the file under a config of the caller's, for architectures without a preset,
+  /// for an edited config, for fewer experts per token. Biases of the router that the config leaves
+  /// empty come from the file. A dense FFN beside the experts is the caller's. Errors: also
+  /// ConfigError where the config has other biases than the file.
+  static MoeLayer from_gguf_with_config(const std::shared_ptr<GgufFile>& file, std::int32_t layer,
+                                        MoeConfig config, const LoadOptions& options = {});
   /// A layer of the file around experts that are loaded already. Errors as MoeConfig::from_gguf.
   static MoeLayer from_gguf(const std::shared_ptr<GgufFile>& file, std::int32_t layer,
                             const LoadOptions& options, std::shared_ptr<const ExpertStack> stack,

@@ -40,6 +40,8 @@ enum class QuantType : std::uint8_t {
   // clang-format on
   /// GPTQ and AWQ groups (marlin_stack.hpp): never in a GGUF file, no blocks along a row.
   INT4 = 240,
+  /// A type of a GGUF file that this library does not know: it has a name, and nothing reads it.
+  Unknown = 255,
 };
 
 /// How the bytes of one role lie in memory.

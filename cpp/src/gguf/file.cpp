@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <mutex>
 #include <new>
 #include <string>
@@ -13,7 +14,8 @@
 namespace moesaic {
 namespace {
 
-/// One file of the model. Exactly one of the pointers is set while the GgufFile is open.
+/// One file of the model while it is open. The descriptor stays beside the mapping: a store reads
+/// through it, and a path may lead to another file by then.
 struct Shard {
   std::uint64_t size = 0;
   std::shared_ptr<const gguf::Mapping> mapping;
@@ -51,11 +53,8 @@ struct GgufFile::Impl {
     shard_paths.push_back(file->path());
     Shard shard;
     shard.size = file->size();
-    if (options.mmap) {
-      shard.mapping = file->map();
-    } else {
-      shard.file = std::move(file);
-    }
+    if (options.mmap) shard.mapping = file->map();
+    shard.file = std::move(file);
     shards.push_back(std::move(shard));
   }
 
@@ -94,7 +93,7 @@ OpenedFile open_one(const std::filesystem::path& path) {
   OpenedFile opened;
   opened.file = std::make_shared<const gguf::InputFile>(path);
   opened.index = gguf::read_index(*opened.file);
-  opened.split = gguf::read_split(path, opened.index.entries);
+  opened.split = gguf::read_split(path, opened.index.entries, opened.index.tensors.size());
   return opened;
 }
 
@@ -182,6 +181,12 @@ GgufBytes GgufFile::bytes(const GgufTensor& tensor) const {
     });
     shard = impl_->shards[tensor.shard];
   }
+  require<UnsupportedError>(tensor.quant != QuantType::Unknown, [&] {
+    return Problem{
+        "GgufFile::bytes", "tensor " + gguf::quote(tensor.name), "a known ggml type",
+        std::to_string(tensor.type_id) + ": " + std::string(quant_id_remark(tensor.type_id)),
+        impl_->path.string()};
+  });
   if (tensor.nbytes == 0) return {shard.mapping, {}};
   // This holds for every tensor of this file; a tensor of another file must not make it read
   // outside.
@@ -232,6 +237,28 @@ void GgufFile::close() {
 bool GgufFile::closed() const {
   const std::lock_guard lock(impl_->mutex);
   return impl_->closed;
+}
+
+std::vector<std::shared_ptr<const gguf::InputFile>> GgufFile::input_files() const {
+  const std::lock_guard lock(impl_->mutex);
+  std::vector<std::shared_ptr<const gguf::InputFile>> files;
+  for (const Shard& shard : impl_->shards) files.push_back(shard.file);
+  return files;
+}
+
+bool GgufTensor::has_shape(std::initializer_list<std::int64_t> dims) const {
+  const std::int64_t* const last = dims.end() - 1;
+  const auto count = static_cast<int>(dims.size());
+  for (int i = 0; i < std::max(rank, count); ++i) {
+    if (ne(i) != (i < count ? *(last - i) : 1)) return false;
+  }
+  return true;
+}
+
+std::string GgufTensor::shape_text() const {
+  std::string text = "[";
+  for (int i = 0; i < rank; ++i) text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
+  return text + "]";
 }
 
 }  // namespace moesaic

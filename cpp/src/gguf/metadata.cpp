@@ -3,6 +3,7 @@
 #include <cstring>
 #include <limits>
 #include <string>
+#include <utility>
 
 #include "gguf/cursor.hpp"
 #include "moesaic/error.hpp"
@@ -122,15 +123,22 @@ double number_at(const GgufArray& array, std::uint64_t i, const std::string& wha
   }
 }
 
-/// The array of a key with one value per layer, checked to have one for `layer`.
-const GgufArray& layer_array(const GgufEntry& entry, std::int32_t layer) {
+/// The array of a key with one value per layer; null for a block that it does not reach, because it
+/// is as long as the trunk and the block is behind it.
+const GgufArray* layer_array(const GgufFile& file, const GgufEntry& entry, std::int32_t layer) {
   const auto& array = std::get<GgufArray>(entry.value);
   if (gguf::scalar_bytes(array.element) == 0) fail_type(entry, "a number, or one per layer");
-  if (layer < 0 || static_cast<std::uint64_t>(layer) >= array.count) {
+  require_elements(array);
+  if (layer >= 0 && static_cast<std::uint64_t>(layer) < array.count) return &array;
+  const std::string architecture = file.string("general.architecture").value_or("") + ".";
+  const auto count = [&](const char* key) { return file.integer(architecture + key).value_or(0); };
+  const std::int64_t blocks = count("block_count");
+  const std::int64_t behind = count("nextn_predict_layers");
+  const std::int64_t trunk = behind >= 0 && behind < blocks ? blocks - behind : 0;
+  if (layer < 0 || layer >= blocks || trunk < 1 || !std::cmp_equal(array.count, trunk)) {
     fail_type(entry, "a value for layer " + std::to_string(layer));
   }
-  require_elements(array);
-  return array;
+  return nullptr;
 }
 
 double number_of(const GgufEntry& entry) {
@@ -240,16 +248,18 @@ std::optional<std::int64_t> GgufFile::integer_for_layer(std::string_view key,
   const GgufEntry* entry = find(key);
   if (entry == nullptr) return std::nullopt;
   if (entry->type != GgufType::Array) return gguf::integer_of(*entry);
-  return integer_at(layer_array(*entry, layer), static_cast<std::uint64_t>(layer),
-                    "key " + gguf::quote(key));
+  const GgufArray* const array = layer_array(*this, *entry, layer);
+  if (array == nullptr) return std::nullopt;
+  return integer_at(*array, static_cast<std::uint64_t>(layer), "key " + gguf::quote(key));
 }
 
 std::optional<double> GgufFile::number_for_layer(std::string_view key, std::int32_t layer) const {
   const GgufEntry* entry = find(key);
   if (entry == nullptr) return std::nullopt;
   if (entry->type != GgufType::Array) return number_of(*entry);
-  return number_at(layer_array(*entry, layer), static_cast<std::uint64_t>(layer),
-                   "key " + gguf::quote(key));
+  const GgufArray* const array = layer_array(*this, *entry, layer);
+  if (array == nullptr) return std::nullopt;
+  return number_at(*array, static_cast<std::uint64_t>(layer), "key " + gguf::quote(key));
 }
 
 }  // namespace moesaic

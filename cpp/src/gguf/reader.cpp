@@ -218,7 +218,7 @@ struct TensorInfo {
   std::uint64_t info_at = 0;
 };
 
-void read_dims(Cursor& cursor, const std::string& field, const QuantTraits* facts,
+void read_dims(Cursor& cursor, const std::string& field, const QuantTraits& facts,
                std::uint64_t dims_at, const std::int64_t (&ne)[kMaxDims], GgufTensor& tensor) {
   // Zero-sized tensors are legal, but the other dimensions must still multiply without overflow.
   std::uint64_t nonzero = 1;
@@ -231,17 +231,19 @@ void read_dims(Cursor& cursor, const std::string& field, const QuantTraits* fact
     }
     tensor.shape[tensor.rank - 1 - i] = ne[i];
   }
-  const auto block_elems = static_cast<std::uint64_t>(facts->block_elems);
+  // How many bytes an unknown type takes shows where the next tensor begins.
+  if (facts.type == QuantType::Unknown) return;
+  const auto block_elems = static_cast<std::uint64_t>(facts.block_elems);
   const auto row = static_cast<std::uint64_t>(ne[0]);
   if (row % block_elems != 0) {
     fail(cursor.path(), dims_at, field + ": innermost dim",
          "a multiple of " + std::to_string(block_elems) + " (one block of " +
-             std::string(facts->name) + ")",
+             std::string(facts.name) + ")",
          std::to_string(row));
   }
   std::uint64_t nbytes = 0;
   if (!empty && (!checked_multiply(nonzero / block_elems,
-                                   static_cast<std::uint64_t>(facts->block_bytes), nbytes) ||
+                                   static_cast<std::uint64_t>(facts.block_bytes), nbytes) ||
                  nbytes > kMaxInt64)) {
     fail(cursor.path(), dims_at, field + ": dims", "fewer than 2^63 bytes", "more");
   }
@@ -272,15 +274,10 @@ TensorInfo read_tensor_info(Cursor& cursor, std::uint64_t number) {
     }
   }
 
-  const std::uint64_t type_at = cursor.position();
-  const auto id = cursor.read<std::uint32_t>(field + ": type");
-  const std::optional<QuantType> quant = quant_type_from_id(id);
-  if (!quant) {
-    fail(cursor.path(), type_at, field + ": type", "a known ggml type",
-         std::to_string(id) + ": " + std::string(quant_id_remark(id)));
-  }
-  tensor.quant = *quant;
-  read_dims(cursor, field, &traits(*quant), dims_at, ne, tensor);
+  // One tensor of a type from elsewhere leaves all others readable.
+  tensor.type_id = cursor.read<std::uint32_t>(field + ": type");
+  tensor.quant = quant_type_from_id(tensor.type_id).value_or(QuantType::Unknown);
+  read_dims(cursor, field, traits(tensor.quant), dims_at, ne, tensor);
   tensor.offset = cursor.read<std::uint64_t>(field + ": offset");
   return info;
 }
@@ -293,6 +290,23 @@ bool align_up(std::uint64_t value, std::uint64_t alignment, std::uint64_t& out) 
   return true;
 }
 
+/// The bytes of a tensor of an unknown type, at `begin` in the data section: up to the next tensor,
+/// or to the end of the data. Throws where they are no multiple of the alignment.
+std::uint64_t unknown_bytes(const InputFile& file, const std::vector<TensorInfo>& infos,
+                            std::size_t i, std::uint64_t begin, std::uint64_t alignment,
+                            std::uint64_t data_bytes) {
+  const bool last = i + 1 == infos.size();
+  const std::uint64_t end = last ? data_bytes : infos[i + 1].tensor.offset;
+  if (end < begin || end > data_bytes || (!last && end % alignment != 0)) {
+    const TensorInfo& next = infos[last ? i : i + 1];
+    fail(file.path(), next.info_at, "tensor " + quote(next.tensor.name) + ": offset",
+         "a multiple of " + std::to_string(alignment) + " from " + std::to_string(begin) + " to " +
+             std::to_string(data_bytes),
+         std::to_string(end));
+  }
+  return end - begin;
+}
+
 /// Checks the tensors' ranges and makes their offsets absolute.
 void locate_tensors(const InputFile& file, std::uint64_t infos_end, std::uint64_t alignment,
                     std::vector<TensorInfo>& infos) {
@@ -300,8 +314,10 @@ void locate_tensors(const InputFile& file, std::uint64_t infos_end, std::uint64_
   if (!align_up(infos_end, alignment, data_at)) {
     fail(file.path(), infos_end, "data section", "a start below 2^64", "more");
   }
+  const std::uint64_t data_bytes = file.size() > data_at ? file.size() - data_at : 0;
   std::uint64_t running = 0;
-  for (TensorInfo& info : infos) {
+  for (std::size_t i = 0; i < infos.size(); ++i) {
+    TensorInfo& info = infos[i];
     GgufTensor& tensor = info.tensor;
     const std::string field = "tensor " + quote(tensor.name);
     if (tensor.offset != running) {
@@ -309,6 +325,9 @@ void locate_tensors(const InputFile& file, std::uint64_t infos_end, std::uint64_
            std::to_string(running) + " (tensors follow each other, padded to " +
                std::to_string(alignment) + " bytes)",
            std::to_string(tensor.offset));
+    }
+    if (tensor.quant == QuantType::Unknown) {
+      tensor.nbytes = unknown_bytes(file, infos, i, running, alignment, data_bytes);
     }
     std::uint64_t begin = 0;
     std::uint64_t end = 0;

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "gguf/metadata.hpp"
 #include "moesaic/error.hpp"
@@ -29,7 +30,8 @@ std::optional<std::int64_t> optional_integer(std::span<const GgufEntry> entries,
 
 }  // namespace
 
-SplitInfo read_split(const std::filesystem::path& path, std::span<const GgufEntry> entries) {
+SplitInfo read_split(const std::filesystem::path& path, std::span<const GgufEntry> entries,
+                     std::size_t tensors) {
   SplitInfo split;
   split.count = optional_integer(entries, "split.count").value_or(1);
   if (split.count == 0) split.count = 1;  // some writers say 0 for a file that is not split
@@ -51,6 +53,10 @@ SplitInfo read_split(const std::filesystem::path& path, std::span<const GgufEntr
   });
   split.index = *index;
   split.tensors = optional_integer(entries, "split.tensors.count");
+  const bool whole = split.tensors && std::cmp_equal(*split.tensors, tensors);
+  if (whole && !path.filename().string().ends_with(shard_suffix(split.index, split.count))) {
+    return {};
+  }
   return split;
 }
 
@@ -62,7 +68,9 @@ std::vector<std::filesystem::path> shard_paths(const std::filesystem::path& path
     return Problem{"GgufFile", path.string(), "a name that ends in " + own,
                    "another name, though split.no is " + std::to_string(split.index) +
                        " and split.count " + std::to_string(split.count),
-                   "keep the shards' names, side by side in one directory"};
+                   "keep the shards' names, side by side in one directory; a file that is whole "
+                   "lost its shards' names but not their split.* keys, which gguf-new-metadata "
+                   "--remove-metadata takes away"};
   });
   const std::string prefix = name.substr(0, name.size() - own.size());
   std::vector<std::filesystem::path> paths;

@@ -20,9 +20,11 @@ struct SplitInfo {
   std::optional<std::int64_t> tensors;  ///< number of tensors in all shards
 };
 
-/// Reads the split.* keys of one file; a file that is not split is number 0 of 1. Throws
-/// FormatError.
-SplitInfo read_split(const std::filesystem::path& path, std::span<const GgufEntry> entries);
+/// Reads the split.* keys of one file of `tensors` tensors; a file that is not split is number 0 of
+/// 1. So is one that holds all tensors that the keys count and is not named as a shard: somebody
+/// merged the shards and left the keys. Throws FormatError.
+SplitInfo read_split(const std::filesystem::path& path, std::span<const GgufEntry> entries,
+                     std::size_t tensors);
 
 /// The paths of all shards beside `path`, which must be named as shard `split.index` of
 /// `split.count`. Throws FormatError.

@@ -40,7 +40,9 @@ std::string shared(const Preset& p, const Model& m) {
 
 std::string activation(const Preset& p, const Model& m) {
   const std::string kind = name_of(m.activation);
-  return p.limit_key == Use::Optional ? kind + " if its key is set" : kind;
+  if (p.limit_key != Use::Optional) return kind;
+  if (p.absent_limit == 0.0) return kind + " if its key is set";
+  return kind + ", limit: key (" + std::to_string(static_cast<int>(p.absent_limit)) + ")";
 }
 
 std::string notes(const Preset& p, const Model& m) {

@@ -37,12 +37,13 @@ std::optional<std::int32_t> take_block(std::string_view& name) {
   return take_number(name);
 }
 
-/// The expert of "ffn_up.7.weight" for the role "ffn_up.".
-std::optional<std::int32_t> expert_of(std::string_view rest, std::string_view role) {
+/// The expert of "ffn_up.7.weight" for the role "ffn_up." and the part "weight".
+std::optional<std::int32_t> expert_of(std::string_view rest, std::string_view role,
+                                      std::string_view part = "weight") {
   if (!rest.starts_with(role)) return std::nullopt;
   rest.remove_prefix(role.size());
   const std::optional<std::int32_t> expert = take_number(rest);
-  return rest == "weight" ? expert : std::nullopt;
+  return rest == part ? expert : std::nullopt;
 }
 
 bool is_expert_tensor(std::string_view rest) {
@@ -53,12 +54,12 @@ bool is_expert_tensor(std::string_view rest) {
 
 /// One tensor per expert, in the order of the experts. FormatError when one is missing.
 std::vector<const GgufTensor*> per_expert(const GgufFile& file, std::int32_t layer,
-                                          std::string_view role) {
+                                          std::string_view role, std::string_view part = "weight") {
   std::map<std::int32_t, const GgufTensor*> found;
   for (const GgufTensor& tensor : file.tensors()) {
     std::string_view rest = tensor.name;
     if (take_block(rest) != layer) continue;
-    if (const auto expert = expert_of(rest, role)) found.emplace(*expert, &tensor);
+    if (const auto expert = expert_of(rest, role, part)) found.emplace(*expert, &tensor);
   }
   std::vector<const GgufTensor*> tensors;
   for (const auto& [expert, tensor] : found) {
@@ -66,7 +67,7 @@ std::vector<const GgufTensor*> per_expert(const GgufFile& file, std::int32_t lay
       return Problem{"find_moe_tensors",
                      file.path().string() + ": layer " + std::to_string(layer),
                      "tensor blk." + std::to_string(layer) + "." + std::string(role) +
-                         std::to_string(tensors.size()) + ".weight",
+                         std::to_string(tensors.size()) + "." + std::string(part),
                      "a gap before expert " + std::to_string(e),
                      {}};
     });
@@ -139,9 +140,14 @@ MoeTensors find_moe_tensors(const GgufFile& file, std::int32_t layer) {
   tensors.gate_scale = find("ffn_gate_exps.scale");
   tensors.up_scale = find("ffn_up_exps.scale");
   tensors.down_scale = find("ffn_down_exps.scale");
+  tensors.gate_up_bias = find("ffn_gate_up_exps.bias");
+  tensors.gate_up_scale = find("ffn_gate_up_exps.scale");
   tensors.shared_gate = find("ffn_gate_shexp.weight");
   tensors.shared_up = find("ffn_up_shexp.weight");
   tensors.shared_down = find("ffn_down_shexp.weight");
+  tensors.shared_gate_scale = find("ffn_gate_shexp.scale");
+  tensors.shared_up_scale = find("ffn_up_shexp.scale");
+  tensors.shared_down_scale = find("ffn_down_shexp.scale");
   tensors.shared_router = find("ffn_gate_inp_shexp.weight");
   // Nemotron-H and Kimi K3 name the same projections differently; Gemma 4 and Arctic the norm.
   const auto either = [&](std::string_view a, std::string_view b) {
@@ -150,6 +156,8 @@ MoeTensors find_moe_tensors(const GgufFile& file, std::int32_t layer) {
   };
   tensors.latent_down = either("ffn_latent_down.weight", "ffn_routed_down.weight");
   tensors.latent_up = either("ffn_latent_up.weight", "ffn_routed_up.weight");
+  tensors.latent_down_scale = either("ffn_latent_down.scale", "ffn_routed_down.scale");
+  tensors.latent_up_scale = either("ffn_latent_up.scale", "ffn_routed_up.scale");
   tensors.latent_norm = find("ffn_routed_norm.weight");
   tensors.input_norm = either("pre_ffw_norm_2.weight", "ffn_norm_exps.weight");
   tensors.chunk_up = find("ffn_up_chexps.weight");
@@ -157,6 +165,9 @@ MoeTensors find_moe_tensors(const GgufFile& file, std::int32_t layer) {
     tensors.expert_gate = per_expert(file, layer, "ffn_gate.");
     tensors.expert_up = per_expert(file, layer, "ffn_up.");
     tensors.expert_down = per_expert(file, layer, "ffn_down.");
+    tensors.expert_gate_scale = per_expert(file, layer, "ffn_gate.", "scale");
+    tensors.expert_up_scale = per_expert(file, layer, "ffn_up.", "scale");
+    tensors.expert_down_scale = per_expert(file, layer, "ffn_down.", "scale");
   }
   return tensors;
 }

@@ -2,7 +2,6 @@
 
 /// Keys and tensors of one layer of a file, looked up with errors that name them.
 
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <initializer_list>
@@ -10,9 +9,9 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
+#include "model/block_reader.hpp"
 #include "model/model.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/gguf.hpp"
@@ -21,8 +20,12 @@ namespace moesaic {
 
 class LayerReader {
  public:
-  LayerReader(const GgufFile& file, std::int32_t layer, std::string_view architecture)
-      : file_(file), layer_(layer), prefix_(std::string(architecture) + ".") {}
+  /// `architecture` as the file spells it, which is how its keys begin.
+  LayerReader(const BlockReader& block, std::string_view architecture)
+      : block_(block),
+        file_(block.file()),
+        layer_(block.layer()),
+        prefix_(std::string(architecture) + ".") {}
 
   std::string key(std::string_view name) const { return prefix_ + std::string(name); }
   std::string tensor_name(std::string_view name) const {
@@ -74,21 +77,16 @@ class LayerReader {
   }
 
   void check_shape(const GgufTensor* tensor, std::initializer_list<std::int64_t> shape) const {
-    if (tensor == nullptr) return;
-    const std::int64_t* dims = tensor->shape;
-    if (std::cmp_equal(shape.size(), tensor->rank) &&
-        std::equal(shape.begin(), shape.end(), dims)) {
-      return;
-    }
-    throw FormatError(problem(tensor->name, describe(shape.begin(), shape.end()),
-                              describe(dims, dims + tensor->rank)));
+    if (tensor == nullptr || tensor->has_shape(shape)) return;
+    throw FormatError(
+        problem(tensor->name, describe(shape.begin(), shape.end()), tensor->shape_text()));
   }
 
   /// Empty when there is no tensor.
   std::vector<float> vector(const GgufTensor* tensor, std::int64_t count) const {
     if (tensor == nullptr) return {};
     check_shape(tensor, {count});
-    const GgufBytes bytes = file_.bytes(*tensor);
+    const GgufBytes bytes = block_.bytes(*tensor);
     std::vector<float> values(static_cast<std::size_t>(count));
     dequantize_row(tensor->quant, bytes.bytes.data(), values.data(), count);
     return values;
@@ -116,6 +114,7 @@ class LayerReader {
     return text + "]";
   }
 
+  const BlockReader& block_;
   const GgufFile& file_;
   std::int32_t layer_;
   std::string prefix_;

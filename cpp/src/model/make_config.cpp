@@ -40,7 +40,8 @@ RouterConfig make_router(const Model& model, LayerValues& values) {
   router.renormalize = values.renormalize.value_or(model.renormalize);
   router.guard = model.guard;
   router.guard_eps = static_cast<float>(values.guard_eps.value_or(model.guard_eps));
-  router.scale = static_cast<float>(values.scale);
+  // Writers say 0 where nothing is scaled.
+  router.scale = values.scale == 0.0 ? 1.0F : static_cast<float>(values.scale);
   router.select_on = values.vocab_size > 0 ? SelectOn::Given : model.select_on;
   router.num_groups = values.num_groups;
   router.groups_used = values.groups_used;
@@ -85,6 +86,11 @@ MoeConfig make_config(const Model& model, LayerValues values) {
   config.shared_activation = make_activation(kind, own_limit ? shared_limit : values.limit, values);
   config.shared = values.shared_intermediate_size > 0 ? model.shared : SharedKind::None;
   config.shared_intermediate_size = values.shared_intermediate_size;
+
+  if (model.averaged && config.shared != SharedKind::None) {
+    config.router.scale *= 0.5F;
+    config.shared_scale = 0.5F;
+  }
 
   config.latent_size = values.latent_size;
   config.latent_norm = values.latent_norm;

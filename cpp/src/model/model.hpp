@@ -40,6 +40,7 @@ struct Model {
   ActivationKind activation = ActivationKind::SwiGlu;
   bool shared_clamped = true;  ///< whether a clamp of the routed experts holds for shared ones too
   SharedKind shared = SharedKind::None;  ///< kind of the shared experts, where there are any
+  bool averaged = false;  ///< y is the mean of the routed experts' and the shared experts' sums
 
   bool input_norm = false;  ///< x is the residual stream, the experts read its norm
   RouterInput router_input = RouterInput::Experts;

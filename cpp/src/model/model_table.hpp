@@ -59,7 +59,10 @@ inline constexpr Model kModels[] = {
     row("bailing_moe_v3", "llama.cpp bailingmoe3.cpp", kLlamaCppSigmoid,
         [](Model& m) { m.activation = SwiGluClampOutput; }),
     row("cohere2_moe", "llama.cpp cohere2moe.cpp", kLlamaCppSigmoid,
-        [](Model& m) { m.selection_bias = Ignored; }),
+        [](Model& m) {
+          m.selection_bias = Ignored;
+          m.averaged = true;
+        }),
     row("dbrx", "llama.cpp dbrx.cpp", kLlamaCpp),
     row("deepseek", "llama.cpp deepseek.cpp", kLlamaCpp,
         [](Model& m) {

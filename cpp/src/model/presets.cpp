@@ -1,5 +1,12 @@
 #include "model/presets.hpp"
 
+#include <algorithm>
+#include <iterator>
+#include <numeric>
+#include <string>
+#include <utility>
+#include <vector>
+
 #include "model/model_table.hpp"
 
 namespace moesaic {
@@ -40,7 +47,9 @@ constexpr void shared_of_key(Preset& p) {
   p.shared_tensors = Optional;
   p.shared_width = SharedWidth::Key;
 }
-constexpr void shared_required(Preset& p) {
+constexpr void width_over_top_k(Preset& p) { p.width = WidthFallback::FeedForwardOverTopK; }
+constexpr void qwen_gated(Preset& p) {
+  p.width = WidthFallback::FeedForwardOverTopK;
   p.shared_tensors = Required;
   p.shared_width = SharedWidth::Key;
 }
@@ -51,10 +60,16 @@ constexpr void required_score_optional_bias(Preset& p) {
 }
 constexpr void optional_bias(Preset& p) { p.selection_bias = Optional; }
 
+/// A dense FFN beside the experts.
+constexpr std::string_view kDense = "ffn_gate ffn_up ffn_down";
+
 constexpr Preset kPresets[] = {
     row("afmoe", "afmoe.cpp", "afmoe", model_of("deepseek_v3"), kKeys),
     row("arctic", "arctic.cpp", "", model_of("arctic"), kNoKeys,
-        [](Preset& p) { p.notes = "x: the layer input; the dense FFN is the caller's"; }),
+        [](Preset& p) {
+          p.others = kDense;
+          p.notes = "x: the layer input; the dense FFN is the caller's";
+        }),
     row("bailingmoe", "bailingmoe.cpp", "", model_of("bailing_moe"), kKeys,
         [](Preset& p) { p.score_key = Ignored; }),
     row("bailingmoe2", "bailingmoe2.cpp", "", model_of("bailing_moe_v2"), kKeys,
@@ -71,7 +86,7 @@ constexpr Preset kPresets[] = {
     row("cohere2moe", "cohere2moe.cpp", "cohere2_moe", model_of("cohere2_moe"), kKeys,
         [](Preset& p) {
           p.shared_width = SharedWidth::Tensors;
-          p.notes = "x: the block's input norm";
+          p.notes = "x: the block's input norm; the mean of routed and shared experts";
         }),
     row("dbrx", "dbrx.cpp", "dbrx", model_of("dbrx"), kNoKeys),
     row("deepseek", "deepseek.cpp", "", model_of("deepseek"), kNoKeys,
@@ -102,6 +117,7 @@ constexpr Preset kPresets[] = {
           p.hash_layers = true;
           p.limit_key = Optional;
           p.routed_limit_for_shared = true;
+          p.others = "exp_probs_b_vl";
           p.notes = "selection bias of text tokens";
         }),
     row("dflash", "dflash.cpp", "", model_of("dflash"), kKeys,
@@ -111,6 +127,7 @@ constexpr Preset kPresets[] = {
           p.scale_key = Required;
           p.limit_key = Optional;
           p.routed_limit_for_shared = true;
+          p.others = "exp_probs_b_vl";
         }),
     row("dots1", "dots1.cpp", "dots1", model_of("deepseek_v3"), kKeys,
         required_score_optional_bias),
@@ -124,10 +141,12 @@ constexpr Preset kPresets[] = {
         required_score_optional_bias),
     row("gemma4", "gemma4.cpp", "gemma4", model_of("gemma4"), kNoKeys,
         [](Preset& p) {
+          p.others = "ffn_gate ffn_up ffn_down post_ffw_norm_1 post_ffw_norm_2";
           p.notes = "x: the residual stream; dense MLP and norms of the result are the caller's";
         }),
     row("glm-dsa", "glm-dsa.cpp", "glm_moe_dsa", model_of("deepseek_v3"), kKeys, optional_bias),
-    row("glm4moe", "glm4-moe.cpp", "glm4_moe glm4v_moe", model_of("deepseek_v3"), kKeys),
+    row("glm4moe", "glm4-moe.cpp", "glm4_moe glm4v_moe", model_of("deepseek_v3"), kKeys,
+        width_over_top_k),
     row("glm5-next", "glm5-next.cpp", "glm5_next", model_of("glm5_next"), kKeys,
         [](Preset& p) { p.limit_key = Optional; }),
     row("gpt-oss", "openai-moe.cpp", "gpt_oss", model_of("gpt_oss"), kNoKeys),
@@ -139,7 +158,10 @@ constexpr Preset kPresets[] = {
     row("granitemoe", "granite.cpp", "granitemoe granitemoeshared", model_of("granitemoe"), kNoKeys,
         shared_of_key),
     row("grok", "grok.cpp", "", model_of("grok"), kNoKeys,
-        [](Preset& p) { p.notes = "a parallel dense FFN is the caller's"; }),
+        [](Preset& p) {
+          p.others = kDense;
+          p.notes = "a parallel dense FFN is the caller's";
+        }),
     row("grovemoe", "grovemoe.cpp", "grovemoe", model_of("grovemoe"), kNoKeys,
         [](Preset& p) { p.missing = "chunk experts (ffn_*_chexps)"; }),
     row("hunyuan-moe", "hunyuan-moe.cpp", "hunyuan_v1_moe", model_of("hunyuan_v1_moe"), kNoKeys,
@@ -147,6 +169,7 @@ constexpr Preset kPresets[] = {
     row("hy_v3", "hy-v3.cpp", "hy_v3", model_of("deepseek_v3"), kKeys,
         [](Preset& p) {
           optional_bias(p);
+          p.width = WidthFallback::FeedForwardOverTopK;
           p.shared_width = SharedWidth::Tensors;
         }),
     row("hy_v4", "hy-v4.cpp", "hy_v4", model_of("hy_v4"), kKeys,
@@ -177,9 +200,16 @@ constexpr Preset kPresets[] = {
     row("llama", "llama.cpp", "mixtral", model_of("mixtral"), kNoKeys, shared_optional),
     row("llama4", "llama4.cpp", "llama4", model_of("llama4"), kNoKeys, shared_optional),
     row("maple", "maple.cpp", "", model_of("maple"), kNoKeys,
-        [](Preset& p) { p.limit_key = Required; }),
-    row("mellum", "mellum.cpp", "mellum", model_of("qwen3_moe"), kNoKeys),
-    row("mimo2", "mimo2.cpp", "mimo_v2_flash", model_of("mimo_v2_flash"), kNoKeys, optional_bias),
+        [](Preset& p) {
+          p.limit_key = Optional;
+          p.absent_limit = 7.0;
+        }),
+    row("mellum", "mellum.cpp", "mellum", model_of("qwen3_moe"), kNoKeys, width_over_top_k),
+    row("mimo2", "mimo2.cpp", "mimo_v2_flash", model_of("mimo_v2_flash"), kNoKeys,
+        [](Preset& p) {
+          optional_bias(p);
+          p.scale_key = Optional;
+        }),
     row("minicpm", "minicpm.cpp", "", model_of("mixtral"), kNoKeys, shared_optional),
     row("minimax-01", "minimax-01.cpp", "minimax", model_of("qwen3_moe"), kNoKeys),
     row("minimax-m2", "minimax-m2.cpp", "minimax_m2", model_of("minimax_m2"), kNoKeys,
@@ -198,23 +228,19 @@ constexpr Preset kPresets[] = {
     row("olmoe", "olmoe.cpp", "olmoe", model_of("olmoe"), kNoKeys),
     row("phimoe", "phi3.cpp", "phimoe", model_of("phimoe"), kNoKeys,
         [](Preset& p) { p.notes = "as llama.cpp: plain softmax, not the model's SparseMixer"; }),
-    row("qwen2moe", "qwen2moe.cpp", "qwen2_moe", model_of("qwen2_moe"), kNoKeys,
-        [](Preset& p) {
-          p.width = WidthFallback::FeedForwardOverTopK;
-          shared_required(p);
-        }),
-    row("qwen35moe", "qwen35moe.cpp", "qwen3_5_moe", model_of("qwen3_next"), kNoKeys,
-        shared_required),
-    row("qwen3moe", "qwen3moe.cpp", "qwen3_moe", model_of("qwen3_moe"), kNoKeys),
-    row("qwen3next", "qwen3next.cpp", "qwen3_next", model_of("qwen3_next"), kNoKeys,
-        shared_required),
-    row("qwen3vlmoe", "qwen3vl-moe.cpp", "qwen3_vl_moe", model_of("qwen3_moe"), kNoKeys),
-    row("qwen4exp", "qwen4exp.cpp", "qwen4_exp", model_of("qwen3_next"), kNoKeys, shared_required),
+    row("qwen2moe", "qwen2moe.cpp", "qwen2_moe", model_of("qwen2_moe"), kNoKeys, qwen_gated),
+    row("qwen35moe", "qwen35moe.cpp", "qwen3_5_moe", model_of("qwen3_next"), kNoKeys, qwen_gated),
+    row("qwen3moe", "qwen3moe.cpp", "qwen3_moe", model_of("qwen3_moe"), kNoKeys, width_over_top_k),
+    row("qwen3next", "qwen3next.cpp", "qwen3_next", model_of("qwen3_next"), kNoKeys, qwen_gated),
+    row("qwen3vlmoe", "qwen3vl-moe.cpp", "qwen3_vl_moe", model_of("qwen3_moe"), kNoKeys,
+        width_over_top_k),
+    row("qwen4exp", "qwen4exp.cpp", "qwen4_exp", model_of("qwen3_next"), kNoKeys, qwen_gated),
     row("refact", "refact.cpp", "", model_of("mixtral"), kNoKeys, shared_optional),
-    row("rnd1", "rnd1.cpp", "", model_of("qwen3_moe"), kNoKeys),
+    row("rnd1", "rnd1.cpp", "", model_of("qwen3_moe"), kNoKeys, width_over_top_k),
     row("smallthinker", "smallthinker.cpp", "", model_of("smallthinker"), kNoKeys,
         [](Preset& p) {
           p.score_key = Required;
+          p.width = WidthFallback::FeedForwardOverTopK;
           p.notes = "router_input: the layer input before the attention norm";
         }),
     row("step35", "step35.cpp", "", model_of("step35"), kKeys,
@@ -225,8 +251,76 @@ constexpr Preset kPresets[] = {
         }),
 };
 
+/// Spellings of published files, beside transformers' model types and what differs from a row by
+/// case, '-', '_' and '.' alone.
+struct Alias {
+  std::string_view spelling, architecture;
+};
+constexpr Alias kAliases[] = {{"dflash-draft", "dflash"}};
+
+/// Without what writers disagree about.
+std::string folded(std::string_view name) {
+  std::string text;
+  for (const char c : name) {
+    if (c == '-' || c == '_' || c == '.') continue;
+    text += c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+  }
+  return text;
+}
+
+/// How many characters must be put in, taken out or replaced to make `b` of `a`.
+std::size_t edit_distance(std::string_view a, std::string_view b) {
+  std::vector<std::size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), std::size_t{0});
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    std::size_t diagonal = row[0]++;
+    for (std::size_t j = 0; j < b.size(); ++j) {
+      const std::size_t replaced = diagonal + (a[i] == b[j] ? 0 : 1);
+      diagonal = row[j + 1];
+      row[j + 1] = std::min({row[j + 1] + 1, row[j] + 1, replaced});
+    }
+  }
+  return row[b.size()];
+}
+
 }  // namespace
 
 std::span<const Preset> presets() noexcept { return kPresets; }
+
+const Preset* find_preset(std::string_view architecture) {
+  const auto exact = std::ranges::find(kPresets, architecture, &Preset::architecture);
+  if (exact != std::end(kPresets)) return &*exact;
+  std::string name = folded(architecture);
+  for (const Alias& alias : kAliases) {
+    if (folded(alias.spelling) == name) name = folded(alias.architecture);
+  }
+  const auto spelled = std::ranges::find_if(
+      kPresets, [&](const Preset& preset) { return folded(preset.architecture) == name; });
+  if (spelled != std::end(kPresets)) return &*spelled;
+  const auto typed = std::ranges::find_if(
+      kPresets, [&](const Preset& preset) { return has_word(preset.model_types, architecture); });
+  return typed == std::end(kPresets) ? nullptr : &*typed;
+}
+
+std::vector<std::string> near_architectures(std::string_view architecture) {
+  constexpr std::size_t kMost = 3, kLongest = 64;
+  const std::string name = folded(architecture.substr(0, kLongest));
+  std::vector<std::pair<std::size_t, std::string>> near;
+  for (const Preset& preset : kPresets) {
+    const std::string other = folded(preset.architecture);
+    std::size_t distance = edit_distance(name, other);
+    // A name that goes on from a known one is a newer model of its makers.
+    if (name.starts_with(other) && other.size() >= 4) distance = std::min<std::size_t>(distance, 2);
+    if (3 * distance <= std::max(name.size(), other.size())) {
+      near.emplace_back(distance, preset.architecture);
+    }
+  }
+  std::ranges::sort(near);
+  std::vector<std::string> names;
+  for (const auto& [distance, known] : near) {
+    if (names.size() < kMost) names.push_back(known);
+  }
+  return names;
+}
 
 }  // namespace moesaic

@@ -7,8 +7,11 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string>
 #include <string_view>
+#include <vector>
 
+#include "model/block_reader.hpp"
 #include "model/model.hpp"
 
 namespace moesaic {
@@ -47,7 +50,8 @@ struct Preset {
   Use renormalize_key =
       Use::Ignored;              ///< expert_weights_norm; an optional one is false when absent
   Use scale_key = Use::Ignored;  ///< expert_weights_scale
-  Use limit_key = Use::Ignored;  ///< swiglu_clamp_exp; absent or off makes it plain SwiGlu
+  Use limit_key = Use::Ignored;  ///< swiglu_clamp_exp; 0 makes it plain SwiGlu
+  double absent_limit = 0.0;     ///< what the absence of that key means
   bool routed_limit_for_shared =
       false;  ///< where swiglu_clamp_shexp is absent; else that means off
   /// Tensor exp_probs_b, where llama.cpp's loader asks for it otherwise than the model does.
@@ -58,6 +62,9 @@ struct Preset {
   SharedWidth shared_width = SharedWidth::Tensors;
   std::string_view latent_key = {};  ///< key of the latent width; empty: no latent experts
 
+  /// Tensors of the block that are its caller's, by their names before the first dot, with spaces
+  /// between. All others that look like parts of the layer are used or refused.
+  std::string_view others = {};
   std::string_view notes = {};    ///< what the layer leaves to its caller
   std::string_view missing = {};  ///< the part without which it cannot run
 
@@ -67,7 +74,15 @@ struct Preset {
 
 std::span<const Preset> presets() noexcept;
 
-/// MoeConfig::from_gguf with the row given. Errors: as there.
+/// The row of an architecture by any published spelling; null for an unknown one.
+const Preset* find_preset(std::string_view architecture);
+/// Known architectures that resemble this name, the nearest first; at most three.
+std::vector<std::string> near_architectures(std::string_view architecture);
+
+/// MoeConfig::from_gguf of the block. Errors: as there.
+MoeConfig read_config(const BlockReader& block);
+/// The same with the row given.
+MoeConfig config_from_preset(const BlockReader& block, const Preset& preset);
 MoeConfig config_from_preset(const GgufFile& file, std::int32_t layer, const Preset& preset);
 
 }  // namespace moesaic

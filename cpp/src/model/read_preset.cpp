@@ -13,9 +13,11 @@
 namespace moesaic {
 namespace {
 
-/// GGUF's expert_gating_func.
-ScoreFunction score_function(const LayerReader& read, std::int64_t id) {
+/// GGUF's expert_gating_func; empty for 0, llama.cpp's "none", which it takes as a key not set.
+std::optional<ScoreFunction> score_function(const LayerReader& read, std::int64_t id) {
   switch (id) {
+    case 0:
+      return std::nullopt;
     case 1:
       return ScoreFunction::Softmax;
     case 2:
@@ -25,7 +27,7 @@ ScoreFunction score_function(const LayerReader& read, std::int64_t id) {
     case 4:
       return ScoreFunction::SqrtSoftplus;
     default:
-      throw FormatError(read.problem(read.key("expert_gating_func"), "1 to 4", std::to_string(id)));
+      throw FormatError(read.problem(read.key("expert_gating_func"), "0 to 4", std::to_string(id)));
   }
 }
 
@@ -34,14 +36,47 @@ bool is_glm_flash(const GgufFile& file, const LayerReader& read) {
   constexpr std::int64_t kVocabulary = 154880;
   const std::int64_t blocks = file.integer(read.key("block_count")).value_or(0);
   const GgufTensor* const embedding = file.tensor("token_embd.weight");
-  return (blocks == 47 || blocks == 48) && embedding != nullptr &&
-         embedding->shape[0] == kVocabulary;
+  return (blocks == 47 || blocks == 48) && embedding != nullptr && embedding->ne(1) == kVocabulary;
 }
 
-std::int64_t expert_width(const LayerReader& read, WidthFallback fallback, std::int32_t top_k) {
-  if (const auto width = read.size("expert_feed_forward_length")) return *width;
+/// A size of this layer. For a block behind the trunk of a per-layer array, the value that all
+/// layers with experts share; empty where they share none.
+std::optional<std::int64_t> layer_size(const GgufFile& file, const LayerReader& read,
+                                       std::string_view name) {
+  if (const auto own = read.size(name)) return own;
+  const GgufEntry* const entry = file.find(read.key(name));
+  if (entry == nullptr || entry->type != GgufType::Array) return std::nullopt;
+  std::vector<std::int64_t> values = std::get<GgufArray>(entry->value).as_integers();
+  std::erase(values, 0);  // dense layers
+  if (values.empty() || std::ranges::count(values, values.front()) != std::ssize(values)) {
+    return std::nullopt;
+  }
+  return values.front();
+}
+
+std::int32_t required_layer_size(const GgufFile& file, const LayerReader& read,
+                                 std::string_view name) {
+  const auto value = layer_size(file, read, name);
+  require<FormatError>(value.has_value(), [&] { return read.missing(read.key(name)); });
+  return static_cast<std::int32_t>(*value);
+}
+
+std::int64_t expert_width(const GgufFile& file, const LayerReader& read, WidthFallback fallback,
+                          std::int32_t top_k, const MoeTensors& tensors) {
+  constexpr std::string_view kLength = "expert_feed_forward_length";
+  if (const auto width = layer_size(file, read, kLength)) return *width;
+  // A key that is there and says nothing of this block leaves the word to the block.
+  const bool beyond_trunk = file.find(read.key(kLength)) != nullptr;
+  if (beyond_trunk && tensors.down != nullptr) return tensors.down->ne(0);
   const std::int64_t width = read.required_size("feed_forward_length");
-  return fallback == WidthFallback::FeedForwardOverTopK ? width / top_k : width;
+  if (fallback == WidthFallback::FeedForward) return width;
+  require<FormatError>(width % top_k == 0, [&] {
+    return read.problem(read.key(kLength),
+                        "a value, or a feed_forward_length that is a multiple of " +
+                            std::to_string(top_k) + " experts used",
+                        std::to_string(width));
+  });
+  return width / top_k;
 }
 
 void read_groups(const LayerReader& read, LayerValues& values) {
@@ -69,7 +104,7 @@ void read_table(const LayerReader& read, const Preset& preset, const MoeTensors&
   read.check_use(tensors.token_experts, "ffn_gate_tid2eid.weight",
                  hashed ? Use::Required : Use::Ignored);
   if (!hashed) return;
-  values.vocab_size = tensors.token_experts->shape[0];
+  values.vocab_size = tensors.token_experts->ne(1);
   read.check_shape(tensors.token_experts, {values.vocab_size, values.top_k});
 }
 
@@ -77,7 +112,11 @@ void read_table(const LayerReader& read, const Preset& preset, const MoeTensors&
 std::optional<ScoreFunction> read_score(const GgufFile& file, const LayerReader& read,
                                         const Preset& preset) {
   if (const auto id = read.integer("expert_gating_func", preset.score_key)) {
-    return score_function(read, *id);
+    const std::optional<ScoreFunction> score = score_function(read, *id);
+    require<FormatError>(score || preset.score_key != Use::Required, [&] {
+      return read.problem(read.key("expert_gating_func"), "1 to 4", "0, which means not set");
+    });
+    if (score) return score;
   }
   if (preset.sigmoid_if_flash && is_glm_flash(file, read)) return ScoreFunction::Sigmoid;
   return std::nullopt;
@@ -121,6 +160,7 @@ void read_activations(const LayerReader& read, const Preset& preset, const Model
     });
   }
   values.limit = read.number("swiglu_clamp_exp", preset.limit_key);
+  if (!values.limit && preset.absent_limit > 0.0) values.limit = preset.absent_limit;
   const bool shared_key = preset.limit_key != Use::Ignored && model.shared_clamped &&
                           preset.shared_tensors != Use::Ignored;
   values.shared_limit =
@@ -141,11 +181,15 @@ void read_inputs(const LayerReader& read, const Preset& preset, const Model& mod
                  own_norm ? Use::Required : Use::Ignored);
   read.check_shape(tensors.router_scale, {hidden});
 
-  const std::int64_t latent =
+  std::int64_t latent =
       preset.latent_key.empty() ? 0 : read.integer(preset.latent_key, Use::Optional).value_or(0);
   require<FormatError>(latent >= 0, [&] {
     return read.problem(read.key(preset.latent_key), "a width", std::to_string(latent));
   });
+  // Blocks that predict further tokens run their experts at full width where they lack projections.
+  if (tensors.latent_down == nullptr && tensors.latent_up == nullptr && latent != hidden) {
+    latent = 0;
+  }
   values.latent_size = latent;
   const Use use = latent > 0 ? Use::Required : Use::Ignored;
   read.check_use(tensors.latent_down, "ffn_latent_down.weight or ffn_routed_down.weight", use);
@@ -218,14 +262,14 @@ void read_shared(const LayerReader& read, const Preset& preset, const Model& mod
   if (tensors.shared_up == nullptr) return;
   read.check_use(tensors.shared_down, "ffn_down_shexp.weight", Use::Required);
   const std::int64_t hidden = values.hidden_size;
-  const std::int64_t width = shared_width(read, preset.shared_width, values.intermediate_size,
-                                          tensors.shared_down->shape[1]);
+  const std::int64_t width =
+      shared_width(read, preset.shared_width, values.intermediate_size, tensors.shared_down->ne(0));
   values.shared_intermediate_size = width;
 
   const bool gated = Activation{model.activation}.gated();
   // Granite's sliding-window form stores gate and up as one.
   const bool fused =
-      gated && tensors.shared_gate == nullptr && tensors.shared_up->shape[0] == 2 * width;
+      gated && tensors.shared_gate == nullptr && tensors.shared_up->ne(1) == 2 * width;
   const Use router = model.shared == SharedKind::SigmoidGated ? Use::Required : Use::Ignored;
   read.check_use(tensors.shared_gate, "ffn_gate_shexp.weight",
                  gated && !fused ? Use::Required : Use::Ignored);
@@ -266,8 +310,11 @@ void check_parts(const LayerReader& read, const Preset& preset) {
 
 }  // namespace
 
-MoeConfig config_from_preset(const GgufFile& file, std::int32_t layer, const Preset& preset) {
-  const LayerReader read(file, layer, preset.architecture);
+MoeConfig config_from_preset(const BlockReader& block, const Preset& preset) {
+  const GgufFile& file = block.file();
+  const std::int32_t layer = block.layer();
+  const LayerReader read(
+      block, file.string("general.architecture").value_or(std::string(preset.architecture)));
   check_parts(read, preset);
   const MoeTensors tensors = find_moe_tensors(file, layer);
   check_layer(file, read, tensors, layer);
@@ -276,9 +323,9 @@ MoeConfig config_from_preset(const GgufFile& file, std::int32_t layer, const Pre
   values.architecture = preset.architecture;
   values.layer = layer;
   values.hidden_size = read.required_size("embedding_length");
-  values.num_experts = static_cast<std::int32_t>(read.required_size("expert_count"));
-  values.top_k = static_cast<std::int32_t>(read.required_size("expert_used_count"));
-  values.intermediate_size = expert_width(read, preset.width, values.top_k);
+  values.num_experts = required_layer_size(file, read, "expert_count");
+  values.top_k = required_layer_size(file, read, "expert_used_count");
+  values.intermediate_size = expert_width(file, read, preset.width, values.top_k, tensors);
   values.score = read_score(file, read, preset);
   const Model& model = stored_model(preset, values.score, tensors);
   read_activations(read, preset, model, values);
@@ -293,21 +340,37 @@ MoeConfig config_from_preset(const GgufFile& file, std::int32_t layer, const Pre
   }
 }
 
-MoeConfig MoeConfig::from_gguf(const GgufFile& file, std::int32_t layer) {
+MoeConfig config_from_preset(const GgufFile& file, std::int32_t layer, const Preset& preset) {
+  return config_from_preset(BlockReader(file, layer), preset);
+}
+
+MoeConfig read_config(const BlockReader& block) {
+  const GgufFile& file = block.file();
   const auto architecture = file.string("general.architecture");
   require<FormatError>(architecture.has_value(), [&] {
     return Problem{"MoeConfig::from_gguf", "general.architecture", "a value", "nothing",
                    file.path().string()};
   });
-  const auto preset = std::ranges::find(presets(), *architecture, &Preset::architecture);
-  require<UnsupportedError>(preset != presets().end(), [&] {
-    std::string known;
-    for (const std::string& name : known_architectures())
-      known += (known.empty() ? "" : ", ") + name;
-    return Problem{"MoeConfig::from_gguf", "general.architecture", "one of " + known,
-                   "\"" + *architecture + "\"", "fill in a MoeConfig by hand"};
+  const Preset* const preset = find_preset(*architecture);
+  require<UnsupportedError>(preset != nullptr, [&] {
+    const auto list = [](const std::vector<std::string>& names) {
+      std::string text;
+      for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+      return text;
+    };
+    // The near ones come first: the list of all is long, and messages get cut.
+    const std::string near = list(near_architectures(*architecture));
+    return Problem{
+        "MoeConfig::from_gguf", "general.architecture",
+        (near.empty() ? "" : "perhaps " + near + "; ") + "one of " + list(known_architectures()),
+        "\"" + *architecture + "\"",
+        "MoeLayer.from_gguf(..., config=) runs its layers with a MoeConfig of your own"};
   });
-  return config_from_preset(file, layer, *preset);
+  return config_from_preset(block, *preset);
+}
+
+MoeConfig MoeConfig::from_gguf(const GgufFile& file, std::int32_t layer) {
+  return read_config(BlockReader(file, layer));
 }
 
 }  // namespace moesaic

@@ -1,6 +1,5 @@
 // Finds which bytes of which file hold each expert of a mapped GGUF file.
 
-#include <deque>
 #include <string>
 
 #include "gguf/mapped_file.hpp"
@@ -65,12 +64,10 @@ std::vector<std::vector<ExpertRanges>> locate_experts(const GgufFile& file,
   return all;
 }
 
-ReadFn open_files(const GgufFile& file) {
-  auto files = std::make_shared<std::deque<gguf::InputFile>>();
-  for (const auto& path : file.shard_paths()) files->emplace_back(path);
-  return [files](std::uint32_t index, std::uint64_t offset, std::span<std::byte> out) {
-    (*files)[index].read(offset, out);
-  };
+ReadFn reader_of(const GgufFile& file) {
+  return
+      [files = file.input_files()](std::uint32_t index, std::uint64_t offset,
+                                   std::span<std::byte> out) { files[index]->read(offset, out); };
 }
 
 }  // namespace moesaic::offload

@@ -66,7 +66,8 @@ std::unique_ptr<ExpertSource> make_disk_source(std::vector<std::vector<ExpertRan
 /// them. Touches no tensor. Errors: UnsupportedError for a file without a mapping.
 std::vector<std::vector<ExpertRanges>> locate_experts(const GgufFile& file,
                                                       const std::vector<LayerMoeWeights>& layers);
-/// A reader of the shards of `file`, which it opens anew.
-ReadFn open_files(const GgufFile& file);
+/// A reader of the shards that `file` opened: what a path leads to may have changed since, and
+/// experts of one file beside the router of another would give plausible numbers.
+ReadFn reader_of(const GgufFile& file);
 
 }  // namespace moesaic::offload

@@ -162,7 +162,7 @@ std::shared_ptr<MoeExpertStore> MoeExpertStore::from_gguf(std::shared_ptr<GgufFi
     impl.parts.read_ahead = options.read_ahead;
     impl.parts.source =
         offload::make_disk_source(offload::locate_experts(*file, impl.parts.layers),
-                                  offload::open_files(*file), {staging, options.io_threads});
+                                  offload::reader_of(*file), {staging, options.io_threads});
     impl.check_limit(0);  // the buffers are padded
   } else {
     impl.parts.source = offload::make_mapped_source(impl.parts.layers);

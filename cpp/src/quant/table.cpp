@@ -55,6 +55,9 @@ constexpr QuantTraits kTable[] = {
 /// Codes alone, 8 to 4 bytes; WeightRef::expert_bytes adds scales and zero points.
 constexpr QuantTraits kInt4 = {Q::INT4, "INT4", 8, 4, nullptr};
 
+/// For types that have no row: their blocks are as unknown as their decoder.
+constexpr QuantTraits kUnknown = {Q::Unknown, "unknown", 1, 1, nullptr};
+
 /// Position in the table for each id; -1 where there is no type.
 constexpr auto kIndex = [] {
   std::array<std::int8_t, 256> index{};
@@ -71,7 +74,8 @@ std::span<const QuantTraits> quant_table() noexcept { return kTable; }
 
 const QuantTraits& traits(QuantType type) noexcept {
   if (type == Q::INT4) return kInt4;
-  return kTable[static_cast<std::size_t>(kIndex[static_cast<std::size_t>(type)])];
+  const std::int8_t index = kIndex[static_cast<std::size_t>(type)];
+  return index < 0 ? kUnknown : kTable[static_cast<std::size_t>(index)];
 }
 
 std::optional<QuantType> quant_type_from_id(std::uint32_t id) noexcept {

@@ -60,17 +60,16 @@ std::string shape_text(std::span<const std::int64_t> shape) {
 }
 
 void check_shape(const GgufTensor& tensor, std::initializer_list<std::int64_t> shape) {
-  const std::span<const std::int64_t> got(tensor.shape, static_cast<std::size_t>(tensor.rank));
-  require<FormatError>(std::ranges::equal(got, shape), [&] {
+  require<FormatError>(tensor.has_shape(shape), [&] {
     return Problem{.operation = "load_from_gguf",
                    .what = tensor.name,
                    .expected = "shape " + shape_text({shape.begin(), shape.size()}),
-                   .got = shape_text(got),
+                   .got = tensor.shape_text(),
                    .hint = {}};
   });
 }
 
-std::vector<float> decode_tensor(const GgufFile& file, const GgufTensor& tensor,
+std::vector<float> decode_tensor(const BlockReader& block, const GgufTensor& tensor,
                                  std::initializer_list<std::int64_t> shape) {
   check_shape(tensor, shape);
   std::int64_t count = 1;
@@ -83,7 +82,7 @@ std::vector<float> decode_tensor(const GgufFile& file, const GgufTensor& tensor,
                    .got = std::string(facts.name),
                    .hint = {}};
   });
-  const GgufBytes bytes = file.bytes(tensor);
+  const GgufBytes bytes = block.bytes(tensor);
   require<FormatError>(
       count % facts.block_elems == 0 &&
           static_cast<std::int64_t>(bytes.bytes.size()) >= row_bytes(tensor.quant, count),
@@ -99,7 +98,7 @@ std::vector<float> decode_tensor(const GgufFile& file, const GgufTensor& tensor,
   return values;
 }
 
-std::vector<std::int32_t> read_ids(const GgufFile& file, const GgufTensor& tensor,
+std::vector<std::int32_t> read_ids(const BlockReader& block, const GgufTensor& tensor,
                                    std::initializer_list<std::int64_t> shape) {
   check_shape(tensor, shape);
   require<FormatError>(tensor.quant == QuantType::I32, [&] {
@@ -109,7 +108,7 @@ std::vector<std::int32_t> read_ids(const GgufFile& file, const GgufTensor& tenso
                    .got = std::string(traits(tensor.quant).name),
                    .hint = {}};
   });
-  const GgufBytes bytes = file.bytes(tensor);
+  const GgufBytes bytes = block.bytes(tensor);
   std::vector<std::int32_t> ids(bytes.bytes.size() / sizeof(std::int32_t));
   if (!ids.empty()) std::memcpy(ids.data(), bytes.bytes.data(), ids.size() * sizeof(std::int32_t));
   return ids;

@@ -6,7 +6,7 @@
 
 namespace moesaic::stack {
 
-RoleWeights stacked_role(const GgufFile& file, const GgufTensor& tensor, std::int64_t experts,
+RoleWeights stacked_role(const BlockReader& block, const GgufTensor& tensor, std::int64_t experts,
                          std::int64_t total_rows, std::int64_t first_row, std::int64_t rows,
                          std::int64_t cols) {
   const QuantTraits& facts = traits(tensor.quant);
@@ -33,7 +33,7 @@ RoleWeights stacked_role(const GgufFile& file, const GgufTensor& tensor, std::in
   ref.cols = cols;
   ref.row_stride = row_bytes(tensor.quant, cols);
   ref.expert_stride = total_rows * ref.row_stride;
-  GgufBytes bytes = file.bytes(tensor);
+  GgufBytes bytes = block.bytes(tensor);
   require<FormatError>(
       static_cast<std::int64_t>(bytes.bytes.size()) >= experts * ref.expert_stride, [&] {
         return Problem{.operation = "load_from_gguf",
@@ -47,7 +47,7 @@ RoleWeights stacked_role(const GgufFile& file, const GgufTensor& tensor, std::in
   return weights;
 }
 
-RoleWeights per_expert_role(const GgufFile& file, std::span<const GgufTensor* const> tensors,
+RoleWeights per_expert_role(const BlockReader& block, std::span<const GgufTensor* const> tensors,
                             std::int64_t rows, std::int64_t cols) {
   struct Table {
     std::vector<const std::byte*> pointers;
@@ -65,7 +65,7 @@ RoleWeights per_expert_role(const GgufFile& file, std::span<const GgufTensor* co
           .got = std::string(traits(tensor->quant).name),
           .hint = {}};
     });
-    RoleWeights one = stacked_role(file, *tensor, 1, rows, 0, rows, cols);
+    RoleWeights one = stacked_role(block, *tensor, 1, rows, 0, rows, cols);
     table->pointers.push_back(one.ref.base);
     table->owners.push_back(std::move(one.owner));
     weights.ref = one.ref;
@@ -78,13 +78,13 @@ RoleWeights per_expert_role(const GgufFile& file, std::span<const GgufTensor* co
   return weights;
 }
 
-RoleWeights single_role(const GgufFile& file, const GgufTensor& tensor, std::int64_t rows,
+RoleWeights single_role(const BlockReader& block, const GgufTensor& tensor, std::int64_t rows,
                         std::int64_t cols) {
   check_shape(tensor, {rows, cols});
-  return stacked_role(file, tensor, 1, rows, 0, rows, cols);
+  return stacked_role(block, tensor, 1, rows, 0, rows, cols);
 }
 
-void record_roles(const GgufFile& file, ExpertStack::Parts& parts, const Sources& sources,
+void record_roles(const BlockReader& block, ExpertStack::Parts& parts, const Sources& sources,
                   const LoadOptions& options) {
   const std::int64_t total = static_cast<std::int64_t>(parts.shape.num_experts) *
                                  (parts.gate.ref ? parts.gate.ref.expert_bytes() : 0) +
@@ -93,8 +93,8 @@ void record_roles(const GgufFile& file, ExpertStack::Parts& parts, const Sources
   std::int64_t done = 0;
   const auto note = [&](Role role, const RoleWeights& weights, const std::string& source) {
     if (!weights.ref) return;
-    record(parts.report, role, weights, source, file.mapped() ? "mapped" : "read",
-           file.mapped() ? "bytes stay in the file" : "the file was opened without mmap");
+    record(parts.report, role, weights, source, block.file().mapped() ? "mapped" : "read",
+           block.file().mapped() ? "bytes stay in the file" : "the file was opened without mmap");
     done += parts.report.roles.back().bytes;
     report_progress(options, done, total, source);
   };

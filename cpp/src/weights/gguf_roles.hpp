@@ -6,23 +6,24 @@
 #include <span>
 #include <string>
 
+#include "model/block_reader.hpp"
 #include "weights/load.hpp"
 
 namespace moesaic::stack {
 
 /// Rows [first_row, first_row + rows) of each [total_rows, cols] matrix in a stacked tensor.
 /// Throws UnsupportedError for a type without a decoder, FormatError when the tensor is too small.
-RoleWeights stacked_role(const GgufFile& file, const GgufTensor& tensor, std::int64_t experts,
+RoleWeights stacked_role(const BlockReader& block, const GgufTensor& tensor, std::int64_t experts,
                          std::int64_t total_rows, std::int64_t first_row, std::int64_t rows,
                          std::int64_t cols);
 
 /// The [rows, cols] matrices of one role, one tensor per expert, behind a pointer table. Throws
 /// FormatError when they differ in shape or type.
-RoleWeights per_expert_role(const GgufFile& file, std::span<const GgufTensor* const> tensors,
+RoleWeights per_expert_role(const BlockReader& block, std::span<const GgufTensor* const> tensors,
                             std::int64_t rows, std::int64_t cols);
 
 /// A [rows, cols] tensor as a stack of one matrix. Throws FormatError unless it has this shape.
-RoleWeights single_role(const GgufFile& file, const GgufTensor& tensor, std::int64_t rows,
+RoleWeights single_role(const BlockReader& block, const GgufTensor& tensor, std::int64_t rows,
                         std::int64_t cols);
 
 /// The names of the tensors that the roles of a stack come from.
@@ -31,7 +32,7 @@ struct Sources {
 };
 
 /// Notes in the report where each role came from, and tells the caller's progress callback.
-void record_roles(const GgufFile& file, ExpertStack::Parts& parts, const Sources& sources,
+void record_roles(const BlockReader& block, ExpertStack::Parts& parts, const Sources& sources,
                   const LoadOptions& options);
 
 }  // namespace moesaic::stack

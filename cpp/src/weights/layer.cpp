@@ -4,6 +4,7 @@
 #include <cmath>
 #include <utility>
 
+#include "model/presets.hpp"
 #include "moesaic/backend.hpp"
 #include "moesaic/gguf.hpp"
 #include "weights/check_parts.hpp"
@@ -107,6 +108,18 @@ MoeLayer::MoeLayer(MoeConfig config, Parts parts)
   }
   check_present("shared experts", config_.shared != SharedKind::None, parts_.shared.has_value());
   if (parts_.shared) {
+    // Shared experts from elsewhere than from_gguf come without the factor.
+    if (const float factor = config_.shared_scale / parts_.shared->scale; factor != 1.0F) {
+      require<ConfigError>(std::isfinite(factor), [&] {
+        return Problem{.operation = "MoeLayer",
+                       .what = "shared_scale",
+                       .expected = "a finite number",
+                       .got = std::to_string(config_.shared_scale),
+                       .hint = {}};
+      });
+      parts_.shared->stack = stack::scale_result(parts_.shared->stack, factor);
+      parts_.shared->scale = config_.shared_scale;
+    }
     parts_.shared->activation = config_.shared_activation;
     stack::check_shared(kName, *parts_.shared, hidden);
     check_equal("shared.intermediate_size", config_.shared_intermediate_size,
@@ -142,44 +155,43 @@ MoeLayer::MoeLayer(MoeConfig config, Parts parts)
   }
 }
 
-MoeLayer MoeLayer::from_gguf(const std::shared_ptr<GgufFile>& file, std::int32_t layer,
-                             const LoadOptions& options) {
-  return from_gguf(file, layer, options, nullptr, nullptr);
-}
+namespace {
 
-MoeLayer MoeLayer::from_gguf(const std::shared_ptr<GgufFile>& file, std::int32_t layer,
-                             const LoadOptions& options, std::shared_ptr<const ExpertStack> stack,
-                             std::shared_ptr<ExpertResidency> residency) {
-  MoeConfig config = MoeConfig::from_gguf(*file, layer);
+/// The parts of `config` that a file stores, around `stack`, or around the experts of the file.
+/// `others` are the caller's tensors in this architecture.
+MoeLayer::Parts load_parts(const std::shared_ptr<GgufFile>& file, const BlockReader& block,
+                           const MoeConfig& config, std::string_view others,
+                           const LoadOptions& options, std::shared_ptr<const ExpertStack> stack) {
+  const std::int32_t layer = block.layer();
   const MoeTensors tensors = find_moe_tensors(*file, layer);
   const auto norm = [&](const GgufTensor* tensor, const char* name, std::int64_t size) {
-    return RmsNorm{stack::decode_tensor(*file, need(tensor, layer, name), {size}), config.norm_eps};
+    return RmsNorm{stack::decode_tensor(block, need(tensor, layer, name), {size}), config.norm_eps};
   };
   if (config.activation.gated() && tensors.gate_up == nullptr && tensors.expert_gate.empty()) {
     need(tensors.gate, layer, "ffn_gate_exps.weight");
   }
-  Parts parts;
+  MoeLayer::Parts parts;
   parts.stack = std::move(stack);
-  parts.residency = std::move(residency);
   if (parts.stack == nullptr) {
     parts.stack =
         std::make_shared<const ExpertStack>(ExpertStack::load_from_gguf(file, layer, options));
   }
   parts.router_weight =
-      stack::decode_tensor(*file, need(tensors.router, layer, "ffn_gate_inp.weight"),
+      stack::decode_tensor(block, need(tensors.router, layer, "ffn_gate_inp.weight"),
                            {config.num_experts, config.hidden_size});
   if (config.shared != SharedKind::None) {
-    parts.shared.emplace(
-        SharedExperts{.stack = stack::load_shared_experts(*file, tensors, options)});
+    parts.shared.emplace(SharedExperts{
+        .stack = stack::load_shared_experts(block, tensors, config.shared_scale, options),
+        .scale = config.shared_scale});
     if (config.shared == SharedKind::SigmoidGated) {
       parts.shared->gate = stack::decode_tensor(
-          *file, need(tensors.shared_router, layer, "ffn_gate_inp_shexp.weight"),
+          block, need(tensors.shared_router, layer, "ffn_gate_inp_shexp.weight"),
           {config.hidden_size});
     }
   }
   if (config.latent_size > 0) {
     parts.latent.emplace(
-        LatentExperts{.projections = stack::load_latent_projections(*file, tensors, options)});
+        LatentExperts{.projections = stack::load_latent_projections(block, tensors, options)});
     if (config.latent_norm) {
       parts.latent->norm = norm(tensors.latent_norm, "ffn_routed_norm.weight", config.latent_size);
     }
@@ -195,9 +207,71 @@ MoeLayer MoeLayer::from_gguf(const std::shared_ptr<GgufFile>& file, std::int32_t
   }
   if (config.vocab_size > 0) {
     parts.token_experts =
-        stack::read_ids(*file, need(tensors.token_experts, layer, "ffn_gate_tid2eid.weight"),
+        stack::read_ids(block, need(tensors.token_experts, layer, "ffn_gate_tid2eid.weight"),
                         {config.vocab_size, config.top_k});
+    // A table leaves nothing to select, so the bias that some of its layers store has no use.
+    if (tensors.selection_bias != nullptr) block.bytes(*tensors.selection_bias);
   }
+  block.check_all_used("MoeLayer::from_gguf", BlockReader::Scope::Rest, others);
+  return parts;
+}
+
+/// Takes a bias of the router from the file. Throws ConfigError where the config has another one.
+void take_bias(const BlockReader& block, const GgufTensor* tensor, const char* name,
+               std::int32_t experts, std::vector<float>& bias) {
+  if (tensor == nullptr) return;
+  std::vector<float> stored = stack::decode_tensor(block, *tensor, {experts});
+  require<ConfigError>(bias.empty() || bias == stored, [&] {
+    return Problem{.operation = "MoeLayer::from_gguf",
+                   .what = std::string("config.router.") + name,
+                   .expected = "none, or the values of " + tensor->name,
+                   .got = "others",
+                   .hint = "a config holds the biases of one layer, so read it anew for each"};
+  });
+  bias = std::move(stored);
+}
+
+}  // namespace
+
+MoeLayer MoeLayer::from_gguf(const std::shared_ptr<GgufFile>& file, std::int32_t layer,
+                             const LoadOptions& options) {
+  return from_gguf(file, layer, options, nullptr, nullptr);
+}
+
+MoeLayer MoeLayer::from_gguf(const std::shared_ptr<GgufFile>& file, std::int32_t layer,
+                             const LoadOptions& options, std::shared_ptr<const ExpertStack> stack,
+                             std::shared_ptr<ExpertResidency> residency) {
+  const BlockReader block(*file, layer);
+  MoeConfig config = read_config(block);
+  const Preset* const preset = find_preset(config.architecture);
+  Parts parts = load_parts(file, block, config, preset->others, options, std::move(stack));
+  parts.residency = std::move(residency);
+  return MoeLayer(std::move(config), std::move(parts));
+}
+
+MoeLayer MoeLayer::from_gguf_with_config(const std::shared_ptr<GgufFile>& file, std::int32_t layer,
+                                         MoeConfig config, const LoadOptions& options) {
+  const BlockReader block(*file, layer);
+  const MoeTensors tensors = find_moe_tensors(*file, layer);
+  require<FormatError>(tensors.has_experts(), [&] {
+    return Problem{.operation = "MoeLayer::from_gguf",
+                   .what = "layer " + std::to_string(layer),
+                   .expected = "experts",
+                   .got = "none",
+                   .hint = "GgufFile.moe_layers lists the layers with experts"};
+  });
+  RouterConfig& router = config.router;
+  take_bias(block, tensors.router_bias, "router_bias", config.num_experts, router.router_bias);
+  if (router.select_on != SelectOn::Given) {
+    take_bias(block, tensors.selection_bias, "selection_bias", config.num_experts,
+              router.selection_bias);
+  }
+  // Whoever writes a config knows what else the block has; the formula of a known one is known.
+  const Preset* const preset = find_preset(file->string("general.architecture").value_or(""));
+  constexpr std::string_view kBeside =
+      "ffn_gate ffn_up ffn_down post_ffw_norm_1 post_ffw_norm_2 exp_probs_b_vl";
+  Parts parts = load_parts(file, block, config, preset != nullptr ? preset->others : kBeside,
+                           options, nullptr);
   return MoeLayer(std::move(config), std::move(parts));
 }
 

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "model/block_reader.hpp"
 #include "moesaic/expert_stack.hpp"
 #include "moesaic/gguf.hpp"
 
@@ -40,20 +41,24 @@ std::string shape_text(std::span<const std::int64_t> shape);
 void check_shape(const GgufTensor& tensor, std::initializer_list<std::int64_t> shape);
 
 /// Decodes a whole tensor to f32. Throws FormatError unless it has this shape.
-std::vector<float> decode_tensor(const GgufFile& file, const GgufTensor& tensor,
+std::vector<float> decode_tensor(const BlockReader& block, const GgufTensor& tensor,
                                  std::initializer_list<std::int64_t> shape);
 
 /// A tensor of i32. Throws FormatError unless it has this shape and type.
-std::vector<std::int32_t> read_ids(const GgufFile& file, const GgufTensor& tensor,
+std::vector<std::int32_t> read_ids(const BlockReader& block, const GgufTensor& tensor,
                                    std::initializer_list<std::int64_t> shape);
 
 /// The projections of latent experts (LatentExperts) as a stack of one ungated expert.
-ExpertStack load_latent_projections(const GgufFile& file, const MoeTensors& tensors,
+ExpertStack load_latent_projections(const BlockReader& block, const MoeTensors& tensors,
                                     const LoadOptions& options);
 
 /// The shared experts of one layer as a stack of one expert; gate and up may be one tensor, gate
-/// rows first.
-ExpertStack load_shared_experts(const GgufFile& file, const MoeTensors& tensors,
+/// rows first. What they give is multiplied by `factor`.
+ExpertStack load_shared_experts(const BlockReader& block, const MoeTensors& tensors, float factor,
                                 const LoadOptions& options);
+
+/// `stack` with the scale of its down role multiplied by `factor`. Throws UnsupportedError for a
+/// stack on a device.
+ExpertStack scale_result(const ExpertStack& stack, float factor);
 
 }  // namespace moesaic::stack

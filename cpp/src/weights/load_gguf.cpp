@@ -11,7 +11,6 @@ namespace {
 
 using stack::check_shape;
 using stack::per_expert_role;
-using stack::shape_text;
 using stack::Sources;
 using stack::stacked_role;
 
@@ -24,16 +23,16 @@ using stack::stacked_role;
 }
 
 std::shared_ptr<const std::vector<float>> optional_values(
-    const GgufFile& file, const GgufTensor* tensor, std::initializer_list<std::int64_t> shape) {
+    const BlockReader& block, const GgufTensor* tensor, std::initializer_list<std::int64_t> shape) {
   if (tensor == nullptr) return nullptr;
-  return std::make_shared<const std::vector<float>>(stack::decode_tensor(file, *tensor, shape));
+  return std::make_shared<const std::vector<float>>(stack::decode_tensor(block, *tensor, shape));
 }
 
 /// Splits the bias of a fused tensor, [E, 2I], into its gate and up halves.
-void split_fused_bias(const GgufFile& file, const GgufTensor& bias, ExpertStack::Parts& parts) {
+void split_fused_bias(const BlockReader& block, const GgufTensor& bias, ExpertStack::Parts& parts) {
   const std::int64_t half = parts.shape.intermediate_size;
   const std::vector<float> all =
-      stack::decode_tensor(file, bias, {parts.shape.num_experts, 2 * half});
+      stack::decode_tensor(block, bias, {parts.shape.num_experts, 2 * half});
   std::vector<float> gate, up;
   for (auto at = all.begin(); at != all.end(); at += 2 * half) {
     gate.insert(gate.end(), at, at + half);
@@ -44,7 +43,7 @@ void split_fused_bias(const GgufFile& file, const GgufTensor& bias, ExpertStack:
 }
 
 /// Takes files with one tensor per role and expert, as early Mixtral files are.
-Sources load_per_expert(const GgufFile& file, const MoeTensors& tensors, std::int32_t layer,
+Sources load_per_expert(const BlockReader& block, const MoeTensors& tensors, std::int32_t layer,
                         ExpertStack::Parts& parts) {
   const std::string prefix = "blk." + std::to_string(layer) + ".ffn_";
   const std::size_t experts = tensors.expert_down.size();
@@ -66,25 +65,18 @@ Sources load_per_expert(const GgufFile& file, const MoeTensors& tensors, std::in
   check(tensors.expert_down, "down");
   if (!tensors.expert_gate.empty()) check(tensors.expert_gate, "gate");
   const GgufTensor& first = *tensors.expert_up.front();
-  require<FormatError>(first.rank == 2, [&] {
-    return Problem{.operation = "load_from_gguf",
-                   .what = first.name,
-                   .expected = "[I, H]",
-                   .got = "rank " + std::to_string(first.rank),
-                   .hint = {}};
-  });
-  const std::int64_t intermediate = first.shape[0], hidden = first.shape[1];
+  const std::int64_t intermediate = first.ne(1), hidden = first.ne(0);
   parts.shape = {static_cast<std::int32_t>(experts), hidden, intermediate};
   if (!tensors.expert_gate.empty()) {
-    parts.gate = per_expert_role(file, tensors.expert_gate, intermediate, hidden);
+    parts.gate = per_expert_role(block, tensors.expert_gate, intermediate, hidden);
   }
-  parts.up = per_expert_role(file, tensors.expert_up, intermediate, hidden);
-  parts.down = per_expert_role(file, tensors.expert_down, hidden, intermediate);
+  parts.up = per_expert_role(block, tensors.expert_up, intermediate, hidden);
+  parts.down = per_expert_role(block, tensors.expert_down, hidden, intermediate);
   return {prefix + "gate.*.weight", prefix + "up.*.weight", prefix + "down.*.weight"};
 }
 
 /// Takes stacked tensors, [E, rows, cols], with gate and up apart or fused (gate rows first).
-Sources load_stacked(const GgufFile& file, const MoeTensors& tensors, std::int32_t layer,
+Sources load_stacked(const BlockReader& block, const MoeTensors& tensors, std::int32_t layer,
                      ExpertStack::Parts& parts) {
   const std::string prefix = "blk." + std::to_string(layer) + ".ffn_";
   const bool fused = tensors.gate_up != nullptr;
@@ -92,15 +84,15 @@ Sources load_stacked(const GgufFile& file, const MoeTensors& tensors, std::int32
   if (tensors.down == nullptr) missing(layer, prefix + "down_exps.weight");
   const GgufTensor& first = fused ? *tensors.gate_up : *tensors.up;
   require<FormatError>(
-      first.rank == 3 && first.shape[0] <= INT32_MAX && (!fused || first.shape[1] % 2 == 0), [&] {
+      first.ne(3) == 1 && first.ne(2) <= INT32_MAX && (!fused || first.ne(1) % 2 == 0), [&] {
         return Problem{.operation = "load_from_gguf",
                        .what = first.name,
                        .expected = fused ? "[E, 2I, H]" : "[E, I, H]",
-                       .got = shape_text({first.shape, static_cast<std::size_t>(first.rank)}),
+                       .got = first.shape_text(),
                        .hint = {}};
       });
-  const std::int64_t experts = first.shape[0], hidden = first.shape[2];
-  const std::int64_t intermediate = fused ? first.shape[1] / 2 : first.shape[1];
+  const std::int64_t experts = first.ne(2), hidden = first.ne(0);
+  const std::int64_t intermediate = fused ? first.ne(1) / 2 : first.ne(1);
   parts.shape = {static_cast<std::int32_t>(experts), hidden, intermediate};
   check_shape(*tensors.down, {experts, hidden, intermediate});
   if (tensors.gate != nullptr && !fused) {
@@ -108,7 +100,7 @@ Sources load_stacked(const GgufFile& file, const MoeTensors& tensors, std::int32
   }
 
   const auto load = [&](const GgufTensor& tensor, std::int64_t first_row, std::int64_t rows) {
-    return stacked_role(file, tensor, experts, tensor.shape[1], first_row, rows, tensor.shape[2]);
+    return stacked_role(block, tensor, experts, tensor.ne(1), first_row, rows, tensor.ne(0));
   };
   parts.down = load(*tensors.down, 0, hidden);
   if (fused) {
@@ -116,9 +108,6 @@ Sources load_stacked(const GgufFile& file, const MoeTensors& tensors, std::int32
     // One tensor holds both, with the up rows behind the gate rows of each expert.
     parts.up = parts.gate;
     parts.up.ref.base += intermediate * parts.up.ref.row_stride;
-    if (const GgufTensor* bias = file.tensor(prefix + "gate_up_exps.bias")) {
-      split_fused_bias(file, *bias, parts);
-    }
   } else {
     if (tensors.gate != nullptr) parts.gate = load(*tensors.gate, 0, intermediate);
     parts.up = load(*tensors.up, 0, intermediate);
@@ -129,21 +118,57 @@ Sources load_stacked(const GgufFile& file, const MoeTensors& tensors, std::int32
           first.name, tensors.down->name};
 }
 
-/// Reads the biases [E, rows] and scales [E] of the roles that have them.
-void load_epilogues(const GgufFile& file, const MoeTensors& tensors, ExpertStack::Parts& parts) {
+/// The scales of one tensor per expert, [E]; null without them.
+std::shared_ptr<const std::vector<float>> gathered_scales(
+    const BlockReader& block, const std::vector<const GgufTensor*>& tensors, std::int64_t experts) {
+  if (tensors.empty()) return nullptr;
+  require<FormatError>(std::cmp_equal(tensors.size(), experts), [&] {
+    return Problem{.operation = "load_from_gguf",
+                   .what = tensors.back()->name,
+                   .expected = "one scale for each of " + std::to_string(experts) + " experts",
+                   .got = std::to_string(tensors.size()),
+                   .hint = {}};
+  });
+  std::vector<float> values;
+  for (const GgufTensor* tensor : tensors) {
+    values.push_back(stack::decode_tensor(block, *tensor, {1}).front());
+  }
+  return std::make_shared<const std::vector<float>>(std::move(values));
+}
+
+/// Reads the biases [E, rows] and scales [E] of the roles that have them. What is stored twice is
+/// read once, and the other shows as unused.
+void load_epilogues(const BlockReader& block, const MoeTensors& tensors,
+                    ExpertStack::Parts& parts) {
   const auto [experts, hidden, intermediate] = parts.shape;
   const auto load = [&, e = static_cast<std::int64_t>(experts)](
                         RoleWeights& role, const GgufTensor* bias, const GgufTensor* scale) {
     if (!role.ref) return;
-    if (bias != nullptr) role.bias = optional_values(file, bias, {e, role.ref.rows});
-    role.scale = optional_values(file, scale, {e});
+    if (bias != nullptr) role.bias = optional_values(block, bias, {e, role.ref.rows});
+    role.scale = optional_values(block, scale, {e});
   };
-  // A fused tensor has one scale, stored as that of "up".
-  const bool fused = tensors.gate_up != nullptr;
-  load(parts.gate, tensors.gate_bias,
-       fused && tensors.gate_scale == nullptr ? tensors.up_scale : tensors.gate_scale);
-  load(parts.up, tensors.up_bias, tensors.up_scale);
   load(parts.down, tensors.down_bias, tensors.down_scale);
+  if (tensors.gate_up == nullptr) {
+    load(parts.gate, tensors.gate_bias, tensors.gate_scale);
+    load(parts.up, tensors.up_bias, tensors.up_scale);
+  } else {
+    const bool one_bias = tensors.gate_up_bias != nullptr;
+    if (one_bias) split_fused_bias(block, *tensors.gate_up_bias, parts);
+    // A fused tensor has one scale; llama.cpp's files name it after "up".
+    const GgufTensor* const up_scale =
+        tensors.gate_up_scale != nullptr ? tensors.gate_up_scale : tensors.up_scale;
+    const bool own_scale = tensors.gate_up_scale == nullptr && tensors.gate_scale != nullptr;
+    load(parts.gate, one_bias ? nullptr : tensors.gate_bias,
+         own_scale ? tensors.gate_scale : up_scale);
+    load(parts.up, one_bias ? nullptr : tensors.up_bias, up_scale);
+  }
+  const auto gather = [&, e = static_cast<std::int64_t>(experts)](
+                          RoleWeights& role, const std::vector<const GgufTensor*>& scales) {
+    if (role.ref && role.scale == nullptr) role.scale = gathered_scales(block, scales, e);
+  };
+  gather(parts.gate, tensors.expert_gate_scale);
+  gather(parts.up, tensors.expert_up_scale);
+  gather(parts.down, tensors.expert_down_scale);
 }
 
 }  // namespace
@@ -152,16 +177,18 @@ ExpertStack ExpertStack::load_from_gguf(const std::shared_ptr<GgufFile>& file, s
                                         const LoadOptions& options) {
   const auto start = stack::Clock::now();
   const MoeTensors tensors = find_moe_tensors(*file, layer);
+  const BlockReader block(*file, layer);
   Parts parts;
   const bool stacked =
       tensors.gate_up != nullptr || tensors.up != nullptr || tensors.down != nullptr;
   if (!stacked && tensors.expert_down.empty()) {
     missing(layer, "expert tensors (blk." + std::to_string(layer) + ".ffn_*_exps.weight)");
   }
-  const Sources sources = stacked ? load_stacked(*file, tensors, layer, parts)
-                                  : load_per_expert(*file, tensors, layer, parts);
-  load_epilogues(*file, tensors, parts);
-  stack::record_roles(*file, parts, sources, options);
+  const Sources sources = stacked ? load_stacked(block, tensors, layer, parts)
+                                  : load_per_expert(block, tensors, layer, parts);
+  load_epilogues(block, tensors, parts);
+  block.check_all_used("load_from_gguf", BlockReader::Scope::RoutedExperts);
+  stack::record_roles(block, parts, sources, options);
   return stack::finish(std::move(parts), options, start);
 }
 

@@ -1,13 +1,28 @@
 /// What a GGUF file holds of a layer beside the routed experts, each as a stack of one expert:
 /// shared experts, and the projections of latent ones.
 
+#include <memory>
 #include <utility>
+#include <vector>
 
 #include "weights/gguf_roles.hpp"
 
 namespace moesaic::stack {
+namespace {
 
-ExpertStack load_shared_experts(const GgufFile& file, const MoeTensors& tensors,
+/// The one factor of a matrix, times `factor`; null for 1.
+std::shared_ptr<const std::vector<float>> single_scale(const BlockReader& block,
+                                                       const GgufTensor* tensor,
+                                                       float factor = 1.0F) {
+  std::vector<float> values{factor};
+  if (tensor != nullptr) values.front() *= decode_tensor(block, *tensor, {1}).front();
+  if (values.front() == 1.0F) return nullptr;
+  return std::make_shared<const std::vector<float>>(std::move(values));
+}
+
+}  // namespace
+
+ExpertStack load_shared_experts(const BlockReader& block, const MoeTensors& tensors, float factor,
                                 const LoadOptions& options) {
   const auto start = Clock::now();
   require<FormatError>(tensors.shared_up != nullptr && tensors.shared_down != nullptr, [] {
@@ -19,20 +34,27 @@ ExpertStack load_shared_experts(const GgufFile& file, const MoeTensors& tensors,
   });
   const GgufTensor &up = *tensors.shared_up, &down = *tensors.shared_down;
   const GgufTensor* const gate = tensors.shared_gate;
-  const std::int64_t hidden = down.shape[0], intermediate = down.shape[1];
+  const std::int64_t hidden = down.ne(1), intermediate = down.ne(0);
   ExpertStack::Parts parts;
   parts.shape = {1, hidden, intermediate};
-  const bool fused = gate == nullptr && up.shape[0] == 2 * intermediate;
+  const bool fused = gate == nullptr && up.ne(1) == 2 * intermediate;
   if (fused) {
     check_shape(up, {2 * intermediate, hidden});
-    parts.gate = stacked_role(file, up, 1, 2 * intermediate, 0, intermediate, hidden);
-    parts.up = stacked_role(file, up, 1, 2 * intermediate, intermediate, intermediate, hidden);
+    parts.gate = stacked_role(block, up, 1, 2 * intermediate, 0, intermediate, hidden);
+    parts.up = stacked_role(block, up, 1, 2 * intermediate, intermediate, intermediate, hidden);
   } else {
-    if (gate != nullptr) parts.gate = single_role(file, *gate, intermediate, hidden);
-    parts.up = single_role(file, up, intermediate, hidden);
+    if (gate != nullptr) parts.gate = single_role(block, *gate, intermediate, hidden);
+    parts.up = single_role(block, up, intermediate, hidden);
   }
-  parts.down = single_role(file, down, hidden, intermediate);
-  record_roles(file, parts,
+  parts.down = single_role(block, down, hidden, intermediate);
+  parts.up.scale = single_scale(block, tensors.shared_up_scale);
+  if (fused) {
+    parts.gate.scale = parts.up.scale;
+  } else if (gate != nullptr) {
+    parts.gate.scale = single_scale(block, tensors.shared_gate_scale);
+  }
+  parts.down.scale = single_scale(block, tensors.shared_down_scale, factor);
+  record_roles(block, parts,
                {fused             ? up.name
                 : gate != nullptr ? gate->name
                                   : std::string(),
@@ -41,7 +63,37 @@ ExpertStack load_shared_experts(const GgufFile& file, const MoeTensors& tensors,
   return finish(std::move(parts), options, start);
 }
 
-ExpertStack load_latent_projections(const GgufFile& file, const MoeTensors& tensors,
+ExpertStack scale_result(const ExpertStack& stack, float factor) {
+  require<UnsupportedError>(stack.device().type == DeviceType::Cpu, [&] {
+    return Problem{.operation = "MoeLayer",
+                   .what = "shared_scale",
+                   .expected = "shared experts on the CPU",
+                   .got = to_string(stack.device()),
+                   .hint = "MoeLayer::from_gguf scales them before they reach a device"};
+  });
+  ExpertStack::Parts parts;
+  parts.shape = stack.shape();
+  parts.device = stack.device();
+  parts.gate = stack.gate();
+  parts.up = stack.up();
+  parts.down = stack.down();
+  parts.report = stack.report();
+  parts.gate_up_marlin = stack.marlin(Role::Up);
+  parts.down_marlin = stack.marlin(Role::Down);
+  const auto experts = static_cast<std::size_t>(stack.num_experts());
+  std::vector<float> scale =
+      parts.down.scale != nullptr ? *parts.down.scale : std::vector<float>(experts, 1.0F);
+  for (float& value : scale) value *= factor;
+  parts.down.scale = std::make_shared<const std::vector<float>>(std::move(scale));
+  if (parts.down.bias != nullptr) {
+    std::vector<float> bias = *parts.down.bias;
+    for (float& value : bias) value *= factor;
+    parts.down.bias = std::make_shared<const std::vector<float>>(std::move(bias));
+  }
+  return ExpertStack(std::move(parts));
+}
+
+ExpertStack load_latent_projections(const BlockReader& block, const MoeTensors& tensors,
                                     const LoadOptions& options) {
   const auto start = Clock::now();
   require<FormatError>(tensors.latent_down != nullptr && tensors.latent_up != nullptr, [] {
@@ -52,12 +104,14 @@ ExpertStack load_latent_projections(const GgufFile& file, const MoeTensors& tens
                    .hint = {}};
   });
   const GgufTensor &down = *tensors.latent_down, &up = *tensors.latent_up;
-  const std::int64_t latent = down.shape[0], hidden = down.shape[1];
+  const std::int64_t latent = down.ne(1), hidden = down.ne(0);
   ExpertStack::Parts parts;
   parts.shape = {1, hidden, latent};
-  parts.up = single_role(file, down, latent, hidden);
-  parts.down = single_role(file, up, hidden, latent);
-  record_roles(file, parts, {std::string(), down.name, up.name}, options);
+  parts.up = single_role(block, down, latent, hidden);
+  parts.down = single_role(block, up, hidden, latent);
+  parts.up.scale = single_scale(block, tensors.latent_down_scale);
+  parts.down.scale = single_scale(block, tensors.latent_up_scale);
+  record_roles(block, parts, {std::string(), down.name, up.name}, options);
   return finish(std::move(parts), options, start);
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import logging
 import os
 import sys
@@ -48,6 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import moesaic
 
+    # Paths and texts of files need not be UTF-8; their bytes go out as they came in.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")
     logging.basicConfig(format="moesaic: %(message)s")
     try:
         status: int = options.run(options)

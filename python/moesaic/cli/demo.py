@@ -18,6 +18,7 @@ import numpy.typing as npt
 import moesaic as mo
 
 from .explain import first_layer
+from .inputs import other_inputs, rows
 from .table import size, table
 
 F32 = npt.NDArray[np.float32]
@@ -28,30 +29,54 @@ BOUND = 2e-2
 
 
 @dataclass(frozen=True)
+class More:
+    """What a layer is called with whose routing takes more than x."""
+
+    inputs: dict[str, Any]  # of MoeLayer.__call__
+    routing: mo.Routing | None  # that they lead to, for functions which do not take them
+
+
+NOTHING_MORE = More({}, None)
+
+
+@dataclass(frozen=True)
 class Way:
     """One way to run the layer, as named in the table."""
 
     name: str
-    call: Callable[[F32, mo.MoeLayer, F32, mo.Workspace], Any]
+    call: Callable[..., Any]  # (x, layer, out, workspace), and a More where there is one
     settings: dict[str, Any]  # of mo.tuning, under which explain() describes this way
     bound: float = BOUND
 
 
-def any_path(x: F32, layer: mo.MoeLayer, out: F32, workspace: mo.Workspace) -> None:
-    layer(x, out=out, workspace=workspace)
+def any_path(
+    x: F32, layer: mo.MoeLayer, out: F32, workspace: mo.Workspace, more: More = NOTHING_MORE
+) -> None:
+    layer(x, out=out, workspace=workspace, **more.inputs)
 
 
-def token_by_token(x: F32, layer: mo.MoeLayer, out: F32, workspace: mo.Workspace) -> None:
+def token_by_token(
+    x: F32, layer: mo.MoeLayer, out: F32, workspace: mo.Workspace, more: More = NOTHING_MORE
+) -> None:
     for t in range(x.shape[0]):
-        layer(x[t : t + 1], out=out[t : t + 1], workspace=workspace)
+        layer(x[t : t + 1], out=out[t : t + 1], workspace=workspace, **rows(more.inputs, t, t + 1))
 
 
 def planned(
     gemm: Literal["bucketed", "aligned"], row_space: Literal["token_pairs", "packed_rows"]
 ) -> Way:
-    def call(x: F32, layer: mo.MoeLayer, out: F32, workspace: mo.Workspace) -> None:
+    def call(
+        x: F32, layer: mo.MoeLayer, out: F32, workspace: mo.Workspace, more: More = NOTHING_MORE
+    ) -> None:
         mo.moe_forward_bucketed(
-            x, None, layer, gemm=gemm, row_space=row_space, out=out, workspace=workspace
+            x,
+            None,
+            layer,
+            routing=more.routing,
+            gemm=gemm,
+            row_space=row_space,
+            out=out,
+            workspace=workspace,
         )
 
     return Way(f"{gemm}, {row_space}", call, {"gemm": gemm, "row_space": row_space})
@@ -104,8 +129,9 @@ def run(options: argparse.Namespace) -> int:
             precisions: list[str] = []
             for tokens in (1, 64):
                 x = inputs(tokens, layer.config.hidden_size)
-                _, routing = layer(x, return_routing=True)
-                results += measure(layer, x, routing)
+                other = other_inputs(layer, tokens, seed=7)
+                _, routing = layer(x, return_routing=True, **other)
+                results += measure(layer, x, routing, other)
                 precisions.append(precision(layer, tokens))
             bars = histogram(routing, layer.config.num_experts)
     header = ("path", "tokens", "us/layer", "GB/s", "rel. error", "kernel (gate, up, down)")
@@ -158,7 +184,9 @@ def inputs(tokens: int, hidden: int) -> F32:
     return np.random.default_rng(7).standard_normal((tokens, hidden), dtype=np.float32)
 
 
-def measure(layer: mo.MoeLayer, x: F32, routing: mo.Routing) -> list[Result]:
+def measure(
+    layer: mo.MoeLayer, x: F32, routing: mo.Routing, other: dict[str, Any] | None = None
+) -> list[Result]:
     """Run every way on `x`; the reference comes first and is what the others are compared with."""
     tokens = x.shape[0]
     expert_bytes = layer.stack.bytes_per_expert
@@ -168,11 +196,12 @@ def measure(layer: mo.MoeLayer, x: F32, routing: mo.Routing) -> list[Result]:
     took = time.perf_counter() - started
     results = [Result("reference", tokens, took, touched, 0.0, 0.0, "scalar f32")]
     workspace = mo.Workspace.for_layer(layer, max_tokens=tokens)
+    more = (More(other, routing),) if other else ()
     for way in WAYS:
         if way.call is token_by_token and tokens == 1:
             continue  # moe_forward is the same
         out = np.full_like(x, np.nan)
-        seconds = median_seconds(partial(way.call, x, layer, out, workspace))
+        seconds = median_seconds(partial(way.call, x, layer, out, workspace, *more))
         single = way.call is token_by_token
         bound = BOUND_ONE_TOKEN if tokens == 1 and way.call is any_path else way.bound
         with mo.tuning(**way.settings):

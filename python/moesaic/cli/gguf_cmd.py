@@ -10,11 +10,14 @@ import moesaic as mo
 
 from .table import size, table
 
-# Router, experts (stacked, fused, or one tensor per expert) and shared experts of a block.
+# Router, experts (stacked, fused, or one tensor per expert), shared experts, projections of latent
+# ones and norms of a block.
 MOE_TENSOR = re.compile(
     r"blk\.(?P<layer>\d+)\."
-    r"(?P<role>ffn_gate_inp(_shexp)?|exp_probs_b|ffn_(gate|up|gate_up|down)(_exps|_shexp|(?=\.\d+\.)))"
-    r"(\.\d+)?(\.(weight|bias|scale))?$"
+    r"(?P<role>ffn_gate_inp(_shexp)?|ffn_gate_tid2eid|exp_probs_b(_vl)?"
+    r"|ffn_(latent|routed)_(down|up|norm)|ffn_norm_exps|pre_ffw_norm_2"
+    r"|ffn_(gate|up|gate_up|down)(_exps|_shexp|_chexps|(?=\.\d+\.)))"
+    r"(\.\d+)?(\.(weight|bias|scale|input_scale))?$"
 )
 
 

@@ -1,7 +1,8 @@
 """``moesaic trace FILE --tokens N``: which experts a file's routers ask for, as table and picture.
 
 Without ``--input`` the tokens are random vectors: that shows what the routers prefer by themselves,
-not what text asks for.
+not what text asks for. What a router reads beside them (token ids, an input of its own) is random
+in any case.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 import moesaic as mo
 
+from .inputs import other_inputs, rows
 from .table import size, table
 
 HEADER = (
@@ -75,13 +77,17 @@ def trace_file(file: mo.GgufFile, limit: int | None, options: argparse.Namespace
         )
         for e in experts
     ]
-    x = activations(options, store.layers[chosen[0]].up.k)
+    x: npt.NDArray[np.float32] | None = None
     ids = []
     for i in chosen:
         with mo.MoeLayer.from_store(store, i, pools[i], options.on_miss) as layer:
+            if x is None:
+                x = activations(options, layer.config.hidden_size)
+            other = other_inputs(layer, len(x), options.seed)
             steps = []
             for first in range(0, len(x) - len(x) % options.batch, options.batch):
-                _, routing = layer(x[first : first + options.batch], return_routing=True)
+                end = first + options.batch
+                _, routing = layer(x[first:end], return_routing=True, **rows(other, first, end))
                 steps.append(routing.topk_ids.copy())
             ids.append(np.stack(steps))
     profile = mo.ExpertProfile.of_store(store)
@@ -131,15 +137,15 @@ def activations(options: argparse.Namespace, hidden: int) -> npt.NDArray[np.floa
 
 def layer_rows(profile: mo.ExpertProfile, pools: list[mo.ExpertPool]) -> list[list[str]]:
     """Return one table row per layer."""
-    rows = []
+    lines = []
     effective = profile.effective_experts()
     for i, (counts, pool) in enumerate(zip(profile.counts, pools, strict=True)):
         stats = pool.stats
         best = profile.best_hit_rate(pool.budget)[i]
-        rows.append(
+        lines.append(
             [
                 str(profile.layer_indices[i]),
-                f"{int((counts > 0).sum())} of {len(counts)}",
+                f"{int((counts > 0).sum())} of {pool.num_experts}",
                 f"{effective[i]:.1f}",
                 f"{counts.max() / max(counts.sum(), 1):.1%}",
                 f"{best:.1%}",
@@ -147,4 +153,4 @@ def layer_rows(profile: mo.ExpertProfile, pools: list[mo.ExpertPool]) -> list[li
                 size(stats.bytes),
             ]
         )
-    return rows
+    return lines
