@@ -35,10 +35,10 @@ Builder::RoleSpec role_spec(const RoleArgument& argument) {
   return {.type = *type, .source = source, .decision = decision, .reason = reason};
 }
 
-std::unique_ptr<Builder> make_builder(std::int32_t num_experts, std::int64_t hidden_size,
-                                      std::int64_t intermediate_size,
-                                      const std::optional<RoleArgument>& gate,
-                                      const RoleArgument& up, const RoleArgument& down) {
+std::unique_ptr<Builder> make_stack_builder(std::int32_t num_experts, std::int64_t hidden_size,
+                                            std::int64_t intermediate_size,
+                                            const std::optional<RoleArgument>& gate,
+                                            const RoleArgument& up, const RoleArgument& down) {
   std::optional<Builder::RoleSpec> gate_spec;
   if (gate) gate_spec = role_spec(*gate);
   return std::make_unique<Builder>(StackShape{num_experts, hidden_size, intermediate_size},
@@ -138,7 +138,7 @@ void def_static(const py::object& type, const char* name, Function&& function,
 
 void bind_checkpoints(py::module_& m) {
   py::class_<Builder>(m, "StackBuilder", py::is_final())
-      .def(py::init(&make_builder), py::arg("num_experts"), py::arg("hidden_size"),
+      .def(py::init(&make_stack_builder), py::arg("num_experts"), py::arg("hidden_size"),
            py::arg("intermediate_size"), py::kw_only(), py::arg("gate"), py::arg("up"),
            py::arg("down"))
       .def("add", &add_expert, py::arg("role"), py::arg("expert"), py::arg("rows"),

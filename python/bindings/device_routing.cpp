@@ -12,8 +12,8 @@ namespace moesaic::python {
 namespace {
 
 /// Imports one array of a routing. Throws unless it is dense [T, top_k] of this type.
-ArrayRef import_part(py::handle array, const char* name, DType dtype, const DeviceStream& target,
-                     const char* operation) {
+ArrayRef import_routing_part(py::handle array, const char* name, DType dtype,
+                             const DeviceStream& target, const char* operation) {
   ArrayRef ref = import_array(array, operation, name, target);
   require<DTypeError>(ref.view.dtype == dtype, [&] {
     return Problem{operation,
@@ -46,9 +46,9 @@ std::shared_ptr<const DeviceRouting> device_routing(const py::object& topk_ids,
   const Device device = device_of(topk_ids, kOperation, "topk_ids");
   if (device.type == DeviceType::Cpu) return nullptr;
   const DeviceStream target = device_stream(device, py::none(), topk_ids, kOperation);
-  const ArrayRef ids = import_part(topk_ids, "topk_ids", DType::I32, target, kOperation);
+  const ArrayRef ids = import_routing_part(topk_ids, "topk_ids", DType::I32, target, kOperation);
   const ArrayRef weights =
-      import_part(topk_weights, "topk_weights", DType::F32, target, kOperation);
+      import_routing_part(topk_weights, "topk_weights", DType::F32, target, kOperation);
   require<ShapeError>(
       weights.view.dim(0) == ids.view.dim(0) && weights.view.dim(1) == ids.view.dim(1), [&] {
         return Problem{kOperation,
@@ -106,8 +106,9 @@ void CallRouting::borrow(const DeviceStream& target, const char* operation) {
     return;
   }
   const DeviceRouting& device = *object_.device;
-  ids_ = import_part(device.topk_ids, "topk_ids", DType::I32, target, operation);
-  weights_ = import_part(device.topk_weights, "topk_weights", DType::F32, target, operation);
+  ids_ = import_routing_part(device.topk_ids, "topk_ids", DType::I32, target, operation);
+  weights_ =
+      import_routing_part(device.topk_weights, "topk_weights", DType::F32, target, operation);
   view_ = {static_cast<std::int32_t*>(ids_.view.data), static_cast<float*>(weights_.view.data),
            device.num_tokens, device.top_k};
 }

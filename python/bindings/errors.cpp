@@ -76,7 +76,7 @@ void translate(std::exception_ptr pointer) {
     if (!restore_interrupt()) set_error(classes.cancelled, e);
   } catch (const py::cast_error& e) {
     // pybind11 makes it a RuntimeError, but what it says is that an object is of another type.
-    set_error(PyExc_TypeError, e);
+    PyErr_SetString(PyExc_TypeError, e.what());
   } catch (const Error& e) {
     set_error(classes.error, e);
   }

@@ -116,7 +116,8 @@ std::shared_ptr<MarlinExpertStack> marlin_of(const ExpertStack& stack, const std
   return std::const_pointer_cast<MarlinExpertStack>(stack.marlin(one));
 }
 
-py::array dequantize(const ExpertStack& stack, const std::string& role_name, std::int32_t expert) {
+py::array dequantize_matrix(const ExpertStack& stack, const std::string& role_name,
+                            std::int32_t expert) {
   constexpr const char* kOperation = "ExpertStack.dequantize";
   const Role role = parse_name<Role>(role_name, kOperation, "role");
   const RoleWeights& weights = stack.role(role);
@@ -141,7 +142,7 @@ py::dict quants(const ExpertStack& stack) {
   return types;
 }
 
-std::string repr(const ExpertStack& stack) {
+std::string stack_repr(const ExpertStack& stack) {
   std::string types;
   for (const auto& [role, type] : quants(stack))
     types += (types.empty() ? "" : "/") + std::string(py::str(type));
@@ -198,8 +199,8 @@ void bind_expert_stack(py::module_& m) {
       .def_property_readonly("nbytes", &ExpertStack::nbytes)
       .def_property_readonly("bytes_per_expert", &ExpertStack::bytes_per_expert)
       .def_property_readonly("report", &ExpertStack::report)
-      .def("dequantize", &dequantize, py::arg("role"), py::arg("expert"))
-      .def("__repr__", &repr);
+      .def("dequantize", &dequantize_matrix, py::arg("role"), py::arg("expert"))
+      .def("__repr__", &stack_repr);
   define_products(type);
 }
 

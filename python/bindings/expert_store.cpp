@@ -16,8 +16,9 @@ namespace {
 using Store = std::shared_ptr<MoeExpertStore>;
 using Pools = std::vector<std::shared_ptr<ExpertPool>>;
 
-Store from_gguf(const std::shared_ptr<GgufFile>& file, std::optional<std::int64_t> memory_limit,
-                std::int32_t staging, std::int32_t io_threads, std::int32_t read_ahead) {
+Store store_from_gguf(const std::shared_ptr<GgufFile>& file,
+                      std::optional<std::int64_t> memory_limit, std::int32_t staging,
+                      std::int32_t io_threads, std::int32_t read_ahead) {
   const StoreOptions options{memory_limit, staging, io_threads, read_ahead};
   const ReleasedGil release;
   return MoeExpertStore::from_gguf(file, options);
@@ -65,7 +66,7 @@ std::vector<RefreshResult> refresh_pools(MoeExpertStore& store, const Pools& poo
   return store.refresh_pools(pools, spans, step, is_prefill_block, parse_mode(mode, kOperation));
 }
 
-std::int64_t apply(MoeExpertStore& store, const Pools& pools) {
+std::int64_t apply_pools(MoeExpertStore& store, const Pools& pools) {
   Call call;
   const ReleasedGil release;
   return store.apply(call.context, pools);
@@ -103,7 +104,7 @@ py::dict io_of(const MoeExpertStore& store) {
 
 void bind_expert_store(py::module_& m) {
   py::class_<MoeExpertStore, Store>(m, "MoeExpertStore", py::is_final())
-      .def_static("from_gguf", &from_gguf, py::arg("file").none(false), py::kw_only(),
+      .def_static("from_gguf", &store_from_gguf, py::arg("file").none(false), py::kw_only(),
                   py::arg("memory_limit") = py::none(), py::arg("staging") = 0,
                   py::arg("io_threads") = 8, py::arg("read_ahead") = 4)
       .def_static("from_arrays", &from_arrays, py::arg("layers"),
@@ -119,7 +120,7 @@ void bind_expert_store(py::module_& m) {
                              })
       .def("refresh_pools", &refresh_pools, py::arg("pools"), py::arg("captured_ids"),
            py::arg("step"), py::arg("is_prefill_block") = false, py::arg("mode") = "reuse")
-      .def("apply", &apply, py::arg("pools"))
+      .def("apply", &apply_pools, py::arg("pools"))
       .def(
           "slot_map",
           [](const MoeExpertStore& store, std::int32_t i) {

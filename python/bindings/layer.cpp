@@ -129,10 +129,11 @@ MoeConfig with_top_k(MoeConfig config, std::int32_t top_k) {
   return config;
 }
 
-LayerObject from_gguf(const std::shared_ptr<GgufFile>& file, std::int32_t layer,
-                      const std::optional<MoeConfig>& config, std::optional<std::int32_t> top_k,
-                      const std::string& device, const std::string& layout,
-                      const std::string& precision, const py::object& progress) {
+LayerObject layer_from_gguf(const std::shared_ptr<GgufFile>& file, std::int32_t layer,
+                            const std::optional<MoeConfig>& config,
+                            std::optional<std::int32_t> top_k, const std::string& device,
+                            const std::string& layout, const std::string& precision,
+                            const py::object& progress) {
   constexpr const char* kOperation = "MoeLayer.from_gguf";
   const auto default_precision = parse_precision(precision, kOperation);
   std::optional<MoeConfig> own = config;
@@ -197,7 +198,7 @@ py::dict memory(const LayerObject& self) {
   return result;
 }
 
-std::string repr(const LayerObject& self) {
+std::string layer_repr(const LayerObject& self) {
   if (self.closed()) return "moesaic.MoeLayer(closed)";
   const auto layer = self.get("MoeLayer");
   const MoeConfig& c = layer->config();
@@ -219,7 +220,7 @@ void bind_layer(py::module_& m) {
            py::arg("latent_norm") = py::none(), py::arg("input_norm") = py::none(),
            py::arg("router_norm") = py::none(), py::arg("token_experts") = py::none(),
            py::arg("precision") = "auto")
-      .def_static("from_gguf", &from_gguf, py::arg("file").none(false), py::arg("layer"),
+      .def_static("from_gguf", &layer_from_gguf, py::arg("file").none(false), py::arg("layer"),
                   py::kw_only(), py::arg("config") = py::none(), py::arg("top_k") = py::none(),
                   py::arg("device") = "cpu", py::arg("layout") = "auto",
                   py::arg("precision") = "auto", py::arg("progress") = py::none())
@@ -257,7 +258,7 @@ void bind_layer(py::module_& m) {
       .def("close", &LayerObject::close)
       .def("__enter__", [](const py::object& self) { return self; })
       .def("__exit__", [](LayerObject& l, const py::args&) { l.close(); })
-      .def("__repr__", &repr);
+      .def("__repr__", &layer_repr);
 }
 
 }  // namespace moesaic::python

@@ -24,7 +24,7 @@ std::string line_of(const RoleReport& role) {
   return text;
 }
 
-std::string text_of(const LoadReport& report) {
+std::string report_text(const LoadReport& report) {
   std::string text;
   for (const RoleReport& role : report.roles) text += line_of(role) + "\n";
   return text + "loaded in " + std::to_string(report.seconds) + " s";
@@ -102,7 +102,7 @@ void bind_load(py::module_& m) {
   py::class_<LoadReport>(m, "LoadReport", py::is_final())
       .def_readonly("roles", &LoadReport::roles)
       .def_readonly("seconds", &LoadReport::seconds)
-      .def("__str__", &text_of)
+      .def("__str__", &report_text)
       .def("__repr__", [](const LoadReport& r) {
         return "moesaic.LoadReport(" + std::to_string(r.roles.size()) + " roles)";
       });

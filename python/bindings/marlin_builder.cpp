@@ -11,10 +11,10 @@ namespace {
 
 using Builder = MarlinExpertStack::Builder;
 
-std::unique_ptr<Builder> make_builder(std::int32_t num_experts, std::int64_t k,
-                                      std::int64_t n_per_expert, std::int64_t group_size,
-                                      const std::string& format, bool f32_scales, bool zeros,
-                                      const py::object& g_idx) {
+std::unique_ptr<Builder> make_marlin_builder(std::int32_t num_experts, std::int64_t k,
+                                             std::int64_t n_per_expert, std::int64_t group_size,
+                                             const std::string& format, bool f32_scales, bool zeros,
+                                             const py::object& g_idx) {
   constexpr const char* kOperation = "MarlinStackBuilder";
   ArrayRef order;
   if (!g_idx.is_none()) order = import_array(g_idx, kOperation, "g_idx");
@@ -43,9 +43,9 @@ void add_part(Builder& builder, std::int32_t expert, std::int64_t first_col,
 
 void bind_marlin_builder(py::module_& m) {
   py::class_<Builder>(m, "MarlinStackBuilder", py::is_final())
-      .def(py::init(&make_builder), py::arg("num_experts"), py::arg("k"), py::arg("n_per_expert"),
-           py::arg("group_size"), py::arg("format"), py::kw_only(), py::arg("f32_scales") = false,
-           py::arg("zeros") = true, py::arg("g_idx") = py::none())
+      .def(py::init(&make_marlin_builder), py::arg("num_experts"), py::arg("k"),
+           py::arg("n_per_expert"), py::arg("group_size"), py::arg("format"), py::kw_only(),
+           py::arg("f32_scales") = false, py::arg("zeros") = true, py::arg("g_idx") = py::none())
       .def("add", &add_part, py::arg("expert"), py::arg("first_col"), py::arg("qweight"),
            py::arg("scales"), py::arg("qzeros"), py::arg("name"))
       .def("build", [](Builder& builder) {

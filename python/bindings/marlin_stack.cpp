@@ -11,10 +11,10 @@
 namespace moesaic::python {
 namespace {
 
-using Stack = std::shared_ptr<MarlinExpertStack>;
+using MarlinStack = std::shared_ptr<MarlinExpertStack>;
 
-Stack from_gptq(const py::object& qweight, const py::object& scales, const py::object& qzeros,
-                const py::object& g_idx, std::int64_t group_size, const std::string& format) {
+MarlinStack from_gptq(const py::object& qweight, const py::object& scales, const py::object& qzeros,
+                      const py::object& g_idx, std::int64_t group_size, const std::string& format) {
   constexpr const char* kOperation = "MarlinExpertStack.from_gptq";
   TensorRefs refs(kOperation, qweight, scales, qzeros, g_idx);
   refs.tensors.group_size = group_size;
@@ -25,7 +25,7 @@ Stack from_gptq(const py::object& qweight, const py::object& scales, const py::o
       MarlinExpertStack::from_gptq(refs.tensors, pool.get()));
 }
 
-Stack to_device(const MarlinExpertStack& stack, const std::string& device) {
+MarlinStack to_device(const MarlinExpertStack& stack, const std::string& device) {
   Loading loading("MarlinExpertStack.to", device, "auto", std::nullopt, py::none());
   return loading.run([&](const LoadOptions& options) {
     return std::make_shared<MarlinExpertStack>(stack.to(options));
@@ -46,7 +46,7 @@ MarlinLinear make_expert_linear(const MarlinExpertStack& stack, std::int32_t exp
   return stack.make_expert_linear(expert, first_col, cols.value_or(-1), std::move(values));
 }
 
-std::string repr(const MarlinExpertStack& m) {
+std::string marlin_repr(const MarlinExpertStack& m) {
   return "moesaic.MarlinExpertStack(num_experts=" + std::to_string(m.num_experts()) +
          ", k=" + std::to_string(m.k()) + ", n_per_expert=" + std::to_string(m.n_per_expert()) +
          ", group_size=" + std::to_string(m.group_size()) +
@@ -75,7 +75,7 @@ void bind_marlin_stack(py::module_& m) {
       .def("zero_workspace", &MarlinExpertStack::zero_workspace)
       .def("make_expert_linear", &make_expert_linear, py::arg("expert"), py::arg("first_col") = 0,
            py::arg("cols") = py::none(), py::arg("bias") = py::none())
-      .def("__repr__", &repr);
+      .def("__repr__", &marlin_repr);
   define_marlin_layouts(type);
   define_marlin_products(type);
 }

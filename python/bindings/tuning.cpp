@@ -35,7 +35,7 @@ py::object to_python(const ConfigEntry& entry) {
   return py::str(entry.value);
 }
 
-py::dict to_dict(const Tuning& tuning) {
+py::dict tuning_dict(const Tuning& tuning) {
   py::dict fields;
   for (const ConfigEntry& entry : show_config(tuning, Tuning{}))
     fields[py::str(entry.knob)] = to_python(entry);
@@ -53,8 +53,8 @@ Tuning replace(const Tuning& tuning, const py::kwargs& changes) {
   return changed;
 }
 
-std::string repr(const Tuning& tuning) {
-  const py::dict fields = to_dict(tuning), defaults = to_dict(Tuning{});
+std::string tuning_repr(const Tuning& tuning) {
+  const py::dict fields = tuning_dict(tuning), defaults = tuning_dict(Tuning{});
   std::string text;
   for (const auto& [knob, value] : fields) {
     if (value.equal(defaults[knob])) continue;
@@ -163,7 +163,7 @@ void bind_tuning(py::module_& m) {
            py::arg("cpu_isa") = py::none(), py::arg("backend") = py::none(),
            py::arg("cuda_plugin") = py::none(), py::arg("log") = "warn", py::arg("poison") = false)
       .def_static("from_env", &from_env, py::arg("variables") = py::none())
-      .def("to_dict", &to_dict)
+      .def("to_dict", &tuning_dict)
       .def("replace", &replace)
       .def("__eq__",
            [](const Tuning& a, const py::object& b) -> py::object {
@@ -171,11 +171,11 @@ void bind_tuning(py::module_& m) {
                return py::reinterpret_borrow<py::object>(Py_NotImplemented);
              return py::bool_(a == b.cast<const Tuning&>());
            })
-      .def("__repr__", &repr);
+      .def("__repr__", &tuning_repr);
   for (const ConfigEntry& entry : show_config(Tuning{}, Tuning{})) {
     const std::string knob = entry.knob;
     tuning.def_property_readonly(
-        knob.c_str(), [knob](const Tuning& t) { return py::object(to_dict(t)[py::str(knob)]); },
+        knob.c_str(), [knob](const Tuning& t) { return py::object(tuning_dict(t)[py::str(knob)]); },
         entry.help.c_str());
   }
 
