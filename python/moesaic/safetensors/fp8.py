@@ -141,9 +141,9 @@ class Fp8(Encoded):
 
     def values(self) -> tuple[Array, float]:
         codes = self.checkpoint.raw(self.name, self.matrix.index)
-        table = FP8.get(self.checkpoint.entry(self.name).dtype)
         codes = codes.T if self.transposed else codes
-        values = codes.astype(np.float32) if table is None else table[codes]
+        table = FP8.get(self.checkpoint.entry(self.name).dtype)
+        values = codes.astype(np.float32) if table is None else table.take(codes)
         if self.zero_name is not None:
             values -= self.grid.spread(self._grid(self.zero_name, _ZEROS), self.n, self.k)
         with np.errstate(over="ignore", invalid="ignore"):

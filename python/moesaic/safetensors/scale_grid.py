@@ -33,8 +33,12 @@ class ScaleGrid:
         index, k = self.row_index(values.shape[0]), values.shape[1]
         # In pieces, so that the scales of all values are never there at once.
         for first in range(0, len(index), 256):
-            rows = scales[index[first : first + 256]]
-            values[first : first + 256] *= np.repeat(rows, self.cols, axis=1)[:, :k]
+            rows, piece = scales[index[first : first + 256]], values[first : first + 256]
+            if k % self.cols == 0 and piece.flags.c_contiguous:
+                blocks = piece.reshape(len(piece), -1, self.cols)
+                blocks *= rows[:, :, None]
+            else:
+                piece *= np.repeat(rows, self.cols, axis=1)[:, :k]
 
     def spread(self, grid: Array, n: int, k: int) -> Array:
         """The entry of each value, [n, k]."""
