@@ -302,6 +302,22 @@ def test_bits_of_compressed_tensors(tmp_path, bits, group, symmetric, pack):
     check(folder, matrices, 1e-6, "f32")
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_zero_points_in_bytes(tmp_path, symmetric, bits):
+    """Older compressed-tensors: signed, and there for symmetric ones too."""
+    matrices = experts(lambda e, name: {"bits": bits, "symmetric": symmetric})
+    tensors = {}
+    for (e, name), one in matrices.items():
+        base = f"{BASE}.{e}.{name}"
+        zeros = (one.zeros - (1 << (bits - 1))).astype(np.int8)
+        tensors |= one.packed(base) | {f"{base}.weight_zero_point": zeros}
+    weights = scheme(num_bits=bits, symmetric=symmetric)
+    folder = write(tmp_path, tensors, compressed({"weights": weights, "targets": ["Linear"]}))
+    check(folder, matrices, 2.0**-8)
+    check(folder, matrices, 1e-6, "f32")
+
+
 def test_scales_in_bf16(tmp_path):
     matrices = experts(lambda e, name: {"bits": 8, "scale": np.float32})
     tensors, types = {}, {}

@@ -193,6 +193,12 @@ class Linear:
             )
         return bool((codes == middle).all())
 
+    @property
+    def has_plain_zeros(self) -> bool:
+        """Whether zero points are signed bytes, as older compressed-tensors wrote them."""
+        name = self.tensor("qzeros")
+        return self.packed and self.has("qzeros") and self.checkpoint.entry(name).dtype == "I8"
+
     def zero_words(self) -> Array | None:
         """Words of 4-bit qzeros as their format means them, or None: every zero point is 8."""
         words = self._stored_zeros()
@@ -202,8 +208,11 @@ class Linear:
 
     def zeros(self) -> Array:
         """The zero points that are subtracted from codes, i16 [n, groups]."""
-        bits, words = self.scheme.bits, self._stored_zeros()
-        middle = 1 << (bits - 1)
+        bits, middle = self.scheme.bits, 1 << (self.scheme.bits - 1)
+        if self.has_plain_zeros:
+            plain = self.read("qzeros", ("I8",), (self.n, self.groups)).astype(np.int16)
+            return plain + np.int16(middle)
+        words = self._stored_zeros()
         if words is None:
             return np.full((self.n, self.groups), middle, np.int16)
         if self.packed:

@@ -95,7 +95,9 @@ class Quantization:
     def ints(self, base: str) -> IntScheme:
         """Raises FormatError or UnsupportedError for what is wrong or unknown."""
         fields = self._known()
-        method = fields.get(str, "quant_method") or ("awq" if "w_bit" in fields.fields else "gptq")
+        method = fields.get(str, "quant_method", "method") or (
+            "awq" if "w_bit" in fields.fields else "gptq"
+        )
         if method == "compressed-tensors":
             return _compressed_tensors(self._group(fields, base))
         if method not in ("gptq", "awq", "auto-round", "auto_round", "intel/auto-round"):
