@@ -6,6 +6,9 @@ import numpy as np
 
 from moesaic.safetensors.reader import Array
 
+#: Nobody scales fewer columns or, short of one, fewer rows.
+_LEAST_BLOCK = 16
+
 
 @dataclass(frozen=True)
 class ScaleGrid:
@@ -97,7 +100,8 @@ def _block_sizes(size: int, count: int) -> list[int]:
         return []
     least, most = -(-size // count), -(-size // (count - 1)) - 1
     power = 1 << (least - 1).bit_length()
-    return ([power] if power <= most else []) + ([least] if size % count == 0 else [])
+    found = ([power] if power <= most else []) + ([least] if size % count == 0 else [])
+    return [block for block in found if block >= _LEAST_BLOCK]
 
 
 def _likeliness(grid: ScaleGrid) -> tuple[bool, bool, bool]:
