@@ -176,22 +176,26 @@ class Linear:
         shape = (words, self.groups) if self.packed else (self.groups, words)
         return self.read("qzeros", ("I32",), shape)
 
-    def _stores_the_middle(self, codes: Array) -> bool:
-        """Whether stored zero points are the middle of the codes though ``gptq`` has one less.
+    def _above_stored(self, codes: Array) -> int:
+        """What zero points of GPTQ are above the stored ones: one, in ``gptq_v2`` nothing.
 
-        GPTQModel 5 writes this and says ``gptq`` too. Zero points that all are the middle would
-        else mean one above it, which no quantiser makes that is symmetric.
+        GPTQModel 5 stores those of ``gptq_v2`` and says ``gptq``. Where all are the middle of the
+        codes or all one below it, the middle is meant, since no quantiser makes all others alike.
         """
         symmetric, middle = self.scheme.symmetric, 1 << (self.scheme.bits - 1)
-        if self.scheme.format != "gptq" or symmetric is False:
-            return False
-        if symmetric and not ((codes == middle).all() or (codes == middle - 1).all()):
+        usual = int(self.scheme.format == "gptq")
+        if symmetric is False or not self.scheme.format.startswith("gptq"):
+            return usual
+        for above in (0, 1):
+            if (codes == middle - above).all():
+                return above
+        if symmetric:
             raise wrong(
                 f"tensor {self.tensor('qzeros')!r}",
                 f"zero points of {middle - 1} or of {middle}, as sym=true says",
                 "others",
             )
-        return bool((codes == middle).all())
+        return usual
 
     @property
     def has_plain_zeros(self) -> bool:
@@ -202,9 +206,13 @@ class Linear:
     def zero_words(self) -> Array | None:
         """Words of 4-bit qzeros as their format means them, or None: every zero point is 8."""
         words = self._stored_zeros()
-        if words is not None and self._stores_the_middle(unpack(words, 4, self.n)):
-            return (words.view(np.uint32) - np.uint32(0x11111111)).view(np.int32)
-        return words
+        if words is None:
+            return None
+        more = self._above_stored(unpack(words, 4, self.n)) - int(self.scheme.format == "gptq")
+        moved: Array = (words.view(np.uint32) + np.uint32(0x11111111 * more & 0xFFFFFFFF)).view(
+            np.int32
+        )
+        return moved
 
     def zeros(self) -> Array:
         """The zero points that are subtracted from codes, i16 [n, groups]."""
@@ -221,8 +229,7 @@ class Linear:
             codes = _awq(unpack(words, bits, self.n)).T
         else:
             codes = unpack(words, bits, self.n).T
-        below = self.scheme.format == "gptq" and not self._stores_the_middle(codes)
-        zeros: Array = codes.astype(np.int16) + int(below)
+        zeros: Array = codes.astype(np.int16) + np.int16(self._above_stored(codes))
         if self.scheme.symmetric and not (zeros == middle).all():
             raise wrong(
                 f"tensor {self.tensor('qzeros')!r}", f"zero points that mean {middle}", "others"
