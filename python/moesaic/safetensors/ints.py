@@ -17,10 +17,14 @@ _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 def is_int(checkpoint: Checkpoint, matrix: Matrix) -> bool:
     """Whether the matrix is stored as words of integers."""
     base = matrix.base
-    if any(f"{base}.{kind}" in checkpoint.tensors for kind in ("qweight", "scales", "qzeros")):
-        return True
     packed = find(checkpoint, base, "packed", "qweight")
-    return packed is not None and checkpoint.entry(packed).dtype not in ("U8", "I8")
+    if packed is not None:
+        return checkpoint.entry(packed).dtype not in ("U8", "I8")
+    # What is left of integers beside no other values: the error is about those that are missing.
+    parts = (f"{base}.scales", f"{base}.qzeros")
+    return f"{base}.weight" not in checkpoint.tensors and any(
+        part in checkpoint.tensors for part in parts
+    )
 
 
 def unpack(words: Array, bits: int, count: int, padded: bool = False) -> Array:
