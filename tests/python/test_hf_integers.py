@@ -125,6 +125,9 @@ ZERO_POINTS = {
     "sym, one below": (True, -1, {}),
     "sym, the middle itself": (True, 0, {}),
     "sym, gptq_v2": (True, 0, {"checkpoint_format": "gptq_v2"}),
+    "sym, gptq_v2, one below": (True, -1, {"checkpoint_format": "gptq_v2"}),
+    "nothing said, gptq_v2": (True, 0, {"sym": ..., "checkpoint_format": "gptq_v2"}),
+    "nothing said, gptq_v2, one below": (True, -1, {"sym": ..., "checkpoint_format": "gptq_v2"}),
     "nothing said, one below": (True, -1, {"sym": ...}),
     "nothing said, the middle itself": (True, 0, {"sym": ...}),
     "nothing said, asymmetric": (False, -1, {"sym": ...}),
@@ -297,6 +300,22 @@ def test_bits_of_compressed_tensors(tmp_path, bits, group, symmetric, pack):
     weights = scheme(num_bits=bits, symmetric=symmetric, group_size=group)
     if group == -1:
         weights |= {"strategy": "channel", "group_size": None}
+    folder = write(tmp_path, tensors, compressed({"weights": weights, "targets": ["Linear"]}))
+    check(folder, matrices, 2.0**-8)
+    check(folder, matrices, 1e-6, "f32")
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_zero_points_in_bytes(tmp_path, symmetric, bits):
+    """Older compressed-tensors: signed, and there for symmetric ones too."""
+    matrices = experts(lambda e, name: {"bits": bits, "symmetric": symmetric})
+    tensors = {}
+    for (e, name), one in matrices.items():
+        base = f"{BASE}.{e}.{name}"
+        zeros = (one.zeros - (1 << (bits - 1))).astype(np.int8)
+        tensors |= one.packed(base) | {f"{base}.weight_zero_point": zeros}
+    weights = scheme(num_bits=bits, symmetric=symmetric)
     folder = write(tmp_path, tensors, compressed({"weights": weights, "targets": ["Linear"]}))
     check(folder, matrices, 2.0**-8)
     check(folder, matrices, 1e-6, "f32")

@@ -115,6 +115,10 @@ STACKED = {
     "groups of columns": ((1, 64), 1, lambda s: s, False),
     "transposed, tensor [E, 1, 1]": ((0, 0), 1, lambda s: s, True),
     "transposed, channels [E, 1, n]": ((1, 0), 1, lambda s: s, True),
+    "transposed, tensor [E]": ((0, 0), 1, lambda s: s.reshape(E), True),
+    "transposed, channels [E, n]": ((1, 0), 1, lambda s: s.reshape(E, -1), True),
+    "transposed, halves [E, 2]": ((0, 0), 2, lambda s: s.reshape(E, -1), True),
+    "transposed, channels not transposed": ((1, 0), 1, lambda s: np.moveaxis(s, 1, 2), True),
     "transposed, blocks": ((128, 128), 1, lambda s: s, True),
     "transposed, blocks of each half": ((128, 128), 2, lambda s: s, True),
 }
@@ -241,6 +245,7 @@ def test_types_of_codes_scales_and_zero_points(tmp_path, case, block):
         ((5, 2), 192, 256, 1, (128, 128), None),
         ((200, 1), 192, 256, 1, None, None),
         ((0, 2), 192, 256, 1, None, None),
+        ((1, 64), 192, 256, 1, None, None),
     ],
 )
 def test_what_a_grid_means(shape, n, k, parts, hint, want):

@@ -85,14 +85,14 @@ class Fp8(Encoded):
         dtype = checkpoint.entry(scale).dtype
         if dtype not in _SCALES:
             raise wrong(f"tensor {scale!r} dtype", " or ".join(_SCALES), dtype)
-        shape = two_dims(own_part(checkpoint, scale, matrix)[1])
-        hint = quantization.block(base)
-        grid, turned = None, transposed
+        stored = own_part(checkpoint, scale, matrix)[1]
+        shape, hint = two_dims(stored), quantization.block(base)
+        grid, turned = None, False
         if shape is not None:
             parts = len(matrix.roles) or 1
-            grid = find_grid(shape[::-1] if transposed else shape, n, k, parts, hint)
-            if grid is None and transposed:
-                grid, turned = find_grid(shape, n, k, parts, hint), False
+            # Scales in one dimension, or of rows, are told apart before a grid is turned.
+            turned = transposed and len(stored) > 1 and shape != (n, 1)
+            grid = find_grid(shape[::-1] if turned else shape, n, k, parts, hint)
         if grid is None:
             raise wrong(
                 f"tensor {scale!r} shape",
@@ -141,9 +141,9 @@ class Fp8(Encoded):
 
     def values(self) -> tuple[Array, float]:
         codes = self.checkpoint.raw(self.name, self.matrix.index)
-        table = FP8.get(self.checkpoint.entry(self.name).dtype)
         codes = codes.T if self.transposed else codes
-        values = codes.astype(np.float32) if table is None else table[codes]
+        table = FP8.get(self.checkpoint.entry(self.name).dtype)
+        values = codes.astype(np.float32) if table is None else table.take(codes)
         if self.zero_name is not None:
             values -= self.grid.spread(self._grid(self.zero_name, _ZEROS), self.n, self.k)
         with np.errstate(over="ignore", invalid="ignore"):

@@ -14,13 +14,14 @@ Linears = dict[tuple[str, ...], list[Linear]]
 
 
 def keeps_int4(linears: Linears, interleaved: bool) -> bool:
-    """Whether Marlin stacks hold these experts: 4 bits, one scheme, a gate, and no biases."""
+    """Whether Marlin stacks hold these experts: 4 bits, one scheme, a gate, no biases."""
     schemes = {linear.scheme for group in linears.values() for linear in group}
     if len(schemes) > 1 or next(iter(schemes)).bits != 4:
         return False
     if interleaved or (("up",) in linears and ("gate",) not in linears):
         return False
-    return not any(_has_bias(linear) for group in linears.values() for linear in group)
+    every = [linear for group in linears.values() for linear in group]
+    return not any(_has_bias(linear) or linear.has_plain_zeros for linear in every)
 
 
 def _bias_name(linear: Linear) -> str | None:

@@ -17,10 +17,14 @@ _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 def is_int(checkpoint: Checkpoint, matrix: Matrix) -> bool:
     """Whether the matrix is stored as words of integers."""
     base = matrix.base
-    if any(f"{base}.{kind}" in checkpoint.tensors for kind in ("qweight", "scales", "qzeros")):
-        return True
     packed = find(checkpoint, base, "packed", "qweight")
-    return packed is not None and checkpoint.entry(packed).dtype not in ("U8", "I8")
+    if packed is not None:
+        return checkpoint.entry(packed).dtype not in ("U8", "I8")
+    # What is left of integers beside no other values: the error is about those that are missing.
+    parts = (f"{base}.scales", f"{base}.qzeros")
+    return f"{base}.weight" not in checkpoint.tensors and any(
+        part in checkpoint.tensors for part in parts
+    )
 
 
 def unpack(words: Array, bits: int, count: int, padded: bool = False) -> Array:
@@ -176,34 +180,51 @@ class Linear:
         shape = (words, self.groups) if self.packed else (self.groups, words)
         return self.read("qzeros", ("I32",), shape)
 
-    def _stores_the_middle(self, codes: Array) -> bool:
-        """Whether stored zero points are the middle of the codes though ``gptq`` has one less.
+    def _above_stored(self, codes: Array) -> int:
+        """What zero points of GPTQ are above the stored ones: one, in ``gptq_v2`` nothing.
 
-        GPTQModel 5 writes this and says ``gptq`` too. Zero points that all are the middle would
-        else mean one above it, which no quantiser makes that is symmetric.
+        GPTQModel 5 stores those of ``gptq_v2`` and says ``gptq``. Where all are the middle of the
+        codes or all one below it, the middle is meant, since no quantiser makes all others alike.
         """
         symmetric, middle = self.scheme.symmetric, 1 << (self.scheme.bits - 1)
-        if self.scheme.format != "gptq" or symmetric is False:
-            return False
-        if symmetric and not ((codes == middle).all() or (codes == middle - 1).all()):
+        usual = int(self.scheme.format == "gptq")
+        if symmetric is False or not self.scheme.format.startswith("gptq"):
+            return usual
+        for above in (0, 1):
+            if (codes == middle - above).all():
+                return above
+        if symmetric:
             raise wrong(
                 f"tensor {self.tensor('qzeros')!r}",
                 f"zero points of {middle - 1} or of {middle}, as sym=true says",
                 "others",
             )
-        return bool((codes == middle).all())
+        return usual
+
+    @property
+    def has_plain_zeros(self) -> bool:
+        """Whether zero points are signed bytes, as older compressed-tensors wrote them."""
+        name = self.tensor("qzeros")
+        return self.packed and self.has("qzeros") and self.checkpoint.entry(name).dtype == "I8"
 
     def zero_words(self) -> Array | None:
         """Words of 4-bit qzeros as their format means them, or None: every zero point is 8."""
         words = self._stored_zeros()
-        if words is not None and self._stores_the_middle(unpack(words, 4, self.n)):
-            return (words.view(np.uint32) - np.uint32(0x11111111)).view(np.int32)
-        return words
+        if words is None:
+            return None
+        more = self._above_stored(unpack(words, 4, self.n)) - int(self.scheme.format == "gptq")
+        moved: Array = (words.view(np.uint32) + np.uint32(0x11111111 * more & 0xFFFFFFFF)).view(
+            np.int32
+        )
+        return moved
 
     def zeros(self) -> Array:
         """The zero points that are subtracted from codes, i16 [n, groups]."""
-        bits, words = self.scheme.bits, self._stored_zeros()
-        middle = 1 << (bits - 1)
+        bits, middle = self.scheme.bits, 1 << (self.scheme.bits - 1)
+        if self.has_plain_zeros:
+            plain = self.read("qzeros", ("I8",), (self.n, self.groups)).astype(np.int16)
+            return plain + np.int16(middle)
+        words = self._stored_zeros()
         if words is None:
             return np.full((self.n, self.groups), middle, np.int16)
         if self.packed:
@@ -212,8 +233,7 @@ class Linear:
             codes = _awq(unpack(words, bits, self.n)).T
         else:
             codes = unpack(words, bits, self.n).T
-        below = self.scheme.format == "gptq" and not self._stores_the_middle(codes)
-        zeros: Array = codes.astype(np.int16) + int(below)
+        zeros: Array = codes.astype(np.int16) + np.int16(self._above_stored(codes))
         if self.scheme.symmetric and not (zeros == middle).all():
             raise wrong(
                 f"tensor {self.tensor('qzeros')!r}", f"zero points that mean {middle}", "others"

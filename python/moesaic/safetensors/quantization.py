@@ -83,10 +83,10 @@ class Quantization:
         good = config if isinstance(config, dict) else None
         return cls(str(checkpoint.folder), source, good)
 
-    def _known(self) -> _Fields:
+    def _known(self, base: str) -> _Fields:
         if self._fields is None:
             raise wrong(
-                self._folder,
+                f"{self._folder}: integers of {base!r}",
                 "quantize_config.json, or quantization_config in config.json",
                 "neither",
             )
@@ -94,8 +94,10 @@ class Quantization:
 
     def ints(self, base: str) -> IntScheme:
         """Raises FormatError or UnsupportedError for what is wrong or unknown."""
-        fields = self._known()
-        method = fields.get(str, "quant_method") or ("awq" if "w_bit" in fields.fields else "gptq")
+        fields = self._known(base)
+        method = fields.get(str, "quant_method", "method") or (
+            "awq" if "w_bit" in fields.fields else "gptq"
+        )
         if method == "compressed-tensors":
             return _compressed_tensors(self._group(fields, base))
         if method not in ("gptq", "awq", "auto-round", "auto_round", "intel/auto-round"):

@@ -6,6 +6,9 @@ import numpy as np
 
 from moesaic.safetensors.reader import Array
 
+#: Nobody scales fewer columns or, short of one, fewer rows.
+_LEAST_BLOCK = 16
+
 
 @dataclass(frozen=True)
 class ScaleGrid:
@@ -33,8 +36,12 @@ class ScaleGrid:
         index, k = self.row_index(values.shape[0]), values.shape[1]
         # In pieces, so that the scales of all values are never there at once.
         for first in range(0, len(index), 256):
-            rows = scales[index[first : first + 256]]
-            values[first : first + 256] *= np.repeat(rows, self.cols, axis=1)[:, :k]
+            rows, piece = scales[index[first : first + 256]], values[first : first + 256]
+            if k % self.cols == 0 and piece.flags.c_contiguous:
+                blocks = piece.reshape(len(piece), -1, self.cols)
+                blocks *= rows[:, :, None]
+            else:
+                piece *= np.repeat(rows, self.cols, axis=1)[:, :k]
 
     def spread(self, grid: Array, n: int, k: int) -> Array:
         """The entry of each value, [n, k]."""
@@ -93,7 +100,8 @@ def _block_sizes(size: int, count: int) -> list[int]:
         return []
     least, most = -(-size // count), -(-size // (count - 1)) - 1
     power = 1 << (least - 1).bit_length()
-    return ([power] if power <= most else []) + ([least] if size % count == 0 else [])
+    found = ([power] if power <= most else []) + ([least] if size % count == 0 else [])
+    return [block for block in found if block >= _LEAST_BLOCK]
 
 
 def _likeliness(grid: ScaleGrid) -> tuple[bool, bool, bool]:
