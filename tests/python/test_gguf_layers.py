@@ -228,6 +228,17 @@ def test_dequantize_applies_the_scale(tmp_path):
             )
 
 
+def test_roles_of_a_store_show_the_scale_beside_the_stored_bytes(tmp_path):
+    model = Model.small()
+    model.tensors["ffn_down_exps.scale"] = FACTORS
+    (layer,) = mo.MoeExpertStore.from_gguf(mo.GgufFile(model.path(tmp_path))).layers
+    np.testing.assert_array_equal(layer.down.scale, FACTORS)
+    assert layer.gate.scale is None and layer.up.scale is None
+    np.testing.assert_array_equal(
+        layer.down.expert_slice(1).T, model.tensors["ffn_down_exps.weight"][1]
+    )
+
+
 def test_cohere2_takes_the_mean_of_routed_and_shared_experts(tmp_path):
     model = Model.small("cohere2moe", shared=True, expert_gating_func=1, expert_weights_norm=True)
     file = mo.GgufFile(model.path(tmp_path))
