@@ -122,8 +122,9 @@ TEST(Presets, EveryRowOpensALayer) {
     EXPECT_EQ(c.architecture, p.architecture);
     EXPECT_EQ(c.router.score, p.score_key == Use::Required ? ScoreFunction::Sigmoid : m.score);
     EXPECT_EQ(c.router.select_on, m.select_on);
-    EXPECT_EQ(c.router.renormalize, p.renormalize_key == Use::Required ||
-                                        (p.renormalize_key == Use::Ignored && m.renormalize));
+    EXPECT_EQ(c.router.renormalize,
+              p.renormalize_key == Use::Required ||
+                  (p.renormalize_key == Use::Ignored ? m.renormalize : p.absent_renormalize));
     EXPECT_EQ(c.router.guard, m.guard);
     EXPECT_EQ(c.router.guard_eps, m.guard_eps);
     EXPECT_EQ(c.router.group_reduce, m.group_reduce);

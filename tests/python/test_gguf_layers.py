@@ -151,7 +151,12 @@ SCALES: dict[str, tuple[Model, Callable[[Model], None], dict[str, np.ndarray], d
     "harmless": (
         Model.small(),
         lambda model: None,
-        {"ffn_gate_exps.input_scale": FACTORS, "ffn_gate_inp.input_scale": one(3), "attn_q.x": X},
+        {
+            "ffn_gate_exps.input_scale": FACTORS,
+            "ffn_gate_inp.input_scale": one(3),
+            "attn_q.x": X,
+            "ffn_res_score.weight": X,
+        },
         {},
     ),
 }
@@ -266,6 +271,9 @@ KEYS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("deepseek2", {"expert_weights_scale": 0.0}, {"scale": 1.0}),
     ("mimo2", {"expert_weights_scale": 2.5}, {"scale": 2.5}),
     ("mimo2", {}, {"scale": 1.0}),
+    ("mellum", {}, {"renormalize": True, "score": "softmax"}),
+    ("mellum", {"expert_weights_norm": False}, {"renormalize": False}),
+    ("mellum", {"expert_gating_func": 2}, {"score": "sigmoid"}),
     ("maple", {}, {"limit": 7.0}),
     ("maple", {"swiglu_clamp_exp": 5.0}, {"limit": 5.0}),
     ("maple", {"swiglu_clamp_exp": 0.0}, {"limit": None}),
@@ -280,8 +288,18 @@ def test_what_keys_mean(tmp_path, architecture, keys, want):
     got = {
         "score": config.router.score, "scale": config.router.scale,
         "limit": config.activation.limit if clamped else None,
+        "renormalize": config.router.renormalize,
     }  # fmt: skip
     assert {key: got[key] for key in want} == want
+
+
+@pytest.mark.parametrize("key", ["expert_weights_norm", "expert_weights_scale"])
+def test_laguna_requires_its_keys(tmp_path, key):
+    keys = {"expert_weights_norm": True, "expert_weights_scale": 2.5, key: None}
+    model = Model.small("laguna", **keys)
+    model.tensors["exp_probs_b.bias"] = np.zeros(E, np.float32)
+    with pytest.raises(mo.FormatError, match=rf"laguna\.{key}"):
+        mo.MoeConfig.from_gguf(mo.GgufFile(model.path(tmp_path)), 0)
 
 
 def test_a_required_score_of_zero_is_none(tmp_path):

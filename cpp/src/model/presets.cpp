@@ -190,7 +190,11 @@ constexpr Preset kPresets[] = {
           p.renormalize_key = Ignored;
         }),
     row("laguna", "laguna.cpp", "laguna", model_of("laguna"), kKeys,
-        [](Preset& p) { p.shared_width = SharedWidth::Key; }),
+        [](Preset& p) {
+          p.renormalize_key = Required;
+          p.scale_key = Required;
+          p.shared_width = SharedWidth::Key;
+        }),
     row("lfm2moe", "lfm2.cpp", "lfm2_moe", model_of("lfm2_moe"), kNoKeys,
         [](Preset& p) {
           p.score_key = Required;
@@ -204,7 +208,13 @@ constexpr Preset kPresets[] = {
           p.limit_key = Optional;
           p.absent_limit = 7.0;
         }),
-    row("mellum", "mellum.cpp", "mellum", model_of("qwen3_moe"), kNoKeys, width_over_top_k),
+    row("mellum", "mellum.cpp", "mellum", model_of("qwen3_moe"), kNoKeys,
+        [](Preset& p) {
+          p.score_key = Optional;
+          p.renormalize_key = Optional;
+          p.absent_renormalize = true;
+          p.width = WidthFallback::FeedForwardOverTopK;
+        }),
     row("mimo2", "mimo2.cpp", "mimo_v2_flash", model_of("mimo_v2_flash"), kNoKeys,
         [](Preset& p) {
           optional_bias(p);
