@@ -293,6 +293,29 @@ def test_what_keys_mean(tmp_path, architecture, keys, want):
     assert {key: got[key] for key in want} == want
 
 
+CLAMPS: list[tuple[str, dict[str, Any], float | None]] = [
+    ("glm5-next", {"swiglu_clamp_exp": 4.0}, 4.0),
+    ("glm5-next", {"swiglu_clamp_exp": 4.0, "swiglu_clamp_shexp": 3.0}, 3.0),
+    ("glm5-next", {"swiglu_clamp_exp": 4.0, "swiglu_clamp_shexp": 0.0}, None),
+    ("step35", {"swiglu_clamp_exp": 4.0}, None),
+    ("bailingmoe3", {"swiglu_clamp_exp": 4.0}, None),
+]
+
+
+@pytest.mark.parametrize(("architecture", "keys", "limit"), CLAMPS)
+def test_clamps_of_shared_experts(tmp_path, architecture, keys, limit):
+    """Also, bailingmoe3 stores the width of all shared experts together."""
+    model = Model.small(
+        architecture, shared=True, expert_gating_func=2, expert_shared_feed_forward_length=S,
+        expert_shared_count=1 if architecture == "glm5-next" else 2, **keys,
+    )  # fmt: skip
+    model.tensors["exp_probs_b.bias"] = np.zeros(E, np.float32)
+    config = mo.MoeConfig.from_gguf(mo.GgufFile(model.path(tmp_path)), 0)
+    assert (config.activation.limit, config.shared_intermediate_size) == (4.0, S)
+    shared = config.shared_activation
+    assert (shared.limit if shared.kind != "swiglu" else None) == limit
+
+
 @pytest.mark.parametrize("key", ["expert_weights_norm", "expert_weights_scale"])
 def test_laguna_requires_its_keys(tmp_path, key):
     keys = {"expert_weights_norm": True, "expert_weights_scale": 2.5, key: None}

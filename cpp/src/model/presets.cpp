@@ -81,7 +81,7 @@ constexpr Preset kPresets[] = {
         [](Preset& p) {
           p.score_key = Required;
           p.limit_key = Optional;
-          p.shared_width = SharedWidth::KeyTimesCount;
+          p.shared_width = SharedWidth::Key;
         }),
     row("cohere2moe", "cohere2moe.cpp", "cohere2_moe", model_of("cohere2_moe"), kKeys,
         [](Preset& p) {
@@ -148,7 +148,10 @@ constexpr Preset kPresets[] = {
     row("glm4moe", "glm4-moe.cpp", "glm4_moe glm4v_moe", model_of("deepseek_v3"), kKeys,
         width_over_top_k),
     row("glm5-next", "glm5-next.cpp", "glm5_next", model_of("glm5_next"), kKeys,
-        [](Preset& p) { p.limit_key = Optional; }),
+        [](Preset& p) {
+          p.limit_key = Optional;
+          p.routed_limit_for_shared = true;
+        }),
     row("gpt-oss", "openai-moe.cpp", "gpt_oss", model_of("gpt_oss"), kNoKeys),
     row("granite", "granite.cpp", "", model_of("granitemoe"), kNoKeys, shared_of_key),
     row("granite_swa", "granite-swa.cpp", "granitemoe_swa", model_of("granitemoe"), kNoKeys,
@@ -231,6 +234,7 @@ constexpr Preset kPresets[] = {
     row("nemotron_h_moe", "nemotron-h-moe.cpp", "nemotron_h", model_of("nemotron_h"), kKeys,
         [](Preset& p) {
           p.score_key = Ignored;
+          p.width = WidthFallback::FeedForwardOverTopK;
           p.shared_width = SharedWidth::Tensors;
           p.latent_key = "moe_latent_size";
         }),
