@@ -137,7 +137,8 @@ TEST(Presets, EveryRowOpensALayer) {
     EXPECT_EQ(c.router.router_bias.empty(), m.router_bias != Use::Required);
     const bool clamp_off = p.limit_key == Use::Optional && p.absent_limit == 0.0;
     EXPECT_EQ(c.activation.kind, clamp_off ? ActivationKind::SwiGlu : m.activation);
-    EXPECT_EQ(c.activation.limit, p.limit_key == Use::Required ? 5.0F : 7.0F);
+    const float absent = p.absent_limit > 0.0 ? static_cast<float>(p.absent_limit) : 7.0F;
+    EXPECT_EQ(c.activation.limit, p.limit_key == Use::Required ? 5.0F : absent);
     const bool shared = p.shared_tensors != Use::Ignored;
     EXPECT_EQ(c.shared, shared ? m.shared : SharedKind::None);
     EXPECT_EQ(c.shared_intermediate_size, shared ? 2 * kWidth : 0);

@@ -116,6 +116,7 @@ constexpr Preset kPresets[] = {
           p.scale_key = Required;
           p.hash_layers = true;
           p.limit_key = Optional;
+          p.absent_limit = 10.0;  // transformers' default; llama.cpp refuses a file without the key
           p.routed_limit_for_shared = true;
           p.others = "exp_probs_b_vl";
           p.notes = "selection bias of text tokens";
