@@ -40,23 +40,31 @@ void bind_store_views(py::module_& m) {
           },
           py::arg("expert"))
       .def("as_slice", [](const StoreRole& r) { return view_array(r, r.view.as_slice(), false); })
+      .def_property_readonly("scale",
+                             [](const StoreRole& r) -> py::object {
+                               const auto& scale = r.weights->scale;
+                               if (scale == nullptr) return py::none();
+                               return numpy_view(DType::F32, {r.view.num_experts()}, scale->data(),
+                                                 scale);
+                             })
       .def("__repr__", [](const StoreRole& r) {
         return "moesaic.ExpertRole(num_experts=" + std::to_string(r.view.num_experts()) +
                ", k=" + std::to_string(r.view.k()) + ", n=" + std::to_string(r.view.n()) + ")";
       });
 
-  const auto role = [](const StoreLayer& l, const RoleView& view) -> py::object {
+  const auto role = [](const StoreLayer& l, const RoleView& view, Role which) -> py::object {
     if (!view) return py::none();
-    return py::cast(StoreRole{l.store, view});
+    return py::cast(StoreRole{l.store, view, &l.weights->stack->role(which)});
   };
   py::class_<StoreLayer>(m, "LayerMoeWeights", py::is_final())
       .def_property_readonly("layer_index",
                              [](const StoreLayer& l) { return l.weights->layer_index; })
-      .def_property_readonly("gate",
-                             [role](const StoreLayer& l) { return role(l, l.weights->gate); })
-      .def_property_readonly("up", [role](const StoreLayer& l) { return role(l, l.weights->up); })
-      .def_property_readonly("down",
-                             [role](const StoreLayer& l) { return role(l, l.weights->down); })
+      .def_property_readonly(
+          "gate", [role](const StoreLayer& l) { return role(l, l.weights->gate, Role::Gate); })
+      .def_property_readonly(
+          "up", [role](const StoreLayer& l) { return role(l, l.weights->up, Role::Up); })
+      .def_property_readonly(
+          "down", [role](const StoreLayer& l) { return role(l, l.weights->down, Role::Down); })
       .def_property_readonly("expert_bytes",
                              [](const StoreLayer& l) { return l.weights->expert_bytes; })
       .def_property_readonly("stack",

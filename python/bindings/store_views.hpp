@@ -15,6 +15,7 @@ struct StoreLayer {
 struct StoreRole {
   std::shared_ptr<MoeExpertStore> store;
   RoleView view;
+  const RoleWeights* weights;
 };
 
 }  // namespace moesaic::python

@@ -3043,6 +3043,13 @@ class ExpertRole:
             They do not lie one behind the other.
         """
 
+    @property
+    def scale(self) -> _F32 | None:
+        """Factors [E] that a forward multiplies the experts' products with; None without them.
+
+        ``expert_slice`` and ``as_slice`` show what is stored, without them.
+        """
+
     def __repr__(self) -> str: ...
 
 @final

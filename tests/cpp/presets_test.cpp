@@ -122,8 +122,9 @@ TEST(Presets, EveryRowOpensALayer) {
     EXPECT_EQ(c.architecture, p.architecture);
     EXPECT_EQ(c.router.score, p.score_key == Use::Required ? ScoreFunction::Sigmoid : m.score);
     EXPECT_EQ(c.router.select_on, m.select_on);
-    EXPECT_EQ(c.router.renormalize, p.renormalize_key == Use::Required ||
-                                        (p.renormalize_key == Use::Ignored && m.renormalize));
+    EXPECT_EQ(c.router.renormalize,
+              p.renormalize_key == Use::Required ||
+                  (p.renormalize_key == Use::Ignored ? m.renormalize : p.absent_renormalize));
     EXPECT_EQ(c.router.guard, m.guard);
     EXPECT_EQ(c.router.guard_eps, m.guard_eps);
     EXPECT_EQ(c.router.group_reduce, m.group_reduce);
@@ -136,7 +137,8 @@ TEST(Presets, EveryRowOpensALayer) {
     EXPECT_EQ(c.router.router_bias.empty(), m.router_bias != Use::Required);
     const bool clamp_off = p.limit_key == Use::Optional && p.absent_limit == 0.0;
     EXPECT_EQ(c.activation.kind, clamp_off ? ActivationKind::SwiGlu : m.activation);
-    EXPECT_EQ(c.activation.limit, p.limit_key == Use::Required ? 5.0F : 7.0F);
+    const float absent = p.absent_limit > 0.0 ? static_cast<float>(p.absent_limit) : 7.0F;
+    EXPECT_EQ(c.activation.limit, p.limit_key == Use::Required ? 5.0F : absent);
     const bool shared = p.shared_tensors != Use::Ignored;
     EXPECT_EQ(c.shared, shared ? m.shared : SharedKind::None);
     EXPECT_EQ(c.shared_intermediate_size, shared ? 2 * kWidth : 0);

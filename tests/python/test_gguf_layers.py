@@ -151,7 +151,12 @@ SCALES: dict[str, tuple[Model, Callable[[Model], None], dict[str, np.ndarray], d
     "harmless": (
         Model.small(),
         lambda model: None,
-        {"ffn_gate_exps.input_scale": FACTORS, "ffn_gate_inp.input_scale": one(3), "attn_q.x": X},
+        {
+            "ffn_gate_exps.input_scale": FACTORS,
+            "ffn_gate_inp.input_scale": one(3),
+            "attn_q.x": X,
+            "ffn_res_score.weight": X,
+        },
         {},
     ),
 }
@@ -228,6 +233,17 @@ def test_dequantize_applies_the_scale(tmp_path):
             )
 
 
+def test_roles_of_a_store_show_the_scale_beside_the_stored_bytes(tmp_path):
+    model = Model.small()
+    model.tensors["ffn_down_exps.scale"] = FACTORS
+    (layer,) = mo.MoeExpertStore.from_gguf(mo.GgufFile(model.path(tmp_path))).layers
+    np.testing.assert_array_equal(layer.down.scale, FACTORS)
+    assert layer.gate.scale is None and layer.up.scale is None
+    np.testing.assert_array_equal(
+        layer.down.expert_slice(1).T, model.tensors["ffn_down_exps.weight"][1]
+    )
+
+
 def test_cohere2_takes_the_mean_of_routed_and_shared_experts(tmp_path):
     model = Model.small("cohere2moe", shared=True, expert_gating_func=1, expert_weights_norm=True)
     file = mo.GgufFile(model.path(tmp_path))
@@ -255,6 +271,9 @@ KEYS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("deepseek2", {"expert_weights_scale": 0.0}, {"scale": 1.0}),
     ("mimo2", {"expert_weights_scale": 2.5}, {"scale": 2.5}),
     ("mimo2", {}, {"scale": 1.0}),
+    ("mellum", {}, {"renormalize": True, "score": "softmax"}),
+    ("mellum", {"expert_weights_norm": False}, {"renormalize": False}),
+    ("mellum", {"expert_gating_func": 2}, {"score": "sigmoid"}),
     ("maple", {}, {"limit": 7.0}),
     ("maple", {"swiglu_clamp_exp": 5.0}, {"limit": 5.0}),
     ("maple", {"swiglu_clamp_exp": 0.0}, {"limit": None}),
@@ -269,8 +288,41 @@ def test_what_keys_mean(tmp_path, architecture, keys, want):
     got = {
         "score": config.router.score, "scale": config.router.scale,
         "limit": config.activation.limit if clamped else None,
+        "renormalize": config.router.renormalize,
     }  # fmt: skip
     assert {key: got[key] for key in want} == want
+
+
+CLAMPS: list[tuple[str, dict[str, Any], float | None]] = [
+    ("glm5-next", {"swiglu_clamp_exp": 4.0}, 4.0),
+    ("glm5-next", {"swiglu_clamp_exp": 4.0, "swiglu_clamp_shexp": 3.0}, 3.0),
+    ("glm5-next", {"swiglu_clamp_exp": 4.0, "swiglu_clamp_shexp": 0.0}, None),
+    ("step35", {"swiglu_clamp_exp": 4.0}, None),
+    ("bailingmoe3", {"swiglu_clamp_exp": 4.0}, None),
+]
+
+
+@pytest.mark.parametrize(("architecture", "keys", "limit"), CLAMPS)
+def test_clamps_of_shared_experts(tmp_path, architecture, keys, limit):
+    """Also, bailingmoe3 stores the width of all shared experts together."""
+    model = Model.small(
+        architecture, shared=True, expert_gating_func=2, expert_shared_feed_forward_length=S,
+        expert_shared_count=1 if architecture == "glm5-next" else 2, **keys,
+    )  # fmt: skip
+    model.tensors["exp_probs_b.bias"] = np.zeros(E, np.float32)
+    config = mo.MoeConfig.from_gguf(mo.GgufFile(model.path(tmp_path)), 0)
+    assert (config.activation.limit, config.shared_intermediate_size) == (4.0, S)
+    shared = config.shared_activation
+    assert (shared.limit if shared.kind != "swiglu" else None) == limit
+
+
+@pytest.mark.parametrize("key", ["expert_weights_norm", "expert_weights_scale"])
+def test_laguna_requires_its_keys(tmp_path, key):
+    keys = {"expert_weights_norm": True, "expert_weights_scale": 2.5, key: None}
+    model = Model.small("laguna", **keys)
+    model.tensors["exp_probs_b.bias"] = np.zeros(E, np.float32)
+    with pytest.raises(mo.FormatError, match=rf"laguna\.{key}"):
+        mo.MoeConfig.from_gguf(mo.GgufFile(model.path(tmp_path)), 0)
 
 
 def test_a_required_score_of_zero_is_none(tmp_path):

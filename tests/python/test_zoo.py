@@ -55,3 +55,21 @@ def test_layer(zoo, golden, index, layout):
 
 def test_all_layers_are_tested(zoo, golden):
     assert zoo.moe_layers == list(range(len(golden["types"])))
+
+
+CONVERTED = sorted(path for path in ZOO.parent.glob("zoo-*.npz") if "layer" in np.load(path).files)
+
+
+@pytest.mark.skipif(not CONVERTED, reason="no files of real converters")
+@pytest.mark.parametrize("path", CONVERTED, ids=lambda path: path.stem)
+def test_files_of_real_converters(path):
+    """Shapes with ones in front and keys as converters write them; outputs by the models' code."""
+    with np.load(path) as arrays:
+        want = dict(arrays)
+    file = mo.GgufFile(path.with_suffix(".gguf"))
+    layer = mo.MoeLayer.from_gguf(file, int(want["layer"]), precision="exact")
+    y, routing = layer(want["x"], return_routing=True)
+    np.testing.assert_array_equal(np.sort(routing.topk_ids), np.sort(want["ids"]))
+    assert rel_l2(y, want["y"]) <= REFERENCE
+    for index in file.moe_layers:
+        mo.MoeLayer.from_gguf(file, index)

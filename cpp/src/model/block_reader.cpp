@@ -22,7 +22,8 @@ bool is_harmless(std::string_view name) { return name.ends_with(".input_scale");
 /// table.
 constexpr auto kOtherParts = std::to_array<std::string_view>(
     {"attn", "ssm", "nextn", "indexer", "hc_", "shortconv", "time_mix", "channel_mix", "altup",
-     "laurel", "vis_", "cross_attn", "inp_gate", "per_layer", "layer_out", "post_attention"});
+     "laurel", "vis_", "cross_attn", "inp_gate", "per_layer", "layer_out", "post_attention",
+     "ffn_res"});
 /// Norms between the parts of a block: before x reaches the layer, or after its result.
 constexpr auto kNorms =
     std::to_array<std::string_view>({"ffn_norm", "ffn_sub_norm", "ffn_post_norm", "ffn_pre_norm",

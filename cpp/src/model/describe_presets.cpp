@@ -77,7 +77,8 @@ std::vector<ArchitectureFacts> architecture_table() {
   std::vector<ArchitectureFacts> rows;
   for (const Preset& p : presets()) {
     const Model& m = *p.model;
-    const bool renormalize = p.renormalize_key == Use::Ignored && m.renormalize;
+    const bool renormalize =
+        p.renormalize_key == Use::Ignored ? m.renormalize : p.absent_renormalize;
     rows.push_back({.architecture = std::string(p.architecture),
                     .source = "llama.cpp src/models/" + std::string(p.source),
                     .model_types = std::string(p.model_types),

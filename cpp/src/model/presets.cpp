@@ -81,7 +81,7 @@ constexpr Preset kPresets[] = {
         [](Preset& p) {
           p.score_key = Required;
           p.limit_key = Optional;
-          p.shared_width = SharedWidth::KeyTimesCount;
+          p.shared_width = SharedWidth::Key;
         }),
     row("cohere2moe", "cohere2moe.cpp", "cohere2_moe", model_of("cohere2_moe"), kKeys,
         [](Preset& p) {
@@ -116,6 +116,7 @@ constexpr Preset kPresets[] = {
           p.scale_key = Required;
           p.hash_layers = true;
           p.limit_key = Optional;
+          p.absent_limit = 10.0;  // transformers' default; llama.cpp refuses a file without the key
           p.routed_limit_for_shared = true;
           p.others = "exp_probs_b_vl";
           p.notes = "selection bias of text tokens";
@@ -148,7 +149,10 @@ constexpr Preset kPresets[] = {
     row("glm4moe", "glm4-moe.cpp", "glm4_moe glm4v_moe", model_of("deepseek_v3"), kKeys,
         width_over_top_k),
     row("glm5-next", "glm5-next.cpp", "glm5_next", model_of("glm5_next"), kKeys,
-        [](Preset& p) { p.limit_key = Optional; }),
+        [](Preset& p) {
+          p.limit_key = Optional;
+          p.routed_limit_for_shared = true;
+        }),
     row("gpt-oss", "openai-moe.cpp", "gpt_oss", model_of("gpt_oss"), kNoKeys),
     row("granite", "granite.cpp", "", model_of("granitemoe"), kNoKeys, shared_of_key),
     row("granite_swa", "granite-swa.cpp", "granitemoe_swa", model_of("granitemoe"), kNoKeys,
@@ -190,7 +194,11 @@ constexpr Preset kPresets[] = {
           p.renormalize_key = Ignored;
         }),
     row("laguna", "laguna.cpp", "laguna", model_of("laguna"), kKeys,
-        [](Preset& p) { p.shared_width = SharedWidth::Key; }),
+        [](Preset& p) {
+          p.renormalize_key = Required;
+          p.scale_key = Required;
+          p.shared_width = SharedWidth::Key;
+        }),
     row("lfm2moe", "lfm2.cpp", "lfm2_moe", model_of("lfm2_moe"), kNoKeys,
         [](Preset& p) {
           p.score_key = Required;
@@ -204,7 +212,13 @@ constexpr Preset kPresets[] = {
           p.limit_key = Optional;
           p.absent_limit = 7.0;
         }),
-    row("mellum", "mellum.cpp", "mellum", model_of("qwen3_moe"), kNoKeys, width_over_top_k),
+    row("mellum", "mellum.cpp", "mellum", model_of("qwen3_moe"), kNoKeys,
+        [](Preset& p) {
+          p.score_key = Optional;
+          p.renormalize_key = Optional;
+          p.absent_renormalize = true;
+          p.width = WidthFallback::FeedForwardOverTopK;
+        }),
     row("mimo2", "mimo2.cpp", "mimo_v2_flash", model_of("mimo_v2_flash"), kNoKeys,
         [](Preset& p) {
           optional_bias(p);
@@ -221,6 +235,7 @@ constexpr Preset kPresets[] = {
     row("nemotron_h_moe", "nemotron-h-moe.cpp", "nemotron_h", model_of("nemotron_h"), kKeys,
         [](Preset& p) {
           p.score_key = Ignored;
+          p.width = WidthFallback::FeedForwardOverTopK;
           p.shared_width = SharedWidth::Tensors;
           p.latent_key = "moe_latent_size";
         }),

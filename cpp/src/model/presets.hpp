@@ -44,14 +44,14 @@ struct Preset {
   /// has a selection bias; null where there is none.
   const Model* sigmoid_model = nullptr;
 
-  Use score_key = Use::Ignored;   ///< expert_gating_func
-  bool sigmoid_if_flash = false;  ///< GLM-4.7-Flash has no such key and is known by its sizes
-  bool hash_layers = false;       ///< blocks below hash_layer_count route by token id
-  Use renormalize_key =
-      Use::Ignored;              ///< expert_weights_norm; an optional one is false when absent
-  Use scale_key = Use::Ignored;  ///< expert_weights_scale
-  Use limit_key = Use::Ignored;  ///< swiglu_clamp_exp; 0 makes it plain SwiGlu
-  double absent_limit = 0.0;     ///< what the absence of that key means
+  Use score_key = Use::Ignored;        ///< expert_gating_func
+  bool sigmoid_if_flash = false;       ///< GLM-4.7-Flash has no such key and is known by its sizes
+  bool hash_layers = false;            ///< blocks below hash_layer_count route by token id
+  Use renormalize_key = Use::Ignored;  ///< expert_weights_norm
+  bool absent_renormalize = false;     ///< what the absence of that key means
+  Use scale_key = Use::Ignored;        ///< expert_weights_scale
+  Use limit_key = Use::Ignored;        ///< swiglu_clamp_exp; 0 makes it plain SwiGlu
+  double absent_limit = 0.0;           ///< what the absence of that key means
   bool routed_limit_for_shared =
       false;  ///< where swiglu_clamp_shexp is absent; else that means off
   /// Tensor exp_probs_b, where llama.cpp's loader asks for it otherwise than the model does.

@@ -132,8 +132,8 @@ const Model& stored_model(const Preset& preset, std::optional<ScoreFunction> sco
 void read_router(const LayerReader& read, const Preset& preset, const Model& model,
                  const MoeTensors& tensors, LayerValues& values) {
   if (preset.renormalize_key != Use::Ignored) {
-    values.renormalize =
-        read.boolean("expert_weights_norm", preset.renormalize_key).value_or(false);
+    values.renormalize = read.boolean("expert_weights_norm", preset.renormalize_key)
+                             .value_or(preset.absent_renormalize);
   }
   values.scale = read.number("expert_weights_scale", preset.scale_key).value_or(1.0);
   read_groups(read, values);
