@@ -1,5 +1,6 @@
 #include "int4/checkpoint.hpp"
 
+#include <algorithm>
 #include <vector>
 
 namespace moesaic {
@@ -120,7 +121,9 @@ LinearSize linear_size(const GptqTensors& tensors, const std::string& name) {
                    .got = describe(q),
                    .hint = {}};
   });
-  const std::int64_t rows = q.dim(q.rank - 2), cols = q.dim(q.rank - 1);
+  // No more than this could be asked for below, and eight times as much still fits.
+  const std::int64_t rows = std::min<std::int64_t>(q.dim(q.rank - 2), INT32_MAX);
+  const std::int64_t cols = std::min<std::int64_t>(q.dim(q.rank - 1), INT32_MAX);
   LinearSize size{rows * 8, cols};
   if (tensors.format == CheckpointFormat::Awq) size = {rows, cols * 8};
   if (tensors.format == CheckpointFormat::PackQuantized) size = {cols * 8, rows};
