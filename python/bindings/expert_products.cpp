@@ -39,7 +39,7 @@ py::object gemv(const char* operation, const char* x_name, const ExpertStack& st
       [&](Context& context, const ConstTensorView& from, const TensorView& to) {
         run(context, from, experts.view, to);
       },
-      experts.view);
+      experts.array.view);
 }
 
 py::object gemv_gate_up_silu(const ExpertStack& stack, const py::object& x, const py::object& ids,

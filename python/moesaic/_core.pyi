@@ -3388,7 +3388,8 @@ def route(
     topk_ids : int array [T, top_k], optional
         The ids, for a router with select_on 'given': their weights are computed.
     out : Routing, optional
-        Reused without an allocation where it is large enough, and returned.
+        Returned with new values, without an allocation where it is large enough and neither a
+        call of another thread nor an array of it is in use.
 
     Returns
     -------
@@ -3451,7 +3452,7 @@ class BucketPlan:
     def rebuild(self, routing: Routing) -> BucketPlan:
         """Sort the pairs of another routing, reusing memory.
 
-        Arrays taken before show the new values as far as they reach.
+        Arrays taken before keep their values, in memory of their own from then on.
 
         Parameters
         ----------

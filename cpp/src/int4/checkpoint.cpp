@@ -73,7 +73,9 @@ std::vector<std::int32_t> read_g_idx(const ConstTensorView& g_idx, std::int64_t 
                    .hint = {}};
   });
   check_words(g_idx, name);
-  const auto* values = static_cast<const std::int32_t*>(g_idx.data);
+  // Copied before they are checked, since another thread may change the caller's.
+  const auto* from = static_cast<const std::int32_t*>(g_idx.data);
+  std::vector<std::int32_t> values(from, from + k);
   for (std::int64_t i = 0; i < k; ++i) {
     require<FormatError>(values[i] >= 0 && values[i] < groups, [&] {
       return Problem{.operation = "gptq",
@@ -83,7 +85,7 @@ std::vector<std::int32_t> read_g_idx(const ConstTensorView& g_idx, std::int64_t 
                      .hint = {}};
     });
   }
-  return {values, values + k};
+  return values;
 }
 
 GptqTensors expert_slice(const GptqTensors& tensors, std::int32_t expert) {
