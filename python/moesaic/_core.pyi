@@ -3309,6 +3309,23 @@ class Workspace:
 
     def __repr__(self) -> str: ...
 
+def trim() -> int:
+    """Give memory back that is kept for the next calls without a ``workspace=``.
+
+    Calls let go of what they do not need by themselves, after some calls that needed less than half
+    of it. This is for a process that will not call again soon.
+
+    Returns
+    -------
+    int
+        The bytes that were given back.
+
+    Examples
+    --------
+    >>> mo.trim() >= 0
+    True
+    """
+
 # --- routing and plans ------------------------------------------------------------------------
 
 @final
