@@ -2,10 +2,12 @@
 /// caller would catch. A failed system call becomes the OSError of its errno.
 
 #include <cerrno>
+#include <cstring>
 #include <new>
 
 #include "bindings.hpp"
 #include "gil.hpp"
+#include "logging.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/expert_stack.hpp"
 
@@ -30,14 +32,24 @@ PyObject* make_class(py::module_& m, const char* name, PyObject* builtin, PyObje
   return type;
 }
 
+/// Messages may quote names of files and texts of files, which need not be UTF-8.
+py::object escaped(const char* text) {
+  PyObject* const decoded =
+      PyUnicode_DecodeUTF8(text, static_cast<py::ssize_t>(std::strlen(text)), "backslashreplace");
+  if (decoded == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(decoded);
+}
+
+void set_error(PyObject* type, const char* text) { PyErr_SetObject(type, escaped(text).ptr()); }
+
 void raise_os_error(const IoError& error) {
   if (error.code() == ENOMEM) {
-    PyErr_SetString(classes.out_of_memory, error.what());
+    set_error(classes.out_of_memory, error.what());
     return;
   }
   // OSError(errno, text, path) picks the subclass, e.g. FileNotFoundError.
   const py::object value =
-      py::handle(PyExc_OSError)(error.code(), py::str(error.what()), py::str(error.path()));
+      py::handle(PyExc_OSError)(error.code(), escaped(error.what()), file_text(error.path()));
   PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(value.ptr())), value.ptr());
 }
 
@@ -47,32 +59,32 @@ void translate(std::exception_ptr pointer) {
   } catch (const IoError& e) {
     raise_os_error(e);
   } catch (const ShapeError& e) {
-    PyErr_SetString(classes.shape, e.what());
+    set_error(classes.shape, e.what());
   } catch (const FormatError& e) {
-    PyErr_SetString(classes.format, e.what());
+    set_error(classes.format, e.what());
   } catch (const WorkspaceError& e) {
-    PyErr_SetString(classes.workspace, e.what());
+    set_error(classes.workspace, e.what());
   } catch (const ConfigError& e) {
-    PyErr_SetString(classes.config, e.what());
+    set_error(classes.config, e.what());
   } catch (const DTypeError& e) {
-    PyErr_SetString(classes.dtype, e.what());
+    set_error(classes.dtype, e.what());
   } catch (const UnsupportedError& e) {
-    PyErr_SetString(classes.unsupported, e.what());
+    set_error(classes.unsupported, e.what());
   } catch (const DeviceError& e) {
-    PyErr_SetString(classes.device, e.what());
+    set_error(classes.device, e.what());
   } catch (const CaptureError& e) {
-    PyErr_SetString(classes.capture, e.what());
+    set_error(classes.capture, e.what());
   } catch (const OutOfMemoryError& e) {
-    PyErr_SetString(classes.out_of_memory, e.what());
+    set_error(classes.out_of_memory, e.what());
   } catch (const std::bad_alloc&) {
-    PyErr_SetString(classes.out_of_memory, "allocation failed: the sizes asked for are too large");
+    set_error(classes.out_of_memory, "allocation failed: the sizes asked for are too large");
   } catch (const OperationCancelled& e) {
-    if (!restore_interrupt()) PyErr_SetString(classes.cancelled, e.what());
+    if (!restore_interrupt()) set_error(classes.cancelled, e.what());
   } catch (const py::cast_error& e) {
     // pybind11 makes it a RuntimeError, but what it says is that an object is of another type.
     PyErr_SetString(PyExc_TypeError, e.what());
   } catch (const Error& e) {
-    PyErr_SetString(classes.error, e.what());
+    set_error(classes.error, e.what());
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include "arrays.hpp"
 #include "gil.hpp"
+#include "logging.hpp"
 #include "moesaic/error.hpp"
 
 namespace moesaic::python {
@@ -36,13 +37,13 @@ struct ToPython {
   py::object operator()(std::int64_t value) const { return py::int_(value); }
   py::object operator()(std::uint64_t value) const { return py::int_(value); }
   py::object operator()(double value) const { return py::float_(value); }
-  py::object operator()(const std::string& value) const { return text(value); }
+  py::object operator()(const std::string& value) const { return file_text(value); }
   py::object operator()(const GgufArray& array) const {
     switch (array.element) {
       case GgufType::String: {
         const std::vector<std::string> strings = array.as_strings();
         py::list list(strings.size());
-        for (std::size_t i = 0; i < strings.size(); ++i) list[i] = text(strings[i]);
+        for (std::size_t i = 0; i < strings.size(); ++i) list[i] = file_text(strings[i]);
         return list;
       }
       case GgufType::F32:
@@ -57,37 +58,34 @@ struct ToPython {
         return py::cast(array.as_integers());
     }
   }
-  /// Texts of a file need not be UTF-8, and the pieces of a vocabulary are not: such bytes become
-  /// surrogates, which encode back to them.
-  static py::str text(const std::string& value) {
-    PyObject* decoded = PyUnicode_DecodeUTF8(value.data(), static_cast<py::ssize_t>(value.size()),
-                                             "surrogateescape");
-    if (decoded == nullptr) throw py::error_already_set();
-    return py::reinterpret_steal<py::str>(decoded);
-  }
 };
 
-py::object metadata_value(const MetadataObject& self, const std::string& key) {
-  const GgufEntry* entry = self.file->find(key);
-  if (entry == nullptr) throw py::key_error(key);
+[[noreturn]] void throw_key_error(const py::str& key) {
+  PyErr_SetObject(PyExc_KeyError, key.ptr());
+  throw py::error_already_set();
+}
+
+py::object metadata_value(const MetadataObject& self, const py::str& key) {
+  const GgufEntry* entry = self.file->find(file_bytes(key));
+  if (entry == nullptr) throw_key_error(key);
   return std::visit(ToPython{}, entry->value);
 }
 
 py::list metadata_keys(const MetadataObject& self) {
   py::list keys;
-  for (const GgufEntry& entry : self.file->metadata()) keys.append(ToPython::text(entry.key));
+  for (const GgufEntry& entry : self.file->metadata()) keys.append(file_text(entry.key));
   return keys;
 }
 
 py::list tensor_names(const TensorsObject& self) {
   py::list names;
-  for (const GgufTensor& tensor : self.file->tensors()) names.append(ToPython::text(tensor.name));
+  for (const GgufTensor& tensor : self.file->tensors()) names.append(file_text(tensor.name));
   return names;
 }
 
-TensorObject tensor_by_name(const TensorsObject& self, const std::string& name) {
-  const GgufTensor* tensor = self.file->tensor(name);
-  if (tensor == nullptr) throw py::key_error(name);
+TensorObject tensor_by_name(const TensorsObject& self, const py::str& name) {
+  const GgufTensor* tensor = self.file->tensor(file_bytes(name));
+  if (tensor == nullptr) throw_key_error(name);
   return {self.file, tensor};
 }
 
@@ -124,7 +122,8 @@ void define_mapping(py::module_& m, py::class_<T>& type, py::list (*keys)(const 
 
 void bind_gguf(py::module_& m) {
   py::class_<TensorObject>(m, "GgufTensor", py::is_final())
-      .def_property_readonly("name", [](const TensorObject& t) { return t.tensor->name; })
+      .def_property_readonly("name",
+                             [](const TensorObject& t) { return file_text(t.tensor->name); })
       .def_property_readonly(
           "quant", [](const TensorObject& t) { return std::string(traits(t.tensor->quant).name); })
       .def_property_readonly("shape", [](const TensorObject& t) { return shape_of(*t.tensor); })
@@ -133,9 +132,9 @@ void bind_gguf(py::module_& m) {
       .def_property_readonly("shard", [](const TensorObject& t) { return t.tensor->shard; })
       .def_property_readonly("data", &data_of)
       .def("__repr__", [](const TensorObject& t) {
-        return "moesaic.GgufTensor(" + t.tensor->name + ", " +
-               std::string(traits(t.tensor->quant).name) +
-               std::string(py::repr(shape_of(*t.tensor))) + ")";
+        return file_text("moesaic.GgufTensor(" + t.tensor->name + ", " +
+                         std::string(traits(t.tensor->quant).name) +
+                         std::string(py::repr(shape_of(*t.tensor))) + ")");
       });
 
   py::class_<MetadataObject> metadata(m, "GgufMetadata", py::is_final());
@@ -143,8 +142,7 @@ void bind_gguf(py::module_& m) {
       .def("__len__", [](const MetadataObject& self) { return self.file->metadata().size(); })
       .def("__contains__",
            [](const MetadataObject& self, const py::object& key) {
-             return py::isinstance<py::str>(key) &&
-                    self.file->find(key.cast<std::string>()) != nullptr;
+             return py::isinstance<py::str>(key) && self.file->find(file_bytes(key)) != nullptr;
            })
       .def("__repr__", [](const MetadataObject& self) {
         return "moesaic.GgufMetadata(" + std::to_string(self.file->metadata().size()) + " keys)";
@@ -156,8 +154,7 @@ void bind_gguf(py::module_& m) {
       .def("__len__", [](const TensorsObject& self) { return self.file->tensors().size(); })
       .def("__contains__",
            [](const TensorsObject& self, const py::object& key) {
-             return py::isinstance<py::str>(key) &&
-                    self.file->tensor(key.cast<std::string>()) != nullptr;
+             return py::isinstance<py::str>(key) && self.file->tensor(file_bytes(key)) != nullptr;
            })
       .def("__repr__", [](const TensorsObject& self) {
         return "moesaic.GgufTensors(" + std::to_string(self.file->tensors().size()) + " tensors)";
@@ -166,12 +163,12 @@ void bind_gguf(py::module_& m) {
 
   py::class_<GgufFile, File>(m, "GgufFile", py::is_final())
       .def(py::init(&open_file), py::arg("path"), py::kw_only(), py::arg("mmap") = true)
-      .def_property_readonly("path", [](const GgufFile& f) { return f.path().string(); })
+      .def_property_readonly("path", [](const GgufFile& f) { return file_text(f.path().string()); })
       .def_property_readonly("shard_paths",
                              [](const GgufFile& f) {
-                               std::vector<std::string> paths;
+                               py::list paths;
                                for (const auto& path : f.shard_paths())
-                                 paths.push_back(path.string());
+                                 paths.append(file_text(path.string()));
                                return paths;
                              })
       .def_property_readonly("version", &GgufFile::version)
@@ -196,9 +193,10 @@ void bind_gguf(py::module_& m) {
              }
            })
       .def("__repr__", [](const GgufFile& f) {
-        return "moesaic.GgufFile(" + f.path().string() + ", " + std::to_string(f.tensors().size()) +
-               " tensors, " + std::to_string(f.file_bytes()) + " bytes" +
-               (f.closed() ? ", closed)" : ")");
+        return file_text("moesaic.GgufFile(" + f.path().string() + ", " +
+                         std::to_string(f.tensors().size()) + " tensors, " +
+                         std::to_string(f.file_bytes()) + " bytes" +
+                         (f.closed() ? ", closed)" : ")"));
       });
 }
 
