@@ -4,12 +4,12 @@
 
 #include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "base/fork.hpp"
 #include "bindings.hpp"
 #include "moesaic/context.hpp"
 #include "moesaic/workspace.hpp"
@@ -60,7 +60,7 @@ class WorkspaceCache {
   static constexpr int kIdleCalls = 16;
   using Key = std::pair<const Backend*, void*>;
   static Key key_of(const Context& context) { return {&context.backend(), context.stream()}; }
-  std::mutex mutex_;
+  LeafMutex mutex_;
   std::map<Key, std::vector<Kept>> free_;
 };
 
