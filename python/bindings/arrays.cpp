@@ -4,6 +4,7 @@
 #include <new>
 #include <optional>
 
+#include "base/sizes.hpp"
 #include "dlpack.hpp"
 #include "dtypes.hpp"
 #include "moesaic/error.hpp"
@@ -145,10 +146,18 @@ ArrayRef import_array(py::handle object, const char* operation, const char* name
   return ref;
 }
 
+std::int64_t dense_bytes(DType dtype, const std::vector<std::int64_t>& shape,
+                         const char* operation) {
+  auto bytes = static_cast<std::int64_t>(size_of(dtype));
+  for (const std::int64_t size : shape)
+    bytes = product_of({bytes, size}, operation, "size of " + shape_text(shape));
+  return bytes;
+}
+
 std::shared_ptr<Array> new_array(DType dtype, const std::vector<std::int64_t>& shape) {
+  const auto bytes = static_cast<std::size_t>(dense_bytes(dtype, shape, "Array"));
   auto array = std::make_shared<Array>();
   array->view = dense_view(nullptr, dtype, shape);
-  const auto bytes = static_cast<std::size_t>(array->view.num_elements()) * size_of(dtype);
   array->view.data = ::operator new(std::max<std::size_t>(bytes, 1), kAlignment, std::nothrow);
   require<OutOfMemoryError>(array->view.data != nullptr, [&] {
     return Problem{"Array", "allocation", std::to_string(bytes) + " bytes", "no memory", {}};

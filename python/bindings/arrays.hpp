@@ -63,8 +63,13 @@ struct Array {
   bool read_only = false;
   std::shared_ptr<void> owner;
 };
-/// New memory: 64-byte aligned, dense, not initialised. Throws OutOfMemoryError.
+/// New memory: 64-byte aligned, dense, not initialised. Throws OutOfMemoryError, and ShapeError
+/// when its size does not fit in 63 bits.
 std::shared_ptr<Array> new_array(DType dtype, const std::vector<std::int64_t>& shape);
+
+/// The bytes of a dense array. Throws ShapeError when they do not fit in 63 bits.
+std::int64_t dense_bytes(DType dtype, const std::vector<std::int64_t>& shape,
+                         const char* operation);
 
 /// What errors call the type of an object, e.g. "numpy.ndarray".
 std::string type_name(py::handle object);

@@ -270,8 +270,17 @@ ArrayRef import_dlpack(py::handle object, const char* operation, const char* nam
   require<ShapeError>(tensor->ndim >= 0 && tensor->ndim <= kMaxRank, [&] {
     return Problem{operation, name, "at most 4 dimensions", std::to_string(tensor->ndim), {}};
   });
-  ref.view.data = static_cast<std::byte*>(tensor->data) + tensor->byte_offset;
+  require<ShapeError>(tensor->ndim == 0 || tensor->shape != nullptr, [&] {
+    return Problem{operation, name, "a DLPack tensor with a shape", "null", {}};
+  });
   ref.view.dtype = dtype_of(tensor->dtype, operation, name);
+  const std::vector<std::int64_t> shape(tensor->shape, tensor->shape + tensor->ndim);
+  const bool empty = dense_bytes(ref.view.dtype, shape, operation) == 0;
+  require<ShapeError>(empty || tensor->data != nullptr, [&] {
+    return Problem{operation, name, "a DLPack tensor with data", "null", {}};
+  });
+  if (tensor->data != nullptr)
+    ref.view.data = static_cast<std::byte*>(tensor->data) + tensor->byte_offset;
   ref.view.device = target.device;
   ref.view.rank = tensor->ndim;
   std::int64_t step = 1;

@@ -2,10 +2,12 @@
 /// caller would catch. A failed system call becomes the OSError of its errno.
 
 #include <cerrno>
+#include <cstring>
 #include <new>
 
 #include "bindings.hpp"
 #include "gil.hpp"
+#include "logging.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/expert_stack.hpp"
 #include "text.hpp"
@@ -31,20 +33,19 @@ PyObject* make_class(py::module_& m, const char* name, PyObject* builtin, PyObje
   return type;
 }
 
+void set_error(PyObject* type, const char* text) {
+  PyErr_SetObject(type, message_to_python(text).ptr());
+}
+
 void raise_os_error(const IoError& error) {
   if (error.code() == ENOMEM) {
-    PyErr_SetString(classes.out_of_memory, error.what());
+    set_error(classes.out_of_memory, error.what());
     return;
   }
   // OSError(errno, text, path) picks the subclass, e.g. FileNotFoundError.
-  const py::object value = py::handle(PyExc_OSError)(error.code(), text_to_python(error.what()),
+  const py::object value = py::handle(PyExc_OSError)(error.code(), message_to_python(error.what()),
                                                      path_to_python(error.path()));
   PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(value.ptr())), value.ptr());
-}
-
-/// A message may quote a path or a value of a file, which need not be UTF-8.
-void set_error(PyObject* type, const Error& error) {
-  PyErr_SetObject(type, text_to_python(error.what()).ptr());
 }
 
 void translate(std::exception_ptr pointer) {
@@ -53,32 +54,32 @@ void translate(std::exception_ptr pointer) {
   } catch (const IoError& e) {
     raise_os_error(e);
   } catch (const ShapeError& e) {
-    set_error(classes.shape, e);
+    set_error(classes.shape, e.what());
   } catch (const FormatError& e) {
-    set_error(classes.format, e);
+    set_error(classes.format, e.what());
   } catch (const WorkspaceError& e) {
-    set_error(classes.workspace, e);
+    set_error(classes.workspace, e.what());
   } catch (const ConfigError& e) {
-    set_error(classes.config, e);
+    set_error(classes.config, e.what());
   } catch (const DTypeError& e) {
-    set_error(classes.dtype, e);
+    set_error(classes.dtype, e.what());
   } catch (const UnsupportedError& e) {
-    set_error(classes.unsupported, e);
+    set_error(classes.unsupported, e.what());
   } catch (const DeviceError& e) {
-    set_error(classes.device, e);
+    set_error(classes.device, e.what());
   } catch (const CaptureError& e) {
-    set_error(classes.capture, e);
+    set_error(classes.capture, e.what());
   } catch (const OutOfMemoryError& e) {
-    set_error(classes.out_of_memory, e);
+    set_error(classes.out_of_memory, e.what());
   } catch (const std::bad_alloc&) {
-    PyErr_SetString(classes.out_of_memory, "allocation failed: the sizes asked for are too large");
+    set_error(classes.out_of_memory, "allocation failed: the sizes asked for are too large");
   } catch (const OperationCancelled& e) {
-    if (!restore_interrupt()) set_error(classes.cancelled, e);
+    if (!restore_interrupt()) set_error(classes.cancelled, e.what());
   } catch (const py::cast_error& e) {
     // pybind11 makes it a RuntimeError, but what it says is that an object is of another type.
     PyErr_SetString(PyExc_TypeError, e.what());
   } catch (const Error& e) {
-    set_error(classes.error, e);
+    set_error(classes.error, e.what());
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include "arrays.hpp"
 #include "gil.hpp"
+#include "logging.hpp"
 #include "moesaic/error.hpp"
 #include "text.hpp"
 
@@ -139,7 +140,8 @@ void define_mapping(py::module_& m, py::class_<T>& type, py::list (*keys)(const 
 
 void bind_gguf(py::module_& m) {
   py::class_<TensorObject>(m, "GgufTensor", py::is_final())
-      .def_property_readonly("name", [](const TensorObject& t) { return t.tensor->name; })
+      .def_property_readonly("name",
+                             [](const TensorObject& t) { return text_to_python(t.tensor->name); })
       .def_property_readonly("quant", [](const TensorObject& t) { return quant_of(*t.tensor); })
       .def_property_readonly("shape", [](const TensorObject& t) { return shape_of(*t.tensor); })
       .def_property_readonly("nbytes", [](const TensorObject& t) { return t.tensor->nbytes; })
@@ -147,8 +149,8 @@ void bind_gguf(py::module_& m) {
       .def_property_readonly("shard", [](const TensorObject& t) { return t.tensor->shard; })
       .def_property_readonly("data", &data_of)
       .def("__repr__", [](const TensorObject& t) {
-        return "moesaic.GgufTensor(" + t.tensor->name + ", " + quant_of(*t.tensor) +
-               std::string(py::repr(shape_of(*t.tensor))) + ")";
+        return text_to_python("moesaic.GgufTensor(" + t.tensor->name + ", " + quant_of(*t.tensor) +
+                              std::string(py::repr(shape_of(*t.tensor))) + ")");
       });
 
   py::class_<MetadataObject> metadata(m, "GgufMetadata", py::is_final());

@@ -24,9 +24,8 @@ PlanObject build(const RoutingObject& routing, std::int32_t num_experts) {
 
 void rebuild(PlanObject& plan, const RoutingObject& routing) {
   const auto held = host_routing(routing, "BucketPlan.rebuild");
-  // Growing would move memory under numpy views of the old arrays.
-  const bool grows = held->num_tokens() * held->top_k() > plan.value->num_pairs();
-  if (grows && plan.value.use_count() > 1) {
+  // A call on another thread or an array may use the old plan.
+  if (plan.value.use_count() > 1) {
     plan = build(routing, plan.value->num_experts());
     return;
   }

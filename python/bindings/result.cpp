@@ -42,6 +42,7 @@ Result::Result(py::handle like, const ArrayRef& like_ref, DType dtype,
                const std::vector<std::int64_t>& shape, py::handle out, const char* operation,
                bool any_float, const DeviceStream& target)
     : like_(like) {
+  dense_bytes(dtype, shape, operation);
   if (!out.is_none()) {
     write_to(py::reinterpret_borrow<py::object>(out), operation, target);
     require<ConfigError>(!out_.read_only, [&] {

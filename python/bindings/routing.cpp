@@ -4,6 +4,7 @@
 
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "arrays.hpp"
 #include "calls.hpp"
@@ -15,10 +16,17 @@
 namespace moesaic::python {
 
 Routing& RoutingObject::resized(std::int64_t num_tokens, std::int32_t top_k) {
-  if (value.use_count() > 1 && num_tokens * top_k > value->num_tokens() * value->top_k())
-    value = std::make_shared<Routing>();
+  if (value.use_count() > 1) value = std::make_shared<Routing>();
   value->resize(num_tokens, top_k);
   return *value;
+}
+
+RoutingFill::RoutingFill(RoutingObject& object, std::int64_t num_tokens, std::int32_t top_k)
+    : object_(object) {
+  // Never destroyed, as the module is not.
+  static const auto* const empty = new std::shared_ptr<Routing>(std::make_shared<Routing>(0, 1));
+  object.resized(num_tokens, top_k);
+  target_ = std::exchange(object.value, *empty);
 }
 
 std::shared_ptr<Routing> host_routing(const RoutingObject& routing, const char* operation) {
@@ -105,7 +113,8 @@ py::object route_logits(const py::object& logits, const std::optional<RouterConf
   py::object result = out.is_none() ? py::cast(RoutingObject{}) : out;
   auto& object = result.cast<RoutingObject&>();
   host_routing(object, "route");
-  Routing& target = object.resized(in.view.dim(0), config.top_k);
+  const RoutingFill fill(object, in.view.dim(0), config.top_k);
+  Routing& target = fill.target();
   fill_given(topk_ids, config, target);
   const bool strict = current_tuning().strict;
   const auto profiler = current_profiler();

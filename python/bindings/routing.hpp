@@ -24,11 +24,27 @@ struct RoutingObject {
   std::shared_ptr<Routing> value = std::make_shared<Routing>();
   /// Set for a routing on a GPU; `value` is then empty. The caller's arrays, not copies.
   std::shared_ptr<const DeviceRouting> device{};
-  /// Returns the value with room for `num_tokens` x `top_k` pairs.
+  /// The value, with room for `num_tokens` x `top_k` pairs: a new one while a call or an array uses
+  /// the old one.
   Routing& resized(std::int64_t num_tokens, std::int32_t top_k);
   RoutingView view() const { return value->view(); }
   std::int64_t num_tokens() const { return device ? device->num_tokens : value->num_tokens(); }
   std::int32_t top_k() const { return device ? device->top_k : value->top_k(); }
+};
+
+/// Fills a routing without the GIL. Other threads see one without tokens meanwhile, since what they
+/// check must not change afterwards.
+class RoutingFill {
+ public:
+  RoutingFill(RoutingObject& object, std::int64_t num_tokens, std::int32_t top_k);
+  ~RoutingFill() { object_.value = std::move(target_); }
+  RoutingFill(const RoutingFill&) = delete;
+  RoutingFill& operator=(const RoutingFill&) = delete;
+  Routing& target() const { return *target_; }
+
+ private:
+  RoutingObject& object_;
+  std::shared_ptr<Routing> target_;
 };
 
 /// The arrays of a routing in host memory. Throws DeviceError for one on a GPU.

@@ -2,12 +2,20 @@
 
 namespace moesaic::python {
 
-py::str text_to_python(std::string_view text) {
+namespace {
+
+py::str decode(std::string_view text, const char* errors) {
   PyObject* const decoded =
-      PyUnicode_DecodeUTF8(text.data(), static_cast<py::ssize_t>(text.size()), "surrogateescape");
+      PyUnicode_DecodeUTF8(text.data(), static_cast<py::ssize_t>(text.size()), errors);
   if (decoded == nullptr) throw py::error_already_set();
   return py::reinterpret_steal<py::str>(decoded);
 }
+
+}  // namespace
+
+py::str text_to_python(std::string_view text) { return decode(text, "surrogateescape"); }
+
+py::str message_to_python(std::string_view text) { return decode(text, "backslashreplace"); }
 
 py::str path_to_python(const std::filesystem::path& path) {
   const std::string& bytes = path.native();

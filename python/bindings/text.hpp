@@ -12,8 +12,10 @@
 
 namespace moesaic::python {
 
-/// Names, keys, values, messages: UTF-8 with surrogates.
+/// Names, keys and values: UTF-8 with surrogates.
 py::str text_to_python(std::string_view text);
+/// A message, which quotes such text: bytes that do not decode are escaped, for messages are printed.
+py::str message_to_python(std::string_view text);
 /// A path, decoded as os.fsdecode does.
 py::str path_to_python(const std::filesystem::path& path);
 /// The bytes of a str that text_to_python may have made; empty for other objects and for surrogates

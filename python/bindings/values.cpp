@@ -55,8 +55,16 @@ Ids import_ids(py::handle object, const char* operation, const char* name,
   require<DTypeError>(dtype == DType::I32 || dtype == DType::I64, [&] {
     return Problem{operation, name, "int32 or int64", name_of(dtype), {}};
   });
-  if (dtype == DType::I32 && is_dense(ids.view)) return ids;
-  ids.copy.reserve(static_cast<std::size_t>(ids.view.num_elements()));
+  const auto count = static_cast<std::size_t>(ids.view.num_elements());
+  const std::vector<std::int64_t> shape(ids.view.shape.begin(),
+                                        ids.view.shape.begin() + ids.view.rank);
+  if (dtype == DType::I32 && is_dense(ids.view)) {
+    const auto* from = static_cast<const std::int32_t*>(ids.view.data);
+    ids.copy.assign(from, from + count);
+    ids.view = dense_view(ids.copy.data(), DType::I32, shape);
+    return ids;
+  }
+  ids.copy.reserve(count);
   for_each_element(ids.view, [&](const std::byte* element) {
     const std::int64_t value =
         dtype == DType::I32 ? load<std::int32_t>(element) : load<std::int64_t>(element);
@@ -68,7 +76,6 @@ Ids import_ids(py::handle object, const char* operation, const char* name,
         });
     ids.copy.push_back(static_cast<std::int32_t>(value));
   });
-  std::vector<std::int64_t> shape(ids.view.shape.begin(), ids.view.shape.begin() + ids.view.rank);
   ids.view = dense_view(ids.copy.data(), DType::I32, shape);
   return ids;
 }

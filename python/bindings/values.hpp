@@ -8,7 +8,8 @@
 
 namespace moesaic::python {
 
-/// int32 or int64 ids as dense int32: the caller's memory when it is that already, else a copy.
+/// int32 or int64 ids as dense int32. In host memory they are a copy, because another thread may
+/// change the caller's array after they are checked; on a GPU they are that array.
 struct Ids {
   ArrayRef array;
   std::vector<std::int32_t> copy;

@@ -1,6 +1,11 @@
 #include "moesaic/workspace.hpp"
 
+#include <algorithm>
+#include <iterator>
+#include <new>
+
 #include "calls.hpp"
+#include "gil.hpp"
 #include "layer.hpp"
 #include "moesaic/forward.hpp"
 
@@ -12,29 +17,60 @@ WorkspaceCache& WorkspaceCache::instance() {
   return *cache;
 }
 
-std::unique_ptr<Workspace> WorkspaceCache::take(const Context& context, std::size_t bytes) {
+WorkspaceCache::Kept WorkspaceCache::take(const Context& context, std::size_t bytes) {
   const Backend& backend = context.backend();
   require<CaptureError>(!backend.capturing(context), [] {
     return Problem{"workspace", "workspace", "one that outlives the graph", "none",
                    "pass workspace=Workspace.for_layer(...)"};
   });
-  std::unique_ptr<Workspace> workspace;
+  Kept kept;
   {
     const std::lock_guard lock(mutex_);
     auto& free = free_[key_of(context)];
     if (!free.empty()) {
-      workspace = std::move(free.back());
+      kept = std::move(free.back());
       free.pop_back();
     }
   }
-  if (!workspace) return std::make_unique<Workspace>(bytes, backend);
-  if (workspace->size() < bytes) workspace->reserve(bytes);
-  return workspace;
+  kept.needed = bytes;
+  if (!kept.workspace) {
+    kept.workspace = std::make_unique<Workspace>(bytes, backend);
+  } else if (kept.workspace->size() < bytes) {
+    kept.workspace->reserve(bytes);
+  }
+  return kept;
 }
 
-void WorkspaceCache::give(const Context& context, std::unique_ptr<Workspace> workspace) {
-  const std::lock_guard lock(mutex_);
-  free_[key_of(context)].push_back(std::move(workspace));
+void WorkspaceCache::give(const Context& context, Kept kept) noexcept {
+  const bool fits = kept.needed >= kept.workspace->size() / 2;
+  kept.idle_calls = fits ? 0 : kept.idle_calls + 1;
+  // Memory goes back behind the lock, since that may take long.
+  std::vector<Kept> unused;
+  try {
+    const std::lock_guard lock(mutex_);
+    auto& free = free_[key_of(context)];
+    for (Kept& other : free) ++other.idle_calls;
+    free.push_back(std::move(kept));
+    const auto used = [](const Kept& one) { return one.idle_calls < kIdleCalls; };
+    const auto first = std::ranges::stable_partition(free, used).begin();
+    unused.assign(std::make_move_iterator(first), std::make_move_iterator(free.end()));
+    free.erase(first, free.end());
+  } catch (const std::bad_alloc&) {
+    // Then it is not kept, or some are kept for longer.
+  }
+}
+
+std::size_t WorkspaceCache::trim() {
+  std::map<Key, std::vector<Kept>> free;
+  {
+    const std::lock_guard lock(mutex_);
+    free.swap(free_);
+  }
+  std::size_t bytes = 0;
+  for (const auto& [key, list] : free) {
+    for (const Kept& kept : list) bytes += kept.workspace->size();
+  }
+  return bytes;
 }
 
 namespace {
@@ -89,6 +125,10 @@ void bind_workspace(py::module_& m) {
       .def("__repr__", [](const Workspace& w) {
         return "moesaic.Workspace(" + std::to_string(w.size()) + " bytes)";
       });
+  m.def("trim", [] {
+    const ReleasedGil release;
+    return WorkspaceCache::instance().trim();
+  });
 }
 
 }  // namespace moesaic::python

@@ -87,6 +87,7 @@ from moesaic._core import (
     route,
     silu_mul,
     target_from_counts,
+    trim,
     weighted_sum,
 )
 from moesaic._report import ConfigTable, Facts, explain, show_config
@@ -170,6 +171,7 @@ __all__ = [
     "silu_mul",
     "target_from_counts",
     "testing",
+    "trim",
     "tuning",
     "weighted_sum",
 ]

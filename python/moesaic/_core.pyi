@@ -3341,6 +3341,23 @@ class Workspace:
 
     def __repr__(self) -> str: ...
 
+def trim() -> int:
+    """Give memory back that is kept for the next calls without a ``workspace=``.
+
+    Calls let go of what they do not need by themselves, after some calls that needed less than half
+    of it. This is for a process that will not call again soon.
+
+    Returns
+    -------
+    int
+        The bytes that were given back.
+
+    Examples
+    --------
+    >>> mo.trim() >= 0
+    True
+    """
+
 # --- routing and plans ------------------------------------------------------------------------
 
 @final
@@ -3420,7 +3437,8 @@ def route(
     topk_ids : int array [T, top_k], optional
         The ids, for a router with select_on 'given': their weights are computed.
     out : Routing, optional
-        Reused without an allocation where it is large enough, and returned.
+        Returned with new values, without an allocation where it is large enough and neither a
+        call of another thread nor an array of it is in use.
 
     Returns
     -------
@@ -3483,7 +3501,7 @@ class BucketPlan:
     def rebuild(self, routing: Routing) -> BucketPlan:
         """Sort the pairs of another routing, reusing memory.
 
-        Arrays taken before show the new values as far as they reach.
+        Arrays taken before keep their values, in memory of their own from then on.
 
         Parameters
         ----------

@@ -193,3 +193,31 @@ def test_results_do_not_depend_on_threads_when_denormals_are_flushed(small, laye
         torch.set_flush_denormal(False)
     for y in found[1:]:
         np.testing.assert_array_equal(y.view(np.uint32), found[0].view(np.uint32))
+
+
+def test_memory_of_a_large_call_comes_back(layer, small):
+    if sys.platform != "linux":
+        pytest.skip("reads /proc")
+    big, one = normal(20000, small.hidden), normal(1, small.hidden)
+    mo.trim()
+    layer(big)
+    kept = mo.trim()
+    assert kept > 100 * mo.Workspace.for_layer(layer, 1).nbytes
+    assert mo.trim() == 0
+    layer(big)
+    for _ in range(20):  # which need far less
+        layer(one)
+    assert 0 < mo.trim() < kept / 2
+
+
+def test_workspaces_of_threads_that_are_gone_come_back(layer, small):
+    x = normal(3000, small.hidden)
+    mo.trim()
+    threads = [threading.Thread(target=layer, args=(x,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for _ in range(20):
+        layer(x)
+    assert mo.trim() <= 2 * mo.Workspace.for_layer(layer, 3000).nbytes

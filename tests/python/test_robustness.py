@@ -14,6 +14,7 @@ from values import normal
 
 import moesaic as mo
 
+SPEC = ("F32", "a", "b", "c")
 STATM = Path("/proc/self/statm")
 
 
@@ -300,7 +301,7 @@ def test_columns_far_outside(columns):
 
 def test_sizes_beyond_memory():
     with pytest.raises(mo.OutOfMemoryError):
-        mo._core.MarlinStackBuilder(2**31 - 1, 2**40, 2**40, 128, "gptq")
+        mo._core.MarlinStackBuilder(2**16, 2**20, 2**20, 128, "gptq")
 
 
 @pytest.mark.parametrize("shape", [(-1, -256), (2**62, 256), (2**40, 2**40), (1, 2**62)])
@@ -316,3 +317,33 @@ def test_arrays_of_any_order_make_the_same_stack(dense):
     for change in (np.asfortranarray, lambda a: np.repeat(a, 2, 2)[:, :, ::2]):
         stack = mo.ExpertStack.from_dense_stacks(*map(change, dense))
         np.testing.assert_array_equal(mo.moe_forward_cpu(x, routing, stack), want)
+
+
+@pytest.mark.parametrize("layout", ["auto", "file"])
+@pytest.mark.parametrize("shape", [(1, 2**60 + 1, 4), (2**30, 2**16, 2**16), (2**31 - 1,) * 3])
+def test_products_of_sizes_that_wrap(shape, layout):
+    for count in (0, 16):
+        role = (np.zeros(count, np.uint8), "F32", shape)
+        with pytest.raises(mo.ShapeError):
+            mo.ExpertStack.from_encoded(None, role, role, layout=layout)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: mo._core.StackBuilder(2**30, 2**17, 2**17, gate=None, up=SPEC, down=SPEC),
+        lambda: mo._core.MarlinStackBuilder(2**31 - 1, 2**40, 2**40, 128, "gptq"),
+        lambda: mo._core.MarlinStackBuilder(2**31 - 1, 2**63 - 1, 64, 128, "gptq"),
+        lambda: mo._core.MarlinStackBuilder(1, 128, 64, 128, "gptq").add(
+            0,
+            2**63 - 16,
+            np.zeros((16, 64), np.int32),
+            np.ones((1, 64), np.float16),
+            None,
+            "one",
+        ),
+    ],
+)
+def test_sizes_that_wrap_are_shape_errors(make):
+    with pytest.raises(mo.ShapeError):
+        make()

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "backend/builtin.hpp"
+#include "base/fork.hpp"
 #include "cpu/cpu_backend.hpp"
 #include "moesaic/error.hpp"
 
@@ -14,7 +15,7 @@ namespace {
 constexpr std::size_t kCapacity = 64;
 
 struct Registry {
-  std::mutex mutex;
+  LeafMutex mutex;
   std::vector<std::shared_ptr<const Backend>> backends;
 
   Registry() {

@@ -1,5 +1,6 @@
 #include "int4/checkpoint.hpp"
 
+#include <algorithm>
 #include <vector>
 
 namespace moesaic {
@@ -72,7 +73,9 @@ std::vector<std::int32_t> read_g_idx(const ConstTensorView& g_idx, std::int64_t 
                    .hint = {}};
   });
   check_words(g_idx, name);
-  const auto* values = static_cast<const std::int32_t*>(g_idx.data);
+  // Copied before they are checked, since another thread may change the caller's.
+  const auto* from = static_cast<const std::int32_t*>(g_idx.data);
+  std::vector<std::int32_t> values(from, from + k);
   for (std::int64_t i = 0; i < k; ++i) {
     require<FormatError>(values[i] >= 0 && values[i] < groups, [&] {
       return Problem{.operation = "gptq",
@@ -82,7 +85,7 @@ std::vector<std::int32_t> read_g_idx(const ConstTensorView& g_idx, std::int64_t 
                      .hint = {}};
     });
   }
-  return {values, values + k};
+  return values;
 }
 
 GptqTensors expert_slice(const GptqTensors& tensors, std::int32_t expert) {
@@ -120,7 +123,9 @@ LinearSize linear_size(const GptqTensors& tensors, const std::string& name) {
                    .got = describe(q),
                    .hint = {}};
   });
-  const std::int64_t rows = q.dim(q.rank - 2), cols = q.dim(q.rank - 1);
+  // No more than this could be asked for below, and eight times as much still fits.
+  const std::int64_t rows = std::min<std::int64_t>(q.dim(q.rank - 2), INT32_MAX);
+  const std::int64_t cols = std::min<std::int64_t>(q.dim(q.rank - 1), INT32_MAX);
   LinearSize size{rows * 8, cols};
   if (tensors.format == CheckpointFormat::Awq) size = {rows, cols * 8};
   if (tensors.format == CheckpointFormat::PackQuantized) size = {cols * 8, rows};

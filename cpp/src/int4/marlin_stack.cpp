@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/pages.hpp"
+#include "base/sizes.hpp"
 #include "int4/checkpoint.hpp"
 #include "int4/columns.hpp"
 #include "int4/panels.hpp"
@@ -66,11 +67,13 @@ struct MarlinExpertStack::Builder::State {
 };
 
 MarlinExpertStack::Builder::Builder(const Spec& spec) : state_(std::make_unique<State>()) {
-  require<ShapeError>(spec.num_experts >= 1 && spec.k >= 1 && spec.n_per_expert >= 1, [&] {
-    return problem("size", "at least one expert, row and column",
-                   std::to_string(spec.num_experts) + " experts of [" + std::to_string(spec.k) +
-                       ", " + std::to_string(spec.n_per_expert) + "]");
-  });
+  const auto in_range = [](std::int64_t size) { return size >= 1 && size < INT32_MAX; };
+  require<ShapeError>(
+      spec.num_experts >= 1 && in_range(spec.k) && in_range(spec.n_per_expert), [&] {
+        return problem("size", "at least one expert, row and column, below 2^31",
+                       std::to_string(spec.num_experts) + " experts of [" + std::to_string(spec.k) +
+                           ", " + std::to_string(spec.n_per_expert) + "]");
+      });
   require<ShapeError>(spec.group_size == -1 || spec.group_size >= 1, [&] {
     return problem("group_size", "-1 or at least 1", std::to_string(spec.group_size));
   });
@@ -103,7 +106,8 @@ MarlinExpertStack::Builder::Builder(const Spec& spec) : state_(std::make_unique<
     ref.int4.gather = s.memory->gather.data();
     ref.int4.gather_stride = s.per_expert_order ? s.order.packed_cols : 0;
   }
-  s.memory->panels = allocate_pages(static_cast<std::size_t>(spec.num_experts * ref.expert_stride));
+  s.memory->panels = allocate_pages(static_cast<std::size_t>(product_of(
+      {spec.num_experts, panels_of(ref.rows), ref.row_stride}, "MarlinExpertStack", "size")));
   ref.base = s.memory->panels.get();
   s.stack.weights_.owner = s.memory;
   if (!g_idx.empty()) {
@@ -128,12 +132,12 @@ void MarlinExpertStack::Builder::add(std::int32_t expert, std::int64_t first_col
                    std::to_string(expert));
   });
   require<ShapeError>(
-      reader.k() == ref.cols && first_col >= 0 && first_col + reader.n() <= ref.rows, [&] {
+      reader.k() == ref.cols && first_col >= 0 && first_col <= ref.rows - reader.n(), [&] {
         return problem(
             name + ".qweight",
             "K " + std::to_string(ref.cols) + " and columns within " + std::to_string(ref.rows),
-            "K " + std::to_string(reader.k()) + " and columns " + std::to_string(first_col) +
-                " to " + std::to_string(first_col + reader.n()));
+            "K " + std::to_string(reader.k()) + " and " + std::to_string(reader.n()) +
+                " columns from " + std::to_string(first_col) + " on");
       });
   require<FormatError>(ref.int4.scale_f32 || reader.scale_dtype() == DType::F16, [&] {
     return problem(name + ".scales", "f16, like the rest of the stack",
@@ -220,7 +224,7 @@ MarlinExpertStack MarlinExpertStack::from_gptq(const GptqTensors& tensors, Threa
 RoleWeights MarlinExpertStack::columns(std::int64_t first_col, std::int64_t cols) const {
   require<ShapeError>(
       first_col >= 0 && first_col % kPanelRows == 0 && cols >= 1 &&
-          first_col + cols <= n_per_expert(),
+          first_col <= n_per_expert() - cols,
       [&] {
         return problem("columns",
                        "a part of " + std::to_string(n_per_expert()) + " from a multiple of 16 on",

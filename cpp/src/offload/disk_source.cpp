@@ -14,10 +14,12 @@
 #include <deque>
 #include <exception>
 #include <mutex>
+#include <new>
 #include <string>
 #include <system_error>
 #include <thread>
 
+#include "base/fork.hpp"
 #include "base/pages.hpp"
 #include "moesaic/error.hpp"
 #include "offload/source.hpp"
@@ -50,7 +52,7 @@ struct Piece {
   std::byte* to;
 };
 
-class DiskSource final : public ExpertSource {
+class DiskSource final : public ExpertSource, private ForkHook {
  public:
   DiskSource(std::vector<std::vector<ExpertRanges>> ranges, ReadFn read, const DiskOptions& options)
       : ranges_(std::move(ranges)), read_(std::move(read)) {
@@ -87,9 +89,23 @@ class DiskSource final : public ExpertSource {
                                 .hint = "lower the number of threads or raise the process limit"});
     }
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    watch();
   }
 
-  ~DiskSource() override { stop(); }
+  ~DiskSource() override {
+    unwatch();
+    stop();
+  }
+
+  /// Forgets the threads, which the child lacks, and whoever waited for them. What they were reading
+  /// never arrives.
+  void forked() noexcept override {
+    forked_ = true;
+    // Neither joined nor destroyed: both would wait for threads that are not there.
+    new (&threads_) std::vector<std::thread>();
+    new (&work_) std::condition_variable();
+    new (&changed_) std::condition_variable();
+  }
 
   std::int32_t batch_limit() const override { return static_cast<std::int32_t>(buffers_.size()); }
   std::int64_t nbytes() const override { return nbytes_; }
@@ -101,7 +117,8 @@ class DiskSource final : public ExpertSource {
   std::unique_ptr<ExpertBatch> open(std::int32_t layer,
                                     std::span<const std::int32_t> experts) override {
     std::vector<Buffer*> leased;
-    std::unique_lock lock(mutex_);
+    std::unique_lock<std::mutex> lock(mutex_);
+    require_own_process();
     drop_queued_ahead(layer, experts);
     changed_.wait(lock, [&] { return can_lease(layer, experts); });
     // Experts that are there are leased first, so that no other expert takes their buffers.
@@ -132,6 +149,7 @@ class DiskSource final : public ExpertSource {
   void expect(std::int32_t layer, std::span<const std::int32_t> experts) override {
     {
       const std::lock_guard lock(mutex_);
+      if (forked_) return;
       auto unused = std::ranges::count_if(buffers_, [](const Buffer& b) { return b.ahead; });
       for (const std::int32_t expert : experts) {
         if (2 * (unused + 1) > static_cast<std::ptrdiff_t>(buffers_.size())) break;
@@ -149,6 +167,16 @@ class DiskSource final : public ExpertSource {
   }
 
  private:
+  void require_own_process() const {
+    require<DeviceError>(!forked_, [] {
+      return Problem{.operation = "MoeExpertStore",
+                     .what = "process",
+                     .expected = "the one that opened the store",
+                     .got = "a forked child, which has none of its threads",
+                     .hint = "open the store in the child, or start children with spawn"};
+    });
+  }
+
   void stop() {
     {
       const std::lock_guard lock(mutex_);
@@ -255,7 +283,8 @@ class DiskSource final : public ExpertSource {
   }
 
   ExpertBytes wait(Buffer& buffer, std::int32_t layer) {
-    std::unique_lock lock(mutex_);
+    std::unique_lock<std::mutex> lock(mutex_);
+    require_own_process();
     changed_.wait(lock, [&] { return buffer.pending == 0; });
     if (buffer.error != nullptr) std::rethrow_exception(buffer.error);
     ExpertBytes bytes{};
@@ -269,7 +298,7 @@ class DiskSource final : public ExpertSource {
   }
 
   void work() {
-    std::unique_lock lock(mutex_);
+    std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
       work_.wait(lock, [this] { return stop_ || !demand_.empty() || !ahead_.empty(); });
       if (stop_) return;
@@ -302,7 +331,7 @@ class DiskSource final : public ExpertSource {
   const ReadFn read_;
   std::int64_t nbytes_ = 0;
   std::shared_ptr<std::byte> memory_;
-  mutable std::mutex mutex_;
+  mutable LeafMutex mutex_;
   std::condition_variable work_;     ///< wakes I/O threads: something is queued
   std::condition_variable changed_;  ///< wakes their callers: a buffer is full or free
   std::vector<Buffer> buffers_;
@@ -311,6 +340,7 @@ class DiskSource final : public ExpertSource {
   std::uint64_t clock_ = 0;
   std::int64_t in_flight_ = 0;
   bool stop_ = false;
+  bool forked_ = false;  ///< in a child of the process that has the threads
   IoStats stats_;
   std::vector<std::thread> threads_;
 };

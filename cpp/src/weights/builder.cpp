@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/pages.hpp"
+#include "base/sizes.hpp"
 
 namespace moesaic::stack {
 namespace {
@@ -48,17 +49,18 @@ void Builder::make(Role role, const RoleSpec& spec, std::int64_t rows, std::int6
   RoleBuffer& buffer = buffers_.emplace_back();
   buffer.role = role;
   buffer.spec = spec;
-  buffer.seen.assign(experts, false);
-  buffer.scales.assign(experts, 1.0F);
   WeightRef& ref = buffer.weights.ref;
   ref.type = spec.type;
   ref.num_experts = shape_.num_experts;
   ref.rows = rows;
   ref.cols = cols;
   ref.row_stride = row_bytes(spec.type, cols);
+  const std::int64_t bytes =
+      product_of({shape_.num_experts, rows, ref.row_stride}, "ExpertStack builder", name_of(role));
   ref.expert_stride = rows * ref.row_stride;
-  const std::shared_ptr<std::byte> memory =
-      allocate_pages(experts * static_cast<std::size_t>(ref.expert_stride));
+  const std::shared_ptr<std::byte> memory = allocate_pages(static_cast<std::size_t>(bytes));
+  buffer.seen.assign(experts, false);
+  buffer.scales.assign(experts, 1.0F);
   buffer.memory = memory.get();
   ref.base = memory.get();
   buffer.weights.owner = memory;

@@ -1,5 +1,6 @@
 #include <utility>
 
+#include "base/sizes.hpp"
 #include "weights/load.hpp"
 
 namespace moesaic {
@@ -25,8 +26,9 @@ RoleWeights view_role(const ExpertStack::EncodedRole& source, Role role) {
   ref.rows = source.rows;
   ref.cols = source.cols;
   ref.row_stride = row_bytes(source.type, source.cols);
+  const auto needed = static_cast<std::size_t>(
+      product_of({ref.num_experts, ref.rows, ref.row_stride}, "from_encoded", name_of(role)));
   ref.expert_stride = ref.rows * ref.row_stride;
-  const auto needed = static_cast<std::size_t>(ref.num_experts * ref.expert_stride);
   require<ShapeError>(source.bytes == needed, [&] {
     return problem("",
                    std::to_string(needed) + " bytes of " + std::string(traits(source.type).name),
