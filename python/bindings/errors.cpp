@@ -7,7 +7,6 @@
 
 #include "bindings.hpp"
 #include "gil.hpp"
-#include "logging.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/expert_stack.hpp"
 #include "text.hpp"

@@ -5,7 +5,6 @@
 
 #include "arrays.hpp"
 #include "gil.hpp"
-#include "logging.hpp"
 #include "moesaic/error.hpp"
 #include "text.hpp"
 
