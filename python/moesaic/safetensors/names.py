@@ -104,15 +104,10 @@ def _count(checkpoint: Checkpoint, seen: int) -> int:
         count = config.get(key)
         if count is None or isinstance(count, list):
             continue
-        if type(count) is not int or not max(seen, 1) <= count <= _MAX_EXPERTS:
-            raise wrong(
-                f"config.json {key}",
-                f"at least the {seen} experts that are there",
-                shown(count),
-            )
+        if not isinstance(count, int) or count < 1 or seen > count:
+            there = f"at least the {seen} experts that are there"
+            raise wrong(f"config.json {key}", there, shown(count))
         return count
-    if seen > _MAX_EXPERTS:
-        raise wrong("experts", f"at most {_MAX_EXPERTS}", seen)
     return seen
 
 
@@ -186,7 +181,7 @@ def _all_in_one(checkpoint: Checkpoint, names: dict[tuple[str, ...], str]) -> Ma
                 f"tensor {some!r}", f"values beside it, {base!r} or '{base}_packed'", "none"
             )
         shape = checkpoint.entry(name).shape
-        if len(shape) < 3 or 0 in shape:
+        if len(shape) < 3 or 0 in shape or shape[0] > _MAX_EXPERTS:
             raise wrong(f"tensor {name!r} shape", "[E, rows, columns]", list(shape))
         if matrices and shape[0] != len(next(iter(matrices.values()))):
             raise wrong(

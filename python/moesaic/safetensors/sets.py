@@ -12,7 +12,7 @@ from moesaic.safetensors.reader import Checkpoint
 
 _LAYER = re.compile(r"(?P<stem>(?:.*\.)?layers\.(?P<layer>\d+)\.)", re.DOTALL)
 _EXPERTS = re.compile(r"(?:\w+\.)?(?:experts\.|input_linear\b|output_linear\b)")
-_LONG_NUMBER = re.compile(r"\d{10}")
+_LONG_NUMBER = re.compile(r"\d{19}")
 #: Parts that draft tokens for the model, which are taken only when they are asked for.
 _DRAFTS = "mtp"
 
@@ -31,7 +31,7 @@ def of_layer(checkpoint: Checkpoint, layer: int, prefix: str | None = None) -> C
         if found is None or found["layer"] != str(layer):
             continue
         if _LONG_NUMBER.search(name, found.end()):
-            raise wrong(f"tensor {name[:80]!r}", "numbers of at most nine digits", "more")
+            raise wrong(f"tensor {name[:80]!r}", "numbers of 64 bits", "more")
         stems[found["stem"]].append(name)
         if _EXPERTS.match(name, found.end()):
             with_experts[found["stem"]] = None
