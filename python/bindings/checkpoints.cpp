@@ -94,26 +94,30 @@ py::object loader(const char* name) {
 }
 
 Stack load_stack(const py::object& path, std::int32_t layer,
-                 const std::optional<std::string>& dequantize, const std::string& device,
+                 const std::optional<std::string>& dequantize,
+                 const std::optional<std::string>& prefix, const std::string& device,
                  const py::object& progress) {
   constexpr const char* kOperation = "ExpertStack.load_from_safetensors";
   Loading loading(kOperation, device, "auto", dequantize, progress);
   const py::object gathered =
       call_python(loader("gather_experts"),
-                  py::make_tuple(path, layer, step_of(loading), dequantize.has_value()));
+                  py::make_tuple(path, layer, step_of(loading), dequantize.has_value(), prefix));
   return finish(loading, kOperation, gathered);
 }
 
 py::object load_layer(const py::object& path, std::int32_t layer,
-                      const std::optional<std::string>& dequantize, const std::string& device,
-                      const std::string& precision, const py::object& progress) {
+                      const std::optional<std::string>& dequantize,
+                      const std::optional<std::string>& prefix,
+                      const std::optional<MoeConfig>& config, std::optional<std::int32_t> top_k,
+                      const std::string& device, const std::string& precision,
+                      const py::object& progress) {
   constexpr const char* kOperation = "MoeLayer.from_safetensors";
   Loading loading(kOperation, device, "auto", dequantize, progress);
   // The arguments of MoeLayer by name, with stacks still in their builders.
-  const auto parts =
-      call_python(loader("gather_layer"),
-                  py::make_tuple(path, layer, step_of(loading), dequantize.has_value()))
-          .cast<py::dict>();
+  const auto parts = call_python(loader("gather_layer"),
+                                 py::make_tuple(path, layer, step_of(loading),
+                                                dequantize.has_value(), prefix, config, top_k))
+                         .cast<py::dict>();
   for (const char* name : {"stack", "shared"}) {
     const py::object gathered = parts[name];
     if (!gathered.is_none()) parts[name] = finish(loading, kOperation, gathered);
@@ -148,10 +152,13 @@ void bind_checkpoints(py::module_& m) {
              py::arg("layer") = 0);
   def_static(m.attr("ExpertStack"), "load_from_safetensors", &load_stack, py::arg("path"),
              py::arg("layer"), py::arg("dequantize") = py::none(), py::kw_only(),
-             py::arg("device") = "cpu", py::arg("progress") = py::none());
+             py::arg("prefix") = py::none(), py::arg("device") = "cpu",
+             py::arg("progress") = py::none());
   def_static(m.attr("MoeLayer"), "from_safetensors", &load_layer, py::arg("path"), py::arg("layer"),
-             py::arg("dequantize") = py::none(), py::kw_only(), py::arg("device") = "cpu",
-             py::arg("precision") = "auto", py::arg("progress") = py::none());
+             py::arg("dequantize") = py::none(), py::kw_only(), py::arg("prefix") = py::none(),
+             py::arg("config") = py::none(), py::arg("top_k") = py::none(),
+             py::arg("device") = "cpu", py::arg("precision") = "auto",
+             py::arg("progress") = py::none());
 }
 
 }  // namespace moesaic::python

@@ -1787,6 +1787,7 @@ class ExpertStack:
         layer: int,
         dequantize: _Dense | None = None,
         *,
+        prefix: str | None = None,
         device: str = "cpu",
         progress: _Progress = None,
     ) -> ExpertStack:
@@ -1805,6 +1806,9 @@ class ExpertStack:
             Number of the layer.
         dequantize : str, optional
             'f32', 'f16' or 'bf16' asks for dense weights of that type.
+        prefix : str, optional
+            Of which part of the model, where several have a layer of this number: the beginning of
+            its names, as 'talker', 'eagle' or 'mtp'. None: the model, without what drafts for it.
         device : str
             'cpu', 'cuda:0' or 'metal'.
         progress : callable or bool, optional
@@ -2321,6 +2325,9 @@ class MoeLayer:
         layer: int,
         dequantize: _Dense | None = None,
         *,
+        prefix: str | None = None,
+        config: MoeConfig | None = None,
+        top_k: int | None = None,
         device: str = "cpu",
         precision: _Precision = "auto",
         progress: _Progress = None,
@@ -2339,6 +2346,13 @@ class MoeLayer:
             Number of the layer.
         dequantize : str, optional
             'f32', 'f16' or 'bf16' asks for dense weights of that type.
+        prefix : str, optional
+            As in ``ExpertStack.load_from_safetensors``.
+        config : MoeConfig, optional
+            What the layer is, in place of what config.json says; for a model type that is unknown
+            here, or without such a file.
+        top_k : int, optional
+            Experts per token, in place of the number in the configuration.
         device : str
             'cpu', 'cuda:0' or 'metal'.
         precision : str
@@ -2358,6 +2372,8 @@ class MoeLayer:
             A model type, part, format or tensor that is missing here.
         FormatError
             A value or tensor is missing or does not fit; the message names it.
+        ConfigError
+            A ``top_k`` that the router cannot have.
         ShapeError
             A layer without experts.
         DeviceError, OperationCancelled, OutOfMemoryError
