@@ -97,7 +97,7 @@ class Packer {
       gpu_->copy(device + first * to.expert_stride, staging.data(),
                  static_cast<std::size_t>(bytes));
       done_ += count * (from.expert_bytes() + (second != nullptr ? second->expert_bytes() : 0));
-      stack::report_progress(options_, done_, total_, "upload");
+      weights::report_progress(options_, done_, total_, "upload");
     }
   }
 

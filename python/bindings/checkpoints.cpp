@@ -20,7 +20,7 @@ namespace moesaic::python {
 namespace {
 
 using Stack = std::shared_ptr<ExpertStack>;
-using stack::Builder;
+using weights::Builder;
 
 /// (type name, source, decision, reason), as StackBuilder takes a role.
 using RoleArgument = std::tuple<std::string, std::string, std::string, std::string>;

@@ -75,7 +75,7 @@ py::object phase_batched(const MarlinExpertStack& stack, const py::object& x,
       {kOperation, x, out, precision, target}, in, {rows, stack.n_per_expert()},
       [&](Context& context, const ConstTensorView& from, const TensorView& to) {
         if (fresh && !to.empty()) {
-          forward::require_no_capture(kOperation, context, "dispatches");
+          ops::require_no_capture(kOperation, context, "dispatches");
           const auto bytes = static_cast<std::size_t>(to.num_elements()) * sizeof(float);
           context.backend().fill(
               context, {.data = to.data, .bytes = static_cast<std::int64_t>(bytes), .value = 0});

@@ -54,7 +54,7 @@ void check_stands_alone(const char* operation, const ForwardIo& io) {
 /// Logits from outside.
 void check_logits(const char* operation, Device device, const LayerRef& layer,
                   const ForwardIo& io) {
-  check_shape(operation, "router_logits", io.logits, {io.x.dim(0), layer.router_experts()});
+  ops::check_shape(operation, "router_logits", io.logits, {io.x.dim(0), layer.router_experts()});
   require<DTypeError>(io.logits.dtype == DType::F32, [&] {
     return Problem{.operation = operation,
                    .what = "router_logits.dtype",
@@ -62,8 +62,8 @@ void check_logits(const char* operation, Device device, const LayerRef& layer,
                    .got = name_of(io.logits.dtype),
                    .hint = {}};
   });
-  check_input(operation, "router_logits", device, io.logits);
-  check_apart(operation, "router_logits", io.logits, io.out);
+  ops::check_input(operation, "router_logits", device, io.logits);
+  ops::check_apart(operation, "router_logits", io.logits, io.out);
 }
 
 /// What the router reads to make logits of its own.
@@ -79,9 +79,9 @@ void check_router_input(const char* operation, Device device, const LayerRef& la
                    .hint = "or give logits or a routing"};
   });
   if (!given) return;
-  check_shape(operation, "router_input", io.router_input, {io.x.dim(0), layer.hidden_size()});
-  check_input(operation, "router_input", device, io.router_input);
-  check_apart(operation, "router_input", io.router_input, io.out);
+  ops::check_shape(operation, "router_input", io.router_input, {io.x.dim(0), layer.hidden_size()});
+  ops::check_input(operation, "router_input", device, io.router_input);
+  ops::check_apart(operation, "router_input", io.router_input, io.out);
 }
 
 /// Ids that come with the call, for a router that only weighs them.
@@ -109,7 +109,7 @@ void check_given_ids(const char* operation, Device device, const LayerRef& layer
                    .got = "some",
                    .hint = "give topk_ids"};
   });
-  check_dense(operation, "token_ids", device, io.token_ids, DType::I32, {io.x.dim(0)});
+  ops::check_dense(operation, "token_ids", device, io.token_ids, DType::I32, {io.x.dim(0)});
   if (device.type == DeviceType::Cpu) check_token_ids(operation, layer, io);
 }
 
@@ -137,7 +137,7 @@ void check_x(const char* operation, Device device, const LayerRef& layer,
                    .got = describe(x),
                    .hint = {}};
   });
-  check_input(operation, "x", device, x);
+  ops::check_input(operation, "x", device, x);
 }
 
 void check_token_ids(const char* operation, const LayerRef& layer, const ForwardIo& io) {
@@ -184,8 +184,8 @@ CallSizes check_forward(const char* operation, Device device, const LayerRef& la
   check_x(operation, device, layer, io.x);
   CallSizes sizes;
   sizes.num_tokens = io.x.dim(0);
-  check_out(operation, device, io.out, sizes.num_tokens, layer.hidden_size());
-  check_apart(operation, "x", io.x, io.out);
+  ops::check_out(operation, device, io.out, sizes.num_tokens, layer.hidden_size());
+  ops::check_apart(operation, "x", io.x, io.out);
 
   sizes.ready_routing = io.routing.topk_ids != nullptr && io.routing.topk_weights != nullptr;
   if (io.routing.topk_ids != nullptr) {

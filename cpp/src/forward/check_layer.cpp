@@ -17,14 +17,14 @@ void check_layer(const char* operation, const LayerRef& layer) {
                    .hint = {}};
   });
   const std::int64_t hidden = layer.hidden_size();
-  stack::check_gate(operation, "stack", *layer.stack, layer.activation);
+  weights::check_gate(operation, "stack", *layer.stack, layer.activation);
   if (layer.latent != nullptr) {
-    stack::check_latent(operation, *layer.latent, layer.stack->shape());
+    weights::check_latent(operation, *layer.latent, layer.stack->shape());
   }
-  if (layer.shared != nullptr) stack::check_shared(operation, *layer.shared, hidden);
+  if (layer.shared != nullptr) weights::check_shared(operation, *layer.shared, hidden);
   for (const auto& [name, norm] :
        {std::pair{"input norm", layer.input_norm}, std::pair{"router norm", layer.router_norm}}) {
-    if (norm != nullptr) stack::check_norm(operation, name, *norm, hidden);
+    if (norm != nullptr) weights::check_norm(operation, name, *norm, hidden);
   }
 }
 
@@ -68,8 +68,8 @@ void check_supported(const char* operation, const Context& context, const LayerR
     for (const Role role : {Role::Gate, Role::Up, Role::Down}) {
       const WeightRef& ref = stack->role(role).ref;
       if (!ref) continue;
-      check_weights(operation, context, std::string(name_of(role)) + " weights", ref,
-                    stack->device(), "load them with device=");
+      ops::check_weights(operation, context, std::string(name_of(role)) + " weights", ref,
+                         stack->device(), "load them with device=");
     }
   }
   for (const LayerPart part : kLayerParts) {

@@ -19,8 +19,8 @@ namespace {
 void check_call(const char* operation, const Context& context, const WeightRef& weight,
                 Device weights_on, const ConstTensorView& x, const ConstTensorView& out) {
   const Device device = context.backend().device();
-  forward::check_weights(operation, context, "weights", weight, weights_on,
-                         "MarlinExpertStack.to moves a stack, and what is then cut out of it");
+  ops::check_weights(operation, context, "weights", weight, weights_on,
+                     "MarlinExpertStack.to moves a stack, and what is then cut out of it");
   require<ShapeError>(x.rank == 2 && x.dim(1) == weight.cols && x.dim(0) <= INT32_MAX / 2, [&] {
     return Problem{.operation = operation,
                    .what = "x.shape",
@@ -28,7 +28,7 @@ void check_call(const char* operation, const Context& context, const WeightRef& 
                    .got = describe(x),
                    .hint = {}};
   });
-  forward::check_input(operation, "x", device, x);
+  ops::check_input(operation, "x", device, x);
   require<ShapeError>(out.rank == 2 && out.dim(0) <= INT32_MAX / 2, [&] {
     return Problem{.operation = operation,
                    .what = "out.shape",
@@ -36,8 +36,8 @@ void check_call(const char* operation, const Context& context, const WeightRef& 
                    .got = describe(out),
                    .hint = {}};
   });
-  forward::check_dense(operation, "out", device, out, DType::F32, {out.dim(0), weight.rows});
-  forward::check_apart(operation, "x", x, out);
+  ops::check_dense(operation, "out", device, out, DType::F32, {out.dim(0), weight.rows});
+  ops::check_apart(operation, "x", x, out);
 }
 
 /// A product whose arguments have been checked, and the memory that it needs. It is made before the
@@ -53,7 +53,7 @@ class Product {
     scratch_ = memory_.take(backend.scratch_bytes(
         {{ref.num_experts, ref.cols, ref.rows}, in.num_rows, 1, rows, ref.int4.packed_cols, true}));
   }
-  forward::CallMemory& memory() { return memory_; }
+  ops::CallMemory& memory() { return memory_; }
 
   void run(const RowMap& map, float* out, Precision precision) const {
     context_.backend().expert_gemm(context_, {.weight = weights_.view(),
@@ -68,7 +68,7 @@ class Product {
   Context& context_;
   const RoleWeights& weights_;
   const InputRows in_;
-  forward::CallMemory memory_;
+  ops::CallMemory memory_;
   std::byte* scratch_;
 };
 

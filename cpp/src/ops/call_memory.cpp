@@ -4,7 +4,7 @@
 
 #include "moesaic/error.hpp"
 
-namespace moesaic::forward {
+namespace moesaic::ops {
 namespace {
 
 constexpr std::size_t kAlign = 64;
@@ -110,4 +110,4 @@ RowMap CallMemory::on_device(const RowMap& map, std::int64_t entries) {
   return there;
 }
 
-}  // namespace moesaic::forward
+}  // namespace moesaic::ops

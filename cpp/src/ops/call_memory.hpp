@@ -12,7 +12,7 @@
 #include "moesaic/backend.hpp"
 #include "moesaic/context.hpp"
 
-namespace moesaic::forward {
+namespace moesaic::ops {
 
 /// Throws CaptureError while the context's stream records a graph, whose replays would read memory
 /// that is gone by then. `what` needs that memory.
@@ -56,4 +56,4 @@ class CallMemory {
   std::vector<Block> blocks_;
 };
 
-}  // namespace moesaic::forward
+}  // namespace moesaic::ops

@@ -2,7 +2,7 @@
 
 #include "moesaic/error.hpp"
 
-namespace moesaic::forward {
+namespace moesaic::ops {
 namespace {
 
 std::string shape_text(std::initializer_list<std::int64_t> dims) {
@@ -159,4 +159,4 @@ void check_weights(const char* operation, const Context& context, const std::str
   });
 }
 
-}  // namespace moesaic::forward
+}  // namespace moesaic::ops

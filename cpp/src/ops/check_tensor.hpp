@@ -9,7 +9,7 @@
 
 #include "moesaic/context.hpp"
 
-namespace moesaic::forward {
+namespace moesaic::ops {
 
 [[noreturn]] void wrong_shape(const char* operation, const char* name, const std::string& expected,
                               const ConstTensorView& got);
@@ -42,4 +42,4 @@ void check_apart(const char* operation, const char* name, const ConstTensorView&
 void check_weights(const char* operation, const Context& context, const std::string& what,
                    const WeightRef& weights, Device lies_on, const char* hint);
 
-}  // namespace moesaic::forward
+}  // namespace moesaic::ops

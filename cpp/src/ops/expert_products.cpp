@@ -20,8 +20,8 @@ const RoleWeights& role_of(const char* operation, const Context& context, const 
                    .got = "none (the experts are ungated)",
                    .hint = {}};
   });
-  forward::check_weights(operation, context, std::string(name_of(role)) + " weights", weights.ref,
-                         stack.device(), "load them with device=");
+  ops::check_weights(operation, context, std::string(name_of(role)) + " weights", weights.ref,
+                     stack.device(), "load them with device=");
   return weights;
 }
 
@@ -37,19 +37,19 @@ GemvCall check_gemv(const char* operation, Context& context, const StackShape& s
                     std::int64_t cols, std::int64_t rows, const ConstTensorView& x,
                     const ConstTensorView& ids, const ConstTensorView& out) {
   const Device device = context.backend().device();
-  if (ids.rank != 1 && ids.rank != 2) forward::wrong_shape(operation, "ids", "[k] or [T, k]", ids);
+  if (ids.rank != 1 && ids.rank != 2) ops::wrong_shape(operation, "ids", "[k] or [T, k]", ids);
   const bool batched = ids.rank == 2;
   const std::int64_t tokens = batched ? ids.dim(0) : 1;
   const std::int64_t top_k = ids.dim(ids.rank - 1);
   if (batched) {
-    forward::check_dense(operation, "ids", device, ids, DType::I32, {tokens, top_k});
-    forward::check_dense(operation, "out", device, out, DType::F32, {tokens, top_k, rows});
+    ops::check_dense(operation, "ids", device, ids, DType::I32, {tokens, top_k});
+    ops::check_dense(operation, "out", device, out, DType::F32, {tokens, top_k, rows});
   } else {
-    forward::check_dense(operation, "ids", device, ids, DType::I32, {top_k});
-    forward::check_dense(operation, "out", device, out, DType::F32, {top_k, rows});
+    ops::check_dense(operation, "ids", device, ids, DType::I32, {top_k});
+    ops::check_dense(operation, "out", device, out, DType::F32, {top_k, rows});
   }
   if (tokens * top_k > INT32_MAX / 2)
-    forward::wrong_shape(operation, "ids", "at most 2^30 elements", ids);
+    ops::wrong_shape(operation, "ids", "at most 2^30 elements", ids);
 
   GemvCall call;
   call.num_tokens = tokens;
@@ -58,18 +58,18 @@ GemvCall check_gemv(const char* operation, Context& context, const StackShape& s
   const auto pairs = static_cast<std::int32_t>(call.num_pairs);
   call.map = {
       .num_segments = pairs, .expert = static_cast<const std::int32_t*>(ids.data), .limit = pairs};
-  forward::check_input(operation, "x", device, x);
-  forward::check_apart(operation, "x", x, out);
-  forward::check_apart(operation, "ids", ids, out);
+  ops::check_input(operation, "x", device, x);
+  ops::check_apart(operation, "x", x, out);
+  ops::check_apart(operation, "ids", ids, out);
   const bool per_slot = batched ? x.rank == 3 && x.dim(0) == tokens && x.dim(1) == top_k
                                 : x.rank == 2 && x.dim(0) == top_k;
   const bool per_token = batched && x.rank == 2 && x.dim(0) == tokens;
   if (!(per_slot || per_token || x.rank == 1) || x.dim(x.rank - 1) != cols) {
     const std::string k = std::to_string(cols);
-    forward::wrong_shape(operation, "x",
-                         batched ? "[" + k + "], [T, " + k + "] or [T, k, " + k + "]"
-                                 : "[" + k + "] or [k, " + k + "]",
-                         x);
+    ops::wrong_shape(operation, "x",
+                     batched ? "[" + k + "], [T, " + k + "] or [T, k, " + k + "]"
+                             : "[" + k + "] or [k, " + k + "]",
+                     x);
   }
   if (call.num_pairs == 0) return call;
   call.x = input_rows(x);
@@ -97,7 +97,7 @@ void expert_gemv(Context& context, const ExpertStack& stack, Role role, const Co
       check_gemv(kName, context, stack.shape(), weights.ref.cols, weights.ref.rows, x, ids, out);
   if (call.num_pairs == 0) return;
   const Backend& backend = context.backend();
-  forward::CallMemory memory(kName, context);
+  ops::CallMemory memory(kName, context);
   std::byte* const scratch = memory.take(
       backend.scratch_bytes(query_of(stack, call.num_tokens, call.top_k, call.num_pairs)));
   auto* y = static_cast<float*>(out.data);
@@ -134,7 +134,7 @@ void expert_gemv_gate_up(Context& context, const ExpertStack& stack, const Activ
       check_gemv(kName, context, shape, shape.hidden_size, shape.intermediate_size, x, ids, out);
   if (call.num_pairs == 0) return;
   const Backend& backend = context.backend();
-  forward::CallMemory memory(kName, context);
+  ops::CallMemory memory(kName, context);
   std::byte* const scratch =
       memory.take(backend.scratch_bytes({shape, call.num_tokens, call.top_k, call.num_pairs,
                                          stack.packed_cols(), stack.shares_units()}));
@@ -175,16 +175,16 @@ void expert_gemm(Context& context, const ExpertStack& stack, Role role, const Co
   const bool is_down = role == Role::Down;
   const std::int64_t in_rows = is_down ? pairs : plan.num_tokens();
   if (x.rank != 2 || x.dim(0) != in_rows || x.dim(1) != weights.ref.cols) {
-    forward::wrong_shape(
-        kName, "x", "[" + std::to_string(in_rows) + ", " + std::to_string(weights.ref.cols) + "]",
-        x);
+    ops::wrong_shape(kName, "x",
+                     "[" + std::to_string(in_rows) + ", " + std::to_string(weights.ref.cols) + "]",
+                     x);
   }
-  forward::check_input(kName, "x", device, x);
-  forward::check_dense(kName, "out", device, out, DType::F32, {pairs, weights.ref.rows});
-  forward::check_apart(kName, "x", x, out);
+  ops::check_input(kName, "x", device, x);
+  ops::check_dense(kName, "out", device, out, DType::F32, {pairs, weights.ref.rows});
+  ops::check_apart(kName, "x", x, out);
   if (pairs == 0) return;
   const Backend& backend = context.backend();
-  forward::CallMemory memory(kName, context);
+  ops::CallMemory memory(kName, context);
   std::byte* const scratch =
       memory.take(backend.scratch_bytes(query_of(stack, plan.num_tokens(), plan.top_k(), pairs)));
   const std::int32_t* row_pair = plan.row_pair().data();

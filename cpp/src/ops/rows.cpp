@@ -29,8 +29,8 @@ void combine_rows(const char* operation, const char* name, Context& context,
                   const ConstTensorView& rows, const std::int32_t* pair_row,
                   const RoutingView& routing, const TensorView& out, bool accumulate) {
   const Backend& backend = context.backend();
-  forward::check_out(operation, backend.device(), out, routing.num_tokens, out.dim(1));
-  forward::check_apart(operation, name, rows, out);
+  ops::check_out(operation, backend.device(), out, routing.num_tokens, out.dim(1));
+  ops::check_apart(operation, name, rows, out);
   if (out.empty()) return;
   backend.combine(context, {.rows = rows.data,
                             .pair_row = pair_row,
@@ -46,16 +46,16 @@ void gather_rows(Context& context, const ConstTensorView& x, const BucketPlan& p
   constexpr const char* kName = "gather_rows";
   const Device device = context.backend().device();
   if (x.rank != 2 || x.dim(0) != plan.num_tokens()) {
-    forward::wrong_shape(kName, "x", "[" + std::to_string(plan.num_tokens()) + ", H]", x);
+    ops::wrong_shape(kName, "x", "[" + std::to_string(plan.num_tokens()) + ", H]", x);
   }
-  forward::check_input(kName, "x", device, x);
+  ops::check_input(kName, "x", device, x);
   const std::int64_t cols = x.dim(1);
-  forward::check_dense(kName, "out", device, out, DType::F32, {plan.num_pairs(), cols});
-  forward::check_apart(kName, "x", x, out);
+  ops::check_dense(kName, "out", device, out, DType::F32, {plan.num_pairs(), cols});
+  ops::check_apart(kName, "x", x, out);
   if (out.empty()) return;
   const Backend& backend = context.backend();
   const std::int64_t used = plan.num_rows();
-  forward::CallMemory memory(kName, context);
+  ops::CallMemory memory(kName, context);
   const std::int32_t* const index =
       memory.on_device(plan.row_token().first(static_cast<std::size_t>(used)));
   auto* rows = static_cast<float*>(out.data);
@@ -73,12 +73,12 @@ void silu_mul(Context& context, const ConstTensorView& gate_up, TensorView out) 
   constexpr const char* kName = "silu_mul";
   const Device device = context.backend().device();
   if (gate_up.rank != 2 || gate_up.dim(1) % 2 != 0) {
-    forward::wrong_shape(kName, "gate_up", "[P, 2I]", gate_up);
+    ops::wrong_shape(kName, "gate_up", "[P, 2I]", gate_up);
   }
   const std::int64_t rows = gate_up.dim(0), intermediate = gate_up.dim(1) / 2;
-  forward::check_dense(kName, "gate_up", device, gate_up, DType::F32, {rows, 2 * intermediate});
-  forward::check_dense(kName, "out", device, out, DType::F32, {rows, intermediate});
-  forward::check_apart(kName, "gate_up", gate_up, out);
+  ops::check_dense(kName, "gate_up", device, gate_up, DType::F32, {rows, 2 * intermediate});
+  ops::check_dense(kName, "out", device, out, DType::F32, {rows, intermediate});
+  ops::check_apart(kName, "gate_up", gate_up, out);
   if (out.empty()) return;
   const auto* gate = static_cast<const float*>(gate_up.data);
   context.backend().activate(context, {.activation = {},
@@ -95,32 +95,31 @@ void combine(Context& context, const ConstTensorView& rows, const BucketPlan& pl
              const RoutingView& routing, TensorView out, bool accumulate) {
   constexpr const char* kName = "combine";
   check_plan(kName, plan, routing);
-  if (out.rank != 2) forward::wrong_shape(kName, "out", "[T, H]", out);
-  forward::check_dense(kName, "rows", context.backend().device(), rows, DType::F32,
-                       {plan.num_pairs(), out.dim(1)});
-  forward::CallMemory memory(kName, context);
+  if (out.rank != 2) ops::wrong_shape(kName, "out", "[T, H]", out);
+  ops::check_dense(kName, "rows", context.backend().device(), rows, DType::F32,
+                   {plan.num_pairs(), out.dim(1)});
+  ops::CallMemory memory(kName, context);
   const std::int32_t* const pair_row = memory.on_device(plan.pair_row());
   combine_rows(kName, "rows", context, rows, pair_row, routing, out, accumulate);
 }
 
 void combine(Context& context, const ConstTensorView& rows, const BucketPlan& plan,
              const Routing& routing, TensorView out, bool accumulate) {
-  forward::CallMemory memory("combine", context);
+  ops::CallMemory memory("combine", context);
   combine(context, rows, plan, memory.on_device(routing), out, accumulate);
 }
 
 void weighted_sum(Context& context, const ConstTensorView& pairs, const RoutingView& routing,
                   TensorView out, bool accumulate) {
   constexpr const char* kName = "weighted_sum";
-  if (out.rank != 2) forward::wrong_shape(kName, "out", "[T, H]", out);
+  if (out.rank != 2) ops::wrong_shape(kName, "out", "[T, H]", out);
   const Device device = context.backend().device();
   // As [T, top_k, H] or flat.
   if (pairs.rank == 3) {
-    forward::check_dense(kName, "pairs", device, pairs, DType::F32,
-                         {routing.num_tokens, routing.top_k, out.dim(1)});
+    ops::check_dense(kName, "pairs", device, pairs, DType::F32,
+                     {routing.num_tokens, routing.top_k, out.dim(1)});
   } else {
-    forward::check_dense(kName, "pairs", device, pairs, DType::F32,
-                         {routing.num_pairs(), out.dim(1)});
+    ops::check_dense(kName, "pairs", device, pairs, DType::F32, {routing.num_pairs(), out.dim(1)});
   }
   combine_rows(kName, "pairs", context, pairs, nullptr, routing, out, accumulate);
   context.backend().submit(context);
@@ -128,7 +127,7 @@ void weighted_sum(Context& context, const ConstTensorView& pairs, const RoutingV
 
 void weighted_sum(Context& context, const ConstTensorView& pairs, const Routing& routing,
                   TensorView out, bool accumulate) {
-  forward::CallMemory memory("weighted_sum", context);
+  ops::CallMemory memory("weighted_sum", context);
   weighted_sum(context, pairs, memory.on_device(routing), out, accumulate);
 }
 

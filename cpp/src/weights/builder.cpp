@@ -8,7 +8,7 @@
 #include "base/pages.hpp"
 #include "base/sizes.hpp"
 
-namespace moesaic::stack {
+namespace moesaic::weights {
 namespace {
 
 Problem problem(std::string what, std::string expected, std::string got) {
@@ -132,4 +132,4 @@ ExpertStack Builder::build(const LoadOptions& options) && {
   return finish(std::move(parts), options, start_);
 }
 
-}  // namespace moesaic::stack
+}  // namespace moesaic::weights

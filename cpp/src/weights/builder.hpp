@@ -11,7 +11,7 @@
 #include "moesaic/expert_stack.hpp"
 #include "weights/load.hpp"
 
-namespace moesaic::stack {
+namespace moesaic::weights {
 
 /// Gathers encoded matrices into memory of its own, so that a load needs little more than its
 /// result.
@@ -55,4 +55,4 @@ class Builder {
   Clock::time_point start_ = Clock::now();
 };
 
-}  // namespace moesaic::stack
+}  // namespace moesaic::weights

@@ -4,7 +4,7 @@
 
 #include "moesaic/error.hpp"
 
-namespace moesaic::stack {
+namespace moesaic::weights {
 namespace {
 
 /// `count` values that may be left out.
@@ -68,4 +68,4 @@ void check_latent(const char* operation, const LatentExperts& latent, const Stac
   check_norm(operation, "latent norm", latent.norm, width);
 }
 
-}  // namespace moesaic::stack
+}  // namespace moesaic::weights

@@ -5,7 +5,7 @@
 
 #include "moesaic/layer.hpp"
 
-namespace moesaic::stack {
+namespace moesaic::weights {
 
 /// The stack has a gate role exactly when the activation reads one.
 void check_gate(const char* operation, const char* name, const ExpertStack& stack,
@@ -17,4 +17,4 @@ void check_shared(const char* operation, const SharedExperts& shared, std::int64
 /// Projections between the width of `experts` and their own hidden size, a norm of that width.
 void check_latent(const char* operation, const LatentExperts& latent, const StackShape& experts);
 
-}  // namespace moesaic::stack
+}  // namespace moesaic::weights

@@ -90,7 +90,7 @@ RoleWeights copy_role(const ConstTensorView& view, QuantType type) {
 ExpertStack ExpertStack::from_dense_stacks(const ConstTensorView& gate, const ConstTensorView& up,
                                            const ConstTensorView& down,
                                            const LoadOptions& options) {
-  const auto start = stack::Clock::now();
+  const auto start = weights::Clock::now();
   require<ShapeError>(up.rank == 3 && !up.empty() && up.dim(0) <= INT32_MAX, [&] {
     return Problem{.operation = "from_dense_stacks",
                    .what = "up",
@@ -127,12 +127,12 @@ ExpertStack ExpertStack::from_dense_stacks(const ConstTensorView& gate, const Co
   for (const Source& s : sources) {
     if (s.view->data == nullptr) continue;
     parts.*s.weights = copy_role(*s.view, s.type);
-    stack::record(parts.report, s.role, parts.*s.weights, "array", "copied",
-                  "arrays belong to the caller");
+    weights::record(parts.report, s.role, parts.*s.weights, "array", "copied",
+                    "arrays belong to the caller");
     done += bytes(s);
-    stack::report_progress(options, done, total, std::string("copy ") + name_of(s.role));
+    weights::report_progress(options, done, total, std::string("copy ") + name_of(s.role));
   }
-  return stack::finish(std::move(parts), options, start);
+  return weights::finish(std::move(parts), options, start);
 }
 
 }  // namespace moesaic

@@ -43,18 +43,18 @@ RoleWeights view_role(const ExpertStack::EncodedRole& source, Role role) {
 
 ExpertStack ExpertStack::from_encoded(const EncodedRole& gate, const EncodedRole& up,
                                       const EncodedRole& down, const LoadOptions& options) {
-  const auto start = stack::Clock::now();
+  const auto start = weights::Clock::now();
   Parts parts;
   parts.shape = {up.num_experts, up.cols, up.rows};
   const auto take = [&](const EncodedRole& source, Role role, RoleWeights& weights) {
     weights = view_role(source, role);
-    stack::record(parts.report, role, weights, "array", "referenced",
-                  "the bytes are already encoded");
+    weights::record(parts.report, role, weights, "array", "referenced",
+                    "the bytes are already encoded");
   };
   if (gate.data != nullptr) take(gate, Role::Gate, parts.gate);
   take(up, Role::Up, parts.up);
   take(down, Role::Down, parts.down);
-  return stack::finish(std::move(parts), options, start);
+  return weights::finish(std::move(parts), options, start);
 }
 
 }  // namespace moesaic

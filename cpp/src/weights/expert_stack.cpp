@@ -96,7 +96,7 @@ void check_role(const RoleWeights& weights, Role role, const StackShape& shape) 
 
 }  // namespace
 
-void stack::check_parts(const ExpertStack::Parts& parts) {
+void weights::check_parts(const ExpertStack::Parts& parts) {
   const StackShape& shape = parts.shape;
   require<ShapeError>(
       shape.num_experts >= 1 && shape.hidden_size >= 1 && shape.intermediate_size >= 1, [&] {
@@ -111,8 +111,8 @@ void stack::check_parts(const ExpertStack::Parts& parts) {
   check_role(parts.down, Role::Down, shape);
 }
 
-ExpertStack stack::finish(ExpertStack::Parts parts, const LoadOptions& options,
-                          Clock::time_point start) {
+ExpertStack weights::finish(ExpertStack::Parts parts, const LoadOptions& options,
+                            Clock::time_point start) {
   check_parts(parts);
   if (options.dequantize) dequantize_roles(parts, *options.dequantize, options);
   if (options.backend != nullptr) options.backend->prepare(parts, options);
@@ -120,7 +120,7 @@ ExpertStack stack::finish(ExpertStack::Parts parts, const LoadOptions& options,
   return ExpertStack(std::move(parts));
 }
 
-ExpertStack::ExpertStack(Parts parts) : parts_(std::move(parts)) { stack::check_parts(parts_); }
+ExpertStack::ExpertStack(Parts parts) : parts_(std::move(parts)) { weights::check_parts(parts_); }
 
 const RoleWeights& ExpertStack::role(Role role) const {
   switch (role) {

@@ -22,7 +22,7 @@ Problem problem(std::string what, std::string expected, std::string got) {
 ExpertStack ExpertStack::from_marlin(std::shared_ptr<const MarlinExpertStack> gate_up,
                                      std::shared_ptr<const MarlinExpertStack> down,
                                      const LoadOptions& options) {
-  const auto start = stack::Clock::now();
+  const auto start = weights::Clock::now();
   require<ShapeError>(gate_up != nullptr && down != nullptr,
                       [] { return problem("gate_up, down", "two Marlin stacks", "null"); });
   require<ShapeError>(gate_up->n_per_expert() % 2 == 0, [&] {
@@ -50,16 +50,16 @@ ExpertStack ExpertStack::from_marlin(std::shared_ptr<const MarlinExpertStack> ga
                     : gate_up->copy_columns(intermediate, intermediate);
   parts.down = down->weights();
   const std::string source = "MarlinExpertStack";
-  stack::record(parts.report, Role::Gate, parts.gate, source, "referenced", "columns [0, I)");
-  stack::record(
+  weights::record(parts.report, Role::Gate, parts.gate, source, "referenced", "columns [0, I)");
+  weights::record(
       parts.report, Role::Up, parts.up, source, shared ? "referenced" : "copied",
       shared ? "columns [I, 2I)" : "I is not a multiple of 16, so up had no panels of its own");
-  stack::record(parts.report, Role::Down, parts.down, source, "referenced", "all columns");
+  weights::record(parts.report, Role::Down, parts.down, source, "referenced", "all columns");
   if (!options.dequantize) {
     parts.gate_up_marlin = std::move(gate_up);
     parts.down_marlin = std::move(down);
   }
-  return stack::finish(std::move(parts), options, start);
+  return weights::finish(std::move(parts), options, start);
 }
 
 const std::shared_ptr<const MarlinExpertStack>& ExpertStack::marlin(Role role) const {

@@ -4,7 +4,7 @@
 #include <utility>
 #include <vector>
 
-namespace moesaic::stack {
+namespace moesaic::weights {
 
 RoleWeights stacked_role(const BlockReader& block, const GgufTensor& tensor, std::int64_t experts,
                          std::int64_t total_rows, std::int64_t first_row, std::int64_t rows,
@@ -103,4 +103,4 @@ void record_roles(const BlockReader& block, ExpertStack::Parts& parts, const Sou
   note(Role::Down, parts.down, sources.down);
 }
 
-}  // namespace moesaic::stack
+}  // namespace moesaic::weights

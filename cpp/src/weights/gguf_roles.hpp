@@ -9,7 +9,7 @@
 #include "model/block_reader.hpp"
 #include "weights/load.hpp"
 
-namespace moesaic::stack {
+namespace moesaic::weights {
 
 /// Rows [first_row, first_row + rows) of each [total_rows, cols] matrix in a stacked tensor.
 /// Throws UnsupportedError for a type without a decoder, FormatError when the tensor is too small.
@@ -35,4 +35,4 @@ struct Sources {
 void record_roles(const BlockReader& block, ExpertStack::Parts& parts, const Sources& sources,
                   const LoadOptions& options);
 
-}  // namespace moesaic::stack
+}  // namespace moesaic::weights

@@ -101,7 +101,7 @@ MoeLayer::MoeLayer(MoeConfig config, Parts parts)
   check_equal("router.num_experts without identity experts", config_.num_experts,
               config_.router.weighted_experts());
   check_equal("router.top_k", config_.top_k, config_.router.top_k);
-  stack::check_gate(kName, "stack", *parts_.stack, config_.activation);
+  weights::check_gate(kName, "stack", *parts_.stack, config_.activation);
   if (!parts_.router_weight.empty()) {
     check_count("router_weight elements", config_.router.num_experts * hidden,
                 parts_.router_weight.size());
@@ -117,11 +117,11 @@ MoeLayer::MoeLayer(MoeConfig config, Parts parts)
                        .got = std::to_string(config_.shared_scale),
                        .hint = {}};
       });
-      parts_.shared->stack = stack::scale_result(parts_.shared->stack, factor);
+      parts_.shared->stack = weights::scale_result(parts_.shared->stack, factor);
       parts_.shared->scale = config_.shared_scale;
     }
     parts_.shared->activation = config_.shared_activation;
-    stack::check_shared(kName, *parts_.shared, hidden);
+    weights::check_shared(kName, *parts_.shared, hidden);
     check_equal("shared.intermediate_size", config_.shared_intermediate_size,
                 parts_.shared->stack.shape().intermediate_size);
     check_present("shared gate", config_.shared == SharedKind::SigmoidGated,
@@ -130,14 +130,14 @@ MoeLayer::MoeLayer(MoeConfig config, Parts parts)
   check_present("latent experts", config_.latent_size > 0, parts_.latent.has_value());
   if (parts_.latent) {
     check_equal("latent.hidden_size", hidden, parts_.latent->projections.shape().hidden_size);
-    stack::check_latent(kName, *parts_.latent, shape);
+    weights::check_latent(kName, *parts_.latent, shape);
     check_present("latent norm", config_.latent_norm, static_cast<bool>(parts_.latent->norm));
   }
   check_present("input norm", config_.input_norm, static_cast<bool>(parts_.input_norm));
-  stack::check_norm(kName, "input norm", parts_.input_norm, hidden);
+  weights::check_norm(kName, "input norm", parts_.input_norm, hidden);
   check_present("router norm", config_.router_input == RouterInput::Norm,
                 static_cast<bool>(parts_.router_norm));
-  stack::check_norm(kName, "router norm", parts_.router_norm, hidden);
+  weights::check_norm(kName, "router norm", parts_.router_norm, hidden);
   check_table(config_, parts_.token_experts);
   if (parts_.stack->device().type != DeviceType::Cpu) {
     const Backend& backend = backend_for(parts_.stack->device());
@@ -165,7 +165,8 @@ MoeLayer::Parts load_parts(const std::shared_ptr<GgufFile>& file, const BlockRea
   const std::int32_t layer = block.layer();
   const MoeTensors tensors = find_moe_tensors(*file, layer);
   const auto norm = [&](const GgufTensor* tensor, const char* name, std::int64_t size) {
-    return RmsNorm{stack::decode_tensor(block, need(tensor, layer, name), {size}), config.norm_eps};
+    return RmsNorm{weights::decode_tensor(block, need(tensor, layer, name), {size}),
+                   config.norm_eps};
   };
   if (config.activation.gated() && tensors.gate_up == nullptr && tensors.expert_gate.empty()) {
     need(tensors.gate, layer, "ffn_gate_exps.weight");
@@ -177,21 +178,21 @@ MoeLayer::Parts load_parts(const std::shared_ptr<GgufFile>& file, const BlockRea
         std::make_shared<const ExpertStack>(ExpertStack::load_from_gguf(file, layer, options));
   }
   parts.router_weight =
-      stack::decode_tensor(block, need(tensors.router, layer, "ffn_gate_inp.weight"),
-                           {config.num_experts, config.hidden_size});
+      weights::decode_tensor(block, need(tensors.router, layer, "ffn_gate_inp.weight"),
+                             {config.num_experts, config.hidden_size});
   if (config.shared != SharedKind::None) {
     parts.shared.emplace(SharedExperts{
-        .stack = stack::load_shared_experts(block, tensors, config.shared_scale, options),
+        .stack = weights::load_shared_experts(block, tensors, config.shared_scale, options),
         .scale = config.shared_scale});
     if (config.shared == SharedKind::SigmoidGated) {
-      parts.shared->gate = stack::decode_tensor(
+      parts.shared->gate = weights::decode_tensor(
           block, need(tensors.shared_router, layer, "ffn_gate_inp_shexp.weight"),
           {config.hidden_size});
     }
   }
   if (config.latent_size > 0) {
     parts.latent.emplace(
-        LatentExperts{.projections = stack::load_latent_projections(block, tensors, options)});
+        LatentExperts{.projections = weights::load_latent_projections(block, tensors, options)});
     if (config.latent_norm) {
       parts.latent->norm = norm(tensors.latent_norm, "ffn_routed_norm.weight", config.latent_size);
     }
@@ -207,8 +208,8 @@ MoeLayer::Parts load_parts(const std::shared_ptr<GgufFile>& file, const BlockRea
   }
   if (config.vocab_size > 0) {
     parts.token_experts =
-        stack::read_ids(block, need(tensors.token_experts, layer, "ffn_gate_tid2eid.weight"),
-                        {config.vocab_size, config.top_k});
+        weights::read_ids(block, need(tensors.token_experts, layer, "ffn_gate_tid2eid.weight"),
+                          {config.vocab_size, config.top_k});
     // A table leaves nothing to select, so the bias that some of its layers store has no use.
     if (tensors.selection_bias != nullptr) block.bytes(*tensors.selection_bias);
   }
@@ -220,7 +221,7 @@ MoeLayer::Parts load_parts(const std::shared_ptr<GgufFile>& file, const BlockRea
 void take_bias(const BlockReader& block, const GgufTensor* tensor, const char* name,
                std::int32_t experts, std::vector<float>& bias) {
   if (tensor == nullptr) return;
-  std::vector<float> stored = stack::decode_tensor(block, *tensor, {experts});
+  std::vector<float> stored = weights::decode_tensor(block, *tensor, {experts});
   require<ConfigError>(bias.empty() || bias == stored, [&] {
     return Problem{.operation = "MoeLayer::from_gguf",
                    .what = std::string("config.router.") + name,

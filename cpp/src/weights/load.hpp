@@ -13,7 +13,7 @@
 #include "moesaic/expert_stack.hpp"
 #include "moesaic/gguf.hpp"
 
-namespace moesaic::stack {
+namespace moesaic::weights {
 
 using Clock = std::chrono::steady_clock;
 
@@ -61,4 +61,4 @@ ExpertStack load_shared_experts(const BlockReader& block, const MoeTensors& tens
 /// stack on a device.
 ExpertStack scale_result(const ExpertStack& stack, float factor);
 
-}  // namespace moesaic::stack
+}  // namespace moesaic::weights

@@ -9,10 +9,10 @@
 namespace moesaic {
 namespace {
 
-using stack::check_shape;
-using stack::per_expert_role;
-using stack::Sources;
-using stack::stacked_role;
+using weights::check_shape;
+using weights::per_expert_role;
+using weights::Sources;
+using weights::stacked_role;
 
 [[noreturn]] void missing(std::int32_t layer, const std::string& what) {
   throw FormatError(Problem{.operation = "load_from_gguf",
@@ -25,14 +25,14 @@ using stack::stacked_role;
 std::shared_ptr<const std::vector<float>> optional_values(
     const BlockReader& block, const GgufTensor* tensor, std::initializer_list<std::int64_t> shape) {
   if (tensor == nullptr) return nullptr;
-  return std::make_shared<const std::vector<float>>(stack::decode_tensor(block, *tensor, shape));
+  return std::make_shared<const std::vector<float>>(weights::decode_tensor(block, *tensor, shape));
 }
 
 /// Splits the bias of a fused tensor, [E, 2I], into its gate and up halves.
 void split_fused_bias(const BlockReader& block, const GgufTensor& bias, ExpertStack::Parts& parts) {
   const std::int64_t half = parts.shape.intermediate_size;
   const std::vector<float> all =
-      stack::decode_tensor(block, bias, {parts.shape.num_experts, 2 * half});
+      weights::decode_tensor(block, bias, {parts.shape.num_experts, 2 * half});
   std::vector<float> gate, up;
   for (auto at = all.begin(); at != all.end(); at += 2 * half) {
     gate.insert(gate.end(), at, at + half);
@@ -131,7 +131,7 @@ std::shared_ptr<const std::vector<float>> gathered_scales(
   });
   std::vector<float> values;
   for (const GgufTensor* tensor : tensors) {
-    values.push_back(stack::decode_tensor(block, *tensor, {1}).front());
+    values.push_back(weights::decode_tensor(block, *tensor, {1}).front());
   }
   return std::make_shared<const std::vector<float>>(std::move(values));
 }
@@ -175,7 +175,7 @@ void load_epilogues(const BlockReader& block, const MoeTensors& tensors,
 
 ExpertStack ExpertStack::load_from_gguf(const std::shared_ptr<GgufFile>& file, std::int32_t layer,
                                         const LoadOptions& options) {
-  const auto start = stack::Clock::now();
+  const auto start = weights::Clock::now();
   const MoeTensors tensors = find_moe_tensors(*file, layer);
   const BlockReader block(*file, layer);
   Parts parts;
@@ -188,8 +188,8 @@ ExpertStack ExpertStack::load_from_gguf(const std::shared_ptr<GgufFile>& file, s
                                   : load_per_expert(block, tensors, layer, parts);
   load_epilogues(block, tensors, parts);
   block.check_all_used("load_from_gguf", BlockReader::Scope::RoutedExperts);
-  stack::record_roles(block, parts, sources, options);
-  return stack::finish(std::move(parts), options, start);
+  weights::record_roles(block, parts, sources, options);
+  return weights::finish(std::move(parts), options, start);
 }
 
 ExpertStack ExpertStack::open_and_load(const std::filesystem::path& path, std::int32_t layer,

@@ -7,7 +7,7 @@
 
 #include "weights/gguf_roles.hpp"
 
-namespace moesaic::stack {
+namespace moesaic::weights {
 namespace {
 
 /// The one factor of a matrix, times `factor`; null for 1.
@@ -115,4 +115,4 @@ ExpertStack load_latent_projections(const BlockReader& block, const MoeTensors& 
   return finish(std::move(parts), options, start);
 }
 
-}  // namespace moesaic::stack
+}  // namespace moesaic::weights

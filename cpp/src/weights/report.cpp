@@ -2,7 +2,7 @@
 
 #include "weights/load.hpp"
 
-namespace moesaic::stack {
+namespace moesaic::weights {
 
 void report_progress(const LoadOptions& options, std::int64_t done, std::int64_t total,
                      const std::string& what) {
@@ -25,4 +25,4 @@ void record(LoadReport& report, Role role, const RoleWeights& weights, std::stri
                                     .bytes = weights.ref.num_experts * weights.ref.expert_bytes()});
 }
 
-}  // namespace moesaic::stack
+}  // namespace moesaic::weights
