@@ -1,6 +1,6 @@
 #include "config.hpp"
 #include "config_fields.hpp"
-#include "moesaic/gguf.hpp"
+#include "gguf.hpp"
 
 namespace moesaic::python {
 namespace {
@@ -74,7 +74,12 @@ void bind_moe_config(py::module_& m) {
            py::arg("latent_norm") = false, py::arg("input_norm") = false,
            py::arg("router_input") = "experts", py::arg("norm_eps") = 1e-6F,
            py::arg("vocab_size") = 0, py::arg("architecture") = "", py::arg("layer") = 0)
-      .def_static("from_gguf", &MoeConfig::from_gguf, py::arg("file"), py::arg("layer"));
+      .def_static(
+          "from_gguf",
+          [](const py::object& file, std::int32_t layer) {
+            return MoeConfig::from_gguf(*gguf_file(file, "MoeConfig.from_gguf"), layer);
+          },
+          py::arg("file"), py::arg("layer"));
   define_fields(config, "MoeConfig", &to_dict,
                 {"hidden_size", "intermediate_size", "num_experts", "top_k", "activation", "router",
                  "shared", "shared_intermediate_size", "shared_activation", "shared_scale",

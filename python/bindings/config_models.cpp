@@ -1,8 +1,8 @@
 #include <pybind11/stl.h>
 
 #include "config.hpp"
+#include "gguf.hpp"
 #include "model/model.hpp"
-#include "moesaic/gguf.hpp"
 
 namespace moesaic::python {
 namespace {
@@ -27,9 +27,10 @@ py::list architecture_rows() {
   return rows;
 }
 
-std::vector<std::string> kinds(const GgufFile& file) {
+std::vector<std::string> kinds(const py::object& file) {
   std::vector<std::string> words;
-  for (const LayerKind kind : layer_kinds(file)) words.emplace_back(name_of(kind));
+  for (const LayerKind kind : layer_kinds(*gguf_file(file, "layer_kinds")))
+    words.emplace_back(name_of(kind));
   return words;
 }
 
@@ -103,7 +104,7 @@ MoeConfig model_config(const std::string& model, const std::string& architecture
 void bind_models(py::module_& m) {
   m.def("known_architectures", &known_architectures);
   m.def("architecture_table", &architecture_rows);
-  m.def("layer_kinds", &kinds, py::arg("file").none(false));
+  m.def("layer_kinds", &kinds, py::arg("file"));
   m.def("model_facts", &model_facts, py::arg("model"));
   m.def("model_config", &model_config, py::arg("model"), py::kw_only(), py::arg("architecture"),
         py::arg("layer"), py::arg("hidden_size"), py::arg("intermediate_size"),

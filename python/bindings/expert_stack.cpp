@@ -9,9 +9,9 @@
 #include <tuple>
 
 #include "arrays.hpp"
+#include "gguf.hpp"
 #include "gil.hpp"
 #include "load.hpp"
-#include "moesaic/gguf.hpp"
 #include "moesaic/marlin_stack.hpp"
 
 namespace moesaic::python {
@@ -77,10 +77,11 @@ Stack from_encoded(const std::optional<EncodedArgument>& gate, const EncodedArgu
   });
 }
 
-Stack load_from_gguf(const std::shared_ptr<GgufFile>& file, std::int32_t layer,
+Stack load_from_gguf(const py::object& source, std::int32_t layer,
                      const std::optional<std::string>& dequantize, const std::string& device,
                      const std::string& layout, const py::object& progress) {
   constexpr const char* kOperation = "ExpertStack.load_from_gguf";
+  const auto file = gguf_file(source, kOperation);
   Loading loading(kOperation, device, layout, dequantize, progress);
   const Stack stack = loading.run([&](const LoadOptions& options) {
     return std::make_shared<ExpertStack>(ExpertStack::load_from_gguf(file, layer, options));
@@ -179,7 +180,7 @@ void bind_expert_stack(py::module_& m) {
                   py::arg("layout") = "auto")
       .def_static("from_encoded", &from_encoded, py::arg("gate"), py::arg("up"), py::arg("down"),
                   py::kw_only(), py::arg("device") = "cpu", py::arg("layout") = "auto")
-      .def_static("load_from_gguf", &load_from_gguf, py::arg("file").none(false), py::arg("layer"),
+      .def_static("load_from_gguf", &load_from_gguf, py::arg("file"), py::arg("layer"),
                   py::arg("dequantize") = py::none(), py::kw_only(), py::arg("device") = "cpu",
                   py::arg("layout") = "auto", py::arg("progress") = py::none())
       .def_static("open_and_load", &open_and_load, py::arg("path"), py::arg("layer"),

@@ -5,8 +5,8 @@
 #include <tuple>
 
 #include "calls.hpp"
+#include "gguf.hpp"
 #include "gil.hpp"
-#include "moesaic/gguf.hpp"
 #include "offload.hpp"
 #include "store_views.hpp"
 
@@ -16,9 +16,9 @@ namespace {
 using Store = std::shared_ptr<MoeExpertStore>;
 using Pools = std::vector<std::shared_ptr<ExpertPool>>;
 
-Store store_from_gguf(const std::shared_ptr<GgufFile>& file,
-                      std::optional<std::int64_t> memory_limit, std::int32_t staging,
-                      std::int32_t io_threads, std::int32_t read_ahead) {
+Store store_from_gguf(const py::object& source, std::optional<std::int64_t> memory_limit,
+                      std::int32_t staging, std::int32_t io_threads, std::int32_t read_ahead) {
+  const auto file = gguf_file(source, "MoeExpertStore.from_gguf");
   const StoreOptions options{memory_limit, staging, io_threads, read_ahead};
   const ReleasedGil release;
   return MoeExpertStore::from_gguf(file, options);
@@ -104,7 +104,7 @@ py::dict io_of(const MoeExpertStore& store) {
 
 void bind_expert_store(py::module_& m) {
   py::class_<MoeExpertStore, Store>(m, "MoeExpertStore", py::is_final())
-      .def_static("from_gguf", &store_from_gguf, py::arg("file").none(false), py::kw_only(),
+      .def_static("from_gguf", &store_from_gguf, py::arg("file"), py::kw_only(),
                   py::arg("memory_limit") = py::none(), py::arg("staging") = 0,
                   py::arg("io_threads") = 8, py::arg("read_ahead") = 4)
       .def_static("from_arrays", &from_arrays, py::arg("layers"),

@@ -1,4 +1,4 @@
-#include "moesaic/gguf.hpp"
+#include "gguf.hpp"
 
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
@@ -136,6 +136,15 @@ void define_mapping(py::module_& m, py::class_<T>& type, py::list (*keys)(const 
 }
 
 }  // namespace
+
+File gguf_file(const py::object& file, const char* operation) {
+  if (py::isinstance<GgufFile>(file)) return file.cast<File>();
+  const bool path = py::isinstance<py::str>(file) || py::hasattr(file, "__fspath__");
+  require<DTypeError>(path, [&] {
+    return Problem{operation, "file", "a GgufFile, or a path", type_name(file), {}};
+  });
+  return open_file(file.cast<std::filesystem::path>(), true);
+}
 
 void bind_gguf(py::module_& m) {
   py::class_<TensorObject>(m, "GgufTensor", py::is_final())

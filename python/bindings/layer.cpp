@@ -5,8 +5,8 @@
 #include "arrays.hpp"
 #include "calls.hpp"
 #include "forward.hpp"
+#include "gguf.hpp"
 #include "load.hpp"
-#include "moesaic/gguf.hpp"
 #include "values.hpp"
 
 namespace moesaic::python {
@@ -129,12 +129,13 @@ MoeConfig with_top_k(MoeConfig config, std::int32_t top_k) {
   return config;
 }
 
-LayerObject layer_from_gguf(const std::shared_ptr<GgufFile>& file, std::int32_t layer,
+LayerObject layer_from_gguf(const py::object& source, std::int32_t layer,
                             const std::optional<MoeConfig>& config,
                             std::optional<std::int32_t> top_k, const std::string& device,
                             const std::string& layout, const std::string& precision,
                             const py::object& progress) {
   constexpr const char* kOperation = "MoeLayer.from_gguf";
+  const auto file = gguf_file(source, kOperation);
   const auto default_precision = parse_precision(precision, kOperation);
   std::optional<MoeConfig> own = config;
   if (top_k) own = with_top_k(config ? *config : MoeConfig::from_gguf(*file, layer), *top_k);
@@ -220,8 +221,8 @@ void bind_layer(py::module_& m) {
            py::arg("latent_norm") = py::none(), py::arg("input_norm") = py::none(),
            py::arg("router_norm") = py::none(), py::arg("token_experts") = py::none(),
            py::arg("precision") = "auto")
-      .def_static("from_gguf", &layer_from_gguf, py::arg("file").none(false), py::arg("layer"),
-                  py::kw_only(), py::arg("config") = py::none(), py::arg("top_k") = py::none(),
+      .def_static("from_gguf", &layer_from_gguf, py::arg("file"), py::arg("layer"), py::kw_only(),
+                  py::arg("config") = py::none(), py::arg("top_k") = py::none(),
                   py::arg("device") = "cpu", py::arg("layout") = "auto",
                   py::arg("precision") = "auto", py::arg("progress") = py::none())
       .def("__call__", &call_layer, py::arg("x"), py::arg("router_logits") = py::none(),

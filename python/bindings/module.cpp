@@ -2,7 +2,9 @@
 #include "docs.hpp"
 #include "seal.hpp"
 
-PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
+// Free-threaded Python takes its lock for this module: what threads share in the objects of this
+// folder is guarded by nothing else.
+PYBIND11_MODULE(_core, m) {
   using namespace moesaic::python;
   // Classes take __module__ from this name: users find them in moesaic.
   m.attr("__name__") = "moesaic";

@@ -45,6 +45,7 @@ _F32: TypeAlias = npt.NDArray[np.float32]
 _A = TypeVar("_A", bound=_AnyArray)
 
 _Path: TypeAlias = str | PathLike[str]
+_GgufSource: TypeAlias = GgufFile | _Path
 # A CUDA stream object, its address, or None.
 _Stream: TypeAlias = Any
 _Progress: TypeAlias = Callable[[Progress], bool | None] | bool | None
@@ -792,13 +793,13 @@ class MoeConfig:
         layer: int = 0,
     ) -> None: ...
     @staticmethod
-    def from_gguf(file: GgufFile, layer: int) -> MoeConfig:
+    def from_gguf(file: _GgufSource, layer: int) -> MoeConfig:
         """Read the facts of one layer from the metadata of a GGUF file.
 
         Parameters
         ----------
-        file : GgufFile
-            The model.
+        file : GgufFile or path
+            The model. A path is opened for this call.
         layer : int
             Block number.
 
@@ -957,13 +958,13 @@ def architecture_table() -> list[dict[str, str]]:
         from opening, or ''). The value 'key' marks what the metadata of a file decides.
     """
 
-def layer_kinds(file: GgufFile) -> list[Literal["dense", "moe", "none"]]:
+def layer_kinds(file: _GgufSource) -> list[Literal["dense", "moe", "none"]]:
     """Return what the feed-forward part of each block of a file is, by its tensors.
 
     Parameters
     ----------
-    file : GgufFile
-        The model.
+    file : GgufFile or path
+        The model. A path is opened for this call.
 
     Returns
     -------
@@ -1678,7 +1679,7 @@ class ExpertStack:
 
     @staticmethod
     def load_from_gguf(
-        file: GgufFile,
+        file: _GgufSource,
         layer: int,
         dequantize: _Dense | None = None,
         *,
@@ -1690,8 +1691,8 @@ class ExpertStack:
 
         Parameters
         ----------
-        file : GgufFile
-            The model.
+        file : GgufFile or path
+            The model. A path is opened for this call.
         layer : int
             Block number; ``GgufFile.moe_layers`` lists those with experts.
         dequantize : str, optional
@@ -2260,7 +2261,7 @@ class MoeLayer:
     ) -> None: ...
     @staticmethod
     def from_gguf(
-        file: GgufFile,
+        file: _GgufSource,
         layer: int,
         *,
         config: MoeConfig | None = None,
@@ -2277,8 +2278,8 @@ class MoeLayer:
 
         Parameters
         ----------
-        file : GgufFile
-            The model.
+        file : GgufFile or path
+            The model. A path is opened for this call.
         layer : int
             Block number; ``GgufFile.moe_layers`` lists those with experts.
         config : MoeConfig, optional
@@ -3120,7 +3121,7 @@ class MoeExpertStore:
     def __init__(self, *args: Never, **kwargs: Never) -> None: ...
     @staticmethod
     def from_gguf(
-        file: GgufFile,
+        file: _GgufSource,
         *,
         memory_limit: int | None = None,
         staging: int = 0,
@@ -3131,8 +3132,8 @@ class MoeExpertStore:
 
         Parameters
         ----------
-        file : GgufFile
-            The model.
+        file : GgufFile or path
+            The model. A path is opened for this call.
         memory_limit : int, optional
             Bytes that slots and staging together stay below: experts are then read from the file.
             None: they are used where the file is mapped.

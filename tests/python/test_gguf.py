@@ -1,5 +1,6 @@
 import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -153,3 +154,37 @@ def test_activation():
 def test_router_contradictions(arguments):
     with pytest.raises(mo.ConfigError):
         mo.RouterConfig(**{"num_experts": 8, "top_k": 2, **arguments})
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_path_stands_for_a_file(tmp_path, kind):
+    path = tmp_path / "layer.gguf"
+    mo.testing.write_moe_gguf(path, num_experts=4, top_k=2)
+    x = np.ones((2, 256), np.float32)
+    with mo.GgufFile(path) as file:
+        want = mo.MoeLayer.from_gguf(file, 0)(x)
+        config, kinds = mo.MoeConfig.from_gguf(file, 0), mo.layer_kinds(file)
+    np.testing.assert_array_equal(mo.MoeLayer.from_gguf(kind(path), 0)(x), want)
+    assert mo.MoeConfig.from_gguf(kind(path), 0) == config
+    assert mo.layer_kinds(kind(path)) == kinds
+    assert mo.ExpertStack.load_from_gguf(kind(path), 0).num_experts == 4
+    assert mo.MoeExpertStore.from_gguf(kind(path)).num_layers == 1
+
+
+@pytest.mark.parametrize("bad", [None, 3, b"x.gguf", ["x.gguf"]])
+def test_other_objects_are_no_files(bad):
+    calls = (
+        lambda: mo.MoeLayer.from_gguf(bad, 0),
+        lambda: mo.ExpertStack.load_from_gguf(bad, 0),
+        lambda: mo.MoeExpertStore.from_gguf(bad),
+        lambda: mo.MoeConfig.from_gguf(bad, 0),
+        lambda: mo.layer_kinds(bad),
+    )
+    for call in calls:
+        with pytest.raises(mo.DTypeError, match="file: expected a GgufFile, or a path"):
+            call()
+
+
+def test_a_path_to_nothing_is_an_os_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        mo.MoeLayer.from_gguf(tmp_path / "none.gguf", 0)

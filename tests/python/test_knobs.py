@@ -106,7 +106,9 @@ def reason_without_a_plugin(path: str, folder: Path) -> str:
     if sys.platform != "linux":
         pytest.skip("CUDA needs Linux")
     (library,) = set(
-        re.findall(r"/\S*/libc(?:-[\d.]+)?\.so\S*", Path("/proc/self/maps").read_text())
+        re.findall(
+            r"/\S*/libc(?:-[\d.]+)?\.so\S*", Path("/proc/self/maps").read_text(errors="replace")
+        )
     )
     (folder / "libcuda.so.1").symlink_to(library)
     code = "import moesaic as mo; print([b.reason for b in mo.backends() if b.name == 'cuda'])"

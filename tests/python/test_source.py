@@ -94,6 +94,8 @@ ELSEWHERE = {
     "llama.cpp": "a project",
     "ik_llama.cpp": "a project",
     "config.json": "of a checkpoint",
+    "model.safetensors.index.json": "of a checkpoint",
+    "consolidated.safetensors.index.json": "of a checkpoint",
     "docs/gguf.md": "of ggml",
     "ggml-common.h": "of ggml",
     "docs_table.cpp": "made by python/bindings/generate_docs.py at build time",

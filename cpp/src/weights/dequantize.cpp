@@ -51,7 +51,7 @@ void dequantize_expert_row(const WeightRef& weight, std::int32_t expert, std::in
   dequantize_row(weight.type, blocks.data(), out, weight.cols);
 }
 
-namespace stack {
+namespace weights {
 
 std::string shape_text(std::span<const std::int64_t> shape) {
   std::string text = "[";
@@ -185,5 +185,5 @@ void dequantize_roles(ExpertStack::Parts& parts, QuantType type, const LoadOptio
   }
 }
 
-}  // namespace stack
+}  // namespace weights
 }  // namespace moesaic
