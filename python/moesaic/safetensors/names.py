@@ -159,14 +159,16 @@ def _one_by_one(
     checkpoint: Checkpoint, seen: set[int], templates: dict[tuple[str, ...], tuple[str, str]]
 ) -> Matrices:
     count = _count(checkpoint, max(seen) + 1)
-    # The first that is missing is enough for an error that names it, whatever the numbers are.
-    missing = next(e for e in range(len(seen) + 1) if e not in seen)
     spelling = {roles: "0".join(parts) for roles, parts in templates.items()}
+    groups = _complete(spelling)
+    # Before anything is made for each of them: numbers may be claimed that no file has.
+    missing = next(e for e in range(len(seen) + 1) if e not in seen)
+    if missing < count:
+        name = str(missing).join(templates[groups[0]])
+        raise wrong(f"tensor '{name}.weight'", f"to be there, as {count} experts", "no such tensor")
     return {
-        roles: [
-            Matrix(str(e).join(templates[roles]), roles) for e in range(min(count, missing + 1))
-        ]
-        for roles in _complete(spelling)
+        roles: [Matrix(str(e).join(templates[roles]), roles) for e in range(count)]
+        for roles in groups
     }
 
 
