@@ -213,7 +213,8 @@ def as_in_dev(folder: Path, name: str) -> tuple[list[str], dict[str, str]]:
         "cmake.define.MOESAIC_WERROR": "ON",
     }
     options = [f"--config-settings={key}={value}" for key, value in settings.items()]
-    return options, {"CCACHE_BASEDIR": str(folder)}
+    # CMake would take c++, scikit-build-core g++: the same compiler, but not to ccache.
+    return options, {"CCACHE_BASEDIR": str(folder), "CXX": os.environ.get("CXX", "c++")}
 
 
 def built_wheel(session: nox.Session) -> Path:
