@@ -30,13 +30,13 @@ std::vector<Shape> shapes_of(QuantType type) {
 
 enum class Loop { gemv, gemm, gemm_indirect, gemm_half };
 
-class ExpertKernels : public testing::TestWithParam<Format> {
+class ExpertKernels : public ::testing::TestWithParam<Format> {
  protected:
   void TearDown() override { emulation::options() = {}; }
 
   testing::Random random_{7};
 };
-INSTANTIATE_TEST_SUITE_P(Formats, ExpertKernels, testing::ValuesIn(kFormats),
+INSTANTIATE_TEST_SUITE_P(Formats, ExpertKernels, ::testing::ValuesIn(kFormats),
                          [](const auto& format) { return std::string(format.param.suffix); });
 
 std::uint32_t tiles(int count, int size) {
