@@ -1,5 +1,6 @@
 /// Arrays whose elements lie or count otherwise than a call reads them: copied on the way in.
 
+#include <cstring>
 #include <string>
 
 #include "arrays.hpp"
@@ -21,20 +22,11 @@ bool fits(const ConstTensorView& view, RowLayout layout) {
   return view.rank == 0 || view.dim(view.rank - 1) <= 1 || view.stride(view.rank - 1) == 1;
 }
 
-/// The element at `offset` elements from the view's begin.
-float element(const ConstTensorView& view, std::int64_t offset) {
-  if (view.dtype == DType::F32) return static_cast<const float*>(view.data)[offset];
-  const std::uint16_t bits = static_cast<const std::uint16_t*>(view.data)[offset];
-  return view.dtype == DType::F16 ? f16_to_f32(bits) : bf16_to_f32(bits);
-}
-
-/// Calls visit(offset) for each element in row-major order.
-template <class Visit>
-void for_each_offset(const ConstTensorView& view, Visit&& visit, int dim = 0,
-                     std::int64_t offset = 0) {
-  if (dim == view.rank) return visit(offset);
-  for (std::int64_t i = 0; i < view.dim(dim); ++i)
-    for_each_offset(view, visit, dim + 1, offset + i * view.stride(dim));
+/// The element of a float type at `from`.
+float as_f32(const std::byte* from, DType dtype) {
+  if (dtype == DType::F32) return *reinterpret_cast<const float*>(from);
+  const std::uint16_t bits = *reinterpret_cast<const std::uint16_t*>(from);
+  return dtype == DType::F16 ? f16_to_f32(bits) : bf16_to_f32(bits);
 }
 
 void log_copy(const char* operation, const char* name, const ConstTensorView& view,
@@ -66,14 +58,12 @@ ArrayRef import_rows(py::handle object, const char* operation, const char* name,
   }
   if (!is_float(ref.view.dtype)) return ref;  // the call refuses the type
   const auto copy = new_array(ref.view.dtype, shape_of(ref.view));
-  if (ref.view.dtype == DType::F32) {
-    auto* to = static_cast<float*>(copy->view.data);
-    for_each_offset(ref.view, [&](std::int64_t at) { *to++ = element(ref.view, at); });
-  } else {
-    auto* to = static_cast<std::uint16_t*>(copy->view.data);
-    const auto* from = static_cast<const std::uint16_t*>(ref.view.data);
-    for_each_offset(ref.view, [&](std::int64_t at) { *to++ = from[at]; });
-  }
+  const std::size_t item = size_of(ref.view.dtype);
+  auto* to = static_cast<std::byte*>(copy->view.data);
+  for_each_element(ref.view, [&](const std::byte* from) {
+    std::memcpy(to, from, item);
+    to += item;
+  });
   hold(ref, copy);
   return ref;
 }
@@ -93,7 +83,7 @@ ArrayRef import_f32(py::handle object, const char* operation, const char* name,
   log_copy(operation, name, ref.view, why);
   const auto copy = new_array(DType::F32, shape_of(ref.view));
   auto* to = static_cast<float*>(copy->view.data);
-  for_each_offset(ref.view, [&](std::int64_t at) { *to++ = element(ref.view, at); });
+  for_each_element(ref.view, [&](const std::byte* from) { *to++ = as_f32(from, dtype); });
   hold(ref, copy);
   return ref;
 }

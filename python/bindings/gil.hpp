@@ -37,7 +37,7 @@ class ReleasedGil {
   PyThreadState* thread_;
 };
 
-/// The same for work that may take long: a signal whose Python handler raises, such as Ctrl-C, ends
+/// Gives the GIL away for work that may take long: a signal whose Python handler raises, such as Ctrl-C, ends
 /// it between two units of work, and the call raises what the handler raised. For work that holds
 /// no lock which a thread with the GIL may wait for.
 class InterruptibleRelease {

@@ -1,6 +1,5 @@
 #include "values.hpp"
 
-#include <array>
 #include <cstring>
 #include <limits>
 
@@ -8,25 +7,6 @@
 
 namespace moesaic::python {
 namespace {
-
-/// Calls visit(pointer to an element) for each, in row-major order.
-template <class Visit>
-void for_each_element(const ConstTensorView& view, Visit&& visit) {
-  const auto* base = static_cast<const std::byte*>(view.data);
-  const auto item = static_cast<std::int64_t>(size_of(view.dtype));
-  std::array<std::int64_t, kMaxRank> index{};
-  for (std::int64_t n = view.num_elements(); n > 0; --n) {
-    std::int64_t offset = 0;
-    for (int i = 0; i < view.rank; ++i)
-      offset += index[static_cast<std::size_t>(i)] * view.stride(i);
-    visit(base + offset * item);
-    for (int i = view.rank - 1; i >= 0; --i) {
-      auto& at = index[static_cast<std::size_t>(i)];
-      if (++at < view.dim(i)) break;
-      at = 0;
-    }
-  }
-}
 
 template <class T>
 T load(const std::byte* from) {

@@ -206,7 +206,7 @@ def test_unused_tensors_are_named(tmp_path, architecture, name):
     model = Model.small(architecture)
     array = np.ones((E, 2 * I, H), np.float32) if name == "ffn_gate_up_exps.weight" else X
     model.tensors[name] = array
-    # Of gate and up stored twice, the fused form is used.
+    # Where gate and up are stored twice, the fused form is used.
     unused = "ffn_gate_exps.weight" if name == "ffn_gate_up_exps.weight" else name
     with pytest.raises(mo.FormatError, match=rf"blk\.0\.{unused}"):
         model.run(tmp_path)

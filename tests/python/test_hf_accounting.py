@@ -89,7 +89,7 @@ def test_what_was_not_read_is_named(tmp_path, form, extra):
     tensors[name] = MEANING[extra]
     with pytest.raises(mo.UnsupportedError, match=r"experts\.1\.up_proj\.") as error:
         mo.ExpertStack.load_from_safetensors(write(tmp_path, tensors, types=types), LAYER)
-    # Of two scales of one kind either may be the one that is left.
+    # Either of two scales of one kind may be the one that is left.
     assert extra in str(error.value) or extra == "weight_scale_inv"
 
 

@@ -134,7 +134,7 @@ def test_experts_in_one_tensor(tmp_path, case, configured):
         shaped = stored(scales)
         tensors[f"{BASE}.{name}"] = turn(data)
         tensors[f"{BASE}.{name}_scale_inv"] = turn(shaped) if shaped.ndim == 3 else shaped
-        # Of activations: the products here are with unrounded ones.
+        # A scale of activations: the products here are with unrounded ones.
         tensors[f"{BASE}.{name}_activation_scale"] = np.full(E, 0.5, np.float32)
         types[f"{BASE}.{name}"] = "F8_E4M3"
         values[name] = real

@@ -59,7 +59,7 @@ struct GgufTensor {
   /// Row-major dimensions, outermost first (the reverse of ggml's ne): [E, rows, cols] for experts.
   std::int64_t shape[4] = {1, 1, 1, 1};
   std::uint64_t offset = 0;  ///< byte in its shard
-  /// Of an unknown type: what lies between the tensor and the next one, padding included.
+  /// For an unknown type: what lies between the tensor and the next one, padding included.
   std::uint64_t nbytes = 0;
   std::uint32_t shard = 0;
 

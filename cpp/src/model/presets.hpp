@@ -81,7 +81,7 @@ std::vector<std::string> near_architectures(std::string_view architecture);
 
 /// MoeConfig::from_gguf of the block. Errors: as there.
 MoeConfig read_config(const BlockReader& block);
-/// The same with the row given.
+/// MoeConfig::from_gguf of the block by this row.
 MoeConfig config_from_preset(const BlockReader& block, const Preset& preset);
 MoeConfig config_from_preset(const GgufFile& file, std::int32_t layer, const Preset& preset);
 
