@@ -71,8 +71,8 @@ MoeConfig model_config(const std::string& model, const std::string& architecture
                        std::int32_t groups_used, std::int32_t identity_experts,
                        std::int64_t vocab_size, const std::optional<std::string>& activation,
                        std::optional<double> limit, std::optional<double> alpha,
-                       std::int64_t shared_intermediate_size, std::int64_t latent_size,
-                       double norm_eps) {
+                       std::int64_t shared_intermediate_size, std::optional<bool> averaged,
+                       std::int64_t latent_size, double norm_eps) {
   LayerValues values;
   values.architecture = architecture;
   values.layer = layer;
@@ -94,6 +94,7 @@ MoeConfig model_config(const std::string& model, const std::string& architecture
   values.shared_limit = limit;
   values.alpha = alpha;
   values.shared_intermediate_size = shared_intermediate_size;
+  values.averaged = averaged;
   values.latent_size = latent_size;
   values.norm_eps = norm_eps;
   return make_config(find_model(model), std::move(values));
@@ -114,7 +115,7 @@ void bind_models(py::module_& m) {
         py::arg("identity_experts") = 0, py::arg("vocab_size") = 0,
         py::arg("activation") = py::none(), py::arg("limit") = py::none(),
         py::arg("alpha") = py::none(), py::arg("shared_intermediate_size") = 0,
-        py::arg("latent_size") = 0, py::arg("norm_eps") = 1e-6);
+        py::arg("averaged") = py::none(), py::arg("latent_size") = 0, py::arg("norm_eps") = 1e-6);
 }
 
 }  // namespace moesaic::python

@@ -1012,6 +1012,7 @@ def model_config(
     limit: float | None = None,
     alpha: float | None = None,
     shared_intermediate_size: int = 0,
+    averaged: bool | None = None,
     latent_size: int = 0,
     norm_eps: float = 1e-6,
 ) -> MoeConfig:
@@ -1031,6 +1032,9 @@ def model_config(
         As in RouterConfig.
     vocab_size, shared_intermediate_size, latent_size, norm_eps : int or float
         As in MoeConfig.
+    averaged : bool or None
+        Whether y is the mean of what the routed and the shared experts sum to, or their sum; None
+        leaves it to the model.
 
     Returns
     -------

@@ -382,6 +382,37 @@ MODELS = [
         block="block_sparse_moe",
     ),
     Model(
+        "cohere2_moe",
+        "Cohere2MoeConfig",
+        {**_LOCAL, "num_experts": EXPERTS, "num_shared_experts": 2},
+        without=("num_local_experts",),
+    ),
+    Model(
+        "cohere2_moe sigmoid sum",
+        "Cohere2MoeConfig",
+        {
+            **_LOCAL,
+            "num_experts": EXPERTS,
+            "num_shared_experts": 1,
+            "expert_selection_fn": "sigmoid",
+            "shared_expert_combination_strategy": "sum",
+        },
+        without=("num_local_experts",),
+    ),
+    Model(
+        "cohere2_moe sigmoid average",
+        "Cohere2MoeConfig",
+        {
+            **_LOCAL,
+            "num_experts": EXPERTS,
+            "num_shared_experts": 1,
+            "expert_selection_fn": "sigmoid",
+            "mlp_layer_types": ["dense", "sparse", "sparse"],
+            "prefix_dense_intermediate_size": 40,
+        },
+        without=("num_local_experts",),
+    ),
+    Model(
         "bailing_hybrid",
         "BailingHybridConfig",
         {

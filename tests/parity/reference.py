@@ -65,6 +65,14 @@ def routing_of(
     return logits, ids, weights
 
 
+def scale_of(block: torch.nn.Module) -> float:
+    """What a block multiplies the sum of its experts by, which here is in the weights."""
+    averaged = getattr(block, "shared_expert_combination_strategy", "sum") == "average"
+    if averaged and block.num_shared_experts > 0:
+        return 0.5
+    return float(getattr(block, "routed_scaling_factor", 1.0))
+
+
 def run(
     layer: torch.nn.Module, block: torch.nn.Module, x: torch.Tensor, tokens: torch.Tensor | None
 ) -> torch.Tensor:
@@ -97,7 +105,7 @@ def make_reference(model: Model, seed: int = 0) -> Reference:
     y = run(layer, block, x, tokens if model.hashed else None)
     hook.remove()
     logits, ids, weights = routing_of(router, seen[0])
-    weights = weights.float() * getattr(block, "routed_scaling_factor", 1.0)  # after the experts
+    weights = weights.float() * scale_of(block)
     order = ids.argsort(dim=-1)
     return Reference(
         whole,

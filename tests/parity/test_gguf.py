@@ -45,6 +45,8 @@ ARCHITECTURES = {
     "exaone_moe": "exaone-moe",
     "jamba": "jamba",
     "mellum": "mellum",
+    "cohere2_moe": "cohere2moe",
+    "cohere2_moe sigmoid average": "cohere2moe",
     "mimo_v2_flash": "mimo2",
     "kimi_linear": "kimi-linear",
     "minimax_m3": "minimax-m3",
@@ -79,7 +81,7 @@ def write(path: Any, arch: str, reference: Reference, config: mo.MoeConfig) -> N
         if value:
             writer.add_uint32(f"{arch}.{key}", value)
     writer.add_bool(f"{arch}.expert_weights_norm", router.renormalize)
-    writer.add_float32(f"{arch}.expert_weights_scale", router.scale)
+    writer.add_float32(f"{arch}.expert_weights_scale", router.scale / config.shared_scale)
 
     def add(name: str, values: Any) -> None:
         writer.add_tensor(block + name, np.ascontiguousarray(values, np.float32))

@@ -87,7 +87,7 @@ MoeConfig make_config(const Model& model, LayerValues values) {
   config.shared = values.shared_intermediate_size > 0 ? model.shared : SharedKind::None;
   config.shared_intermediate_size = values.shared_intermediate_size;
 
-  if (model.averaged && config.shared != SharedKind::None) {
+  if (values.averaged.value_or(model.averaged) && config.shared != SharedKind::None) {
     config.router.scale *= 0.5F;
     config.shared_scale = 0.5F;
   }

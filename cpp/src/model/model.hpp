@@ -79,6 +79,7 @@ struct LayerValues {
   std::optional<double> beta;                 ///< SiTu b
   std::optional<double> linear_beta;          ///< SiTu lb
   std::int64_t shared_intermediate_size = 0;  ///< 0: no shared experts
+  std::optional<bool> averaged;
 
   std::int64_t latent_size = 0;
   bool latent_norm = false;

@@ -58,9 +58,10 @@ inline constexpr Model kModels[] = {
     row("bailing_moe_v2", "llama.cpp bailingmoe2.cpp", kLlamaCppSigmoid),
     row("bailing_moe_v3", "llama.cpp bailingmoe3.cpp", kLlamaCppSigmoid,
         [](Model& m) { m.activation = SwiGluClampOutput; }),
-    row("cohere2_moe", "llama.cpp cohere2moe.cpp", kLlamaCppSigmoid,
+    row("cohere2_moe", "transformers cohere2_moe", kSoftmaxShared,
         [](Model& m) {
-          m.selection_bias = Ignored;
+          m.score = Sigmoid;
+          m.select_on = SelectOn::Logits;
           m.averaged = true;
         }),
     row("dbrx", "llama.cpp dbrx.cpp", kLlamaCpp),

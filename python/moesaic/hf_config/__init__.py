@@ -34,7 +34,6 @@ __all__ = [
 _GATED = {"silu": "swiglu", "swish": "swiglu", "gelu_pytorch_tanh": "geglu_tanh",
           "gelu_new": "geglu_tanh", "relu": "reglu"}  # fmt: skip
 _UNGATED = {"relu2": "relu_squared", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
-_SCORES = {"softmax": "softmax", "sigmoid": "sigmoid", "sqrtsoftplus": "sqrt_softplus"}
 
 
 def _activation(family: Family, fields: Fields) -> str | None:
@@ -51,9 +50,25 @@ def _score(family: Family, fields: Fields) -> str | None:
     if family.score is None:
         return None
     name = fields.text(family.score)
-    if name not in _SCORES:
-        raise wrong(family.score.names[0], f"one of {', '.join(_SCORES)}", shown(name))
-    return _SCORES[name]
+    if name not in family.scores:
+        raise wrong(family.score.names[0], f"one of {', '.join(family.scores)}", shown(name))
+    return family.scores[name]
+
+
+def _renormalize(family: Family, fields: Fields, score: str | None) -> bool | None:
+    """Whatever a key says: a softmax over the selected experts sums to one."""
+    if family.renormalize is None:
+        return None
+    return fields.flag(family.renormalize) and score != "softmax_selected"
+
+
+def _averaged(family: Family, fields: Fields) -> bool | None:
+    if family.combination is None:
+        return None
+    name = fields.text(family.combination)
+    if name not in ("average", "sum"):
+        raise wrong(family.combination.names[0], "average or sum", shown(name))
+    return name == "average"
 
 
 def _groups(family: Family, fields: Fields, experts: int) -> tuple[int, int]:
@@ -190,13 +205,14 @@ def layer_facts(config: Any, layer: int, is_part: bool = False) -> tuple[_core.M
         family = replace(family, unbiased=True)
     hashed = not is_part and is_hashed(family, fields)
     num_groups, groups_used = _groups(family, fields, experts + identity)
+    score = _score(family, fields)
     values: dict[str, Any] = {
         "hidden_size": fields.size(key("hidden_size")),
         "intermediate_size": fields.size(family.width),
         "num_experts": experts,
         "top_k": fields.size(family.top_k),
-        "score": _score(family, fields),
-        "renormalize": None if family.renormalize is None else fields.flag(family.renormalize),
+        "score": score,
+        "renormalize": _renormalize(family, fields, score),
         "guard_eps": None if family.guard_eps is None else fields.number(family.guard_eps),
         "scale": 1.0 if family.scale is None else fields.number(family.scale),
         "num_groups": num_groups,
@@ -207,9 +223,11 @@ def layer_facts(config: Any, layer: int, is_part: bool = False) -> tuple[_core.M
         "limit": _limit(family, fields),
         "alpha": None if family.alpha is None else fields.number(family.alpha),
         "shared_intermediate_size": _shared_width(family.shared, fields),
+        "averaged": _averaged(family, fields),
         "latent_size": 0 if family.latent is None else fields.size(family.latent, least=0),
-        "norm_eps": fields.number(key("rms_norm_eps", default=1e-6)),
     }
+    if family.input_norm or family.router_norm:
+        values["norm_eps"] = fields.number(key("rms_norm_eps", default=1e-6))
     try:
         config = _core.model_config(family.model, architecture=name, layer=layer, **values)
     except _core.ConfigError as error:

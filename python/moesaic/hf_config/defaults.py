@@ -191,6 +191,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 1, "intermediate_size": 8192, "hidden_act": "silu",
         "interleave_moe_layer_step": 1,
     },
+    "cohere2_moe": {
+        "hidden_size": 8192, "num_hidden_layers": 40, "num_experts": 8, "num_experts_per_tok": 2,
+        "intermediate_size": 22528, "norm_topk_prob": True, "hidden_act": "silu",
+        "expert_selection_fn": "softmax", "num_shared_experts": 0,
+        "shared_expert_combination_strategy": "average", "first_k_dense_replace": 0,
+    },
     "minimax_m2": {
         "hidden_size": 3072, "num_hidden_layers": 62, "num_local_experts": 256,
         "num_experts_per_tok": 8, "intermediate_size": 1536, "hidden_act": "silu",

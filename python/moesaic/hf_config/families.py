@@ -74,6 +74,17 @@ class Family:
     groups: tuple[Key, Key] | None = None
     identity_experts: Key | None = None
 
+    #: What the key of the score says, in our words.
+    scores: Mapping[str, str] = field(
+        default_factory=lambda: {
+            "softmax": "softmax",
+            "sigmoid": "sigmoid",
+            "sqrtsoftplus": "sqrt_softplus",
+        }
+    )
+    #: How routed and shared experts come together: 'average' or 'sum'.
+    combination: Key | None = None
+
     #: The key of a name that transformers knows.
     activation: Key | None = _ACTIVATION
     limit: Key | None = None
@@ -467,13 +478,19 @@ FAMILIES = (
         output_scale="router.per_expert_scale",
         expects={"enable_moe_block": (True,)},
     ),
-    Family(("phimoe",), _source("phimoe"), "phimoe", missing="the SparseMixer router"),
     Family(
         ("cohere2_moe",),
         _source("cohere2_moe"),
         "cohere2_moe",
-        missing="averaging with the shared experts",
+        width=key("intermediate_size"),
+        layers="mlp_layer_types",
+        score=key("expert_selection_fn"),
+        scores={"softmax": "softmax_selected", "sigmoid": "sigmoid"},
+        renormalize=_NORM_TOPK,
+        shared=Shared(key("intermediate_size"), key("num_shared_experts")),
+        combination=key("shared_expert_combination_strategy"),
     ),
+    Family(("phimoe",), _source("phimoe"), "phimoe", missing="the SparseMixer router"),
     Family(("dbrx",), _source("dbrx"), "dbrx", missing="flat expert tensors"),
     Family(("jetmoe",), _source("jetmoe"), "", missing="experts in the attention"),
     Family(("zaya",), _source("zaya"), "", missing="the MLP router"),
