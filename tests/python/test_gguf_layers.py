@@ -333,7 +333,7 @@ def test_a_required_score_of_zero_is_none(tmp_path):
 
 @pytest.mark.parametrize(
     "architecture",
-    ["qwen3moe", "qwen3vlmoe", "rnd1", "mellum", "smallthinker", "glm4moe", "hy_v3"],
+    ["qwen3moe", "qwen3vlmoe", "rnd1", "mellum", "smallthinker", "glm4moe", "hy_v3", "llada-moe"],
 )
 def test_width_without_its_key(tmp_path, architecture):
     model = Model.small(
@@ -388,6 +388,8 @@ def test_spellings(tmp_path, spelling, known):
         model.tensors["ffn_gate_inp.bias"] = np.zeros(E, np.float32)
     if known in ("glm5-next", "dflash"):
         model.tensors["exp_probs_b.bias"] = np.zeros(E, np.float32)
+    if known == "dflash":
+        model.keys["swiglu_clamp_exp"] = 10.0
     file = mo.GgufFile(model.path(tmp_path))
     assert mo.MoeLayer.from_gguf(file, 0).config.architecture == known
 

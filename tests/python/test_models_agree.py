@@ -8,6 +8,7 @@ keeps the value that the other implies.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -202,7 +203,7 @@ def test_both_forms_agree(pair, tmp_path):
         assert facts_of(stored) == facts_of(given), spec
         # The description reached the configurations.
         assert stored.router.renormalize == spec.renormalize
-        assert stored.router.scale == pytest.approx(spec.scale)
+        assert stored.router.scale == pytest.approx(spec.scale * stored.shared_scale)
         assert stored.router.num_groups == spec.num_groups
         assert stored.latent_size == spec.latent
         assert stored.shared_intermediate_size == shared
@@ -227,3 +228,35 @@ def test_one_row_for_both():
     assert (v2["group_reduce"], v2["group_mask"]) == ("max", "zero")
     v3 = family_of("deepseek_v3").facts
     assert (v3["group_reduce"], v3["group_mask"]) == ("top2_sum", "minus_infinity")
+
+
+AUDIT = Path(__file__).parents[2] / "cpp" / "src" / "model" / "AUDIT.md"
+
+
+def as_compared(row: dict[str, str]) -> str:
+    """What a row of the audit says that it found in the preset."""
+    parts = [row["score"], row["selection"], f"renormalised: {row['renormalize']}"]
+    parts += [f"scale: {row['scale']}"] if row["scale"] else []
+    parts += [row["activation"]]
+    parts += [f"shared: {row['shared']}"] if row["shared"] else []
+    parts += [f"missing: {row['missing']}"] if row["missing"] else []
+    return "; ".join(parts)
+
+
+def test_every_preset_is_audited():
+    """A preset that is new, or has changed since it was compared, has no row that fits it."""
+    lines = [line for line in AUDIT.read_text().splitlines() if line.startswith("| `")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    audited = {row[0].strip("`"): row for row in cells}
+    assert list(audited) == list(PRESETS)
+    for name, preset in PRESETS.items():
+        _, found, source, read, classes, result = audited[name]
+        assert found == as_compared(preset), f"{name}: compare it again and renew its row"
+        assert source == Path(preset["source"]).stem
+        assert (classes != "-") == bool(preset["model_types"] and name not in UNREADABLE), name
+        assert read
+        assert result
+
+
+#: Stored under an architecture, and refused as config.json.
+UNREADABLE = {"dbrx", "grovemoe"}

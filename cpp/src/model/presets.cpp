@@ -126,7 +126,7 @@ constexpr Preset kPresets[] = {
           p.score_key = Required;
           p.renormalize_key = Required;
           p.scale_key = Required;
-          p.limit_key = Optional;
+          p.limit_key = Required;
           p.routed_limit_for_shared = true;
           p.others = "exp_probs_b_vl";
         }),
@@ -146,7 +146,7 @@ constexpr Preset kPresets[] = {
           p.notes = "x: the residual stream; dense MLP and norms of the result are the caller's";
         }),
     row("glm-dsa", "glm-dsa.cpp", "glm_moe_dsa", model_of("deepseek_v3"), kKeys, optional_bias),
-    row("glm4moe", "glm4-moe.cpp", "glm4_moe glm4v_moe", model_of("deepseek_v3"), kKeys,
+    row("glm4moe", "glm4-moe.cpp", "glm4_moe glm4v_moe solar_open", model_of("deepseek_v3"), kKeys,
         width_over_top_k),
     row("glm5-next", "glm5-next.cpp", "glm5_next", model_of("glm5_next"), kKeys,
         [](Preset& p) {
@@ -202,9 +202,10 @@ constexpr Preset kPresets[] = {
     row("lfm2moe", "lfm2.cpp", "lfm2_moe", model_of("lfm2_moe"), kNoKeys,
         [](Preset& p) {
           p.score_key = Required;
+          p.scale_key = Optional;  // transformers' module has it; llama.cpp's graph does not ask
           p.selection_bias = Required;
         }),
-    row("llada-moe", "llada-moe.cpp", "", model_of("olmoe"), kNoKeys),
+    row("llada-moe", "llada-moe.cpp", "", model_of("olmoe"), kNoKeys, width_over_top_k),
     row("llama", "llama.cpp", "mixtral", model_of("mixtral"), kNoKeys, shared_optional),
     row("llama4", "llama4.cpp", "llama4", model_of("llama4"), kNoKeys, shared_optional),
     row("maple", "maple.cpp", "", model_of("maple"), kNoKeys,
@@ -232,7 +233,7 @@ constexpr Preset kPresets[] = {
         required_score),
     row("mistral3", "mistral3.cpp", "", model_of("mixtral"), kNoKeys, shared_optional),
     row("mistral4", "deepseek2.cpp", "mistral4", model_of("mistral4"), kKeys, optional_bias),
-    row("nemotron_h_moe", "nemotron-h-moe.cpp", "nemotron_h", model_of("nemotron_h"), kKeys,
+    row("nemotron_h_moe", "nemotron-h.cpp", "nemotron_h", model_of("nemotron_h"), kKeys,
         [](Preset& p) {
           p.score_key = Ignored;
           p.width = WidthFallback::FeedForwardOverTopK;
