@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from files import bf16_bits
+from files import bf16_bits, write_safetensors
 from hf_experts import BASE, LAYER, MIXTRAL, QWEN, E, H, I, check, per_expert, weights, write
 from oracle import moe_f64, rel_l2, silu
 from values import normal, random_routing
@@ -106,3 +106,25 @@ def test_drafting_layers_are_others(tmp_path):
         write(tmp_path, per_expert(*parts) | other, "qwen3_next"), LAYER
     )
     check(stack, parts)
+
+
+def test_factors_on_outputs_belong_to_the_stack(tmp_path):
+    """Gemma 4 keeps them beside its router; without a configuration, too."""
+    factors = np.array([0.5, 1.7, -3], np.float32)
+    block = f"model.layers.{LAYER}"
+    tensors = per_expert(*weights(), base=f"{block}.experts")
+    tensors[f"{block}.router.per_expert_scale"] = factors
+    path = tmp_path / "model.safetensors"
+    write_safetensors(path, tensors)
+    stack = mo.ExpertStack.load_from_safetensors(path, LAYER)
+    for expert, factor in enumerate(factors):
+        for role, want in zip(("gate", "up", "down"), weights(), strict=True):
+            scale = factor if role == "down" else 1
+            got = stack.dequantize(role, expert)
+            np.testing.assert_allclose(got, want[expert] * scale, rtol=1e-7)
+    tensors[f"{block}.router.per_expert_scale"] = factors[:2]
+    write_safetensors(path, tensors)
+    with pytest.raises(
+        mo.FormatError, match=r"per_expert_scale' shape: expected \[\d\], got \[2\]"
+    ):
+        mo.ExpertStack.load_from_safetensors(path, LAYER)

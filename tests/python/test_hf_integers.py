@@ -550,3 +550,5 @@ def test_factors_on_the_outputs_of_experts(tmp_path, group, stacked):
     ids, shares = np.asarray(routing.topk_ids), np.asarray(routing.topk_weights)
     want = moe_f64(x, ids, shares * factors[ids], gate, up, down)
     assert rel_l2(mo.moe_forward_cpu(x, routing, got.stack), want) < 1e-5
+    bare = mo.ExpertStack.load_from_safetensors(tmp_path, LAYER)
+    assert rel_l2(mo.moe_forward_cpu(x, routing, bare), want) < 1e-5

@@ -22,6 +22,7 @@ from moesaic.hf_config.fields import MAX_SIZE, OPERATION, Fields, unsupported, w
 from moesaic.hf_config.layers import check_layer, is_hashed
 
 __all__ = [
+    "OUTPUT_SCALES",
     "Family",
     "config_from_hf",
     "find_family",
@@ -29,6 +30,9 @@ __all__ = [
     "layer_facts",
     "section",
 ]
+
+#: Tensors with factors on the outputs of experts, of any family.
+OUTPUT_SCALES = tuple(sorted({family.output_scale for family in FAMILIES} - {""}))
 
 #: Names of activations in transformers -> kinds, gated and not.
 _GATED = {"silu": "swiglu", "swish": "swiglu", "gelu_pytorch_tanh": "geglu_tanh",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from moesaic import _core
-from moesaic.hf_config import Family, find_family, section
+from moesaic.hf_config import OUTPUT_SCALES, Family, find_family, section
 from moesaic.safetensors.dense import DENSE, Dense, dense_name
 from moesaic.safetensors.encoded import Decoded, Encoded
 from moesaic.safetensors.errors import Progress, as_format_errors, carried
@@ -27,7 +27,7 @@ from moesaic.safetensors.names import (
     values_name,
 )
 from moesaic.safetensors.quantization import Quantization
-from moesaic.safetensors.reader import Array, Checkpoint, unsupported, wrong
+from moesaic.safetensors.reader import FLOATS, Array, Checkpoint, unsupported, wrong
 from moesaic.safetensors.sets import of_layer
 
 #: What the end of a load takes: experts in a builder, or the Marlin stacks of gate_up and down.
@@ -246,6 +246,26 @@ def interleaved(family: Family | None, block: Block) -> bool:
     return True
 
 
+def read_floats(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> Array:
+    """f32 of ``shape``; the tensor may have sizes of 1 beside."""
+    found = checkpoint.entry(name).shape
+    if tuple(size for size in found if size != 1) != tuple(size for size in shape if size != 1):
+        raise wrong(f"tensor {name!r} shape", str(list(shape)), list(found))
+    values = checkpoint.read(name, FLOATS, found).reshape(shape)
+    return np.ascontiguousarray(values, np.float32)
+
+
+def _scale_outputs(checkpoint: Checkpoint, block: Block, experts: Experts) -> None:
+    """Factors on the outputs of experts are theirs, though the block keeps them beside its router.
+
+    By name alone: no other model has tensors of these names.
+    """
+    for name in OUTPUT_SCALES:
+        full = f"{block.name}.{name}"
+        if full in checkpoint.tensors:
+            experts.scale_outputs(read_floats(checkpoint, full, (block.num_experts,)))
+
+
 def gather_all(experts: list[Experts], progress: Progress | None) -> list[Gathered]:
     sizes = [size for one in experts for size in one.matrices()]
     total, done, at = sum(size for _, size in sizes), 0, 0
@@ -289,4 +309,5 @@ def gather_experts(
             interleaved(family, block),
         )
         check_all_used(checkpoint, names_of_experts(checkpoint, block), experts.tensors())
+        _scale_outputs(checkpoint, block, experts)
         return gather_all([experts], carried(progress))[0]

@@ -14,6 +14,7 @@ from moesaic.safetensors.experts import (
     gather_all,
     interleaved,
     open_experts,
+    read_floats,
     recognise,
 )
 from moesaic.safetensors.names import (
@@ -60,12 +61,7 @@ class _Tensors:
 
     def floats(self, shape: tuple[int, ...], *names: str) -> Array:
         """f32 of ``shape``; the tensor may have sizes of 1 beside."""
-        name = self.find(*names)
-        found = self.checkpoint.entry(name).shape
-        if tuple(size for size in found if size != 1) != tuple(size for size in shape if size != 1):
-            raise wrong(f"tensor {name!r} shape", str(list(shape)), list(found))
-        values = self.checkpoint.read(name, FLOATS, found).reshape(shape)
-        return np.ascontiguousarray(values, np.float32)
+        return read_floats(self.checkpoint, self.find(*names), shape)
 
     def matrix(self, shape: tuple[int, int], *names: str) -> Array:
         """f32 of ``shape``, of a matrix that may be quantised as experts are."""
