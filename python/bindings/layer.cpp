@@ -115,20 +115,6 @@ LayerObject make_layer(const Stack& stack, const MoeConfig& config, const py::ob
           parse_precision(precision, kMoeLayer)};
 }
 
-/// `config` with another number of experts per token.
-MoeConfig with_top_k(MoeConfig config, std::int32_t top_k) {
-  require<ConfigError>(config.vocab_size == 0 || top_k == config.top_k, [&] {
-    return Problem{"MoeLayer.from_gguf",
-                   "top_k",
-                   std::to_string(config.top_k) + ", as many as its table of experts by token has",
-                   std::to_string(top_k),
-                   {}};
-  });
-  config.top_k = config.router.top_k = top_k;
-  config.router.validate();
-  return config;
-}
-
 LayerObject layer_from_gguf(const py::object& source, std::int32_t layer,
                             const std::optional<MoeConfig>& config,
                             std::optional<std::int32_t> top_k, const std::string& device,
@@ -138,7 +124,8 @@ LayerObject layer_from_gguf(const py::object& source, std::int32_t layer,
   const auto file = gguf_file(source, kOperation);
   const auto default_precision = parse_precision(precision, kOperation);
   std::optional<MoeConfig> own = config;
-  if (top_k) own = with_top_k(config ? *config : MoeConfig::from_gguf(*file, layer), *top_k);
+  if (top_k)
+    own = with_top_k(config ? *config : MoeConfig::from_gguf(*file, layer), *top_k, kOperation);
   Loading loading(kOperation, device, layout, std::nullopt, progress);
   auto loaded = loading.run([&](const LoadOptions& options) {
     return std::make_shared<const MoeLayer>(
@@ -212,6 +199,19 @@ std::string layer_repr(const LayerObject& self) {
 }
 
 }  // namespace
+
+MoeConfig with_top_k(MoeConfig config, std::int32_t top_k, const char* operation) {
+  require<ConfigError>(config.vocab_size == 0 || top_k == config.top_k, [&] {
+    return Problem{operation,
+                   "top_k",
+                   std::to_string(config.top_k) + ", as many as its table of experts by token has",
+                   std::to_string(top_k),
+                   {}};
+  });
+  config.top_k = config.router.top_k = top_k;
+  config.router.validate();
+  return config;
+}
 
 void bind_layer(py::module_& m) {
   py::class_<LayerObject>(m, "MoeLayer", py::is_final())

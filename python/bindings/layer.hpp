@@ -25,4 +25,7 @@ class LayerObject {
   std::optional<Precision> precision_;
 };
 
+/// `config` with another number of experts per token.
+MoeConfig with_top_k(MoeConfig config, std::int32_t top_k, const char* operation);
+
 }  // namespace moesaic::python

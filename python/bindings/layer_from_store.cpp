@@ -16,8 +16,8 @@ using Store = std::shared_ptr<MoeExpertStore>;
 
 LayerObject layer_from_store(const Store& store, std::int32_t i,
                              const std::shared_ptr<ExpertPool>& pool, const std::string& on_miss,
-                             const std::optional<MoeConfig>& config,
-                             const py::object& router_weight,
+                             const std::optional<MoeConfig>& given,
+                             std::optional<std::int32_t> top_k, const py::object& router_weight,
                              const std::shared_ptr<ExpertStack>& shared,
                              const py::object& shared_gate, const std::string& device,
                              const std::string& precision) {
@@ -36,13 +36,20 @@ LayerObject layer_from_store(const Store& store, std::int32_t i,
     store->apply(call.context, i, used);
   };
   Loading loading(kOperation, device, "auto", std::nullopt, py::none());
-  if (!config) {
-    require<ConfigError>(router_weight.is_none() && !shared, [] {
+  const auto& file = store->file();
+  std::optional<MoeConfig> config = given;
+  if (top_k && (given || file)) {
+    config = with_top_k(given ? *given : MoeConfig::from_gguf(*file, weights.layer_index), *top_k,
+                        kOperation);
+  }
+  const bool has_parts = !router_weight.is_none() || shared;
+  if (!config || (file && !has_parts)) {
+    require<ConfigError>(!has_parts, [] {
       return Problem{kOperation, "router_weight and shared", "none: they come from the file",
                      "some", "give a config to make the layer from parts"};
     });
     auto layer = loading.run([&](const LoadOptions& options) {
-      return std::make_shared<const MoeLayer>(store->make_layer(i, used, miss, options));
+      return std::make_shared<const MoeLayer>(store->make_layer(i, used, miss, options, config));
     });
     load_all();
     return {std::move(layer), default_precision};
@@ -72,9 +79,10 @@ void bind_layer_from_store(py::module_& m) {
   auto layer = py::reinterpret_borrow<py::class_<LayerObject>>(m.attr("MoeLayer"));
   layer.def_static("from_store", &layer_from_store, py::arg("store").none(false), py::arg("i"),
                    py::arg("pool") = py::none(), py::arg("on_miss") = "compute", py::kw_only(),
-                   py::arg("config") = py::none(), py::arg("router_weight") = py::none(),
-                   py::arg("shared") = py::none(), py::arg("shared_gate") = py::none(),
-                   py::arg("device") = "cpu", py::arg("precision") = "auto");
+                   py::arg("config") = py::none(), py::arg("top_k") = py::none(),
+                   py::arg("router_weight") = py::none(), py::arg("shared") = py::none(),
+                   py::arg("shared_gate") = py::none(), py::arg("device") = "cpu",
+                   py::arg("precision") = "auto");
 }
 
 }  // namespace moesaic::python

@@ -2393,6 +2393,7 @@ class MoeLayer:
         on_miss: _OnMiss = "compute",
         *,
         config: MoeConfig | None = None,
+        top_k: int | None = None,
         router_weight: _AnyArray | None = None,
         shared: ExpertStack | None = None,
         shared_gate: _AnyArray | None = None,
@@ -2416,9 +2417,13 @@ class MoeLayer:
             What a call does with an expert that has no slot: 'compute' it where it lies, 'stage'
             it to fast memory first, or raise an 'error'.
         config : MoeConfig, optional
-            For a store of arrays; of a file the router and the shared experts come from there.
+            The layer's facts: of a store of arrays, which knows none, or instead of the metadata of
+            a file, as in ``from_gguf``.
+        top_k : int, optional
+            Experts per token, instead of the config's.
         router_weight, shared, shared_gate
-            As in the constructor; only with a ``config``.
+            As in the constructor; only with a ``config``. None: those of the file, where the store
+            is of one.
         device : str
             'cpu' or 'cuda:0'.
         precision : str

@@ -580,3 +580,27 @@ def test_commands(tmp_path, capsys, command, name):
         assert f"of {E} " in out and "of 2 " in out
         profile = mo.ExpertProfile.load(tmp_path / "p.npz")
         profile.warm([mo.ExpertPool(E, 1), mo.ExpertPool(2, 1)])
+
+
+def test_from_store_takes_a_config_and_top_k(tmp_path):
+    model = Model.small("neverseen", shared=True)
+    file = mo.GgufFile(model.path(tmp_path))
+    config = mo.MoeConfig(H, I, E, K, shared="plain", shared_intermediate_size=S)
+    store = mo.MoeExpertStore.from_gguf(file)
+    for k in (1, 3):
+        for pool in (None, mo.ExpertPool(E, 2)):
+            with mo.MoeLayer.from_store(store, 0, pool, config=config, top_k=k) as layer:
+                assert layer.config.top_k == k
+                assert rel_l2(layer(X, precision="exact"), model.want(top_k=k)) < BOUND
+            store = mo.MoeExpertStore.from_gguf(file)
+    with pytest.raises(mo.UnsupportedError, match="neverseen"):
+        mo.MoeLayer.from_store(store, 0, top_k=1)
+    with pytest.raises(mo.ConfigError, match=r"MoeLayer\.from_store.*top_k|top_k"):
+        mo.MoeLayer.from_store(store, 0, config=config, top_k=E + 1)
+
+
+def test_from_store_with_fewer_experts_per_token(tmp_path):
+    model = Model.small()
+    store = mo.MoeExpertStore.from_gguf(mo.GgufFile(model.path(tmp_path)))
+    with mo.MoeLayer.from_store(store, 0, mo.ExpertPool(E, 2), "stage", top_k=1) as layer:
+        assert rel_l2(layer(X, precision="exact"), model.want(top_k=1)) < BOUND

@@ -64,9 +64,12 @@ class MoeLayer {
   /// The weights of the file under a config of the caller's, for architectures without a preset,
   /// for an edited config, for fewer experts per token. Biases of the router that the config leaves
   /// empty come from the file. A dense FFN beside the experts is the caller's. Errors: also
-  /// ConfigError where the config has other biases than the file.
+  /// ConfigError where the config has other biases than the file. With a stack: around experts that
+  /// are loaded already.
   static MoeLayer from_gguf_with_config(const std::shared_ptr<GgufFile>& file, std::int32_t layer,
-                                        MoeConfig config, const LoadOptions& options = {});
+                                        MoeConfig config, const LoadOptions& options = {},
+                                        std::shared_ptr<const ExpertStack> stack = nullptr,
+                                        std::shared_ptr<ExpertResidency> residency = nullptr);
   /// A layer of the file around experts that are loaded already. Errors as MoeConfig::from_gguf.
   static MoeLayer from_gguf(const std::shared_ptr<GgufFile>& file, std::int32_t layer,
                             const LoadOptions& options, std::shared_ptr<const ExpertStack> stack,

@@ -138,10 +138,11 @@ class MoeExpertStore : public std::enable_shared_from_this<MoeExpertStore> {
   std::shared_ptr<ExpertResidency> residency(std::int32_t i,
                                              const std::shared_ptr<ExpertPool>& pool,
                                              OnMiss on_miss, const Backend& backend);
-  /// A whole layer of the file, with router and shared experts from there. Errors: UnsupportedError
-  /// for a store of arrays (make a MoeLayer from parts with residency()).
+  /// A whole layer of the file, with router and shared experts from there, under a config of the
+  /// caller's where there is one (MoeLayer::from_gguf_with_config). Errors: UnsupportedError for a
+  /// store of arrays (make a MoeLayer from parts with residency()).
   MoeLayer make_layer(std::int32_t i, const std::shared_ptr<ExpertPool>& pool, OnMiss on_miss,
-                      const LoadOptions& options);
+                      const LoadOptions& options, std::optional<MoeConfig> config = {});
   /// The live map of a layer, [E], -1 = not in fast memory; empty before the first apply.
   std::vector<std::int32_t> slot_map(std::int32_t i) const;
 

@@ -291,7 +291,8 @@ std::shared_ptr<ExpertResidency> MoeExpertStore::residency(std::int32_t i,
 }
 
 MoeLayer MoeExpertStore::make_layer(std::int32_t i, const std::shared_ptr<ExpertPool>& pool,
-                                    OnMiss on_miss, const LoadOptions& options) {
+                                    OnMiss on_miss, const LoadOptions& options,
+                                    std::optional<MoeConfig> config) {
   const LayerMoeWeights& weights = layer(i);
   require<UnsupportedError>(impl_->file != nullptr, [] {
     return problem("MoeExpertStore", "layer", "a store made from a file",
@@ -300,8 +301,13 @@ MoeLayer MoeExpertStore::make_layer(std::int32_t i, const std::shared_ptr<Expert
   require<ConfigError>(options.backend != nullptr, [] {
     return problem("MoeExpertStore", "options.backend", "a backend", "none");
   });
+  auto resident = residency(i, pool, on_miss, *options.backend);
+  if (config) {
+    return MoeLayer::from_gguf_with_config(impl_->file, weights.layer_index, *std::move(config),
+                                           options, weights.stack, std::move(resident));
+  }
   return MoeLayer::from_gguf(impl_->file, weights.layer_index, options, weights.stack,
-                             residency(i, pool, on_miss, *options.backend));
+                             std::move(resident));
 }
 
 std::vector<std::int32_t> MoeExpertStore::slot_map(std::int32_t i) const {

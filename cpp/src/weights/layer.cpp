@@ -251,7 +251,9 @@ MoeLayer MoeLayer::from_gguf(const std::shared_ptr<GgufFile>& file, std::int32_t
 }
 
 MoeLayer MoeLayer::from_gguf_with_config(const std::shared_ptr<GgufFile>& file, std::int32_t layer,
-                                         MoeConfig config, const LoadOptions& options) {
+                                         MoeConfig config, const LoadOptions& options,
+                                         std::shared_ptr<const ExpertStack> stack,
+                                         std::shared_ptr<ExpertResidency> residency) {
   const BlockReader block(*file, layer);
   const MoeTensors tensors = find_moe_tensors(*file, layer);
   require<FormatError>(tensors.has_experts(), [&] {
@@ -272,7 +274,8 @@ MoeLayer MoeLayer::from_gguf_with_config(const std::shared_ptr<GgufFile>& file, 
   constexpr std::string_view kBeside =
       "ffn_gate ffn_up ffn_down post_ffw_norm_1 post_ffw_norm_2 exp_probs_b_vl";
   Parts parts = load_parts(file, block, config, preset != nullptr ? preset->others : kBeside,
-                           options, nullptr);
+                           options, std::move(stack));
+  parts.residency = std::move(residency);
   return MoeLayer(std::move(config), std::move(parts));
 }
 
