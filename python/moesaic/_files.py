@@ -39,15 +39,19 @@ def not_regular(path: Path) -> OSError:
     return OSError(errno.EINVAL, "Not a regular file", str(path))
 
 
-def open_regular(path: Path) -> BinaryIO:
+def descriptor_of(path: Path) -> int:
     """Raises OSError for anything that is no regular file, without waiting for it."""
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    file = os.fdopen(os.open(path, flags | getattr(os, "O_CLOEXEC", 0)), "rb", buffering=0)
-    mode = os.fstat(file.fileno()).st_mode
-    if not stat.S_ISREG(mode):
-        file.close()
+    descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise not_regular(path)
-    return file
+    return descriptor
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A file for reading. Raises as ``descriptor_of``."""
+    return os.fdopen(descriptor_of(path), "rb", buffering=0)
 
 
 def size_of(file: BinaryIO) -> int:

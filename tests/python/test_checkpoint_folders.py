@@ -1,7 +1,10 @@
 """Which files of a folder are the checkpoint: as transformers chooses, or an error."""
 
+import gc
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -214,16 +217,16 @@ def test_files_of_another_form(tmp_path):
 def test_only_what_the_layer_needs_is_opened(tmp_path, monkeypatch):
     """Headers of its shards, the index and config.json, each once."""
     from moesaic import _files
-    from moesaic.safetensors import header, parsing
+    from moesaic.safetensors import parsing, reader
 
     folder = folder_of(tmp_path, shards)
     opened = []
 
     def counting(path):
         opened.append(path.name)
-        return _files.open_regular(path)
+        return _files.descriptor_of(path)
 
-    monkeypatch.setattr(header, "open_regular", counting)
+    monkeypatch.setattr(reader, "descriptor_of", counting)
     read = _files.read_text_bytes
     monkeypatch.setattr(parsing, "read_text_bytes", lambda p: (opened.append(p.name), read(p))[1])
     assert_right(folder)
@@ -231,3 +234,44 @@ def test_only_what_the_layer_needs_is_opened(tmp_path, monkeypatch):
     assert sorted(set(opened) - {"quantize_config.json", "quant_config.json"}) == wanted
     assert len(opened) == len(set(opened))
     shutil.rmtree(folder)
+
+
+def test_an_index_is_read_once(tmp_path, monkeypatch):
+    """A layer after the other reads the same; a file that has changed since is read anew."""
+    from moesaic import _files
+    from moesaic.safetensors import parsing
+
+    folder = folder_of(tmp_path, shards)
+    index = folder / "model.safetensors.index.json"
+    an_hour_ago = index.stat().st_mtime - 3600
+    read, seen = _files.read_text_bytes, []
+    monkeypatch.setattr(parsing, "read_text_bytes", lambda p: (seen.append(p.name), read(p))[1])
+
+    def reads() -> int:
+        seen.clear()
+        assert_right(folder)
+        return seen.count(index.name)
+
+    assert [reads(), reads()] == [1, 1], "young files may change without a trace"
+    os.utime(index, (an_hour_ago, an_hour_ago))
+    assert [reads(), reads(), reads()] == [1, 0, 0]
+    text = index.read_text()
+    index.write_text(text.replace("00002-of-00003", "00001-of-00003"))
+    os.utime(index, (an_hour_ago + 1, an_hour_ago + 1))
+    with pytest.raises(mo.FormatError, match="00001-of-00003"):
+        assert_right(folder)
+    index.write_text(text)
+    os.utime(index, (an_hour_ago, an_hour_ago))
+    assert reads() <= 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="descriptors are listed on Linux")
+def test_files_are_closed_behind_a_load(tmp_path):
+    folder = folder_of(tmp_path, shards)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        assert_right(folder)
+        with pytest.raises(mo.Error):
+            mo.ExpertStack.load_from_safetensors(folder, 7)
+    gc.collect()
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before

@@ -7,7 +7,7 @@ what a header asks for is never larger than its file.
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -73,16 +73,20 @@ class Header(Mapping[str, TensorEntry]):
 
 def read_header(path: Path) -> Header:
     """The tensors of one file. Raises FormatError for a header that is not what the format says."""
-    where = f"{path} header"
     with open_regular(path) as file:
-        size = size_of(file)
-        prefix = file.read(8)
-        length, limit = int.from_bytes(prefix, "little"), min(max(size - 8, 0), MAX_JSON)
-        if len(prefix) < 8 or length > limit:
-            raise wrong(where, f"at most {limit} bytes", length)
-        data = bytearray(length)
-        if missing := read_into(file, memoryview(data)):
-            raise wrong(where, f"{missing} more bytes", "the end of the file")
+        return header_of(path, file)
+
+
+def header_of(path: Path, file: BinaryIO) -> Header:
+    """``read_header`` of a file that is open."""
+    where, size = f"{path} header", size_of(file)
+    prefix = file.read(8)
+    length, limit = int.from_bytes(prefix, "little"), min(max(size - 8, 0), MAX_JSON)
+    if len(prefix) < 8 or length > limit:
+        raise wrong(where, f"at most {limit} bytes", length)
+    data = bytearray(length)
+    if missing := read_into(file, memoryview(data)):
+        raise wrong(where, f"{missing} more bytes", "the end of the file")
     facts = parse_json(bytes(data), where)
     facts.pop("__metadata__", None)
     return Header(path, facts, 8 + length, size)

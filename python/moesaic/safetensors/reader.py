@@ -1,21 +1,25 @@
 """The safetensors container, read without the ``safetensors`` package.
 
 Names first, then one ``read`` per tensor or per expert of it, so that a load holds little more
-than its result. Of a sharded checkpoint only the shards are opened that hold what is asked for.
+than its result. Of a sharded checkpoint only the shards are opened that hold what is asked for,
+each once; the index, which names every tensor of the model, is read once for all of its layers.
 """
 
 import os
+import threading
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from moesaic._files import is_special, not_regular, open_regular, read_into, shown
+from moesaic._files import descriptor_of, is_special, not_regular, read_into, shown
 from moesaic.safetensors.errors import unsupported, wrong
 from moesaic.safetensors.folder import check_kind, files_of, is_index
-from moesaic.safetensors.header import DTYPES, Header, TensorEntry, read_header
+from moesaic.safetensors.header import DTYPES, Header, TensorEntry, header_of, read_header
 from moesaic.safetensors.parsing import read_json
 
 __all__ = [
@@ -31,6 +35,73 @@ __all__ = [
 Array = npt.NDArray[Any]
 
 FLOATS = ("F32", "F16", "BF16")
+
+
+#: Indexes that were read, the last used at the end, by what says that a file is the same.
+_INDEXES: OrderedDict[tuple[object, ...], dict[str, str]] = OrderedDict()
+_INDEXES_KEPT = 2
+#: A file that is younger may change once more within a tick of its clock.
+_SETTLED_NS = 2_000_000_000
+_INDEXES_LOCK = threading.Lock()
+
+
+def _shards_by_name(index: Path) -> dict[str, str]:
+    """The file of each tensor, as an index says; not to be changed.
+
+    An index of a large model has 10^5 names, and its layers are loaded one after the other.
+    """
+    facts = index.stat()
+    key = (str(index), facts.st_mtime_ns, facts.st_size, facts.st_ino, facts.st_dev)
+    with _INDEXES_LOCK:
+        if key in _INDEXES:
+            _INDEXES.move_to_end(key)
+            return _INDEXES[key]
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise wrong(f"{index} weight_map", "an object", type(weight_map).__name__)
+    # There are a hundred thousand names and few shards.
+    if not set(map(type, weight_map.values())) <= {str}:
+        name = next(name for name, shard in weight_map.items() if type(shard) is not str)
+        raise wrong(f"{index}: tensor {name!r}", "a file name", shown(weight_map[name]))
+    for shard in set(weight_map.values()):
+        # A shard lies beside its index, never elsewhere.
+        beside = Path(shard).name == shard and "\\" not in shard and "\0" not in shard
+        if not beside or not shard.endswith(".safetensors"):
+            raise wrong(f"{index} weight_map", "names of .safetensors files", shown(shard))
+    if time.time_ns() - facts.st_mtime_ns < _SETTLED_NS:
+        return weight_map
+    with _INDEXES_LOCK:
+        _INDEXES[key] = weight_map
+        while len(_INDEXES) > _INDEXES_KEPT:
+            _INDEXES.popitem(last=False)
+    return weight_map
+
+
+class _Shards:
+    """The files of a checkpoint that are open: each is opened once, and closed with the last user.
+
+    So the tensors that are read are those of the header that said where they lie, also of a file
+    that another took the place of.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: dict[str, tuple[BinaryIO, Header]] = {}
+        self._descriptors: list[int] = []
+
+    def __getitem__(self, name: str) -> tuple[BinaryIO, Header]:
+        if name not in self._open:
+            path = self._folder / name
+            descriptor = descriptor_of(path)
+            self._descriptors.append(descriptor)
+            # Whichever of the two objects goes first, the descriptor is closed below.
+            file = os.fdopen(descriptor, "rb", buffering=0, closefd=False)
+            self._open[name] = file, header_of(path, file)
+        return self._open[name]
+
+    def __del__(self) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
 
 
 class _Tensors(Mapping[str, TensorEntry]):
@@ -68,7 +139,8 @@ class Checkpoint:
             raise not_regular(path)
         self.folder = path if path.is_dir() else path.parent
         self._jsons: dict[str, dict[str, Any] | None] = {}
-        self._headers: dict[str, Header] = {}
+        self._shards = _Shards(self.folder)
+        self._entries: dict[str, TensorEntry] = {}
         #: The file of each tensor, before its header is read.
         self._files: dict[str, str] = {}
         self._index: Path | None = None
@@ -79,7 +151,7 @@ class Checkpoint:
             check_kind(path)
             files = [path]
         if is_index(files[0]):
-            self._read_index(files[0])
+            self._index, self._files = files[0], _shards_by_name(files[0])
         else:
             self._read_files(files)
         #: All tensors by name; the file of one is opened when its entry is asked for.
@@ -95,7 +167,7 @@ class Checkpoint:
 
     def _read_files(self, files: list[Path]) -> None:
         for file in files:
-            for name in self._header(file.name):
+            for name in self._shards[file.name][1]:
                 if name in self._files:
                     raise wrong(
                         f"{file}: tensor {name!r}",
@@ -105,30 +177,16 @@ class Checkpoint:
                     )
                 self._files[name] = file.name
 
-    def _read_index(self, index: Path) -> None:
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise wrong(f"{index} weight_map", "an object", type(weight_map).__name__)
-        # There are a hundred thousand names and few shards.
-        if not set(map(type, weight_map.values())) <= {str}:
-            name = next(name for name, shard in weight_map.items() if type(shard) is not str)
-            raise wrong(f"{index}: tensor {name!r}", "a file name", shown(weight_map[name]))
-        for shard in set(weight_map.values()):
-            # A shard lies beside its index, never elsewhere.
-            beside = Path(shard).name == shard and "\\" not in shard and "\0" not in shard
-            if not beside or not shard.endswith(".safetensors"):
-                raise wrong(f"{index} weight_map", "names of .safetensors files", shown(shard))
-        self._index, self._files = index, weight_map
-
-    def _header(self, file: str) -> Header:
-        if file not in self._headers:
-            self._headers[file] = read_header(self.folder / file)
-        return self._headers[file]
-
     def _entry_of(self, name: str) -> TensorEntry:
+        found = self._entries.get(name)
+        if found is None:
+            found = self._entries[name] = self._new_entry(name)
+        return found
+
+    def _new_entry(self, name: str) -> TensorEntry:
         file = self._files[name]
         try:
-            header = self._header(file)
+            header = self._shards[file][1]
         except FileNotFoundError:
             raise wrong(
                 f"{self._index}: tensor {name!r}", f"the file {file}", "no such file"
@@ -173,9 +231,9 @@ class Checkpoint:
             shape = shape[1:]
             begin += index * ((entry.end - entry.begin) // entry.shape[0])
         values = np.empty(shape, DTYPES[entry.dtype])
-        with open_regular(entry.path) as file:
-            file.seek(begin)
-            missing = read_into(file, memoryview(values.reshape(-1).view(np.uint8).data))
+        file = self._shards[self._files[name]][0]
+        file.seek(begin)
+        missing = read_into(file, memoryview(values.reshape(-1).view(np.uint8).data))
         if missing:
             raise wrong(f"tensor {name!r}", f"{missing} more bytes", "the end of the file")
         return values

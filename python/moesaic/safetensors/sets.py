@@ -26,8 +26,9 @@ def of_layer(checkpoint: Checkpoint, layer: int, prefix: str | None = None) -> C
     stems: dict[str, list[str]] = defaultdict(list)
     with_experts: dict[str, None] = {}  # in the order of the file
     text = f"layers.{layer}."
-    for name in checkpoint.tensors:
-        found = _LAYER.match(name) if text in name else None
+    # Few of a large model's names are of one layer, and only those are looked at.
+    for name in [name for name in checkpoint.tensors if text in name]:
+        found = _LAYER.match(name)
         if found is None or found["layer"] != str(layer):
             continue
         if _LONG_NUMBER.search(name, found.end()):
