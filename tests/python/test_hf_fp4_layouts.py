@@ -163,3 +163,26 @@ def test_stacks_of_other_floats(tmp_path):
         for e in range(E):
             want = tensors[f"{BASE}.{e}.{name}.weight"].astype(np.float32)
             np.testing.assert_array_equal(stack.dequantize(role, e), want)
+
+
+@pytest.mark.parametrize("inter", [80, 112])
+def test_nvfp4_of_columns_that_blocks_of_64_do_not_hold(tmp_path, inter):
+    """BF16 holds the products of codes and scales, so nothing is rounded."""
+    tensors, types, want = {}, {}, {}
+    for part, (n, k) in {"gate": (inter, H), "up": (inter, H), "down": (H, inter)}.items():
+        want[part] = []
+        for e in range(E):
+            base = f"{BASE}.{e}.{part}_proj"
+            packed, scale, real = nvfp4(n, k, n + e)
+            factor = np.float32(0.011 * (e + 1))
+            tensors |= {
+                f"{base}.weight": packed, f"{base}.weight_scale": scale,
+                f"{base}.weight_scale_2": factor,
+            }  # fmt: skip
+            types[f"{base}.weight_scale"] = "F8_E4M3"
+            want[part].append((real.astype(np.float32) * factor).astype(np.float32))
+    stack = mo.ExpertStack.load_from_safetensors(write(tmp_path, tensors, types=types), LAYER)
+    assert stack.quants == {"gate": "NVFP4", "up": "NVFP4", "down": "BF16"}
+    for part, matrices in want.items():
+        for e in range(E):
+            np.testing.assert_array_equal(stack.dequantize(part, e), matrices[e])

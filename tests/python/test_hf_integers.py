@@ -552,3 +552,58 @@ def test_factors_on_the_outputs_of_experts(tmp_path, group, stacked):
     assert rel_l2(mo.moe_forward_cpu(x, routing, got.stack), want) < 1e-5
     bare = mo.ExpertStack.load_from_safetensors(tmp_path, LAYER)
     assert rel_l2(mo.moe_forward_cpu(x, routing, bare), want) < 1e-5
+
+
+@pytest.mark.parametrize("same", ["none", "gate alone", "both"])
+def test_gate_and_up_in_orders_of_their_own(tmp_path, same):
+    """Stacks of INT4 have one order for both; columns in two orders are decoded."""
+    matrices, tensors = experts(), {}
+    for (e, name), one in matrices.items():
+        base = f"{BASE}.{e}.{name}"
+        tensors |= one.gptq(base)
+        if name == "down_proj" or (same == "gate alone" and name == "up_proj"):
+            continue
+        seed = e if same == "both" else 10 * e + len(name)
+        order = np.random.default_rng(seed).permutation(one.k) // one.group
+        tensors[f"{base}.g_idx"] = order.astype(np.int32)
+        scales = one.scales.astype(np.float64)
+        one.values = (one.codes - one.zeros[:, order]) * scales[:, order]
+    folder = write(tmp_path, tensors, gptq_config(desc_act=True))
+    stack = check(folder, matrices, 1e-6 if same == "both" else 2.0**-8)
+    assert stack.kind == ("marlin" if same == "both" else "stacked")
+    check(folder, matrices, 1e-6, "f32")
+
+
+def gemv(one, base):
+    """AWQ's layout for single tokens, as AutoAWQ writes it: by rows, filled up with zeros."""
+    words = -(-one.zeros.shape[1] // 8)
+    together = {64: 2, 32: 4}.get(one.group, 1)
+    words = -(-words // together) * together
+    scales = np.zeros((one.n, 8 * words), np.float16)
+    scales[:, : one.scales.shape[1]] = one.scales
+    zeros = np.zeros((one.n, 8 * words), int)
+    zeros[:, : one.zeros.shape[1]] = one.zeros
+    return {
+        f"{base}.qweight": stream(one.codes, 4),
+        f"{base}.qzeros": stream(zeros, 4),
+        f"{base}.scales": scales,
+    }
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["marlin", "blocks"])
+@pytest.mark.parametrize("group", [32, 64, -1])
+def test_awq_for_single_tokens(tmp_path, group, bias):
+    matrices = experts(lambda e, name: {"group": group, "symmetric": False})
+    tensors = {}
+    for (e, name), one in matrices.items():
+        tensors |= gemv(one, f"{BASE}.{e}.{name}")
+    if bias:
+        tensors |= {f"{BASE}.{e}.up_proj.bias": np.ones(I, np.float16) for e in range(E)}
+    config = {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True}
+    stack = check(write(tmp_path, tensors, config | {"version": "gemv"}), matrices)
+    assert stack.kind == ("stacked" if bias else "marlin")
+    folder = write(tmp_path, tensors, config | {"version": "gemv_fast"})
+    with pytest.raises(
+        mo.UnsupportedError, match="version: expected gemm or gemv, got 'gemv_fast'"
+    ):
+        mo.ExpertStack.load_from_safetensors(folder, LAYER)

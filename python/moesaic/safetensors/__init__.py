@@ -8,7 +8,8 @@
 ``names``               which tensors are the experts of a layer, and of one matrix
 ``quantization``        what the configuration says of a matrix, by ``targets``
 ``encoded``             a matrix on its way to rows of a GGUF type; its forms are in
-                        ``dense``, ``fp8`` (by ``scale_grid``), ``fp4`` and ``int_blocks``
+                        ``dense``, ``fp8`` (by ``scale_grid``), ``fp4``, ``bnb`` and
+                        ``int_blocks``
 ``int4``                GPTQ, AWQ and compressed-tensors kept as INT4; ``ints`` reads them
 ``experts``             all experts of a layer, one by one into builders
 ``layer``               router, experts and shared experts together

@@ -9,6 +9,7 @@ import numpy as np
 
 from moesaic import _core
 from moesaic.hf_config import OUTPUT_SCALES, Family, find_family, section
+from moesaic.safetensors.bnb import Bnb4
 from moesaic.safetensors.dense import DENSE, Dense, dense_name
 from moesaic.safetensors.encoded import Decoded, Encoded
 from moesaic.safetensors.errors import Progress, as_format_errors, carried
@@ -44,6 +45,7 @@ def recognise(
     """The matrix in the form that its tensors have. Raises FormatError naming one of them."""
     found = (
         Dense.open(checkpoint, matrix, transposed)
+        or Bnb4.open(checkpoint, matrix, exact)
         or Mxfp4.open(checkpoint, matrix)
         or Nvfp4.open(checkpoint, matrix)
         or Fp8.open(checkpoint, matrix, transposed, quantization, exact)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moesaic.safetensors.dense import dense_name
-from moesaic.safetensors.encoded import Encoded, own_part, sizes
+from moesaic.safetensors.encoded import Encoded, bytes_of, own_part, sizes, to_bf16
 from moesaic.safetensors.fp8 import E4M3, powers_of_two
 from moesaic.safetensors.names import Matrix, find
 from moesaic.safetensors.reader import Array, Checkpoint, wrong
@@ -143,9 +143,8 @@ class Nvfp4(Encoded):
                 list(checkpoint.entry(scale).shape),
             )
         k = 2 * bytes_per_row
-        if k % 64:
-            raise wrong(f"tensor {name!r} shape", "a multiple of 64 columns", k)
-        return cls(checkpoint, matrix, n, k, name, scale, found, transposed)
+        kind = cls if k % 64 == 0 else Nvfp4Floats
+        return kind(checkpoint, matrix, n, k, name, scale, found, transposed)
 
     @property
     def name(self) -> str:
@@ -198,3 +197,18 @@ class Nvfp4(Encoded):
         out[..., :4] = scales.reshape(self.n, -1, 4)
         out[..., 4:] = halves(packed, 16).reshape(self.n, -1, 32)
         return out.reshape(self.n, -1), self._factor()
+
+
+class Nvfp4Floats(Nvfp4):
+    """Columns that blocks of 64 do not hold. BF16 holds all products of E2M1 and E4M3."""
+
+    decision = "dequantized"
+    reason = "GGUF has blocks of 64 columns"
+
+    @property
+    def type(self) -> str:
+        return "BF16"
+
+    def rows(self) -> tuple[Array, float]:
+        values, factor = self.values()
+        return bytes_of(to_bf16(values)), factor

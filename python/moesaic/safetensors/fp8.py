@@ -12,7 +12,7 @@ from moesaic.safetensors.dense import DENSE, dense_name
 from moesaic.safetensors.encoded import Encoded, bytes_of, own_part, sizes, to_bf16
 from moesaic.safetensors.names import Matrix, find
 from moesaic.safetensors.quantization import Quantization
-from moesaic.safetensors.reader import Array, Checkpoint, wrong
+from moesaic.safetensors.reader import Array, Checkpoint, unsupported, wrong
 from moesaic.safetensors.scale_grid import ScaleGrid, find_grid, two_dims
 
 
@@ -42,6 +42,12 @@ def powers_of_two(codes: Array, name: str) -> Array:
     if (codes == 255).any():
         raise wrong(f"tensor {name!r}", "E8M0 scales of 0 to 254", 255)
     return np.ldexp(np.float32(1), codes.astype(np.int32) - 127)
+
+
+def _check_order(checkpoint: Checkpoint, name: str) -> None:
+    """Older int8 of bitsandbytes may lie in other orders than rows, for kernels of some GPUs."""
+    if name in checkpoint.tensors and (checkpoint.raw(name) != 0).any():
+        raise unsupported(f"tensor {name!r}", "0, rows one after another", "another order")
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ class Fp8(Encoded):
         if transposed:
             n, k = k, n
         base = matrix.base
-        scale = find(checkpoint, base, "scale_inv", "scale")
+        scale = find(checkpoint, base, "scale_inv", "scale", "SCB")
         if scale is None:
             raise wrong(f"tensor {name!r}", f"scales, '{base}.weight_scale_inv' or alike", "none")
         dtype = checkpoint.entry(scale).dtype
@@ -100,6 +106,8 @@ class Fp8(Encoded):
                 + ("" if hint is None else f", blocks of {hint[0]} x {hint[1]} as configured"),
                 list(checkpoint.entry(scale).shape),
             )
+        if scale.endswith("SCB"):
+            _check_order(checkpoint, f"{base}.weight_format")
         zeros = find(checkpoint, base, "zero_point")
         return cls(checkpoint, matrix, n, k, scale, zeros, grid, turned, transposed, exact)
 
@@ -114,8 +122,8 @@ class Fp8(Encoded):
         return "F32" if self.exact else "BF16"
 
     def tensors(self) -> set[str]:
-        zeros = set() if self.zero_name is None else {self.zero_name}
-        return super().tensors() | {self.scale_name} | zeros
+        others = {self.scale_name, self.zero_name or "", f"{self.matrix.base}.weight_format"}
+        return super().tensors() | {name for name in others if name in self.checkpoint.tensors}
 
     def _grid(self, name: str, dtypes: tuple[str, ...]) -> Array:
         """f32, one for each scale."""
@@ -135,6 +143,8 @@ class Fp8(Encoded):
         grid = values.reshape(cols, rows).T if self.grid_transposed else values.reshape(rows, cols)
         with np.errstate(over="ignore"):
             grid = grid.astype(np.float32)
+        if name.endswith("SCB"):  # The largest magnitudes of rows, for which bitsandbytes has 127.
+            grid = grid * np.float32(1 / 127)
         if not np.isfinite(grid).all():
             raise wrong(f"tensor {name!r}", "finite values of f32", "others")
         return grid

@@ -21,7 +21,26 @@ def keeps_int4(linears: Linears, interleaved: bool) -> bool:
     if interleaved or (("up",) in linears and ("gate",) not in linears):
         return False
     every = [linear for group in linears.values() for linear in group]
-    return not any(_has_bias(linear) or linear.has_plain_zeros for linear in every)
+    if any(_has_bias(linear) or linear.has_plain_zeros for linear in every):
+        return False
+    return _same_orders([group for roles, group in linears.items() if roles != ("down",)])
+
+
+def _same_orders(parts: list[list[Linear]]) -> bool:
+    """Whether gate and up of an expert have their columns in one order, as a stack of both has.
+
+    Where one cannot be read the answer is yes, and reading it says what is wrong.
+    """
+    for linears in zip(*parts, strict=True):
+        if len(linears) < 2 or not all(linear.has_good_order for linear in linears):
+            continue
+        first, *others = (linear.order() for linear in linears)
+        for order in others:
+            if (order is None) != (first is None):
+                return False
+            if order is not None and not np.array_equal(order, first):
+                return False
+    return True
 
 
 def _bias_name(linear: Linear) -> str | None:
@@ -105,21 +124,11 @@ class Int4Experts:
                 )
 
     def _orders(self, parts: tuple[tuple[str, ...], ...], size: int) -> Array | None:
-        """g_idx of all experts, [K] or [E, K]; None where the columns are in order."""
-        orders = []
-        for linears in zip(*(self.linears[part] for part in parts), strict=True):
-            found = [linear.order() for linear in linears]
-            for linear, order in zip(linears[1:], found[1:], strict=True):
-                same = order is found[0] or (
-                    order is not None and found[0] is not None and np.array_equal(order, found[0])
-                )
-                if not same:
-                    raise wrong(
-                        f"tensor '{linear.tensor('g_idx')}'",
-                        f"the order of '{linears[0].tensor('g_idx')}'",
-                        "another one",
-                    )
-            orders.append(found[0])
+        """g_idx of all experts, [K] or [E, K]; None where the columns are in order.
+
+        All parts of an expert have one order (``keeps_int4``), and each is looked at.
+        """
+        orders, *_ = [[linear.order() for linear in self.linears[part]] for part in parts]
         if all(order is None for order in orders):
             return None
         plain = np.arange(self.linears[parts[0]][0].k, dtype=np.int32) // size
@@ -144,7 +153,7 @@ class Int4Experts:
             first.k,
             sum(self.linears[part][0].n for part in parts),
             self.scheme.group_size,
-            self.scheme.format,
+            first.marlin_format,
             f32_scales=scaled or scale_types != {"F16"},
             zeros=self.scheme.symmetric is not True,
             g_idx=self._orders(parts, first.group_size),
@@ -173,11 +182,10 @@ def _words(linear: Linear) -> Array:
     shape = (linear.k // 8, linear.n)
     if linear.scheme.format == "awq":
         shape = (linear.k, -(-linear.n // 8))
-    if linear.packed:
+    if linear.by_rows:
         shape = (linear.n, linear.k // 8)
     return linear.read("qweight", ("I32",), shape)
 
 
 def _stored_scales(linear: Linear) -> Array:
-    shape = (linear.groups, linear.n)
-    return linear.read("scales", FLOATS, shape[::-1] if linear.packed else shape)
+    return linear.stored_scales()

@@ -1,6 +1,7 @@
 """One matrix of integers with groups of scales, as GPTQ, AWQ and compressed-tensors store it."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -47,6 +48,16 @@ def unpack(words: Array, bits: int, count: int, padded: bool = False) -> Array:
     return codes
 
 
+def pack_rows(codes: Array) -> Array:
+    """Codes of 4 bits [n, k] as words [ceil(n / 8), k] of eight neighbours in a column."""
+    n, k = codes.shape
+    padded = np.zeros((-(-n // 8), 8, k), np.uint32)
+    padded.reshape(-1, k)[:n] = codes
+    shifts = np.arange(0, 32, 4, dtype=np.uint32)[:, None]
+    words: Array = np.bitwise_or.reduce(padded << shifts, axis=1).view(np.int32)
+    return words
+
+
 def _words(count: int, bits: int) -> int:
     return -(-count * bits // 32)
 
@@ -75,6 +86,8 @@ class Linear:
         rows, cols = shape
         if linear.scheme.format == "awq":
             linear = replace(linear, k=rows, n=cols * 32 // bits)
+        elif linear.scheme.format == "awq_gemv":
+            linear = replace(linear, k=cols * 32 // bits, n=rows)
         elif linear.packed:
             k, padded = linear._columns(rows, cols)
             linear = replace(linear, k=k, n=rows, padded=padded)
@@ -87,6 +100,23 @@ class Linear:
     def packed(self) -> bool:
         """Whether the tensors are those of compressed-tensors."""
         return self.scheme.format == "pack_quantized"
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether words hold neighbours of a row, and scales and zero points follow the rows."""
+        return self.packed or self.scheme.format == "awq_gemv"
+
+    @property
+    def marlin_format(self) -> Literal["gptq", "gptq_v2", "awq", "pack_quantized"]:
+        """How a Marlin stack takes what ``read`` and ``zero_words`` give."""
+        return "pack_quantized" if self.scheme.format == "awq_gemv" else self.scheme.format
+
+    @property
+    def has_good_order(self) -> bool:
+        """Whether a g_idx that is there has a number for each column."""
+        if not self.has("g_idx") or self._is_awq:
+            return True
+        return self.checkpoint.entry(self.tensor("g_idx")).shape[-1:] == (self.k,)
 
     def tensor(self, kind: str) -> str:
         """The full name of its qweight, scales, qzeros or g_idx."""
@@ -104,12 +134,24 @@ class Linear:
     def tensors(self) -> set[str]:
         """The names of all tensors that are there and that this reads."""
         kinds = ["qweight", "scales", "qzeros"]
-        if self.scheme.format != "awq":  # AWQ has no order of columns.
+        if not self._is_awq:  # AWQ has no order of columns.
             kinds.append("g_idx")
         return {self.tensor(kind) for kind in kinds if self.has(kind)}
 
     def read(self, kind: str, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> Array:
         return self.checkpoint.read(self.tensor(kind), dtypes, shape, self.matrix.index)
+
+    @property
+    def _is_awq(self) -> bool:
+        return self.scheme.format in ("awq", "awq_gemv")
+
+    @property
+    def _stored_groups(self) -> int:
+        """Groups for which there is room: AWQ's gemv fills up words, some of them together."""
+        if self.scheme.format != "awq_gemv":
+            return self.groups
+        together = {64: 16, 32: 32}.get(self.group_size, 8)
+        return -(-self.groups // together) * together
 
     @property
     def group_size(self) -> int:
@@ -139,7 +181,8 @@ class Linear:
         """The scales count the columns once more, which shows a wrong number of bits."""
         entry = self.checkpoint.entry(self.tensor("scales"))
         shape = entry.shape if self.matrix.index is None else entry.shape[1:]
-        want = (self.n, self.groups) if self.packed else (self.groups, self.n)
+        groups = self._stored_groups
+        want = (self.n, groups) if self.by_rows else (groups, self.n)
         if shape != want:
             raise wrong(
                 f"tensor {self.tensor('scales')!r} shape",
@@ -151,7 +194,7 @@ class Linear:
     def order(self) -> Array | None:
         """The group of each column; None where the columns are in order."""
         name = self.tensor("g_idx")
-        if not self.has("g_idx") or self.scheme.format == "awq":
+        if not self.has("g_idx") or self._is_awq:
             if self.scheme.act_order:
                 raise wrong(f"tensor {name!r}", "to be there, as desc_act says", "no such tensor")
             return None
@@ -172,10 +215,14 @@ class Linear:
         """Stored qzeros, or None where they are not needed and not there."""
         symmetric, form, bits = self.scheme.symmetric, self.scheme.format, self.scheme.bits
         # GPTQ always has zero points; the others have none where they are symmetric.
-        optional = symmetric is True if form == "awq" else symmetric is not False
-        optional &= form in ("awq", "pack_quantized")
+        optional = symmetric is True if self._is_awq else symmetric is not False
+        optional &= self._is_awq or form == "pack_quantized"
         if optional and not self.has("qzeros"):
             return None
+        if form == "awq_gemv":
+            shape = (self.n, self._stored_groups * bits // 32)
+            codes = unpack(self.read("qzeros", ("I32",), shape), bits, self.groups)
+            return pack_rows(codes)
         words = -(-self.n // (32 // bits)) if self.padded else _words(self.n, bits)
         shape = (words, self.groups) if self.packed else (self.groups, words)
         return self.read("qzeros", ("I32",), shape)
@@ -227,7 +274,7 @@ class Linear:
         words = self._stored_zeros()
         if words is None:
             return np.full((self.n, self.groups), middle, np.int16)
-        if self.packed:
+        if self.by_rows:
             codes = unpack(words.T, bits, self.n, self.padded).T
         elif self.scheme.format == "awq":
             codes = _awq(unpack(words, bits, self.n)).T
@@ -242,13 +289,20 @@ class Linear:
 
     def scales(self) -> Array:
         """f32 [n, groups]."""
-        shape = (self.n, self.groups) if self.packed else (self.groups, self.n)
-        scales = self.read("scales", FLOATS, shape).astype(np.float32)
-        return scales if self.packed else scales.T
+        scales = self.stored_scales().astype(np.float32)
+        return scales if self.by_rows else scales.T
+
+    def stored_scales(self) -> Array:
+        """[n, groups] by rows, else [groups, n], in the type of the file."""
+        groups = self._stored_groups
+        if self.by_rows:
+            stored = self.read("scales", FLOATS, (self.n, groups))
+            return np.ascontiguousarray(stored[:, : self.groups])
+        return self.read("scales", FLOATS, (groups, self.n))
 
     def nibbles(self) -> Array:
         """Codes of 4 bits, two neighbours in a byte, u8 [n, k/2]; k is even."""
-        if self.packed:  # Stored like this.
+        if self.by_rows:  # Stored like this.
             words = self.read("qweight", ("I32",), (self.n, _words(self.k, 4)))
             return words.view(np.uint8)[:, : self.k // 2]
         codes = self.codes()
@@ -261,7 +315,7 @@ class Linear:
         if self.scheme.format == "awq":
             return _awq(unpack(self.read("qweight", ("I32",), (self.k, self.n * bits // 32)), bits,
                                self.n)).T  # fmt: skip
-        if self.packed:
+        if self.by_rows:
             cols = -(-self.k // (32 // bits)) if self.padded else _words(self.k, bits)
             words = self.read("qweight", ("I32",), (self.n, cols))
             return unpack(words, bits, self.k, self.padded)

@@ -7,7 +7,7 @@ from moesaic import _core
 from moesaic.safetensors.reader import Checkpoint, unsupported, wrong
 from moesaic.safetensors.targets import dynamic_rule, named_rule, rank
 
-Format = Literal["gptq", "gptq_v2", "awq", "pack_quantized"]
+Format = Literal["gptq", "gptq_v2", "awq", "awq_gemv", "pack_quantized"]
 
 
 class _Fields:
@@ -214,14 +214,16 @@ def _gptq(fields: _Fields, form: str) -> IntScheme:
 def _awq(fields: _Fields) -> IntScheme:
     _ints_only(fields, "data_type")
     version = (fields.get(str, "version", "checkpoint_format") or "gemm").lower()
-    if version not in ("gemm", "awq"):
-        raise fields.unsupported("version", "gemm", version)
+    if version not in ("gemm", "awq", "gemv"):
+        raise fields.unsupported("version", "gemm or gemv", version)
     bits = fields.bits("bits", "w_bit")
     if bits != 4:
         raise fields.unsupported("bits", "4, the only ones that AWQ has", bits)
     zero_point = fields.get(bool, "zero_point")
     symmetric = fields.get(bool, "sym") if zero_point is None else not zero_point
-    return IntScheme("awq", bits, fields.group_size("group_size", "q_group_size"), False, symmetric)
+    group_size = fields.group_size("group_size", "q_group_size")
+    form: Format = "awq_gemv" if version == "gemv" else "awq"
+    return IntScheme(form, bits, group_size, False, symmetric)
 
 
 def _compressed_tensors(group: _Fields) -> IntScheme:
