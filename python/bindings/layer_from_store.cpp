@@ -4,7 +4,7 @@
 
 #include "calls.hpp"
 #include "gil.hpp"
-#include "layer.hpp"
+#include "layer_parts.hpp"
 #include "load.hpp"
 #include "offload.hpp"
 #include "values.hpp"
@@ -18,9 +18,8 @@ LayerObject layer_from_store(const Store& store, std::int32_t i,
                              const std::shared_ptr<ExpertPool>& pool, const std::string& on_miss,
                              const std::optional<MoeConfig>& given,
                              std::optional<std::int32_t> top_k, const py::object& router_weight,
-                             const std::shared_ptr<ExpertStack>& shared,
-                             const py::object& shared_gate, const std::string& device,
-                             const std::string& precision) {
+                             const py::object& shared, const py::object& shared_gate,
+                             const std::string& device, const std::string& precision) {
   constexpr const char* kOperation = "MoeLayer.from_store";
   const OnMiss miss = parse_name<OnMiss>(on_miss, kOperation, "on_miss");
   const auto default_precision = parse_precision(precision, kOperation);
@@ -42,7 +41,7 @@ LayerObject layer_from_store(const Store& store, std::int32_t i,
     config = with_top_k(given ? *given : MoeConfig::from_gguf(*file, weights.layer_index), *top_k,
                         kOperation);
   }
-  const bool has_parts = !router_weight.is_none() || shared;
+  const bool has_parts = !router_weight.is_none() || !shared.is_none();
   if (!config || (file && !has_parts)) {
     require<ConfigError>(!has_parts, [] {
       return Problem{kOperation, "router_weight and shared", "none: they come from the file",
@@ -59,12 +58,7 @@ LayerObject layer_from_store(const Store& store, std::int32_t i,
   if (!router_weight.is_none()) {
     parts.router_weight = import_floats(router_weight, kOperation, "router_weight");
   }
-  if (shared) {
-    parts.shared.emplace(SharedExperts{*shared});
-    if (!shared_gate.is_none()) {
-      parts.shared->gate = import_floats(shared_gate, kOperation, "shared_gate");
-    }
-  }
+  parts.shared = import_shared(shared, shared_gate, config->hidden_size, kOperation);
   parts.residency = loading.run([&](const LoadOptions& options) {
     return store->residency(i, used, miss, *options.backend);
   });
