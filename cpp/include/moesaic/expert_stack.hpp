@@ -36,6 +36,7 @@ enum class Role : std::uint8_t { Gate, Up, Down };
 struct RoleWeights {
   WeightRef ref;
   std::shared_ptr<const void> owner;
+  ReadBytes read;  ///< for weights in a mapping, which what copies them reads by; else empty
   std::shared_ptr<const std::vector<float>> bias;   ///< null or [E * rows]
   std::shared_ptr<const std::vector<float>> scale;  ///< null or [E]
   /// Copies of both on the device of the stack; null on the CPU.
