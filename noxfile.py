@@ -11,6 +11,12 @@ parity    layers beside the modules of transformers (needs torch, some 200 MB)
 arm       the kernels' tests for 64-bit Arm: cross compiler and qemu (Linux; skipped without them)
 docs      the documentation site in build/docs; a broken link or reference fails
 pythons   every CPython from 3.11 to 3.14 found here: build, install, import, demo
+
+On request:
+sanitize_python  pytest on the Python module under AddressSanitizer + UBSan, and its tests of threads
+                 under ThreadSanitizer (Linux)
+lock      the newest versions within the ranges of pyproject.toml and of this file, with their
+          hashes, to .ci/locks
 """
 
 from __future__ import annotations
@@ -32,7 +38,20 @@ nox.options.sessions = SESSIONS
 
 ROOT = Path(__file__).parent
 WORK = ROOT / "build" / "nox"
-CMAKE = ["cmake>=3.24,<5", "ninja>=1.11"]
+# What sessions install beside what pyproject.toml asks for; install() takes the locked versions.
+TOOLS = {
+    "nox": ["nox>=2024.4.15"],
+    "cmake": ["cmake>=3.24,<5", "ninja>=1.11"],
+    "lint": ["ruff>=0.17,<0.18", "clang-format==19.1.*", "mypy>=1.15,<3"],
+    "wheel": ["pytest>=8,<10", "auditwheel>=6"],
+    "parity": ["torch==2.13.0", "transformers>=5.2,<6"],
+    "sdist": ["build>=1"],
+    "lock": ["uv>=0.9"],
+}
+# A file of versions and hashes for each of groups(), and one of versions alone. The sdist has none.
+LOCKS = ROOT / ".ci" / "locks"
+# PyPI's torch for Linux brings CUDA along, which no session needs: the index decides which comes.
+UNLOCKED = {"parity"}
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 # The programs whose tests make calls from several threads, and those tests.
 TSAN_PROGRAMS = [
@@ -40,6 +59,11 @@ TSAN_PROGRAMS = [
     *("workspace_test", "offload_store_test", "offload_disk_test"),
 ]
 TSAN_TESTS = "Thread|Pool|Concurrent|Races|AtATime|WhileExpertsMove|DiskSource"
+# What the Python module is asked with each sanitizer: memory and arguments, and threads.
+SANITIZED = {
+    "asan": ["arrays", "changing_arguments", "objects", "robustness", "text", "offload"],
+    "tsan": ["threads", "changing_arguments", "profile"],
+}
 
 # With paths relative to the tree, what ccache keeps serves every clone and build folder of it.
 os.environ.setdefault("CCACHE_BASEDIR", str(ROOT))
@@ -52,11 +76,11 @@ GPU_CHECKS = "metal|gpu-compile"
 @nox.session
 def tests(session: nox.Session) -> None:
     need_gtest(session)
-    session.install(*CMAKE)
+    install(session, "cmake")
     session.run("cmake", "--preset", "dev", "--fresh")
     session.run("cmake", "--build", "--preset", "dev")
     session.run("ctest", "--preset", "dev", f"-j{os.cpu_count()}", "-LE", GPU_CHECKS)
-    session.install(f"{built_wheel(session)}[test]")
+    install_package(session)
     env = {}
     if platform.system() == "Linux":  # the backend's Python face over emulated kernels
         session.run("cmake", "--build", "--preset", "dev", "--target", "moesaic_cuda_emulated")
@@ -67,13 +91,13 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    session.install("ruff>=0.17,<0.18", "clang-format==19.1.*", "mypy>=1.15,<3")
+    install(session, "lint")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     kinds = [f"*.{kind}" for kind in ("cpp", "hpp", "h", "cu", "cuh", "metal")]
     sources = subprocess.check_output(["git", "ls-files", *kinds], text=True, cwd=ROOT)
     session.run("clang-format", "--dry-run", "-Werror", *sources.split(), silent=True)
-    session.install(f"{built_wheel(session)}[test]")
+    install_package(session)
     session.run("mypy")
     allowed = ["--allowlist", "tests/python/stubtest_allowlist.txt", "--ignore-unused-allowlist"]
     session.run("stubtest", "moesaic._core", *allowed)
@@ -82,7 +106,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def wheel(session: nox.Session) -> None:
     package = built_wheel(session)
-    session.install("pytest>=8,<10", "auditwheel>=6")
+    install(session, "wheel")
     if platform.system() == "Linux":
         session.run("auditwheel", "show", str(package))
     session.run("pytest", "tests/build", "--wheel", str(package))
@@ -91,7 +115,7 @@ def wheel(session: nox.Session) -> None:
 @nox.session
 def sanitize(session: nox.Session) -> None:
     need_gtest(session)
-    session.install(*CMAKE)
+    install(session, "cmake")
     # Instrumented, the kernels of AVX-512 alone take minutes to compile.
     isas = [] if "all" in session.posargs else ["-DMOESAIC_CPU_ISAS=avx2;neon"]
     targets = ["--target", *TSAN_PROGRAMS]
@@ -102,11 +126,51 @@ def sanitize(session: nox.Session) -> None:
 
 
 @nox.session
+def sanitize_python(session: nox.Session) -> None:
+    """One sanitizer by name, or both: `nox -s sanitize_python -- tsan`."""
+    if platform.system() != "Linux":
+        session.skip("preloads the runtimes of GCC's sanitizers")
+    for group in ("cmake", "build", "package"):
+        install(session, group)
+    python = subprocess.check_output(
+        [f"{session.bin}/python", "-c", "import sys; print(sys.executable)"], text=True
+    ).strip()
+    for preset in session.posargs or SANITIZED:
+        build = ROOT / "build" / preset
+        options = ["-DMOESAIC_PYTHON=ON", f"-DPython_EXECUTABLE={python}"]
+        session.run("cmake", "--preset", preset, "-DMOESAIC_CPU_ISAS=avx2;neon", *options)
+        session.run("cmake", "--build", "--preset", preset, "--target", "_core")
+        package = build / "package" / "moesaic"
+        shutil.rmtree(package, ignore_errors=True)
+        shutil.copytree(ROOT / "python" / "moesaic", package, ignore=shutil.ignore_patterns("*.so"))
+        (module,) = (build / "python" / "bindings").glob("_core*.so")
+        shutil.copy(module, package)
+        # Python is not instrumented, so the runtime comes first, and with it the C++ library,
+        # whose exceptions it watches.
+        libraries = [f"lib{preset}.so", "libstdc++.so"]
+        find = [os.environ.get("CXX", "c++")]
+        paths = [
+            subprocess.check_output([*find, f"-print-file-name={name}"], text=True).strip()
+            for name in libraries
+        ]
+        env = {
+            "LD_PRELOAD": " ".join(paths),
+            "PYTHONPATH": str(package.parent),
+            "PYTHONMALLOC": "malloc",
+            # Leaks are those of Python and numpy, which never free what they keep.
+            "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+            "TSAN_OPTIONS": f"suppressions={ROOT / 'tests' / 'python' / 'tsan.supp'}",
+        }
+        tests = [f"tests/python/test_{name}.py" for name in SANITIZED[preset]]
+        session.run("pytest", "-p", "no:cacheprovider", *tests, env=env)
+
+
+@nox.session
 def gpu(session: nox.Session) -> None:
     """Downloads metal-cpp and a cross compiler for macOS (125 MB)."""
     need_gtest(session)
     need_clang(session)
-    session.install(*CMAKE)
+    install(session, "cmake")
     session.run("cmake", "--preset", "dev")
     session.run("cmake", "--build", "--preset", "dev", "--target", "moesaic")
     session.run("ctest", "--preset", "dev", "-L", "gpu-compile")
@@ -121,7 +185,7 @@ def race(session: nox.Session) -> None:
     """Every emulated kernel from one in-order run: the checker needs no lucky schedule."""
     need_gtest(session)
     need_clang(session)
-    session.install(*CMAKE)
+    install(session, "cmake")
     session.run("cmake", "--preset", "race", "--fresh")
     session.run("cmake", "--build", "--preset", "race")
     session.run("ctest", "--preset", "race", f"-j{os.cpu_count()}")
@@ -129,8 +193,8 @@ def race(session: nox.Session) -> None:
 
 @nox.session
 def parity(session: nox.Session) -> None:
-    session.install("torch==2.13.0", "transformers>=5.2,<6")
-    session.install(f"{built_wheel(session)}[test]")
+    install(session, "parity")
+    install_package(session)
     session.run("pytest", "tests/parity", *session.posargs)
 
 
@@ -143,7 +207,7 @@ def arm(session: nox.Session) -> None:
         packages = ["g++-aarch64-linux-gnu", "libc6-dev-arm64-cross", "qemu-user-static"]
         if not installed(session, packages):
             session.skip(f"{' and '.join(tools)} are missing and cannot be installed here")
-    session.install(*CMAKE)
+    install(session, "cmake")
     programs = ["cpu_kernels_test", "cpu_layer_test", "isa_test", "quant_test"]
     session.run("cmake", "--preset", "aarch64", "--fresh")
     session.run("cmake", "--build", "--preset", "aarch64", "--target", *programs)
@@ -156,9 +220,7 @@ def arm(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Reads sources and stubs only: nothing is compiled."""
-    session.install(
-        *nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]["docs"]
-    )
+    install(session, "docs")
     # The theme tells every reader of a log that its successor reads the same mkdocs.yml.
     env = {"NO_MKDOCS_2_WARNING": "1"}
     session.run("mkdocs", "build", "--strict", "-f", "python/docs/mkdocs.yml", env=env)
@@ -188,13 +250,59 @@ def pythons(session: nox.Session) -> None:
         session.log(f"Python {version}: installed from {source.name}, demo passed")
 
 
+@nox.session
+def lock(session: nox.Session) -> None:
+    install(session, "lock")
+    compile_lock = ["uv", "pip", "compile", "--universal", "--python-version", "3.10"]
+    compile_lock += ["--no-annotate", "--no-header", "--upgrade", "--quiet"]
+    wanted = Path(session.create_tmp()) / "requirements.in"
+    locked = {name: needs for name, needs in groups().items() if name not in UNLOCKED}
+    wanted.write_text("\n".join(one for needs in locked.values() for one in needs) + "\n")
+    LOCKS.mkdir(exist_ok=True)
+    # Groups meet in one environment, so a package has one version in all of them.
+    versions = str(LOCKS / "versions.txt")
+    session.run(*compile_lock, "-o", versions, str(wanted))
+    for name, needs in locked.items():
+        wanted.write_text("\n".join(needs) + "\n")
+        out = str(LOCKS / f"{name}.txt")
+        session.run(*compile_lock, "--generate-hashes", "-c", versions, "-o", out, str(wanted))
+
+
+def groups() -> dict[str, list[str]]:
+    """All that sessions install from PyPI, by what it is for."""
+    project = nox.project.load_toml("pyproject.toml")
+    needs = project["project"]["dependencies"]
+    extras = project["project"]["optional-dependencies"]
+    return {
+        **TOOLS,
+        "build": project["build-system"]["requires"],
+        "package": [*needs, *extras["test"]],
+        "docs": extras["docs"],
+    }
+
+
+def install(session: nox.Session, name: str) -> None:
+    """Install a group in the versions of its lock; without one, any within the ranges."""
+    lock = LOCKS / f"{name}.txt"
+    if lock.exists():
+        session.install("--require-hashes", "-r", str(lock))
+    else:
+        session.install(*groups()[name])
+
+
+def install_package(session: nox.Session) -> None:
+    """Install the wheel, and what it and its tests need."""
+    install(session, "package")
+    session.install("--no-deps", str(built_wheel(session)))
+
+
 _made: dict[str, Path] = {}
 
 
 def unpacked_sdist(session: nox.Session) -> Path:
     """The folder that an sdist of this tree unpacks to, made once per run of nox."""
     if "sdist" not in _made:
-        session.install("build>=1")
+        install(session, "sdist")
         shutil.rmtree(WORK, ignore_errors=True)
         session.run("python", "-m", "build", "--sdist", "--outdir", str(WORK))
         (archive,) = WORK.glob("*.tar.gz")
@@ -217,7 +325,11 @@ def as_in_dev(folder: Path, name: str) -> tuple[list[str], dict[str, str]]:
     }
     options = [f"--config-settings={key}={value}" for key, value in settings.items()]
     # CMake would take c++, scikit-build-core g++: the same compiler, but not to ccache.
-    return options, {"CCACHE_BASEDIR": str(folder), "CXX": os.environ.get("CXX", "c++")}
+    env = {"CCACHE_BASEDIR": str(folder), "CXX": os.environ.get("CXX", "c++")}
+    # What builds the wheel is installed by pip alone, which takes versions for that but no hashes.
+    if (LOCKS / "versions.txt").exists():
+        env["PIP_CONSTRAINT"] = env["PIP_BUILD_CONSTRAINT"] = str(LOCKS / "versions.txt")
+    return options, env
 
 
 def built_wheel(session: nox.Session) -> Path:

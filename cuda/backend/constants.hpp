@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <string_view>
 #include <unordered_map>
@@ -15,6 +14,7 @@
 
 #include "cuda/backend/device.hpp"
 #include "moesaic/backend.hpp"
+#include "moesaic/leaf_mutex.hpp"
 
 namespace moesaic::cuda {
 
@@ -39,12 +39,12 @@ class Constants {
   /// Device copies of pinned values, by host address. Handles of pin() share ownership, so they may
   /// outlive the backend.
   struct Pins {
-    std::mutex mutex;
+    LeafMutex mutex;
     std::map<std::pair<const std::byte*, std::size_t>, std::shared_ptr<void>> memory;
   };
   std::shared_ptr<const Gpu> gpu_;
   std::shared_ptr<Pins> pins_ = std::make_shared<Pins>();
-  mutable std::mutex mutex_;
+  mutable LeafMutex mutex_;
   mutable std::unordered_multimap<std::uint64_t, Entry> entries_;
 };
 

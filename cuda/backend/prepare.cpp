@@ -1,9 +1,11 @@
 #include "cuda/backend/prepare.hpp"
 
 #include <algorithm>
+#include <array>
 #include <utility>
 #include <vector>
 
+#include "base/first_error.hpp"
 #include "cuda/formats/pack.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/thread_pool.hpp"
@@ -51,11 +53,10 @@ class Packer {
   /// `other` null, or the role that shares the units.
   void pack(RoleWeights& weights, RoleWeights* other) {
     const WeightRef from = weights.ref;
-    const WeightRef* second = other != nullptr ? &other->ref : nullptr;
     WeightRef to = packed_ref(from, other != nullptr ? UnitHalf::First : UnitHalf::Alone);
     const Memory memory =
         allocate(gpu_, static_cast<std::size_t>(to.num_experts * to.expert_stride));
-    upload_experts(from, second, to, static_cast<std::byte*>(memory.get()));
+    upload_experts(weights, other, to, static_cast<std::byte*>(memory.get()));
     to.base = static_cast<const std::byte*>(memory.get());
 
     std::shared_ptr<const void> owner = memory;
@@ -77,33 +78,57 @@ class Packer {
 
  private:
   /// Some experts at a time: packed by all threads, then copied at once.
-  void upload_experts(const WeightRef& from, const WeightRef* second, const WeightRef& to,
+  void upload_experts(const RoleWeights& from, const RoleWeights* second, const WeightRef& to,
                       std::byte* device) {
     const int threads = options_.pool != nullptr ? options_.pool->threads() : 1;
     const std::int32_t batch = std::min(threads, to.num_experts);
     std::vector<std::byte> staging(static_cast<std::size_t>(batch * to.expert_stride));
+    std::vector<std::array<std::vector<std::byte>, 2>> read(static_cast<std::size_t>(threads));
+    FirstError errors;
     for (std::int32_t first = 0; first < to.num_experts; first += batch) {
       const std::int32_t count = std::min(batch, to.num_experts - first);
-      const auto pack_one = [&](std::int64_t i, int) {
-        pack_expert(from, second, first + static_cast<std::int32_t>(i),
-                    staging.data() + i * to.expert_stride);
+      const auto pack_one = [&](std::int64_t i, int thread) {
+        errors.during([&] {
+          const auto e = first + static_cast<std::int32_t>(i);
+          auto& [bytes, second_bytes] = read[static_cast<std::size_t>(thread)];
+          const WeightRef one = alone(from, e, bytes);
+          const WeightRef two = second != nullptr ? alone(*second, e, second_bytes) : WeightRef{};
+          pack_expert(one, second != nullptr ? &two : nullptr, from.read ? 0 : e,
+                      staging.data() + i * to.expert_stride);
+        });
       };
       if (options_.pool != nullptr) {
         options_.pool->parallel_for(count, pack_one);
       } else {
         for (std::int32_t i = 0; i < count; ++i) pack_one(i, 0);
       }
+      errors.rethrow();
       const std::int64_t bytes = count * to.expert_stride;
       gpu_->copy(device + first * to.expert_stride, staging.data(),
                  static_cast<std::size_t>(bytes));
-      done_ += count * (from.expert_bytes() + (second != nullptr ? second->expert_bytes() : 0));
+      done_ +=
+          count * (from.ref.expert_bytes() + (second != nullptr ? second->ref.expert_bytes() : 0));
       weights::report_progress(options_, done_, total_, "upload");
     }
+  }
+
+  /// The experts as they are, or, where they lie in a file, this one read into `bytes`.
+  static WeightRef alone(const RoleWeights& weights, std::int32_t e,
+                         std::vector<std::byte>& bytes) {
+    WeightRef one = weights.ref;
+    if (!weights.read) return one;
+    bytes.resize(static_cast<std::size_t>(one.rows * one.row_stride));
+    weights.read(one.expert(e), bytes);
+    one.base = bytes.data();
+    one.table = nullptr;
+    one.num_experts = 1;
+    return one;
   }
 
   void finish(RoleWeights& weights, const WeightRef& ref, std::shared_ptr<const void> owner) {
     weights.ref = ref;
     weights.owner = std::move(owner);
+    weights.read = nullptr;
     weights.device_bias = upload(gpu_, weights.bias);
     weights.device_scale = upload(gpu_, weights.scale);
   }

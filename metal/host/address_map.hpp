@@ -6,8 +6,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
-#include <mutex>
 #include <optional>
+
+#include "moesaic/leaf_mutex.hpp"
 
 namespace moesaic::metal {
 
@@ -32,7 +33,7 @@ class AddressMap {
     void* buffer;
     std::size_t offset;
   };
-  mutable std::mutex mutex_;
+  mutable LeafMutex mutex_;
   std::multimap<std::uintptr_t, Range> ranges_;  // by begin
 };
 

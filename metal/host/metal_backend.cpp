@@ -124,6 +124,11 @@ std::size_t MetalBackend::scratch_bytes(const ScratchQuery& query) const {
   return tile_scratch_bytes(query.shape.num_experts, query.num_pairs);
 }
 
+void MetalBackend::before_launches(Context&, const RouterConfig* router,
+                                   std::initializer_list<HostValues>, std::string_view) const {
+  if (router != nullptr) check_route(*router);
+}
+
 std::int64_t MetalBackend::route_scratch(const RouterRules&, std::int64_t num_tokens, int) const {
   return num_tokens;  // a flag per row
 }

@@ -33,6 +33,9 @@ class MetalBackend final : public Backend {
   std::shared_ptr<const void> pin(HostValues values) const override;
   void prepare(ExpertStack::Parts& parts, const LoadOptions& options) const override;
   std::size_t scratch_bytes(const ScratchQuery& query) const override;
+  void before_launches(Context& context, const RouterConfig* router,
+                       std::initializer_list<HostValues> values,
+                       std::string_view operation) const override;
   std::int64_t route_scratch(const RouterRules& router, std::int64_t num_tokens,
                              int threads) const override;
   void check_ids(Context& context, const RoutingView& routing, std::int32_t num_experts,

@@ -4,11 +4,11 @@
 /// by the driver at first use.
 
 #include <map>
-#include <mutex>
 #include <utility>
 
 #include "metal/dispatch_shape.hpp"
 #include "metal/host/metal_cpp.hpp"
+#include "moesaic/leaf_mutex.hpp"
 
 namespace moesaic::metal {
 
@@ -24,7 +24,7 @@ class Pipelines {
   NS::SharedPtr<MTL::ComputePipelineState> compile(Kernel kernel, const Constants& constants);
 
   MTL::Device* device_;
-  std::mutex mutex_;
+  LeafMutex mutex_;
   NS::SharedPtr<MTL::Library> library_;
   std::map<std::pair<Kernel, Constants>, NS::SharedPtr<MTL::ComputePipelineState>> pipelines_;
 };

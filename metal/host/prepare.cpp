@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <span>
 #include <string>
 
 #include "metal/dispatch_shape.hpp"
@@ -53,12 +54,18 @@ void copy_role(const Backend& backend, RoleWeights& weights) {
                                      [&backend, bytes](void* p) { backend.deallocate(p, bytes); });
   auto* const to = static_cast<std::byte*>(memory.get());
   for (std::int32_t e = 0; e < ref.num_experts; ++e) {
-    std::memcpy(to + e * expert_bytes, ref.expert(e), static_cast<std::size_t>(expert_bytes));
+    const std::span out(to + e * expert_bytes, static_cast<std::size_t>(expert_bytes));
+    if (weights.read) {
+      weights.read(ref.expert(e), out);
+    } else {
+      std::memcpy(out.data(), ref.expert(e), out.size());
+    }
   }
   ref.base = to;
   ref.table = nullptr;
   ref.expert_stride = expert_bytes;
   weights.owner = memory;
+  weights.read = nullptr;
 }
 
 void hold_role(const Backend& backend, Memory& memory, ExpertStack::Parts& parts,

@@ -53,10 +53,10 @@ void Queue::submit() {
   found->second.encoder->endEncoding();
   found->second.commands->commit();
   // What is done and went well needs no wait.
-  std::erase_if(submitted_, [](const NS::SharedPtr<MTL::CommandBuffer>& commands) {
-    return commands->status() == MTL::CommandBufferStatusCompleted;
+  std::erase_if(submitted_, [](const Submitted& one) {
+    return one.commands->status() == MTL::CommandBufferStatusCompleted;
   });
-  submitted_.push_back(found->second.commands);
+  submitted_.push_back({found->first, found->second.commands});
   recordings_.erase(found);
 }
 
@@ -70,16 +70,27 @@ void Queue::abandon() noexcept {
 
 void Queue::wait() {
   submit();
-  std::vector<NS::SharedPtr<MTL::CommandBuffer>> waiting;
+  std::vector<Submitted> waiting;
   {
     const std::lock_guard lock(mutex_);
-    waiting.swap(submitted_);
+    waiting = submitted_;
   }
-  for (const auto& commands : waiting) commands->waitUntilCompleted();
+  for (const Submitted& one : waiting) one.commands->waitUntilCompleted();
+  NS::SharedPtr<MTL::CommandBuffer> failed;
+  {
+    const std::lock_guard lock(mutex_);
+    std::erase_if(submitted_, [&](const Submitted& one) {
+      const auto status = one.commands->status();
+      if (status == MTL::CommandBufferStatusCompleted) return true;
+      if (status != MTL::CommandBufferStatusError || one.by != std::this_thread::get_id()) {
+        return false;
+      }
+      if (!failed) failed = one.commands;
+      return true;
+    });
+  }
   const AutoreleaseScope scope;
-  for (const auto& commands : waiting) {
-    if (commands->status() == MTL::CommandBufferStatusError) throw_command_error(commands->error());
-  }
+  if (failed) throw_command_error(failed->error());
 }
 
 }  // namespace moesaic::metal

@@ -5,7 +5,6 @@
 
 #include <cstddef>
 #include <map>
-#include <mutex>
 #include <span>
 #include <thread>
 #include <vector>
@@ -13,6 +12,7 @@
 #include "metal/dispatch_shape.hpp"
 #include "metal/host/memory.hpp"
 #include "metal/host/pipelines.hpp"
+#include "moesaic/leaf_mutex.hpp"
 
 namespace moesaic::metal {
 
@@ -29,7 +29,8 @@ class Queue {
   void submit();
   /// Forgets the calling thread's recording.
   void abandon() noexcept;
-  /// Submits, waits for everything submitted, and throws the first error that occurred.
+  /// Submits, waits for everything submitted, and throws the first error of what the calling thread
+  /// submitted since it last waited: those of other threads wait for them.
   void wait();
 
  private:
@@ -40,9 +41,13 @@ class Queue {
   Recording& recording();
 
   NS::SharedPtr<MTL::CommandQueue> queue_;
-  std::mutex mutex_;
+  LeafMutex mutex_;
   std::map<std::thread::id, Recording> recordings_;
-  std::vector<NS::SharedPtr<MTL::CommandBuffer>> submitted_;
+  struct Submitted {
+    std::thread::id by;
+    NS::SharedPtr<MTL::CommandBuffer> commands;
+  };
+  std::vector<Submitted> submitted_;
 };
 
 }  // namespace moesaic::metal

@@ -9,9 +9,9 @@
 #include <utility>
 #include <vector>
 
-#include "base/fork.hpp"
 #include "bindings.hpp"
 #include "moesaic/context.hpp"
+#include "moesaic/leaf_mutex.hpp"
 #include "moesaic/workspace.hpp"
 
 namespace moesaic::python {

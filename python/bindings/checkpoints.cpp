@@ -10,6 +10,7 @@
 #include "layer.hpp"
 #include "load.hpp"
 #include "moesaic/marlin_stack.hpp"
+#include "text.hpp"
 #include "values.hpp"
 #include "weights/builder.hpp"
 
@@ -23,7 +24,7 @@ using Stack = std::shared_ptr<ExpertStack>;
 using weights::Builder;
 
 /// (type name, source, decision, reason), as StackBuilder takes a role.
-using RoleArgument = std::tuple<std::string, std::string, std::string, std::string>;
+using RoleArgument = std::tuple<std::string, Text, Text, Text>;
 
 Builder::RoleSpec role_spec(const RoleArgument& argument) {
   const auto& [type_text, source, decision, reason] = argument;
@@ -32,7 +33,8 @@ Builder::RoleSpec role_spec(const RoleArgument& argument) {
     return Problem{
         "StackBuilder", "type", "a ggml type name such as Q4_K", "'" + type_text + "'", {}};
   });
-  return {.type = *type, .source = source, .decision = decision, .reason = reason};
+  return {
+      .type = *type, .source = source.bytes, .decision = decision.bytes, .reason = reason.bytes};
 }
 
 std::unique_ptr<Builder> make_stack_builder(std::int32_t num_experts, std::int64_t hidden_size,
@@ -59,7 +61,7 @@ void add_expert(Builder& builder, const std::string& role_name, std::int32_t exp
   const std::span bytes(
       static_cast<const std::byte*>(ref.view.data),
       static_cast<std::size_t>(ref.view.num_elements()) * size_of(ref.view.dtype));
-  const ReleasedGil release;
+  const InterruptibleRelease release;
   builder.add(role, expert, bytes, scale, values);
 }
 
@@ -84,8 +86,8 @@ Stack finish(Loading& loading, const char* operation, const py::handle& gathered
 
 /// What Python calls after each matrix, with a name and the bytes done and to do.
 py::cpp_function step_of(Loading& loading) {
-  return {[&loading](const std::string& name, std::int64_t done, std::int64_t total) {
-    loading.step({done, total, name});
+  return {[&loading](const Text& name, std::int64_t done, std::int64_t total) {
+    loading.step({done, total, name.bytes});
   }};
 }
 

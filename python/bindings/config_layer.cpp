@@ -1,6 +1,7 @@
 #include "config.hpp"
 #include "config_fields.hpp"
 #include "gguf.hpp"
+#include "text.hpp"
 
 namespace moesaic::python {
 namespace {
@@ -23,7 +24,7 @@ py::dict to_dict(const MoeConfig& c) {
   d["router_input"] = name_of(c.router_input);
   d["norm_eps"] = c.norm_eps;
   d["vocab_size"] = c.vocab_size;
-  d["architecture"] = c.architecture;
+  d["architecture"] = text_to_python(c.architecture);
   d["layer"] = c.layer;
   return d;
 }
@@ -39,8 +40,7 @@ void bind_moe_config(py::module_& m) {
                        std::int64_t shared_intermediate_size, const py::object& shared_activation,
                        float shared_scale, std::int64_t latent_size, bool latent_norm,
                        bool input_norm, const std::string& router_input, float norm_eps,
-                       std::int64_t vocab_size, const std::string& architecture,
-                       std::int32_t layer) {
+                       std::int64_t vocab_size, const Text& architecture, std::int32_t layer) {
              constexpr const char* kOperation = "MoeConfig";
              MoeConfig c;
              c.hidden_size = hidden_size;
@@ -62,7 +62,7 @@ void bind_moe_config(py::module_& m) {
              c.router_input = parse_name<RouterInput>(router_input, kOperation, "router_input");
              c.norm_eps = norm_eps;
              c.vocab_size = vocab_size;
-             c.architecture = architecture;
+             c.architecture = architecture.bytes;
              c.layer = layer;
              return c;
            }),

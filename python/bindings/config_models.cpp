@@ -3,6 +3,7 @@
 #include "config.hpp"
 #include "gguf.hpp"
 #include "model/model.hpp"
+#include "text.hpp"
 
 namespace moesaic::python {
 namespace {
@@ -63,8 +64,8 @@ std::optional<E> optional_name(const std::optional<std::string>& text, const cha
   return parse_name<E>(*text, "model_config", what);
 }
 
-MoeConfig model_config(const std::string& model, const std::string& architecture,
-                       std::int32_t layer, std::int64_t hidden_size, std::int64_t intermediate_size,
+MoeConfig model_config(const std::string& model, const Text& architecture, std::int32_t layer,
+                       std::int64_t hidden_size, std::int64_t intermediate_size,
                        std::int32_t num_experts, std::int32_t top_k,
                        const std::optional<std::string>& score, std::optional<bool> renormalize,
                        std::optional<double> guard_eps, double scale, std::int32_t num_groups,
@@ -74,7 +75,7 @@ MoeConfig model_config(const std::string& model, const std::string& architecture
                        std::int64_t shared_intermediate_size, std::optional<bool> averaged,
                        std::int64_t latent_size, double norm_eps) {
   LayerValues values;
-  values.architecture = architecture;
+  values.architecture = architecture.bytes;
   values.layer = layer;
   values.hidden_size = hidden_size;
   values.intermediate_size = intermediate_size;

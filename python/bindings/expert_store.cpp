@@ -20,7 +20,7 @@ Store store_from_gguf(const py::object& source, std::optional<std::int64_t> memo
                       std::int32_t staging, std::int32_t io_threads, std::int32_t read_ahead) {
   const auto file = gguf_file(source, "MoeExpertStore.from_gguf");
   const StoreOptions options{memory_limit, staging, io_threads, read_ahead};
-  const ReleasedGil release;
+  const InterruptibleRelease release;
   return MoeExpertStore::from_gguf(file, options);
 }
 
@@ -47,7 +47,7 @@ Store from_arrays(const std::vector<std::tuple<py::object, py::object, py::objec
     view.up = import(up, "up");
     view.down = import(down, "down");
   }
-  const ReleasedGil release;
+  const InterruptibleRelease release;
   return MoeExpertStore::from_arrays(views);
 }
 
@@ -68,7 +68,7 @@ std::vector<RefreshResult> refresh_pools(MoeExpertStore& store, const Pools& poo
 
 std::int64_t apply_pools(MoeExpertStore& store, const Pools& pools) {
   Call call;
-  const ReleasedGil release;
+  const InterruptibleRelease release;
   return store.apply(call.context, pools);
 }
 

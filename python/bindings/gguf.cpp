@@ -113,13 +113,16 @@ std::string quant_of(const GgufTensor& tensor) {
 }
 
 py::array data_of(const TensorObject& self) {
-  GgufBytes bytes = self.file->bytes(*self.tensor);
+  GgufBytes bytes = [&] {
+    const InterruptibleRelease release;  // a file without a mapping is read here
+    return self.file->bytes(*self.tensor);
+  }();
   return numpy_view(DType::U8, {static_cast<std::int64_t>(bytes.bytes.size())}, bytes.bytes.data(),
                     std::move(bytes.owner));
 }
 
 File open_file(const std::filesystem::path& path, bool mmap) {
-  const ReleasedGil release;
+  const InterruptibleRelease release;
   return GgufFile::open(path, GgufFile::Options{mmap});
 }
 

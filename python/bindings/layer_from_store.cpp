@@ -31,7 +31,7 @@ LayerObject layer_from_store(const Store& store, std::int32_t i,
   const auto load_all = [&] {
     if (pool) return;
     Call call;
-    const ReleasedGil release;
+    const InterruptibleRelease release;
     store->apply(call.context, i, used);
   };
   Loading loading(kOperation, device, "auto", std::nullopt, py::none());

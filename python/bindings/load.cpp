@@ -5,6 +5,7 @@
 #include "calls.hpp"
 #include "gil.hpp"
 #include "logging.hpp"
+#include "text.hpp"
 
 namespace moesaic::python {
 namespace {
@@ -82,10 +83,10 @@ void bind_load(py::module_& m) {
   py::class_<Progress>(m, "Progress", py::is_final())
       .def_readonly("done_bytes", &Progress::done_bytes)
       .def_readonly("total_bytes", &Progress::total_bytes)
-      .def_readonly("what", &Progress::what)
+      .def_property_readonly("what", [](const Progress& p) { return text_to_python(p.what); })
       .def("__repr__", [](const Progress& p) {
-        return "moesaic.Progress(" + std::to_string(p.done_bytes) + " of " +
-               std::to_string(p.total_bytes) + " bytes, " + p.what + ")";
+        return message_to_python("moesaic.Progress(" + std::to_string(p.done_bytes) + " of " +
+                                 std::to_string(p.total_bytes) + " bytes, " + p.what + ")");
       });
   py::class_<RoleReport>(m, "RoleReport", py::is_final())
       .def_property_readonly("role", [](const RoleReport& r) { return name_of(r.role); })
@@ -93,16 +94,18 @@ void bind_load(py::module_& m) {
                              [](const RoleReport& r) { return std::string(traits(r.stored).name); })
       .def_property_readonly("kept",
                              [](const RoleReport& r) { return std::string(traits(r.kept).name); })
-      .def_readonly("source", &RoleReport::source)
-      .def_readonly("decision", &RoleReport::decision)
-      .def_readonly("reason", &RoleReport::reason)
+      .def_property_readonly("source", [](const RoleReport& r) { return text_to_python(r.source); })
+      .def_property_readonly("decision",
+                             [](const RoleReport& r) { return text_to_python(r.decision); })
+      .def_property_readonly("reason", [](const RoleReport& r) { return text_to_python(r.reason); })
       .def_readonly("nbytes", &RoleReport::bytes)
-      .def("__repr__",
-           [](const RoleReport& r) { return "moesaic.RoleReport(" + line_of(r) + ")"; });
+      .def("__repr__", [](const RoleReport& r) {
+        return message_to_python("moesaic.RoleReport(" + line_of(r) + ")");
+      });
   py::class_<LoadReport>(m, "LoadReport", py::is_final())
       .def_readonly("roles", &LoadReport::roles)
       .def_readonly("seconds", &LoadReport::seconds)
-      .def("__str__", &report_text)
+      .def("__str__", [](const LoadReport& r) { return message_to_python(report_text(r)); })
       .def("__repr__", [](const LoadReport& r) {
         return "moesaic.LoadReport(" + std::to_string(r.roles.size()) + " roles)";
       });

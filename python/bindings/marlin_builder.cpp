@@ -5,6 +5,7 @@
 #include "calls.hpp"
 #include "gil.hpp"
 #include "marlin.hpp"
+#include "text.hpp"
 
 namespace moesaic::python {
 namespace {
@@ -32,11 +33,11 @@ std::unique_ptr<Builder> make_marlin_builder(std::int32_t num_experts, std::int6
 
 void add_part(Builder& builder, std::int32_t expert, std::int64_t first_col,
               const py::object& qweight, const py::object& scales, const py::object& qzeros,
-              const std::string& name) {
+              const Text& name) {
   const TensorRefs refs("MarlinStackBuilder.add", qweight, scales, qzeros, py::none());
   const auto pool = shared_pool(current_tuning());
-  const ReleasedGil release;
-  builder.add(expert, first_col, refs.tensors, name, pool.get());
+  const InterruptibleRelease release;
+  builder.add(expert, first_col, refs.tensors, name.bytes, pool.get());
 }
 
 }  // namespace

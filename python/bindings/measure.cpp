@@ -25,7 +25,7 @@ struct Free {
 };
 
 double bandwidth(int threads) {
-  const ReleasedGil release;
+  const InterruptibleRelease release;
   const std::unique_ptr<std::byte, Free> buffer(
       static_cast<std::byte*>(::operator new(kBufferBytes, kHugePage)));
 #if defined(__linux__)
@@ -36,7 +36,7 @@ double bandwidth(int threads) {
 }
 
 double dot_peak(int threads) {
-  const ReleasedGil release;
+  const InterruptibleRelease release;
   return 1e-9 * measure_dot_peak(*ThreadPool::shared(threads));
 }
 

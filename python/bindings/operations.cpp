@@ -60,7 +60,7 @@ class Operation {
     if (routing != nullptr) held.emplace(*routing, target_, x_, call.context, operation_);
     Result result(x_, in_, DType::F32, shape, out, operation_, false, target_);
     {
-      const ReleasedGil release;
+      const InterruptibleRelease release;
       run(call.context, in_.read(), held ? held->view() : RoutingView{}, result.view());
     }
     return result.finish();

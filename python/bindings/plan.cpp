@@ -18,14 +18,16 @@ py::array view_of(std::span<const std::int32_t> values, const std::shared_ptr<Ow
 
 PlanObject build(const RoutingObject& routing, std::int32_t num_experts) {
   const auto held = host_routing(routing, "BucketPlan.build");
-  const ReleasedGil release;
+  const InterruptibleRelease release;
   return {std::make_shared<BucketPlan>(BucketPlan::build(*held, num_experts))};
 }
 
 void rebuild(PlanObject& plan, const RoutingObject& routing) {
   const auto held = host_routing(routing, "BucketPlan.rebuild");
-  // A call on another thread or an array may use the old plan.
-  if (plan.value.use_count() > 1) {
+  // A call on another thread or an array may use the old plan. And a long call gives the GIL away,
+  // so that others may look at the plan meanwhile.
+  constexpr std::int64_t kLong = std::int64_t{1} << 20;
+  if (plan.value.use_count() > 1 || held->view().num_pairs() > kLong) {
     plan = build(routing, plan.value->num_experts());
     return;
   }
@@ -104,7 +106,7 @@ void bind_plan(py::module_& m) {
          const std::string& row_space) {
         const auto space = parse_name<RowSpace>(row_space, "align_block_size", "row_space");
         const auto held = host_routing(routing, "align_block_size");
-        const ReleasedGil release;
+        const InterruptibleRelease release;
         return std::make_shared<AlignedRouting>(
             AlignedRouting::build(*held, num_experts, block_size, space));
       },

@@ -120,7 +120,7 @@ py::object route_logits(const py::object& logits, const std::optional<RouterConf
   const auto profiler = current_profiler();
   RouteStats stats;
   {
-    const ReleasedGil release;
+    const InterruptibleRelease release;
     const ScopedZone zone(profiler.get(), Zone::Route);
     stats = route(in.read(), config, target);
   }

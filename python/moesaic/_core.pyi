@@ -1737,7 +1737,7 @@ class ExpertStack:
             'cpu', 'cuda:0' or 'metal'.
         layout : str
             'auto' takes what the backend runs fastest; 'file' keeps the stored bytes without a
-            copy.
+            copy: the process ends with SIGBUS when such a file is truncated while it is used.
         progress : callable or bool, optional
             Called with a ``Progress``; may return False to stop. True shows a tqdm bar.
 
@@ -1748,7 +1748,7 @@ class ExpertStack:
         Raises
         ------
         FormatError
-            Missing or inconsistent tensors.
+            Missing or inconsistent tensors, or a file that became shorter.
         UnsupportedError
             A weight type without a decoder or kernels.
         DeviceError
@@ -2595,7 +2595,7 @@ class MoeLayer:
             'cpu', 'cuda:0' or 'metal'; ``backends`` lists those that are here.
         layout : str
             'auto' takes what the backend runs fastest; 'file' keeps the stored bytes without a
-            copy.
+            copy: the process ends with SIGBUS when such a file is truncated while it is used.
         precision : str
             Default of calls: 'auto', 'exact' or 'fast'.
         progress : callable or bool, optional
@@ -3534,7 +3534,8 @@ class MoeExpertStore:
     """The experts of all MoE layers of a model, in slow memory.
 
     That is a mapped file or, under a memory limit, a file that is read with several requests in
-    flight. Thread safe; not for use in a forked child.
+    flight. Thread safe. A mapped file must not be truncated meanwhile (SIGBUS); one that is read
+    is not for use in a forked child.
 
     Examples
     --------

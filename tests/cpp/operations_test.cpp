@@ -268,5 +268,70 @@ TEST_F(Operations, Errors) {
   EXPECT_TRUE(std::all_of(out.begin(), out.end(), [](float v) { return std::isnan(v); }));
 }
 
+/// A device that fails behind the launches.
+class FailingBackend : public FakeBackend {
+ public:
+  void synchronize(Context&) const override {
+    if (fails) throw DeviceError("the device failed");
+  }
+  void submit(Context& context) const override { synchronize(context); }
+  /// So that the operations take copies of what the host has, which they wait for.
+  DeviceType device_type() const override { return DeviceType::Cuda; }
+  Device device() const override { return Device{}; }
+  bool fails = true;
+};
+
+// What a device reports when a call waits for it is the error of that call, also where the wait is
+// one that ends the memory of the call, or the zone of a profiler.
+TEST_F(Operations, ErrorsOfTheDeviceReachTheCaller) {
+  FailingBackend device;
+  Context context(device, {}, ThreadPool::shared(1));
+  const std::int64_t hidden = kShape.hidden, intermediate = kShape.intermediate;
+  Floats rows = random_values(pairs * hidden, 7), out = poisoned(kShape.tokens * hidden);
+  Floats wide = random_values(pairs * 2 * intermediate, 8), half = poisoned(pairs * intermediate);
+  const auto gather = [&] {
+    gather_rows(context, rows_of(x, hidden), plan, rows_of(rows, hidden));
+  };
+  const auto sum = [&] {
+    combine(context, rows_of(std::as_const(rows), hidden), plan, routing, rows_of(out, hidden));
+  };
+  const auto weighted = [&] {
+    weighted_sum(context, rows_of(std::as_const(rows), hidden), routing, rows_of(out, hidden));
+  };
+  const auto activate = [&] {
+    silu_mul(context, rows_of(std::as_const(wide), 2 * intermediate), rows_of(half, intermediate));
+  };
+  for (const bool measured : {false, true}) {
+    Profiler profiler(false, true);
+    context.attach(measured ? &profiler : nullptr);
+    device.fails = true;
+    EXPECT_THROW(gather(), DeviceError);
+    EXPECT_THROW(sum(), DeviceError);
+    EXPECT_THROW(weighted(), DeviceError);
+    EXPECT_THROW(activate(), DeviceError);
+    device.fails = false;
+    EXPECT_NO_THROW(gather());
+    EXPECT_NO_THROW(sum());
+    EXPECT_NO_THROW(weighted());
+    EXPECT_NO_THROW(activate());
+  }
+  EXPECT_EQ(device.live_bytes.load(), 0);
+}
+
+TEST_F(Operations, AnErrorThatAZoneSawIsThatOfItsCall) {
+  FailingBackend device;
+  device.fails = false;
+  Context context(device, {}, ThreadPool::shared(1));
+  Profiler profiler(false, true);
+  context.attach(&profiler);
+  device.fails = true;
+  {
+    const ScopedZone zone(context, Zone::Route);
+  }
+  device.fails = false;
+  EXPECT_THROW(context.throw_kept_error(), DeviceError);
+  EXPECT_NO_THROW(context.throw_kept_error());
+}
+
 }  // namespace
 }  // namespace moesaic::testing

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 PRELUDE = """
-import gc, os, sys, tempfile, threading, time
+import contextvars, gc, os, sys, tempfile, threading, time
 import numpy as np
 import moesaic as mo
 path = os.path.join(tempfile.mkdtemp(), "small.gguf")
@@ -17,11 +17,25 @@ x = np.ones((64, 256), np.float32)
 disk = mo.MoeExpertStore.from_gguf(file, memory_limit=1 << 30)
 pooled = mo.MoeLayer.from_store(disk, 0, mo.ExpertPool(8, 4))
 want, cold = layer(x), pooled(x)
+mapped = mo.MoeExpertStore.from_gguf(file)
+pool = mo.ExpertPool(8, 2)
+staged = mo.MoeLayer.from_store(mapped, 0, pool, on_miss="stage")
+hot = staged(x[:1])
+with mo.profile("counters") as profile:
+    collecting = contextvars.copy_context()
+def move():
+    pool.refresh_from_indices([time.monotonic_ns() % 8])
+    mapped.apply([pool])
+def look():
+    profile.zones, pool.stats, pool.usage, pool.slot_map, mapped.slot_map(0), mapped.memory()
+def touch():
+    [tensor.data for tensor in file.tensors.values()]
 def busy(call):
     while True:
         call()
-for call in (lambda: layer(x), lambda: layer(x[:1]), mo.trim, mo.backends):
-    threading.Thread(target=busy, args=(call,), daemon=True).start()
+for call in (lambda: layer(x), lambda: layer(x[:1]), mo.trim, mo.backends, lambda: pooled(x),
+             lambda: staged(x[:1]), move, look, touch):
+    threading.Thread(target=collecting.copy().run, args=(busy, call), daemon=True).start()
 time.sleep(0.1)
 for _ in range(5):
     child = os.fork()
@@ -44,8 +58,25 @@ os._exit(0)
 
 IN_THE_CHILD = {
     "exit": "pass",
-    "drop": "del disk, pooled, layer, file; gc.collect()",
+    "drop": """
+del disk, pooled, layer, file, mapped, staged, pool, profile, collecting
+gc.collect()
+""",
     "use": "assert np.array_equal(layer(x), want); assert mo.GgufFile(path).moe_layers",
+    "pool": """
+for _ in range(20):
+    pool.refresh_from_indices([3, 3, 5]), pool.observe([0]), pool.stats, pool.scores
+assert pool.refresh().promotions == [] and pool.residents.size == 2  # nobody pins experts here
+""",
+    "mapped": """
+for _ in range(20):
+    move()
+    assert np.array_equal(staged(x[:1]), hot)
+mapped.slot_map(0), mapped.memory(), mapped.pools()
+assert np.array_equal(mo.MoeLayer.from_store(mapped, 0, pool)(x[:1]), hot)
+""",
+    "file": "touch(); del layer, staged, pooled, disk, mapped; gc.collect(); file.closed",
+    "profile": "profile.zones, profile.counters, profile.chrome_trace(); profile.reset()",
     "trim": "mo.trim(); mo.backends(); layer(x)",
     "stats": "disk.io_stats(); disk.memory()",
     "disk": """

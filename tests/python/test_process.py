@@ -1,9 +1,11 @@
 """Calls and the life of a process: its end, its signals, its floating-point state."""
 
 import ctypes
+import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,6 +111,43 @@ LONG = {
         "np.tile(coded, (200, 1))",
         "mo.testing.dequantize(made, 'Q4_K', (512 * 200, 4096))",
     ),
+    "moe_forward": (
+        "np.ones((100000, 256), np.float32), mo.route(np.ones((100000, 8), np.float32), top_k=3)",
+        "mo.moe_forward(made[0], None, layer.stack, routing=made[1])",
+    ),
+    "route": ("np.ones((1000000, 8), np.float32)", "mo.route(made, top_k=3)"),
+    "silu_mul": ("np.ones((10000, 1024), np.float32)", "mo.silu_mul(made)"),
+    "gather_rows": (
+        "np.ones((4096, 512), np.float32)",
+        "mo.gather_rows(made, mo.BucketPlan.build(routing, 8))",
+    ),
+    "combine": (
+        "np.ones((4096 * 3, 512), np.float32), mo.BucketPlan.build(routing, 8)",
+        "mo.combine(*made, routing)",
+    ),
+    "weighted_sum": ("np.ones((4096 * 3, 512), np.float32)", "mo.weighted_sum(made, routing)"),
+    "plan": (
+        "mo.route(np.ones((1000000, 8), np.float32), top_k=3)",
+        "mo.BucketPlan.build(made, 8)",
+    ),
+    "rebuild": (
+        "mo.route(np.ones((1000000, 8), np.float32), top_k=3), mo.BucketPlan.build(one, 8)",
+        "made[1].rebuild(made[0])",
+    ),
+    "align": (
+        "mo.route(np.ones((1000000, 8), np.float32), top_k=3)",
+        "mo.align_block_size(made, 8, 16)",
+    ),
+    "gemm": (
+        "np.ones((100000, 256), np.float32), mo.BucketPlan.build("
+        "mo.route(np.ones((100000, 8), np.float32), top_k=3), 8)",
+        "layer.stack.gemm_up(*made)",
+    ),
+    "apply": (
+        "[mo.ExpertPool(8, 4)]",
+        "(made[0].apply_target(np.random.permutation(8)[:4]), store.apply(made))",
+    ),
+    "data": ("mo.GgufFile(path, mmap=False)", "[t.data for t in made.tensors.values()]"),
     "load": (
         "[np.ones((32, 2048, 2048), np.float32)] * 3",
         "mo.ExpertStack.from_dense_stacks(*made)",
@@ -139,6 +178,26 @@ layer(x)
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert float(done.stdout) < 0.2 * SLACK
+
+
+# Releases of the GIL that no signal ends, with what ends them soon.
+SHORT = {
+    "gil.hpp": "what the others are made of",
+    "workspace.cpp": "gives memory back",
+    "expert_store.cpp": "looks at what forwards hold",
+}
+
+
+def test_every_long_call_can_be_interrupted():
+    bindings = Path(__file__).parents[2] / "python" / "bindings"
+    if not bindings.is_dir():
+        pytest.skip("not in a checkout")
+    found = {
+        path.name
+        for path in bindings.glob("*.[ch]pp")
+        if re.search(r"const ReleasedGil \w+;|ReleasedGil \w+_;", path.read_text())
+    }
+    assert found == set(SHORT)
 
 
 def test_a_handler_that_does_not_raise_ends_nothing():

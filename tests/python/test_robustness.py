@@ -1,15 +1,18 @@
 """Misuse: each is one clear exception, nothing crashes, and everything stays usable."""
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from files import write_small
 from values import normal
 
 import moesaic as mo
@@ -201,6 +204,76 @@ def test_a_deleted_file(small, layer, x, tmp_path):
     np.testing.assert_array_equal(mapped(x), want)
 
 
+def cut(path: Path) -> None:
+    """Takes the last tensors away from a file, whoever has it open."""
+    os.truncate(path, path.stat().st_size // 3)
+
+
+LOADS = {
+    "layer": lambda file, **given: mo.MoeLayer.from_gguf(file, 1, **given),
+    "stack": lambda file, **given: mo.ExpertStack.load_from_gguf(file, 1, **given),
+    "decoded": lambda file, **given: mo.MoeLayer.from_gguf(file, 1, dequantize="f16", **given),
+}
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+@pytest.mark.parametrize("load", LOADS)
+def test_files_that_are_cut_before_a_load(tmp_path, load, mmap):
+    write_small(tmp_path / "cut.gguf", layers=2)
+    with mo.GgufFile(tmp_path / "cut.gguf", mmap=mmap) as file:
+        cut(tmp_path / "cut.gguf")
+        with pytest.raises(mo.FormatError, match=r"cut\.gguf.*became shorter"):
+            LOADS[load](file)
+
+
+@pytest.mark.parametrize("load", LOADS)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_files_that_are_cut_during_a_load(tmp_path, load, threads):
+    write_small(tmp_path / "cut.gguf", layers=2)
+    with mo.tuning(threads=threads), mo.GgufFile(tmp_path / "cut.gguf") as file:
+        with pytest.raises(mo.FormatError, match=r"cut\.gguf.*became shorter"):
+            LOADS[load](file, progress=lambda p: cut(tmp_path / "cut.gguf"))
+        assert mo.MoeConfig.from_gguf(file, 0).num_experts == 8
+
+
+def test_stores_of_files_that_are_cut(tmp_path):
+    write_small(tmp_path / "cut.gguf", layers=2)
+    file = mo.GgufFile(tmp_path / "cut.gguf")
+    store = mo.MoeExpertStore.from_gguf(file, memory_limit=1 << 30)
+    layer = mo.MoeLayer.from_store(store, 1, mo.ExpertPool(8, 4))
+    cut(tmp_path / "cut.gguf")
+    for call in (
+        lambda: mo.MoeLayer.from_store(store, 1),
+        lambda: layer(np.ones((4, 256), np.float32)),
+        lambda: store.apply([mo.ExpertPool(8, 4), mo.ExpertPool(8, 8)]),
+    ):
+        with pytest.raises(mo.FormatError, match="became shorter"):
+            call()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the signal is that of Linux")
+def test_a_mapping_that_is_used_must_not_be_cut(tmp_path):
+    # No library can turn this into an error; layout="auto" and memory_limit read instead.
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import os, sys, numpy as np, moesaic as mo\n"
+            "mo.testing.write_moe_gguf(sys.argv[1], num_experts=8, top_k=3, hidden=256,"
+            " intermediate=512)\n"
+            "layer = mo.MoeLayer.from_gguf(mo.GgufFile(sys.argv[1]), 0, layout='file')\n"
+            "layer(np.ones((4, 256), np.float32))\n"
+            "os.truncate(sys.argv[1], 4096)\n"
+            "layer(np.ones((4, 256), np.float32))\n",
+            str(tmp_path / "cut.gguf"),
+        ],
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGBUS
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_forks_while_other_threads_run(layer, x):
     want, done = layer(x), threading.Event()
@@ -347,3 +420,164 @@ def test_products_of_sizes_that_wrap(shape, layout):
 def test_sizes_that_wrap_are_shape_errors(make):
     with pytest.raises(mo.ShapeError):
         make()
+
+
+HUGE = [2**31 - 1, 2**31, 2**40, 2**62, 2**63 - 1]
+EMPTY = np.zeros(0, np.uint8)
+
+
+def limited(n: int) -> int:
+    return min(n, 2**31 - 1)
+
+
+# Every argument that is a size, as a function of it.
+SIZES = {
+    "from_encoded, E": lambda n: mo.ExpertStack.from_encoded(
+        None, (EMPTY, "F32", (n, 64, 64)), (EMPTY, "F32", (n, 64, 64))
+    ),
+    "from_encoded, rows": lambda n: mo.ExpertStack.from_encoded(
+        None, (EMPTY, "Q4_K", (2, n, 256)), (EMPTY, "Q4_K", (2, n, 256))
+    ),
+    "from_encoded, cols": lambda n: mo.ExpertStack.from_encoded(
+        None, (EMPTY, "F32", (2, 64, n)), (EMPTY, "F32", (2, 64, n))
+    ),
+    "StackBuilder, E": lambda n: mo._core.StackBuilder(
+        limited(n), 2**20, 2**20, gate=None, up=SPEC, down=SPEC
+    ),
+    "StackBuilder, H": lambda n: mo._core.StackBuilder(2, n, 64, gate=SPEC, up=SPEC, down=SPEC),
+    "StackBuilder, I": lambda n: mo._core.StackBuilder(2, 64, n, gate=SPEC, up=SPEC, down=SPEC),
+    "StackBuilder.add": lambda n: mo._core.StackBuilder(
+        1, 32, 32, gate=None, up=SPEC, down=SPEC
+    ).add("up", limited(n), np.zeros((32, 32), np.float32)),
+    "MarlinStackBuilder, E": lambda n: mo._core.MarlinStackBuilder(
+        limited(n), 2**20, 2**20, 128, "gptq"
+    ),
+    "MarlinStackBuilder, K": lambda n: mo._core.MarlinStackBuilder(2, n, 64, 128, "gptq"),
+    "MarlinStackBuilder, N": lambda n: mo._core.MarlinStackBuilder(2, 128, n, 128, "gptq"),
+    "MarlinStackBuilder, group": lambda n: mo._core.MarlinStackBuilder(2, 2**62, 64, n, "gptq"),
+    "from_gptq, group_size": lambda n: mo.MarlinExpertStack.from_gptq(
+        np.zeros((1, 16, 64), np.int32), np.ones((1, 1, 64), np.float16), group_size=n
+    ).make_expert_linear(0, 0, n),
+    "Workspace": mo.Workspace,
+    "Workspace.for_stack": lambda n: mo.Workspace.for_stack(marlin_experts(), limited(n), n),
+    "asarray": lambda n: mo.asarray(Producer((1, 0), wide_capsule(n))),
+    "dequantize, rows": lambda n: mo.testing.dequantize(EMPTY, "Q4_K", (n, 256)),
+    "dequantize, cols": lambda n: mo.testing.dequantize(EMPTY, "F32", (1, n)),
+    "RouterConfig": lambda n: mo.route(
+        np.zeros((1, 4), np.float32), mo.RouterConfig(limited(n), limited(n))
+    ),
+    "BucketPlan.build": lambda n: mo.BucketPlan.build(one_routing(), limited(n)),
+    "align_block_size, E": lambda n: mo.align_block_size(one_routing(), limited(n), 16),
+    "align_block_size, block": lambda n: mo.align_block_size(one_routing(), 2, limited(n)),
+    "ExpertPool": lambda n: mo.ExpertPool(limited(n), 1, coactivation=True),
+    "budget_from_memory": lambda n: mo.budget_from_memory(n, n, -n, n, 4),
+    "staging": lambda n: mo.MoeExpertStore.from_gguf(
+        written(), memory_limit=2**62, staging=limited(n)
+    ),
+    "io_threads": lambda n: mo.MoeExpertStore.from_gguf(
+        written(), memory_limit=2**30, io_threads=limited(n)
+    ),
+    "threads": lambda n: mo.tuning(threads=limited(n)).__enter__(),
+}
+
+SIZES_CODE = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
+import test_robustness as here, moesaic as mo
+for name, call in here.SIZES.items():
+    for n in here.HUGE:
+        try:
+            call(n)
+            print(name, n, "taken")
+        except mo.Error:
+            pass
+        except Exception as error:
+            print(name, n, type(error).__name__, str(error)[:100].replace("\\n", " "))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+print(peak, "MiB") if peak > 2000 else None
+"""
+
+
+def one_routing() -> mo.Routing:
+    return mo.Routing(np.zeros((1, 1), np.int32), np.ones((1, 1), np.float32))
+
+
+def marlin_experts() -> mo.ExpertStack:
+    return mo.ExpertStack.from_marlin(
+        mo.MarlinExpertStack.from_gptq(
+            np.zeros((2, 8, 128), np.int32), np.ones((2, 1, 128), np.float16), group_size=64
+        ),
+        mo.MarlinExpertStack.from_gptq(
+            np.zeros((2, 8, 64), np.int32), np.ones((2, 1, 64), np.float16), group_size=64
+        ),
+    )
+
+
+def written() -> mo.GgufFile:
+    with tempfile.TemporaryDirectory() as folder:
+        write_small(Path(folder) / "small.gguf")
+        return mo.GgufFile(Path(folder) / "small.gguf")
+
+
+class Managed(ctypes.Structure):
+    """A DLManagedTensor whose shape and data are what a test says."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device", ctypes.c_int32 * 2),
+        ("ndim", ctypes.c_int32),
+        ("dtype", ctypes.c_uint8 * 4),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("offset", ctypes.c_uint64),
+        ("context", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+    )
+
+
+ALIVE = []
+
+
+def capsule_of(data, shape, ndim=2):
+    managed = Managed(data, (1, 0), ndim, (2, 32, 1, 0), shape, None, 0, None, None)
+    ALIVE.append((managed, shape))
+    new = ctypes.pythonapi.PyCapsule_New
+    new.restype = ctypes.py_object
+    new.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+    return new(ctypes.addressof(managed), b"dltensor", None)
+
+
+def wide_capsule(n):
+    return capsule_of(4096, (ctypes.c_int64 * 2)(n, n))
+
+
+@pytest.mark.skipif(not STATM.exists(), reason="limits memory as Linux does")
+def test_huge_sizes_are_errors_that_cost_nothing():
+    done = subprocess.run(
+        [sys.executable, "-c", SIZES_CODE],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("data", "shape", "ndim"),
+    [
+        (0, (4, 256), 2),
+        (4096, None, 2),
+        (4096, (4, 256), 99),
+        (4096, (4, 256), -1),
+        (4096, (-4, 256), 2),
+        (4096, (2**62, 256), 2),
+    ],
+)
+def test_capsules_of_no_array(layer, data, shape, ndim):
+    sizes = None if shape is None else (ctypes.c_int64 * 2)(*shape)
+    for call in (mo.asarray, layer):
+        with pytest.raises(mo.Error):
+            call(Producer((1, 0), capsule_of(data, sizes, ndim)))

@@ -257,14 +257,47 @@ def nox_sessions() -> list[str]:
 
 def test_the_noxfile_lists_its_sessions() -> None:
     tree = ast.parse((ROOT / "noxfile.py").read_text())
-    (listed,) = [
-        ast.literal_eval(node.value)
-        for node in tree.body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SESSIONS"
-    ]
+    listed = constant_of_the_noxfile("SESSIONS")
     described = re.findall(r"^(\w+) {2,}\S", ast.get_docstring(tree) or "", flags=re.M)
     assert sorted(described) == sorted(nox_sessions())
     assert set(listed) <= set(nox_sessions())
+
+
+def constant_of_the_noxfile(name: str) -> Any:
+    (value,) = [
+        node.value
+        for node in ast.parse((ROOT / "noxfile.py").read_text()).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name
+    ]
+    return ast.literal_eval(value)
+
+
+def test_locks_hold_what_sessions_install() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    packaging = pytest.importorskip("packaging.requirements")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    groups = {
+        **constant_of_the_noxfile("TOOLS"),
+        "build": project["build-system"]["requires"],
+        "package": [*project["project"]["dependencies"], *extras["test"]],
+        "docs": extras["docs"],
+    }
+    for name in constant_of_the_noxfile("UNLOCKED"):
+        del groups[name]
+    folder = ROOT / ".ci" / "locks"
+    assert {path.stem for path in folder.glob("*.txt")} == {*groups, "versions"}
+    for name, needs in groups.items():
+        text = (folder / f"{name}.txt").read_text()
+        pins: dict[str, list[str]] = {}
+        for entry in re.split(r"\n(?! )", text.strip()):
+            package, version = re.match(r"([\w.-]+)==([\w.+!-]+)", entry).groups()
+            assert "--hash=sha256:" in entry, f"{name}: {package} has no hash"
+            pins.setdefault(package, []).append(version)
+        for need in map(packaging.Requirement, needs):
+            versions = pins.get(need.name.lower().replace("_", "-"), [])
+            assert versions, f"{name}.txt lacks {need}; run nox -s lock"
+            assert all(need.specifier.contains(v) for v in versions), f"{name}.txt: {need}"
 
 
 def test_named_commands_exist() -> None:
@@ -315,3 +348,42 @@ def test_every_device_wrapper_is_called_or_known_to_wait() -> None:
     }
     assert len(wrappers) > 20
     assert idle == set()
+
+
+# --- mutexes and fork
+
+# Held for long, so that no fork waits for them: the class makes each anew in a child.
+RENEWED = {
+    "cpp/src/offload/slot_table.hpp": {
+        "map_mutex_": "forwards hold it",
+        "turnstile_": "held while forwards end",
+        "load_mutex_": "loads of experts hold it",
+        "passage_mutex_": "forwards hold it",
+    },
+    "cpp/src/offload/store.cpp": {"mutex": "held while slots are made"},
+}
+WITHIN = {
+    "cpp/include/moesaic/leaf_mutex.hpp": {"mutex_": "what every other one is"},
+}
+
+
+def test_forked_children_find_every_mutex_free() -> None:
+    kinds = r"std::(?:\w+_)?mutex|pthread_mutex_t|std::condition_variable|std::\w*semaphore\b"
+    sources = [n for n in files(*SOURCES) if n.startswith(("cpp/", "cuda/", "metal/", "python/"))]
+    plain = {}
+    for name in sources:
+        members = re.findall(rf"\b(?:{kinds})\s+(\w+)\s*[;{{]", code_of(name))
+        if members:
+            plain[name] = set(members)
+    reasons = RENEWED | WITHIN
+    assert plain == {name: set(reasons[name]) for name in reasons}
+    for name, members in RENEWED.items():
+        text = code_of(name) + code_of(name.replace(".hpp", ".cpp"))
+        for member in members:
+            assert f"renew({member})" in text, f"{name}: {member}"
+
+
+def test_one_handler_of_fork() -> None:
+    assert [n for n in files("*.cpp", "*.hpp") if "pthread_atfork" in code_of(n)] == [
+        "cpp/src/base/fork.cpp"
+    ]

@@ -3,6 +3,7 @@
 import os
 import sys
 
+import numpy as np
 import pytest
 from files import write_small
 
@@ -50,6 +51,41 @@ def closed(path):
 def test_messages_show_the_bytes(odd, call, error):
     with pytest.raises(error, match=r"\\xff\.gguf"):
         call(odd)
+
+
+SPEC = ("F32", "from \udcff", "kept", "why \udcff")
+
+
+def builder():
+    made = mo._core.StackBuilder(1, 32, 32, gate=None, up=SPEC, down=SPEC)
+    for role in ("up", "down"):
+        made.add(role, 0, np.zeros((32, 32), np.float32))
+    return made
+
+
+def test_fields_keep_the_bytes(monkeypatch):
+    config = mo.MoeConfig(32, 32, 4, 2, architecture="of \udcff")
+    assert config.architecture == "of \udcff"
+    assert config.replace(layer=3).architecture == "of \udcff"
+    assert mo.MoeConfig(**config.to_dict()) == config
+    assert "\\udcff" in repr(config)
+
+    steps = []
+    monkeypatch.setattr(
+        "moesaic.safetensors.gather_experts",
+        lambda path, layer, step, decode, prefix: [step("at \udcff", 1, 2), builder()][1],
+    )
+    stack = mo.ExpertStack.load_from_safetensors("x", 0, progress=steps.append)
+    assert steps[0].what == "at \udcff"
+    assert r"at \xff" in repr(steps[0])
+    role = stack.report.roles[0]
+    assert (role.source, role.decision, role.reason) == ("from \udcff", "repacked", role.reason)
+    assert r"from \xff" in repr(role)
+    assert r"from \xff" in str(stack.report)
+
+
+def test_texts_of_no_bytes_are_escaped():
+    assert mo.MoeConfig(32, 32, 4, 2, architecture="\ud800").architecture == r"\ud800"
 
 
 def test_keys_may_be_such_texts(odd):

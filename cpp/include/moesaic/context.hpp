@@ -3,7 +3,9 @@
 /// What a call runs with: backend, threads, tuning, profiler. Several may live at once; none is
 /// global.
 
+#include <exception>
 #include <memory>
+#include <utility>
 
 #include "moesaic/backend.hpp"
 #include "moesaic/profile.hpp"
@@ -25,6 +27,14 @@ class Context {
   void attach(Profiler* profiler) { profiler_ = profiler; }  ///< null detaches
   void* stream() const { return stream_; }
   void set_stream(void* stream) { stream_ = stream; }
+  /// Keeps the first error that was seen where nothing may be thrown, for throw_kept_error() at the
+  /// end of the call.
+  void keep_error(std::exception_ptr error) noexcept {
+    if (error_ == nullptr) error_ = std::move(error);
+  }
+  void throw_kept_error() {
+    if (error_ != nullptr) std::rethrow_exception(std::exchange(error_, nullptr));
+  }
 
  private:
   const Backend* backend_;
@@ -32,6 +42,7 @@ class Context {
   std::shared_ptr<ThreadPool> pool_;
   Profiler* profiler_ = nullptr;
   void* stream_ = nullptr;
+  std::exception_ptr error_;
 };
 
 }  // namespace moesaic

@@ -7,10 +7,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <string_view>
 #include <vector>
+
+#include "moesaic/leaf_mutex.hpp"
 
 namespace moesaic {
 
@@ -158,6 +159,8 @@ class ExpertPool {
     ExpertPool& pool_;
     std::span<const std::int32_t> experts_;
   };
+  /// For a forked child: nobody who pinned experts is there.
+  void forget_pins() noexcept;
 
   std::vector<std::int32_t> residents() const;  ///< ascending
   std::vector<std::uint8_t> resident_mask() const;
@@ -186,7 +189,7 @@ class ExpertPool {
   std::vector<std::int32_t> victims_locked(std::span<const std::uint8_t> kept) const;
 
   ExpertPoolConfig config_;
-  mutable std::mutex mutex_;
+  mutable LeafMutex mutex_;
   std::vector<double> scores_;
   std::vector<std::int32_t> slots_;      ///< [E]
   std::vector<std::int32_t> pins_;       ///< [E]

@@ -46,6 +46,7 @@ struct LowRankDelta {
 struct RoleWeights {
   WeightRef ref;
   std::shared_ptr<const void> owner;
+  ReadBytes read;  ///< for weights in a mapping, which what copies them reads by; else empty
   std::shared_ptr<const std::vector<float>> bias;   ///< null or [E * rows]
   std::shared_ptr<const std::vector<float>> scale;  ///< null or [E]
   std::shared_ptr<const LowRankDelta> delta;        ///< or null; in host memory

@@ -118,6 +118,12 @@ class GgufFile {
   /// The tensor's bytes: the mapping itself, or a fresh read. Throws DeviceError after close(),
   /// UnsupportedError for a tensor of an unknown type.
   GgufBytes bytes(const GgufTensor& tensor) const;
+  /// A copy, read from the file even where that is mapped: for bytes that are looked at once, since
+  /// a mapping whose file was cut short ends the program with SIGBUS. Throws what bytes() throws,
+  /// IoError, and FormatError for a file that was cut short.
+  GgufBytes read(const GgufTensor& tensor) const;
+  /// Copies bytes from where they are mapped, by reading the file; empty without a mapping.
+  ReadBytes reader() const;
 
   /// Blocks that hold expert tensors (stacked, fused or one per expert), ascending.
   std::vector<std::int32_t> moe_layers() const;

@@ -5,6 +5,7 @@
 // clang-format off
 // What everything speaks of.
 #include "moesaic/error.hpp"
+#include "moesaic/leaf_mutex.hpp"
 #include "moesaic/names.hpp"
 #include "moesaic/operands.hpp"
 #include "moesaic/operations.hpp"

@@ -5,11 +5,11 @@
 #include <array>
 #include <chrono>
 #include <cstdint>
-#include <mutex>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "moesaic/leaf_mutex.hpp"
 #include "moesaic/names.hpp"
 
 namespace moesaic {
@@ -67,7 +67,7 @@ class Profiler {
   std::string chrome_trace() const;
 
  private:
-  mutable std::mutex mutex_;
+  mutable LeafMutex mutex_;
   std::chrono::steady_clock::time_point start_;
   bool keep_events_, waits_;
   std::array<ZoneTotal, static_cast<std::size_t>(Zone::Count)> zones_{};

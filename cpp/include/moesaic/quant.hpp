@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string_view>
@@ -37,6 +38,10 @@ std::string_view quant_id_remark(std::uint32_t id) noexcept;
 
 /// Bytes of a row of `cols` weights. Throws ShapeError when cols is not a multiple of block_elems.
 std::int64_t row_bytes(QuantType type, std::int64_t cols);
+
+/// Fills `out` with the bytes of weights that are mapped at `from`, by reading the file. Errors:
+/// IoError, FormatError.
+using ReadBytes = std::function<void(const std::byte* from, std::span<std::byte> out)>;
 
 /// Decodes one row to f32. Throws UnsupportedError for types without a decoder, ShapeError for a
 /// bad `cols`.

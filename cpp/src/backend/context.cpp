@@ -50,8 +50,8 @@ void ScopedZone::wait() const noexcept {
   try {
     const Backend& backend = context_->backend();
     if (!backend.capturing(*context_)) backend.synchronize(*context_);
-  } catch (...) {
-    // Zones end in destructors; what the device reports now it reports to the next call again.
+  } catch (...) {  // zones end in destructors
+    context_->keep_error(std::current_exception());
   }
 }
 

@@ -1,13 +1,12 @@
 #include <algorithm>
-#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "backend/builtin.hpp"
-#include "base/fork.hpp"
 #include "cpu/cpu_backend.hpp"
 #include "moesaic/error.hpp"
+#include "moesaic/leaf_mutex.hpp"
 
 namespace moesaic {
 namespace {

@@ -7,11 +7,11 @@
 #include <atomic>
 #include <chrono>
 #include <map>
-#include <mutex>
 #include <string>
 #include <vector>
 
 #include "base/float_state.hpp"
+#include "base/fork.hpp"
 #include "base/futex.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/interrupt.hpp"
@@ -86,13 +86,15 @@ void visit_cpu([[maybe_unused]] int cpu) {
 /// One call at a time owns the workers (`busy`). It publishes its body and then a ticket; whoever
 /// takes a chunk does so by decrementing the ticket, which fails once the call is over, so a worker
 /// that wakes late can neither delay a call nor touch a finished one.
-struct ThreadPool::Impl {
+struct ThreadPool::Impl final : ForkHook {
   explicit Impl(int count) : num_threads(count) {}
+  using ForkHook::unwatch;
+  using ForkHook::watch;
 
   const int num_threads;
   std::vector<pthread_t> workers;  ///< those running in this process
   std::vector<int> cpus;           ///< where workers start
-  bool forked = false;             ///< in a forked child whose workers have not been started
+  bool lost_workers = false;       ///< in a forked child whose workers have not been started
 
   alignas(kCacheLine) std::atomic<std::uint64_t> ticket{0};
   std::atomic<Invoke> invoke{nullptr};
@@ -183,13 +185,16 @@ struct ThreadPool::Impl {
     workers.clear();
   }
 
-  /// Forgets the workers in a forked child, where only the forking thread lives on.
-  void reset_after_fork() {
+  /// Forgets the workers. A call that this thread itself is inside of, by way of a signal handler
+  /// that forks, lacks the chunks that others had: it ends as an interrupted one.
+  void forked() noexcept override {
+    const bool inside = innermost() != nullptr;
     workers.clear();
-    forked = true;
+    lost_workers = true;
     ticket.store(0);
-    pending.store(0);
-    busy.store(false);
+    pending.store(inside ? 1 : 0);
+    cancelled.store(inside);
+    busy.store(inside);
     sleepers.store(0);
   }
 
@@ -273,24 +278,14 @@ struct ThreadPool::Impl {
 
 constinit thread_local const ThreadPool::Impl::Frame* ThreadPool::Impl::frames = nullptr;
 
-/// All pools of the process, for fork; never destroyed, since workers may outlive static
-/// destructors.
+/// The pools that contexts share; never destroyed, since workers may outlive static destructors.
 struct ThreadPool::Impl::Registry {
-  std::mutex mutex;
-  std::vector<Impl*> pools;
+  LeafMutex mutex;
   std::map<int, std::weak_ptr<ThreadPool>> shared;
   std::shared_ptr<ThreadPool> latest;  ///< kept alive between contexts
 
   static Registry& get() {
-    static Registry& registry = *[] {
-      auto* made = new Registry;
-      pthread_atfork([] { get().mutex.lock(); }, [] { get().mutex.unlock(); },
-                     [] {
-                       for (Impl* pool : get().pools) pool->reset_after_fork();
-                       get().mutex.unlock();
-                     });
-      return made;
-    }();
+    static Registry& registry = *new Registry;
     return registry;
   }
 };
@@ -301,11 +296,9 @@ ThreadPool::ThreadPool(int threads) {
                    std::to_string(threads), ""};
   });
   impl_ = std::make_unique<Impl>(threads == 0 ? available_cpus() : threads);
-  auto& registry = Impl::Registry::get();
   {
-    // A fork between the start of a worker and its registration would leave the child waiting for
-    // it.
-    const std::lock_guard lock(registry.mutex);
+    // A fork between the start of a worker and watch() would leave the child waiting for it.
+    const std::lock_guard lock(Impl::Registry::get().mutex);
     if (const int error = impl_->start_workers(); error != 0) {
       const std::size_t started = impl_->workers.size() + 1;
       impl_->stop_workers();
@@ -313,16 +306,12 @@ ThreadPool::ThreadPool(int threads) {
                                 std::to_string(started) + ", then error " + std::to_string(error),
                                 "lower the number of threads or raise the process limit"});
     }
-    registry.pools.push_back(impl_.get());
+    impl_->watch();
   }
 }
 
 ThreadPool::~ThreadPool() {
-  auto& registry = Impl::Registry::get();
-  {
-    const std::lock_guard lock(registry.mutex);
-    std::erase(registry.pools, impl_.get());
-  }
+  impl_->unwatch();
   impl_->stop_workers();
 }
 
@@ -343,11 +332,12 @@ void ThreadPool::run(std::int64_t chunks, Invoke invoke, void* body) {
     }
     return;
   }
-  if (pool.forked) [[unlikely]] {
-    pool.forked = false;
+  if (pool.lost_workers) [[unlikely]] {
+    pool.lost_workers = false;
     pool.start_workers();  // fewer of them, if some fail, only take longer
   }
-  pool.cancelled.store(false, std::memory_order_relaxed);
+  // Workers may be quick enough to leave no chunk to the caller, which alone looks.
+  pool.cancelled.store(interrupt != nullptr && interrupt->due(), std::memory_order_relaxed);
   {
     const Impl::Enter enter(&pool, 0);
     for (std::int64_t first = 0; first < chunks && !pool.cancelled.load(); first += kMaxRound) {

@@ -4,10 +4,12 @@
 #include <atomic>
 #include <cstring>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "base/first_error.hpp"
 #include "base/pages.hpp"
 #include "cpu/cpu_backend.hpp"
 #include "cpu/kernels/panel_format.hpp"
@@ -102,13 +104,37 @@ void pack_role(RoleWeights& weights, const LoadOptions& options, Meter& meter) {
       std::clamp<std::int64_t>((std::int64_t{256} << 10) / std::max<std::int64_t>(1, to.row_stride),
                                1, std::max<std::int64_t>(1, panels));
   const std::int64_t chunks_per_expert = (panels + per_chunk - 1) / per_chunk;
+  const std::vector<std::byte> absent = absent_row(from);
+  // Where a chunk's rows are read to that lie in a file.
+  std::vector<std::vector<std::byte>> rows;
+  if (weights.read) {
+    const int threads = options.pool != nullptr ? options.pool->threads() : 1;
+    rows.resize(static_cast<std::size_t>(threads));
+    for (auto& buffer : rows) {
+      buffer.resize(
+          static_cast<std::size_t>(std::min(from.rows, per_chunk * kRows) * from.row_stride));
+    }
+  }
+  FirstError errors;
   const auto pack_chunk = [&](std::int64_t chunk, int thread) {
     if (meter.cancelled()) return;
     const auto e = static_cast<std::int32_t>(chunk / chunks_per_expert);
     const std::int64_t first = chunk % chunks_per_expert * per_chunk;
     const std::int64_t last = std::min(panels, first + per_chunk);
-    pack_panels(from, from.expert(e), first, last, memory.get() + e * to.expert_stride);
-    meter.add((last - first) * to.row_stride, thread);
+    std::byte* const out = memory.get() + e * to.expert_stride;
+    if (!weights.read) {
+      pack_panels(from, from.expert(e), first, last, absent, out);
+    } else {
+      errors.during([&] {
+        WeightRef part = from;
+        part.rows = std::min(from.rows - first * kRows, (last - first) * kRows);
+        const auto bytes = static_cast<std::size_t>(part.rows * from.row_stride);
+        const std::span buffer = std::span(rows[static_cast<std::size_t>(thread)]).first(bytes);
+        weights.read(from.expert(e) + first * kRows * from.row_stride, buffer);
+        pack_panels(part, buffer.data(), 0, last - first, absent, out + first * to.row_stride);
+      });
+    }
+    if (!errors.failed()) meter.add((last - first) * to.row_stride, thread);
   };
   const std::int64_t chunks = from.num_experts * chunks_per_expert;
   if (options.pool != nullptr) {
@@ -116,9 +142,11 @@ void pack_role(RoleWeights& weights, const LoadOptions& options, Meter& meter) {
   } else {
     for (std::int64_t chunk = 0; chunk < chunks; ++chunk) pack_chunk(chunk, 0);
   }
+  errors.rethrow();
   meter.throw_if_cancelled();
   weights.ref = to;
   weights.owner = memory;
+  weights.read = nullptr;
 }
 
 }  // namespace
@@ -135,17 +163,18 @@ bool panel_layout(const WeightRef& rows, WeightRef& panels) {
   return true;
 }
 
+std::vector<std::byte> absent_row(const WeightRef& from) {
+  if (from.rows % kRows == 0) return {};
+  return std::vector<std::byte>(static_cast<std::size_t>(row_bytes(from.type, from.cols)));
+}
+
 void pack_panels(const WeightRef& from, const std::byte* expert, std::int64_t first,
-                 std::int64_t last, std::byte* to) {
+                 std::int64_t last, std::span<const std::byte> absent, std::byte* to) {
   const PanelFormat& format = *find_panel_format(from.type);
   const std::int64_t stride = panel_bytes(format, from.cols);
-  std::vector<std::uint8_t> zero_row;  // stands for the rows that the last panel lacks
-  if (last * kRows > from.rows) {
-    zero_row.resize(static_cast<std::size_t>(row_bytes(from.type, from.cols)), 0);
-  }
   auto* panels = reinterpret_cast<std::uint8_t*>(to);
   for (std::int64_t p = first; p < last; ++p) {
-    pack_panel(format, from, expert, p * kRows, zero_row.data(), panels + p * stride);
+    pack_panel(format, from, expert, p * kRows, bytes_of(absent.data()), panels + p * stride);
   }
 }
 

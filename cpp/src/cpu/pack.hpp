@@ -5,6 +5,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
+#include <vector>
 
 #include "moesaic/expert_stack.hpp"
 
@@ -20,9 +22,11 @@ void panel_row(const WeightRef& weight, std::int32_t expert, std::int64_t row, s
 /// without memory of their own; false for types without panels.
 bool panel_layout(const WeightRef& rows, WeightRef& panels);
 
+/// A row of zeros, for the rows that the last panel of `from` lacks; empty when it lacks none.
+std::vector<std::byte> absent_row(const WeightRef& from);
 /// Repacks panels [first, last) of one expert, whose rows start at `expert`, into `to`, where the
-/// panels of that expert start. `from` says how its rows lie.
+/// panels of that expert start. `from` says how its rows lie; `absent` is its absent_row.
 void pack_panels(const WeightRef& from, const std::byte* expert, std::int64_t first,
-                 std::int64_t last, std::byte* to);
+                 std::int64_t last, std::span<const std::byte> absent, std::byte* to);
 
 }  // namespace moesaic::cpu

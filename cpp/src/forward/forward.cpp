@@ -112,6 +112,7 @@ void run(const char* operation, Context& context, const LayerRef& layer, const F
   if (layer.shared != nullptr) add_shared(call, sum, tuning);
   if (!direct) round_sum(call);
   backend.submit(context);
+  context.throw_kept_error();
 }
 
 }  // namespace forward

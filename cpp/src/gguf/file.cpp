@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <mutex>
 #include <new>
 #include <string>
 #include <unordered_map>
@@ -10,6 +9,7 @@
 #include "gguf/shards.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/gguf.hpp"
+#include "moesaic/leaf_mutex.hpp"
 
 namespace moesaic {
 namespace {
@@ -38,7 +38,7 @@ struct GgufFile::Impl {
   std::vector<GgufTensor> tensors;
   NameIndex entry_index, tensor_index;
 
-  mutable std::mutex mutex;  // guards what close() changes
+  mutable LeafMutex mutex;  // guards what close() changes
   std::vector<Shard> shards;
   bool closed = false;
 
@@ -63,6 +63,9 @@ struct GgufFile::Impl {
     metadata = std::move(index.metadata);
     entries = std::move(index.entries);
   }
+
+  /// The file of a tensor that bytes() may give.
+  Shard shard_of(const GgufTensor& tensor) const;
 
   /// Call last: the indexes view names in `entries` and `tensors`, which must not change any more.
   void build_indexes() {
@@ -165,29 +168,28 @@ const GgufTensor* GgufFile::tensor(std::string_view name) const {
   return found == impl_->tensor_index.end() ? nullptr : &impl_->tensors[found->second];
 }
 
-GgufBytes GgufFile::bytes(const GgufTensor& tensor) const {
+Shard GgufFile::Impl::shard_of(const GgufTensor& tensor) const {
   Shard shard;
   {
-    const std::lock_guard lock(impl_->mutex);
-    require<DeviceError>(!impl_->closed, [&] {
-      return Problem{"GgufFile::bytes", impl_->path.string(), "an open file", "a closed one", {}};
+    const std::lock_guard lock(mutex);
+    require<DeviceError>(!closed, [&] {
+      return Problem{"GgufFile::bytes", path.string(), "an open file", "a closed one", {}};
     });
-    require<FormatError>(tensor.shard < impl_->shards.size(), [&] {
+    require<FormatError>(tensor.shard < shards.size(), [&] {
       return Problem{"GgufFile::bytes",
                      "tensor " + gguf::quote(tensor.name),
                      "a tensor of this file",
                      "shard " + std::to_string(tensor.shard),
                      {}};
     });
-    shard = impl_->shards[tensor.shard];
+    shard = shards[tensor.shard];
   }
   require<UnsupportedError>(tensor.quant != QuantType::Unknown, [&] {
     return Problem{
         "GgufFile::bytes", "tensor " + gguf::quote(tensor.name), "a known ggml type",
         std::to_string(tensor.type_id) + ": " + std::string(quant_id_remark(tensor.type_id)),
-        impl_->path.string()};
+        path.string()};
   });
-  if (tensor.nbytes == 0) return {shard.mapping, {}};
   // This holds for every tensor of this file; a tensor of another file must not make it read
   // outside.
   require<FormatError>(
@@ -199,11 +201,20 @@ GgufBytes GgufFile::bytes(const GgufTensor& tensor) const {
             std::to_string(tensor.nbytes) + " bytes at byte " + std::to_string(tensor.offset),
             {}};
       });
+  return shard;
+}
+
+GgufBytes GgufFile::bytes(const GgufTensor& tensor) const {
+  const Shard shard = impl_->shard_of(tensor);
+  if (shard.mapping == nullptr) return read(tensor);
+  return {shard.mapping, shard.mapping->bytes().subspan(static_cast<std::size_t>(tensor.offset),
+                                                        static_cast<std::size_t>(tensor.nbytes))};
+}
+
+GgufBytes GgufFile::read(const GgufTensor& tensor) const {
+  const Shard shard = impl_->shard_of(tensor);
   const auto size = static_cast<std::size_t>(tensor.nbytes);
-  if (shard.mapping) {
-    return {shard.mapping,
-            shard.mapping->bytes().subspan(static_cast<std::size_t>(tensor.offset), size)};
-  }
+  if (size == 0) return {};
   constexpr std::align_val_t kAlignment{64};
   auto* memory = static_cast<std::byte*>(::operator new(size, kAlignment, std::nothrow));
   require<OutOfMemoryError>(memory != nullptr, [&] {
@@ -217,6 +228,30 @@ GgufBytes GgufFile::bytes(const GgufTensor& tensor) const {
       memory, [](std::byte* bytes) { ::operator delete(bytes, kAlignment); });
   shard.file->read(tensor.offset, {buffer.get(), size});
   return {buffer, {buffer.get(), size}};
+}
+
+ReadBytes GgufFile::reader() const {
+  struct Piece {
+    std::span<const std::byte> mapped;
+    std::shared_ptr<const gguf::InputFile> file;
+  };
+  std::vector<Piece> pieces;
+  {
+    const std::lock_guard lock(impl_->mutex);
+    for (const Shard& shard : impl_->shards) {
+      if (shard.mapping != nullptr) pieces.push_back({shard.mapping->bytes(), shard.file});
+    }
+  }
+  if (pieces.empty()) return {};
+  return [pieces = std::move(pieces)](const std::byte* at, std::span<std::byte> out) {
+    for (const auto& [mapped, file] : pieces) {
+      if (at < mapped.data() || at >= mapped.data() + mapped.size()) continue;
+      file->read(static_cast<std::uint64_t>(at - mapped.data()), out);
+      return;
+    }
+    throw FormatError(
+        Problem{"GgufFile::reader", "bytes", "some of this file's mapping", "others", {}});
+  };
 }
 
 void GgufFile::close() {

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "moesaic/error.hpp"
+#include "moesaic/interrupt.hpp"
 
 namespace moesaic::gguf {
 
@@ -37,14 +38,22 @@ InputFile::InputFile(const std::filesystem::path& path) : path_(path) {
 
 InputFile::~InputFile() { ::close(descriptor_); }
 
+void InputFile::throw_failed(const char* call) const {
+  const int code = errno;
+  if (code != ENOMEM) throw IoError(code, path_.string(), call);
+  throw OutOfMemoryError(
+      Problem{"GgufFile", path_.string(), "memory", std::string("none: ") + call, {}});
+}
+
 void InputFile::read(std::uint64_t offset, std::span<std::byte> out) const {
-  constexpr std::size_t kMaxCall = std::size_t{1} << 30;  // some systems refuse 2 GiB and more
+  constexpr std::size_t kMaxCall = std::size_t{1} << 25;  // between two looks at the clock
   while (!out.empty()) {
+    Interrupt::check();
     const ssize_t got = ::pread(descriptor_, out.data(), std::min(out.size(), kMaxCall),
                                 static_cast<off_t>(offset));
     if (got < 0) {
       if (errno == EINTR) continue;
-      throw IoError(errno, path_.string(), "read");
+      throw_failed("read");
     }
     require<FormatError>(got > 0, [&] {
       return Problem{"GgufFile", path_.string() + ", byte " + std::to_string(offset),
@@ -60,7 +69,7 @@ std::shared_ptr<const Mapping> InputFile::map() const {
   const auto size = static_cast<std::size_t>(size_);
   if (size == 0) return std::make_shared<const Mapping>(nullptr, 0);
   void* data = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor_, 0);
-  if (data == MAP_FAILED) throw IoError(errno, path_.string(), "mmap");
+  if (data == MAP_FAILED) throw_failed("mmap");
   try {
     return std::make_shared<const Mapping>(static_cast<const std::byte*>(data), size);
   } catch (...) {

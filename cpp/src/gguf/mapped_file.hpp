@@ -43,6 +43,9 @@ class InputFile {
   std::shared_ptr<const Mapping> map() const;
 
  private:
+  /// The error of a system call, from errno.
+  [[noreturn]] void throw_failed(const char* call) const;
+
   std::filesystem::path path_;
   int descriptor_ = -1;
   std::uint64_t size_ = 0;

@@ -55,13 +55,14 @@ class Product {
   }
   ops::CallMemory& memory() { return memory_; }
 
-  void run(const RowMap& map, float* out, Precision precision) const {
+  void run(const RowMap& map, float* out, Precision precision) {
     context_.backend().expert_gemm(context_, {.weight = weights_.view(),
                                               .map = map,
                                               .in = in_,
                                               .out = out,
                                               .precision = precision,
                                               .scratch = scratch_});
+    memory_.finish();
   }
 
  private:

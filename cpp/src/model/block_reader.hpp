@@ -25,6 +25,11 @@ class BlockReader {
     used_.insert(&tensor);
     return file_.bytes(tensor);
   }
+  /// GgufFile::read; the tensor counts as used from now on.
+  GgufBytes read(const GgufTensor& tensor) const {
+    used_.insert(&tensor);
+    return file_.read(tensor);
+  }
 
   /// Which tensors a check is about.
   enum class Scope : std::uint8_t {

@@ -86,7 +86,7 @@ class LayerReader {
   std::vector<float> vector(const GgufTensor* tensor, std::int64_t count) const {
     if (tensor == nullptr) return {};
     check_shape(tensor, {count});
-    const GgufBytes bytes = block_.bytes(*tensor);
+    const GgufBytes bytes = block_.read(*tensor);
     std::vector<float> values(static_cast<std::size_t>(count));
     dequantize_row(tensor->quant, bytes.bytes.data(), values.data(), count);
     return values;

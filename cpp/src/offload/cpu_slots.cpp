@@ -35,6 +35,7 @@ class CpuSlots final : public ExpertSlots {
       Part& part = parts_[static_cast<std::size_t>(role)];
       part.from = from;
       part.to = slot_layout(from);
+      part.absent = cpu::absent_row(from);
       const std::int64_t bytes = num_slots * part.to.expert_stride;
       part.arena = allocate_pages(static_cast<std::size_t>(bytes));
       part.to.base = part.arena.get();
@@ -64,7 +65,8 @@ class CpuSlots final : public ExpertSlots {
       const std::int64_t chunks = (panels + kPanelsPerChunk - 1) / kPanelsPerChunk;
       context.pool().parallel_for(chunks, [&](std::int64_t chunk, int) {
         const std::int64_t first = chunk * kPanelsPerChunk;
-        cpu::pack_panels(part.from, from[r], first, std::min(panels, first + kPanelsPerChunk), to);
+        cpu::pack_panels(part.from, from[r], first, std::min(panels, first + kPanelsPerChunk),
+                         part.absent, to);
       });
     }
   }
@@ -74,6 +76,7 @@ class CpuSlots final : public ExpertSlots {
   static constexpr std::int64_t kPanelsPerChunk = 8;
   struct Part {
     WeightRef from, to;
+    std::vector<std::byte> absent;
     std::shared_ptr<std::byte> arena;
   };
   std::array<Part, 3> parts_{};

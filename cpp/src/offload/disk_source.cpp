@@ -13,7 +13,6 @@
 #include <condition_variable>
 #include <deque>
 #include <exception>
-#include <mutex>
 #include <new>
 #include <string>
 #include <system_error>
@@ -22,6 +21,7 @@
 #include "base/fork.hpp"
 #include "base/pages.hpp"
 #include "moesaic/error.hpp"
+#include "moesaic/interrupt.hpp"
 #include "offload/source.hpp"
 
 namespace moesaic::offload {
@@ -87,6 +87,10 @@ class DiskSource final : public ExpertSource, private ForkHook {
                                 .expected = std::to_string(options.threads) + " threads",
                                 .got = error.what(),
                                 .hint = "lower the number of threads or raise the process limit"});
+    } catch (...) {
+      pthread_sigmask(SIG_SETMASK, &before, nullptr);
+      stop();
+      throw;
     }
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
     watch();
@@ -103,8 +107,8 @@ class DiskSource final : public ExpertSource, private ForkHook {
     forked_ = true;
     // Neither joined nor destroyed: both would wait for threads that are not there.
     new (&threads_) std::vector<std::thread>();
-    new (&work_) std::condition_variable();
-    new (&changed_) std::condition_variable();
+    new (&work_) std::condition_variable_any();
+    new (&changed_) std::condition_variable_any();
   }
 
   std::int32_t batch_limit() const override { return static_cast<std::int32_t>(buffers_.size()); }
@@ -116,19 +120,20 @@ class DiskSource final : public ExpertSource, private ForkHook {
 
   std::unique_ptr<ExpertBatch> open(std::int32_t layer,
                                     std::span<const std::int32_t> experts) override {
-    std::vector<Buffer*> leased;
-    std::unique_lock<std::mutex> lock(mutex_);
+    // Before the lock, since it gives back its leases when the rest fails.
+    auto batch = std::make_unique<Batch>(*this, layer, experts.size());
+    std::unique_lock lock(mutex_);
     require_own_process();
     drop_queued_ahead(layer, experts);
-    changed_.wait(lock, [&] { return can_lease(layer, experts); });
+    wait_until(lock, [&] { return can_lease(layer, experts); });
     // Experts that are there are leased first, so that no other expert takes their buffers.
-    for (const std::int32_t expert : experts) {
-      Buffer* const buffer = find(layer, expert);
+    for (std::size_t i = 0; i < experts.size(); ++i) {
+      Buffer*& buffer = batch->buffers[i];
+      buffer = find(layer, experts[i]);
       if (buffer != nullptr) ++buffer->leases;
-      leased.push_back(buffer);
     }
     for (std::size_t i = 0; i < experts.size(); ++i) {
-      Buffer*& buffer = leased[i];
+      Buffer*& buffer = batch->buffers[i];
       if (buffer != nullptr) {
         ++stats_.cached;
         if (buffer->ahead) ++stats_.ahead_used;
@@ -143,7 +148,7 @@ class DiskSource final : public ExpertSource, private ForkHook {
     }
     lock.unlock();
     work_.notify_all();
-    return std::make_unique<Batch>(*this, layer, std::move(leased));
+    return batch;
   }
 
   void expect(std::int32_t layer, std::span<const std::int32_t> experts) override {
@@ -186,23 +191,23 @@ class DiskSource final : public ExpertSource, private ForkHook {
     for (std::thread& thread : threads_) thread.join();
   }
 
-  class Batch final : public ExpertBatch {
-   public:
-    Batch(DiskSource& source, std::int32_t layer, std::vector<Buffer*> buffers)
-        : source_(source), layer_(layer), buffers_(std::move(buffers)) {}
+  struct Batch final : ExpertBatch {
+    Batch(DiskSource& from, std::int32_t of_layer, std::size_t experts)
+        : source(from), layer(of_layer), buffers(experts, nullptr) {}
     ~Batch() override {
       {
-        const std::lock_guard lock(source_.mutex_);
-        for (Buffer* buffer : buffers_) --buffer->leases;
+        const std::lock_guard lock(source.mutex_);
+        for (Buffer* buffer : buffers) {
+          if (buffer != nullptr) --buffer->leases;
+        }
       }
-      source_.changed_.notify_all();
+      source.changed_.notify_all();
     }
-    ExpertBytes wait(std::size_t i) override { return source_.wait(*buffers_[i], layer_); }
+    ExpertBytes wait(std::size_t i) override { return source.wait(*buffers[i], layer); }
 
-   private:
-    DiskSource& source_;
-    std::int32_t layer_;
-    std::vector<Buffer*> buffers_;
+    DiskSource& source;
+    std::int32_t layer;
+    std::vector<Buffer*> buffers;  ///< leased ones; null where none is yet
   };
 
   Buffer* find(std::int32_t layer, std::int32_t expert) {
@@ -238,8 +243,7 @@ class DiskSource final : public ExpertSource, private ForkHook {
 
   void read_into(Buffer& buffer, std::int32_t layer, std::int32_t expert,
                  std::deque<Piece>& queue) {
-    buffer.layer = layer;
-    buffer.expert = expert;
+    buffer.layer = buffer.expert = -1;  // until all of it is queued
     buffer.ahead = false;
     buffer.error = nullptr;
     std::byte* to = buffer.memory;
@@ -253,6 +257,8 @@ class DiskSource final : public ExpertSource, private ForkHook {
       }
       to += aligned(range.bytes);
     }
+    buffer.layer = layer;
+    buffer.expert = expert;
   }
 
   /// Moves the queued pieces of a buffer to the demand queue: somebody waits for it now.
@@ -272,20 +278,31 @@ class DiskSource final : public ExpertSource, private ForkHook {
           buffer.layer == layer && std::ranges::find(experts, buffer.expert) != experts.end();
       if (wanted) return false;
       --buffer.pending;
-      dropped_.push_back(&buffer);
+      buffer.layer = buffer.expert = -1;  // so that its other pieces go too
+      buffer.ahead = false;
       return true;
     });
-    for (Buffer* buffer : dropped_) {
-      buffer->layer = buffer->expert = -1;
-      buffer->ahead = false;
+  }
+
+  /// Waits for a change that makes `done` true. An interrupt ends the call: reads go on, for whoever
+  /// wants these experts next.
+  template <class Done>
+  void wait_until(std::unique_lock<LeafMutex>& lock, Done&& done) {
+    if (Interrupt::current() == nullptr) {
+      changed_.wait(lock, done);
+      return;
     }
-    dropped_.clear();
+    while (!changed_.wait_for(lock, Interrupt::kInterval, done)) {
+      lock.unlock();  // whoever is asked may run code of the application
+      Interrupt::check();
+      lock.lock();
+    }
   }
 
   ExpertBytes wait(Buffer& buffer, std::int32_t layer) {
-    std::unique_lock<std::mutex> lock(mutex_);
+    std::unique_lock lock(mutex_);
     require_own_process();
-    changed_.wait(lock, [&] { return buffer.pending == 0; });
+    wait_until(lock, [&] { return buffer.pending == 0; });
     if (buffer.error != nullptr) std::rethrow_exception(buffer.error);
     ExpertBytes bytes{};
     std::byte* at = buffer.memory;
@@ -298,7 +315,7 @@ class DiskSource final : public ExpertSource, private ForkHook {
   }
 
   void work() {
-    std::unique_lock<std::mutex> lock(mutex_);
+    std::unique_lock lock(mutex_);
     for (;;) {
       work_.wait(lock, [this] { return stop_ || !demand_.empty() || !ahead_.empty(); });
       if (stop_) return;
@@ -332,10 +349,9 @@ class DiskSource final : public ExpertSource, private ForkHook {
   std::int64_t nbytes_ = 0;
   std::shared_ptr<std::byte> memory_;
   mutable LeafMutex mutex_;
-  std::condition_variable work_;     ///< wakes I/O threads: something is queued
-  std::condition_variable changed_;  ///< wakes their callers: a buffer is full or free
+  std::condition_variable_any work_;     ///< wakes I/O threads: something is queued
+  std::condition_variable_any changed_;  ///< wakes their callers: a buffer is full or free
   std::vector<Buffer> buffers_;
-  std::vector<Buffer*> dropped_;
   std::deque<Piece> demand_, ahead_;
   std::uint64_t clock_ = 0;
   std::int64_t in_flight_ = 0;

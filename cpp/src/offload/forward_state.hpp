@@ -21,6 +21,8 @@ struct ForwardState {
   ExpertStack slow;                                       ///< cold experts through `pointers`
   std::unique_ptr<ExpertStack> passage;                   ///< cold experts in passage slots
 
+  std::unique_ptr<ForwardState> next;  ///< of those that no forward uses
+
   ForwardState(const ExpertStack& source, SlotTable& table, bool stage);
   ForwardState(const ForwardState&) = delete;
   ForwardState& operator=(const ForwardState&) = delete;

@@ -247,6 +247,8 @@ ExpertPool::Pins::~Pins() {
   for (const std::int32_t e : experts_) --pool_.pins_[at(e)];
 }
 
+void ExpertPool::forget_pins() noexcept { std::ranges::fill(pins_, 0); }
+
 std::vector<std::int32_t> ExpertPool::residents() const {
   const std::lock_guard lock(mutex_);
   std::vector<std::int32_t> list;

@@ -33,7 +33,6 @@ std::vector<std::int32_t> MissHistory::likely(std::int32_t count) const {
 PooledExperts::PooledExperts(std::shared_ptr<MoeExpertStore> store, StoreParts& parts,
                              std::shared_ptr<SlotTable> table, OnMiss on_miss)
     : store_(std::move(store)), parts_(parts), table_(std::move(table)), on_miss_(on_miss) {
-  states_.reserve(16);
   give_state(take_state());  // makes one now, so that the first forward need not
 }
 
@@ -42,9 +41,9 @@ PooledExperts::~PooledExperts() = default;
 std::unique_ptr<ForwardState> PooledExperts::take_state() {
   {
     const std::lock_guard lock(states_mutex_);
-    if (!states_.empty()) {
-      std::unique_ptr<ForwardState> state = std::move(states_.back());
-      states_.pop_back();
+    if (states_ != nullptr) {
+      std::unique_ptr<ForwardState> state = std::move(states_);
+      states_ = std::move(state->next);
       return state;
     }
   }
@@ -52,9 +51,10 @@ std::unique_ptr<ForwardState> PooledExperts::take_state() {
   return std::make_unique<ForwardState>(*weights.stack, *table_, on_miss_ == OnMiss::Stage);
 }
 
-void PooledExperts::give_state(std::unique_ptr<ForwardState> state) {
+void PooledExperts::give_state(std::unique_ptr<ForwardState> state) noexcept {
   const std::lock_guard lock(states_mutex_);
-  states_.push_back(std::move(state));
+  state->next = std::move(states_);
+  states_ = std::move(state);
 }
 
 /// Asks the source for the experts that the next layer usually misses: it runs after this one.

@@ -4,9 +4,9 @@
 /// says.
 
 #include <memory>
-#include <mutex>
 #include <vector>
 
+#include "moesaic/leaf_mutex.hpp"
 #include "moesaic/offload.hpp"
 #include "offload/slot_table.hpp"
 
@@ -23,7 +23,7 @@ class MissHistory {
 
  private:
   static constexpr float kKeep = 0.8F;  ///< share of its heat that an expert keeps per forward
-  mutable std::mutex mutex_;
+  mutable LeafMutex mutex_;
   std::vector<float> heat_;
 };
 
@@ -47,7 +47,7 @@ class PooledExperts final : public ExpertResidency {
 
  private:
   std::unique_ptr<ForwardState> take_state();
-  void give_state(std::unique_ptr<ForwardState> state);
+  void give_state(std::unique_ptr<ForwardState> state) noexcept;
   void run_mixed(ForwardState& state, Context& context, const op::GateUp& gate_up,
                  const op::Down& down);
   void read_ahead();
@@ -56,9 +56,9 @@ class PooledExperts final : public ExpertResidency {
   StoreParts& parts_;
   const std::shared_ptr<SlotTable> table_;
   const OnMiss on_miss_;
-  std::mutex states_mutex_;
-  /// Those not in use now; together as many as forwards ever ran at once.
-  std::vector<std::unique_ptr<ForwardState>> states_;
+  LeafMutex states_mutex_;
+  /// The first of those not in use now; together as many as forwards ever ran at once.
+  std::unique_ptr<ForwardState> states_;
 };
 
 }  // namespace moesaic::offload

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "moesaic/interrupt.hpp"
+
 namespace moesaic::offload {
 namespace {
 
@@ -40,11 +42,22 @@ SlotTable::SlotTable(const LayerMoeWeights& weights, std::int32_t layer,
       pool_(std::move(pool)),
       map_(static_cast<std::size_t>(weights.stack->num_experts()), -1),
       wanted_(map_.size(), -1) {
-  if (pool_->budget() == 0) return;
-  slots_ = make_slots(backend, *weights.stack, pool_->budget());
-  const std::array refs{slots_->ref(Role::Gate), slots_->ref(Role::Up), slots_->ref(Role::Down)};
-  residents_ =
-      std::make_unique<ExpertStack>(stack_over(*weights.stack, refs, map_.data(), slots_->owner()));
+  if (pool_->budget() > 0) {
+    slots_ = make_slots(backend, *weights.stack, pool_->budget());
+    const std::array refs{slots_->ref(Role::Gate), slots_->ref(Role::Up), slots_->ref(Role::Down)};
+    residents_ = std::make_unique<ExpertStack>(
+        stack_over(*weights.stack, refs, map_.data(), slots_->owner()));
+  }
+  watch();
+}
+
+/// Forwards and loads of other threads, which hold these for long, are not there.
+void SlotTable::forked() noexcept {
+  renew(map_mutex_);
+  renew(turnstile_);
+  renew(load_mutex_);
+  renew(passage_mutex_);
+  pool_->forget_pins();
 }
 
 std::int64_t SlotTable::nbytes() const {
@@ -78,6 +91,7 @@ std::vector<SlotLoad> SlotTable::missing_loads() {
 void SlotTable::set_slots(std::span<const SlotLoad> loads, bool resident) {
   const std::lock_guard turnstile(turnstile_);
   const std::unique_lock lock(map_mutex_);
+  const std::lock_guard no_fork(change_mutex_);
   for (const SlotLoad& load : loads) {
     if (resident) {
       map_[static_cast<std::size_t>(load.expert)] = load.slot;
@@ -93,6 +107,7 @@ void SlotTable::load_batch(Context& context, ExpertSource& source, std::span<con
   const std::unique_ptr<ExpertBatch> batch = source.open(layer_, experts_of(loads));
   source.expect(layer_, experts_of(next));
   for (std::size_t i = 0; i < loads.size(); ++i) {
+    Interrupt::check();
     slots_->load(context, loads[i].slot, batch->wait(i));
   }
   slots_->wait(context);
@@ -125,7 +140,10 @@ std::int32_t SlotTable::passage_slots() const {
 }
 
 void SlotTable::make_passage(const Backend& backend) {
-  if (passage_ == nullptr) passage_ = make_slots(backend, *weights_.stack, passage_slots());
+  if (passage_ != nullptr) return;
+  std::unique_ptr<ExpertSlots> made = make_slots(backend, *weights_.stack, passage_slots());
+  const std::lock_guard no_fork(change_mutex_);
+  passage_ = std::move(made);
 }
 
 }  // namespace moesaic::offload

@@ -9,6 +9,7 @@
 #include <shared_mutex>
 #include <vector>
 
+#include "base/fork.hpp"
 #include "offload/slots.hpp"
 #include "offload/source.hpp"
 
@@ -18,12 +19,13 @@ namespace moesaic::offload {
 ExpertStack stack_over(const ExpertStack& source, const std::array<WeightRef, 3>& refs,
                        const std::int32_t* slot_map, std::shared_ptr<const void> owner);
 
-class SlotTable {
+class SlotTable final : private ForkHook {
  public:
   /// `layer` is its number in the store. Allocates slots for the pool's budget. Errors: as
   /// make_slots.
   SlotTable(const LayerMoeWeights& weights, std::int32_t layer, std::shared_ptr<ExpertPool> pool,
             const Backend& backend);
+  ~SlotTable() override { unwatch(); }
 
   std::int32_t layer() const { return layer_; }
   ExpertPool& pool() const { return *pool_; }
@@ -56,6 +58,7 @@ class SlotTable {
   std::int32_t passage_slots() const;
 
  private:
+  void forked() noexcept override;
   std::vector<SlotLoad> missing_loads();
   void load_batch(Context& context, ExpertSource& source, std::span<const SlotLoad> loads,
                   std::span<const SlotLoad> next);
@@ -72,6 +75,9 @@ class SlotTable {
   std::mutex turnstile_;   ///< stops new forwards while a change of map_ waits for the running ones
   std::mutex load_mutex_;  ///< one reconcile at a time
   std::mutex passage_mutex_;
+  /// Held while map_ changes, beside what forwards and loads hold: a forked child sees a change as a
+  /// whole, and bytes of a slot from before or after it.
+  LeafMutex change_mutex_;
   std::unique_ptr<ExpertSlots> passage_;
 };
 

@@ -2,6 +2,7 @@
 #include <string>
 #include <utility>
 
+#include "base/fork.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/gguf.hpp"
 #include "moesaic/offload.hpp"
@@ -77,18 +78,24 @@ void check_array(const ConstTensorView& view, std::int32_t layer, const char* ro
 
 }  // namespace
 
-struct MoeExpertStore::Impl {
+struct MoeExpertStore::Impl final : private ForkHook {
   std::shared_ptr<GgufFile> file;
   offload::StoreParts parts;
   std::int64_t limit = 0;
-  mutable std::mutex mutex;  ///< guards `tables`
+  mutable std::mutex mutex;  ///< one reads `tables`, or makes what goes there, at a time
+  /// Held while `tables` changes, beside the other: a forked child sees whole pointers.
+  LeafMutex change_mutex;
   std::vector<std::shared_ptr<offload::SlotTable>> tables;
+
+  ~Impl() override { unwatch(); }
+  void forked() noexcept override { renew(mutex); }
 
   void finish() {
     for (const LayerMoeWeights& layer : parts.layers) {
       parts.misses.push_back(std::make_unique<offload::MissHistory>(layer.stack->num_experts()));
     }
     tables.resize(parts.layers.size());
+    watch();
   }
 
   std::int64_t slots_bytes() const {
@@ -107,6 +114,11 @@ struct MoeExpertStore::Impl {
     });
   }
 
+  void set(std::shared_ptr<offload::SlotTable>& table, std::shared_ptr<offload::SlotTable> to) {
+    const std::lock_guard no_fork(change_mutex);
+    table.swap(to);
+  }
+
   std::shared_ptr<offload::SlotTable> table(std::int32_t i, const std::shared_ptr<ExpertPool>& pool,
                                             OnMiss on_miss, const Backend& backend) {
     const LayerMoeWeights& weights = parts.layers[static_cast<std::size_t>(i)];
@@ -119,9 +131,9 @@ struct MoeExpertStore::Impl {
                        "the pool it runs with", "another one",
                        "close the layers made with the other pool first");
       });
-      table.reset();
+      set(table, nullptr);
       check_limit(bytes);
-      table = std::make_shared<offload::SlotTable>(weights, i, pool, backend);
+      set(table, std::make_shared<offload::SlotTable>(weights, i, pool, backend));
     }
     if (on_miss == OnMiss::Stage && !table->has_passage()) {
       check_limit(offload::slot_bytes(backend, *weights.stack, table->passage_slots()));

@@ -39,15 +39,27 @@ CallMemory::CallMemory(const char* operation, Context& context)
       reads_host_(backend_.device_type() == DeviceType::Cpu) {}
 
 CallMemory::~CallMemory() {
-  try {
-    if (blocks_.empty()) {
-      backend_.submit(context_);
-    } else {
-      backend_.synchronize(context_);
+  if (!finished_) {
+    try {
+      settle();
+    } catch (...) {  // the error that ended the call is on its way to the caller
     }
-  } catch (const Error&) {  // the next call on the device reports it
   }
   for (const Block& block : blocks_) backend_.deallocate(block.memory, block.bytes);
+}
+
+void CallMemory::settle() {
+  if (blocks_.empty()) {
+    backend_.submit(context_);
+  } else {
+    backend_.synchronize(context_);
+  }
+}
+
+void CallMemory::finish() {
+  finished_ = true;
+  settle();
+  context_.throw_kept_error();
 }
 
 std::byte* CallMemory::take(std::size_t bytes) { return allocate(bytes, "scratch memory"); }

@@ -19,11 +19,11 @@ namespace moesaic::ops {
 void require_no_capture(const char* operation, const Context& context, const char* what);
 
 /// Take and upload everything before the first launch, so that a CaptureError leaves nothing
-/// launched. The destructor waits for the launches if it has memory to free. Host arrays must live
-/// until then.
+/// launched; call finish() behind the last one. Host arrays must live until then.
 class CallMemory {
  public:
   CallMemory(const char* operation, Context& context);
+  /// After an error, which is the one that counts, it waits for what was launched and is silent.
   ~CallMemory();
   CallMemory(const CallMemory&) = delete;
   CallMemory& operator=(const CallMemory&) = delete;
@@ -39,6 +39,10 @@ class CallMemory {
   /// `entries`: elements of `source` and `destination`.
   RowMap on_device(const RowMap& map, std::int64_t entries);
 
+  /// Hands the launches to the device; where there is memory to free it waits for them first. Errors:
+  /// those of the device.
+  void finish();
+
  private:
   struct Block {
     void* memory;
@@ -46,6 +50,7 @@ class CallMemory {
   };
   using Bytes = std::span<const std::byte>;
   std::byte* allocate(std::size_t bytes, const char* what);
+  void settle();
   /// Where each array lies in a block of all; null for arrays without bytes.
   std::vector<const std::byte*> upload(std::initializer_list<Bytes> arrays);
 
@@ -54,6 +59,7 @@ class CallMemory {
   const Backend& backend_;
   bool reads_host_;
   std::vector<Block> blocks_;
+  bool finished_ = false;
 };
 
 }  // namespace moesaic::ops

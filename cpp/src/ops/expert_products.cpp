@@ -113,6 +113,7 @@ void expert_gemv(Context& context, const ExpertStack& stack, Role role, const Co
                                 .precision = forward::decide(precision, call.num_pairs,
                                                              stack.num_experts(), context.tuning()),
                                 .scratch = scratch});
+  memory.finish();
 }
 
 void expert_gemv_gate_up(Context& context, const ExpertStack& stack, const Activation& activation,
@@ -157,6 +158,7 @@ void expert_gemv_gate_up(Context& context, const ExpertStack& stack, const Activ
                                  .out = hidden,
                                  .rows = call.num_pairs,
                                  .cols = shape.intermediate_size});
+  memory.finish();
 }
 
 void expert_gemm(Context& context, const ExpertStack& stack, Role role, const ConstTensorView& x,
@@ -209,6 +211,7 @@ void expert_gemm(Context& context, const ExpertStack& stack, Role role, const Co
                                 .precision = forward::decide(precision, pairs, stack.num_experts(),
                                                              context.tuning()),
                                 .scratch = scratch});
+  memory.finish();
 }
 
 }  // namespace moesaic

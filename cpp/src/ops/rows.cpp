@@ -67,6 +67,7 @@ void gather_rows(Context& context, const ConstTensorView& x, const BucketPlan& p
     backend.fill(context, {.data = rows + used * cols,
                            .bytes = left * static_cast<std::int64_t>(sizeof(float))});
   }
+  memory.finish();
 }
 
 void silu_mul(Context& context, const ConstTensorView& gate_up, TensorView out) {
@@ -89,6 +90,7 @@ void silu_mul(Context& context, const ConstTensorView& gate_up, TensorView out) 
                                        .intermediate = intermediate,
                                        .hidden = static_cast<float*>(out.data)});
   context.backend().submit(context);
+  context.throw_kept_error();
 }
 
 void combine(Context& context, const ConstTensorView& rows, const BucketPlan& plan,
@@ -101,12 +103,14 @@ void combine(Context& context, const ConstTensorView& rows, const BucketPlan& pl
   ops::CallMemory memory(kName, context);
   const std::int32_t* const pair_row = memory.on_device(plan.pair_row());
   combine_rows(kName, "rows", context, rows, pair_row, routing, out, accumulate);
+  memory.finish();
 }
 
 void combine(Context& context, const ConstTensorView& rows, const BucketPlan& plan,
              const Routing& routing, TensorView out, bool accumulate) {
   ops::CallMemory memory("combine", context);
   combine(context, rows, plan, memory.on_device(routing), out, accumulate);
+  memory.finish();
 }
 
 void weighted_sum(Context& context, const ConstTensorView& pairs, const RoutingView& routing,
@@ -123,12 +127,14 @@ void weighted_sum(Context& context, const ConstTensorView& pairs, const RoutingV
   }
   combine_rows(kName, "pairs", context, pairs, nullptr, routing, out, accumulate);
   context.backend().submit(context);
+  context.throw_kept_error();
 }
 
 void weighted_sum(Context& context, const ConstTensorView& pairs, const Routing& routing,
                   TensorView out, bool accumulate) {
   ops::CallMemory memory("weighted_sum", context);
   weighted_sum(context, pairs, memory.on_device(routing), out, accumulate);
+  memory.finish();
 }
 
 }  // namespace moesaic

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "moesaic/error.hpp"
+#include "moesaic/interrupt.hpp"
 #include "moesaic/plan.hpp"
 
 namespace moesaic {
@@ -28,6 +29,7 @@ void align_block_size(const op::Align& call) {
   for (std::int32_t e = 0; e < num_experts; ++e) {
     const std::int32_t begin = plan.expert_offsets[e];
     const std::int32_t end = plan.expert_offsets[e + 1];
+    Interrupt::check();
     for (std::int32_t row = begin; row < end; ++row) {
       *id++ = row_space == RowSpace::TokenPairs ? plan.row_pair[row] : row;
     }

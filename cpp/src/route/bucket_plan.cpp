@@ -1,10 +1,19 @@
 #include <algorithm>
+#include <array>
 #include <string>
 
 #include "moesaic/error.hpp"
+#include "moesaic/interrupt.hpp"
 #include "moesaic/plan.hpp"
 
 namespace moesaic {
+namespace {
+
+// Some milliseconds of work between two looks at the clock.
+constexpr std::int64_t kPairsPerCheck = std::int64_t{1} << 20;
+constexpr std::int32_t kTokensPerCheck = 1 << 16;
+
+}  // namespace
 
 void build_bucket_plan(const op::BucketPlan& call) {
   const std::int32_t* const topk_ids = call.routing.topk_ids;
@@ -17,12 +26,14 @@ void build_bucket_plan(const op::BucketPlan& call) {
   std::int32_t* cursor = out.expert_offsets;
   std::fill_n(cursor, num_experts + 1, 0);
   for (std::int64_t p = 0; p < num_pairs; ++p) {
+    if (p % kPairsPerCheck == 0) Interrupt::check();
     if (topk_ids[p] >= 0) ++cursor[topk_ids[p] + 1];
   }
   for (std::int32_t e = 0; e < num_experts; ++e) cursor[e + 1] += cursor[e];
 
   std::int32_t pair = 0;
   for (std::int32_t token = 0; pair < num_pairs; ++token) {
+    if (token % kTokensPerCheck == 0) Interrupt::check();
     for (std::int32_t slot = 0; slot < top_k; ++slot, ++pair) {
       const std::int32_t expert = topk_ids[pair];
       if (expert < 0) {
@@ -58,16 +69,23 @@ void BucketPlan::rebuild(const Routing& routing) {
   const RoutingView view{const_cast<std::int32_t*>(ids.data()), nullptr, routing.num_tokens(),
                          routing.top_k()};
   check_ids(view, num_experts_, "BucketPlan");
+  expert_offsets_.resize(static_cast<std::size_t>(num_experts_) + 1);
+  const std::array lists{&row_token_, &row_pair_, &pair_row_};
+  for (auto* list : lists) list->reserve(ids.size());  // may fail, and then all is as it was
+  for (auto* list : lists) list->resize(ids.size());
   num_tokens_ = routing.num_tokens();
   top_k_ = routing.top_k();
-  expert_offsets_.resize(static_cast<std::size_t>(num_experts_) + 1);
-  row_token_.resize(ids.size());
-  row_pair_.resize(ids.size());
-  pair_row_.resize(ids.size());
-  build_bucket_plan(
-      {.routing = view,
-       .num_experts = num_experts_,
-       .out = {expert_offsets_.data(), row_token_.data(), row_pair_.data(), pair_row_.data()}});
+  try {
+    build_bucket_plan(
+        {.routing = view,
+         .num_experts = num_experts_,
+         .out = {expert_offsets_.data(), row_token_.data(), row_pair_.data(), pair_row_.data()}});
+  } catch (...) {  // interrupted: what is left is a plan of no tokens
+    num_tokens_ = 0;
+    std::ranges::fill(expert_offsets_, 0);
+    for (auto* list : lists) list->clear();
+    throw;
+  }
 }
 
 }  // namespace moesaic

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "moesaic/error.hpp"
+#include "moesaic/interrupt.hpp"
 #include "moesaic/routing.hpp"
 
 namespace moesaic {
@@ -347,7 +348,18 @@ RouteStats route(const ConstTensorView& logits, const RouterConfig& config, Rout
   call.row_stride = logits.stride(0);
   call.out = out.view();
   call.scratch = scratch.data();
-  return route_rows(call);
+  RouteStats stats;
+  constexpr std::int64_t kSlice = 1024;  // tokens between two looks at the clock
+  for (std::int64_t t = 0; t < logits.dim(0); t += kSlice) {
+    Interrupt::check();
+    op::Route part = call;
+    part.logits += t * call.row_stride;
+    part.out.topk_ids += t * call.out.top_k;
+    part.out.topk_weights += t * call.out.top_k;
+    part.out.num_tokens = std::min(kSlice, logits.dim(0) - t);
+    stats.nonfinite_rows += route_rows(part).nonfinite_rows;
+  }
+  return stats;
 }
 
 void check_ids(const RoutingView& routing, std::int32_t num_experts, std::string_view operation) {

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/first_error.hpp"
 #include "base/pages.hpp"
 #include "cpu/pack.hpp"
 #include "int4/panels.hpp"
@@ -111,7 +112,7 @@ std::vector<float> decode_tensor(const BlockReader& block, const GgufTensor& ten
                    .got = std::string(facts.name),
                    .hint = {}};
   });
-  const GgufBytes bytes = block.bytes(tensor);
+  const GgufBytes bytes = block.read(tensor);
   require<FormatError>(
       count % facts.block_elems == 0 &&
           static_cast<std::int64_t>(bytes.bytes.size()) >= row_bytes(tensor.quant, count),
@@ -137,7 +138,7 @@ std::vector<std::int32_t> read_ids(const BlockReader& block, const GgufTensor& t
                    .got = std::string(traits(tensor.quant).name),
                    .hint = {}};
   });
-  const GgufBytes bytes = block.bytes(tensor);
+  const GgufBytes bytes = block.read(tensor);
   std::vector<std::int32_t> ids(bytes.bytes.size() / sizeof(std::int32_t));
   if (!ids.empty()) std::memcpy(ids.data(), bytes.bytes.data(), ids.size() * sizeof(std::int32_t));
   return ids;
@@ -162,25 +163,42 @@ void dequantize_role(RoleWeights& weights, QuantType type, const LoadOptions& op
   to.base = memory.get();
 
   const int threads = options.pool != nullptr ? options.pool->threads() : 1;
-  std::vector<std::vector<float>> rows(static_cast<std::size_t>(threads));
-  for (auto& row : rows) row.resize(static_cast<std::size_t>(from.cols));
+  struct Row {
+    std::vector<float> values;
+    std::vector<std::byte> stored;
+  };
+  std::vector<Row> rows(static_cast<std::size_t>(threads));
+  for (Row& row : rows) {
+    row.values.resize(static_cast<std::size_t>(from.cols));
+    if (weights.read) row.stored.resize(static_cast<std::size_t>(from.row_stride));
+  }
+  FirstError errors;
   for (std::int32_t e = 0; e < from.num_experts; ++e) {
     const auto decode = [&](std::int64_t row, int thread) {
-      float* values = rows[static_cast<std::size_t>(thread)].data();
-      dequantize_expert_row(from, e, row, values);
-      quantize_row(type, values, memory.get() + e * to.expert_stride + row * to.row_stride,
-                   from.cols);
+      errors.during([&] {
+        auto& [values, stored] = rows[static_cast<std::size_t>(thread)];
+        if (weights.read) {
+          weights.read(from.expert(e) + row * from.row_stride, stored);
+          dequantize_row(from.type, stored.data(), values.data(), from.cols);
+        } else {
+          dequantize_expert_row(from, e, row, values.data());
+        }
+        quantize_row(type, values.data(), memory.get() + e * to.expert_stride + row * to.row_stride,
+                     from.cols);
+      });
     };
     if (options.pool != nullptr) {
       options.pool->parallel_for(from.rows, decode);
     } else {
       for (std::int64_t row = 0; row < from.rows; ++row) decode(row, 0);
     }
+    errors.rethrow();
     done += to.expert_stride;
     report_progress(options, done, total, "dequantize");
   }
   weights.ref = to;
   weights.owner = memory;
+  weights.read = nullptr;
 }
 
 }  // namespace

@@ -44,6 +44,7 @@ RoleWeights stacked_role(const BlockReader& block, const GgufTensor& tensor, std
       });
   ref.base = bytes.bytes.data() + first_row * ref.row_stride;
   weights.owner = std::move(bytes.owner);
+  weights.read = block.file().reader();
   return weights;
 }
 
@@ -69,6 +70,7 @@ RoleWeights per_expert_role(const BlockReader& block, std::span<const GgufTensor
     table->pointers.push_back(one.ref.base);
     table->owners.push_back(std::move(one.owner));
     weights.ref = one.ref;
+    weights.read = std::move(one.read);
   }
   weights.ref.base = nullptr;
   weights.ref.table = table->pointers.data();
