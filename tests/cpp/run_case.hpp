@@ -109,6 +109,7 @@ inline Floats run_case(Context& context, const ProductCase& c) {
   const auto rows = static_cast<std::int32_t>(c.experts.size());
   ScratchQuery query{{ref.num_experts, ref.cols, ref.rows}, rows, 1, rows};
   query.packed_cols = ref.int4.packed_cols;
+  if (c.weights->delta != nullptr) query.low_rank = c.weights->delta->rank;
   GuardedMemory scratch(context.backend().scratch_bytes(query));
   Floats out = poisoned(rows * ref.rows);
   op::Gemm call;

@@ -56,6 +56,7 @@ Floats low_rank_matrix(const RoleWeights& role, std::int32_t expert) {
   const std::int64_t rows = role.ref.rows, cols = role.ref.cols, rank = delta.rank;
   Floats matrix(static_cast<std::size_t>(rows * cols));
   for (std::int64_t row = 0; row < rows; ++row) {
+    Interrupt::check();
     const float* const b = delta.b.data() + (expert * rows + row) * rank;
     for (std::int64_t col = 0; col < cols; ++col) {
       double sum = 0.0;
