@@ -205,10 +205,30 @@ def model_types() -> str:
     return markdown(header, rows)
 
 
+def parity() -> str:
+    """The configurations that run beside transformers, and what their layers come from."""
+    sys.path.insert(0, str(ROOT / "tests" / "parity"))
+    from models import ARCHITECTURES, MODELS
+
+    rows = [
+        [
+            model.name,
+            f"`{model.config}`",
+            "yes" if model.arrays else "",
+            "original, v5, state_dict" if model.saved else "",
+            f"`{ARCHITECTURES[model.name]}`" if model.name in ARCHITECTURES else "",
+        ]
+        for model in MODELS
+    ]
+    header = ("model", "configuration", "arrays", "checkpoints", "GGUF")
+    return f"{len(rows)} configurations.\n\n" + markdown(header, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "formats": formats,
     "architectures": architectures,
     "model_types": model_types,
+    "parity": parity,
     "environment": environment,
     "speed_summary": speed_summary,
     "speed": speed,

@@ -13,48 +13,13 @@ from arrays import (
     shared_of,
 )
 from comparison import compare
-from models import MODELS, Model
+from models import ARCHITECTURES, MODELS, Model
 from oracle import moe_f64, rel_l2
 from reference import Reference, make_reference
 from values import expert_weights, normal
 
 import moesaic as mo
 
-#: Model -> architecture. DeepSeek-V2 with groups is missing: llama.cpp scores a group by its best
-#: two experts, transformers by the best one.
-ARCHITECTURES = {
-    "qwen3_moe": "qwen3moe",
-    "qwen3_next": "qwen3next",
-    "qwen3_5_moe": "qwen35moe",
-    "qwen2_moe": "qwen2moe",
-    "mixtral": "llama",
-    "olmoe": "olmoe",
-    "deepseek_v2": "deepseek2",
-    "deepseek_v3": "deepseek2",
-    "glm4_moe": "glm4moe",
-    "gpt_oss": "gpt-oss",
-    "llama4": "llama4",
-    "minimax_m2": "minimax-m2",
-    "granitemoe": "granitemoe",
-    "granitemoeshared": "granitemoe",
-    "ernie4_5_moe": "ernie4_5-moe",
-    "hunyuan_v1_moe": "hunyuan-moe",
-    "dots1": "dots1",
-    "lfm2_moe": "lfm2moe",
-    "afmoe": "afmoe",
-    "exaone_moe": "exaone-moe",
-    "jamba": "jamba",
-    "mellum": "mellum",
-    "cohere2_moe": "cohere2moe",
-    "cohere2_moe sigmoid average": "cohere2moe",
-    "mimo_v2_flash": "mimo2",
-    "kimi_linear": "kimi-linear",
-    "minimax_m3": "minimax-m3",
-    "hy_v3": "hy_v3",
-    "deepseek_v32": "deepseek32",
-    "nemotron_h": "nemotron_h_moe",
-    "nemotron_h latent": "nemotron_h_moe",
-}
 GATING = {"softmax": 1, "sigmoid": 2, "softmax_selected": 3, "sqrt_softplus": 4}
 
 
@@ -81,6 +46,8 @@ def write(path: Any, arch: str, reference: Reference, config: mo.MoeConfig) -> N
         if value:
             writer.add_uint32(f"{arch}.{key}", value)
     writer.add_bool(f"{arch}.expert_weights_norm", router.renormalize)
+    if config.activation.kind.startswith("swiglu_clamp"):
+        writer.add_float32(f"{arch}.swiglu_clamp_exp", config.activation.limit)
     writer.add_float32(f"{arch}.expert_weights_scale", router.scale / config.shared_scale)
 
     def add(name: str, values: Any) -> None:

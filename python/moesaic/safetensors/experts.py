@@ -14,7 +14,7 @@ from moesaic.safetensors.dense import DENSE, Dense, dense_name
 from moesaic.safetensors.encoded import Decoded, Encoded
 from moesaic.safetensors.errors import Progress, as_format_errors, carried
 from moesaic.safetensors.fp4 import Mxfp4, Nvfp4
-from moesaic.safetensors.fp8 import CODES, Fp8
+from moesaic.safetensors.fp8 import CODES, FP8, Fp8
 from moesaic.safetensors.int4 import Int4Experts, keeps_int4
 from moesaic.safetensors.int_blocks import IntBlocks, as_q4_blocks
 from moesaic.safetensors.ints import Linear, is_int
@@ -43,14 +43,17 @@ def recognise(
     transposed: bool = False,
 ) -> Encoded:
     """The matrix in the form that its tensors have. Raises FormatError naming one of them."""
-    found = (
-        Dense.open(checkpoint, matrix, transposed)
-        or Bnb4.open(checkpoint, matrix, exact)
-        or Mxfp4.open(checkpoint, matrix)
-        or Nvfp4.open(checkpoint, matrix)
-        or Fp8.open(checkpoint, matrix, transposed, quantization, exact)
-        or IntBlocks.open(checkpoint, matrix, quantization, exact)
-    )
+    found: Encoded | None = Dense.open(checkpoint, matrix, transposed)
+    name = dense_name(checkpoint, matrix)
+    # Codes of 8 bits are of one form alone, and a model has many of them.
+    if found is None and (name is None or checkpoint.entry(name).dtype not in FP8):
+        found = (
+            Bnb4.open(checkpoint, matrix, exact)
+            or Mxfp4.open(checkpoint, matrix)
+            or Nvfp4.open(checkpoint, matrix)
+        )
+    found = found or Fp8.open(checkpoint, matrix, transposed, quantization, exact)
+    found = found or IntBlocks.open(checkpoint, matrix, quantization, exact)
     if found is not None:
         return found
     name = values_name(checkpoint, matrix.base)

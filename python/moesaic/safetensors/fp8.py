@@ -54,6 +54,7 @@ def _check_order(checkpoint: Checkpoint, name: str) -> None:
 class Fp8(Encoded):
     """Codes of 8 bits and a grid of scales; ``transposed`` ones are stored [k, n]."""
 
+    values_name: str
     scale_name: str
     zero_name: str | None
     grid: ScaleGrid
@@ -109,13 +110,11 @@ class Fp8(Encoded):
         if scale.endswith("SCB"):
             _check_order(checkpoint, f"{base}.weight_format")
         zeros = find(checkpoint, base, "zero_point")
-        return cls(checkpoint, matrix, n, k, scale, zeros, grid, turned, transposed, exact)
+        return cls(checkpoint, matrix, n, k, name, scale, zeros, grid, turned, transposed, exact)
 
     @property
     def name(self) -> str:
-        name = dense_name(self.checkpoint, self.matrix)
-        assert name is not None
-        return name
+        return self.values_name
 
     @property
     def type(self) -> str:

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -104,27 +104,6 @@ class _Shards:
             os.close(descriptor)
 
 
-class _Tensors(Mapping[str, TensorEntry]):
-    """Names are known before any header is read."""
-
-    def __init__(self, names: Mapping[str, str], entry: Callable[[str], TensorEntry]) -> None:
-        self._names, self._entry = names, entry
-
-    def __getitem__(self, name: str) -> TensorEntry:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._entry(name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
 class Checkpoint:
     """The tensors and configuration of a model: a folder, one file, or an index file.
 
@@ -141,8 +120,8 @@ class Checkpoint:
         self._jsons: dict[str, dict[str, Any] | None] = {}
         self._shards = _Shards(self.folder)
         self._entries: dict[str, TensorEntry] = {}
-        #: The file of each tensor, before its header is read.
-        self._files: dict[str, str] = {}
+        #: All tensors by name, with their files; one is opened when an entry of it is asked for.
+        self.tensors: Mapping[str, str]
         self._index: Path | None = None
         config = self._config()
         if path.is_dir():
@@ -151,11 +130,9 @@ class Checkpoint:
             check_kind(path)
             files = [path]
         if is_index(files[0]):
-            self._index, self._files = files[0], _shards_by_name(files[0])
+            self._index, self.tensors = files[0], _shards_by_name(files[0])
         else:
-            self._read_files(files)
-        #: All tensors by name; the file of one is opened when its entry is asked for.
-        self.tensors: Mapping[str, TensorEntry] = _Tensors(self._files, self._entry_of)
+            self.tensors = self._read_files(files)
 
     def _config(self) -> dict[str, Any]:
         config = self.json("config.json") or {}
@@ -165,26 +142,22 @@ class Checkpoint:
                 raise wrong(f"config.json {name}", "an object", shown(inner))
         return config
 
-    def _read_files(self, files: list[Path]) -> None:
+    def _read_files(self, files: list[Path]) -> dict[str, str]:
+        found: dict[str, str] = {}
         for file in files:
             for name in self._shards[file.name][1]:
-                if name in self._files:
+                if name in found:
                     raise wrong(
                         f"{file}: tensor {name!r}",
                         "a name that no other file has",
-                        f"the same in {self._files[name]}",
+                        f"the same in {found[name]}",
                         "files of ranks that split experts or rows are no whole checkpoint",
                     )
-                self._files[name] = file.name
-
-    def _entry_of(self, name: str) -> TensorEntry:
-        found = self._entries.get(name)
-        if found is None:
-            found = self._entries[name] = self._new_entry(name)
+                found[name] = file.name
         return found
 
     def _new_entry(self, name: str) -> TensorEntry:
-        file = self._files[name]
+        file = self.tensors[name]
         try:
             header = self._shards[file][1]
         except FileNotFoundError:
@@ -200,8 +173,8 @@ class Checkpoint:
         """The same with these tensors alone, and no file opened that holds none of them."""
         part = object.__new__(Checkpoint)
         part.__dict__.update(self.__dict__)
-        part._files = {name: self._files[name] for name in names}
-        part.tensors = _Tensors(part._files, part._entry_of)
+        part.tensors = {name: self.tensors[name] for name in names}
+        part._entries = {}
         return part
 
     def json(self, name: str) -> dict[str, Any] | None:
@@ -215,9 +188,12 @@ class Checkpoint:
 
     def entry(self, name: str) -> TensorEntry:
         """Raises FormatError when there is no such tensor."""
-        if name not in self._files:
-            raise wrong(f"tensor {name!r}", "to be there", "no such tensor")
-        return self._entry_of(name)
+        found = self._entries.get(name)
+        if found is None:
+            if name not in self.tensors:
+                raise wrong(f"tensor {name!r}", "to be there", "no such tensor")
+            found = self._entries[name] = self._new_entry(name)
+        return found
 
     def raw(self, name: str, index: int | None = None) -> Array:
         """One tensor, or one slice of its first dimension, as stored; bf16 and fp8 as bits."""
@@ -231,7 +207,7 @@ class Checkpoint:
             shape = shape[1:]
             begin += index * ((entry.end - entry.begin) // entry.shape[0])
         values = np.empty(shape, DTYPES[entry.dtype])
-        file = self._shards[self._files[name]][0]
+        file = self._shards[self.tensors[name]][0]
         file.seek(begin)
         missing = read_into(file, memoryview(values.reshape(-1).view(np.uint8).data))
         if missing:
