@@ -16,7 +16,7 @@
 namespace moesaic::cuda {
 
 /// Raised with every change of an operation or of the table.
-inline constexpr int32_t kPluginVersion = 2;
+inline constexpr int32_t kPluginVersion = 3;
 
 using Stream = void*;
 

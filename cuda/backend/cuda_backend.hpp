@@ -26,7 +26,9 @@ class CudaBackend final : public Backend {
   std::string down_name(const WeightRef& weight, const Tuning& tuning, std::int64_t num_pairs,
                         bool sorted) const override;
   Support supports(const WeightRef& weight) const override;
-  Support supports_part(LayerPart) const override { return {}; }
+  Support supports_part(LayerPart part) const override {
+    return part == LayerPart::LowRankDeltas ? Support{false, "only the CPU runs them"} : Support{};
+  }
   bool fuses_activation() const override { return true; }
   DType working_dtype(DType x) const override { return x; }
 

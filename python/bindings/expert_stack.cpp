@@ -6,13 +6,13 @@
 #include <pybind11/stl/filesystem.h>
 
 #include <limits>
-#include <tuple>
 
 #include "arrays.hpp"
 #include "gguf.hpp"
 #include "gil.hpp"
 #include "load.hpp"
 #include "moesaic/marlin_stack.hpp"
+#include "stack_parts.hpp"
 
 namespace moesaic::python {
 namespace {
@@ -20,60 +20,40 @@ namespace {
 using Stack = std::shared_ptr<ExpertStack>;
 
 Stack from_dense_stacks(const py::object& gate, const py::object& up, const py::object& down,
+                        const py::object& biases, const py::object& scales,
                         const std::string& device, const std::string& layout) {
   constexpr const char* kOperation = "ExpertStack.from_dense_stacks";
   ArrayRef gate_ref;
   if (!gate.is_none()) gate_ref = import_array(gate, kOperation, "gate");
   const ArrayRef up_ref = import_array(up, kOperation, "up");
   const ArrayRef down_ref = import_array(down, kOperation, "down");
+  const ConstTensorView view = up_ref.read();
+  Epilogues epilogues;
+  // The library refuses arrays of another rank or size, and names them.
+  if (view.rank == 3 && view.dim(0) <= std::numeric_limits<std::int32_t>::max()) {
+    const StackShape shape{static_cast<std::int32_t>(view.dim(0)), view.dim(2), view.dim(1)};
+    epilogues = import_epilogues(biases, scales, shape, kOperation);
+  }
+  Loading loading(kOperation, device, layout, std::nullopt, py::none());
+  return loading.run([&](const LoadOptions& options) {
+    return std::make_shared<ExpertStack>(ExpertStack::from_dense_stacks(
+        gate_ref.read(), view, down_ref.read(), options, std::move(epilogues)));
+  });
+}
+
+Stack from_encoded(const py::object& gate, const py::object& up, const py::object& down,
+                   const py::object& biases, const py::object& scales, const std::string& device,
+                   const std::string& layout) {
+  constexpr const char* kOperation = "ExpertStack.from_encoded";
+  const auto gate_role = encoded_role(gate, kOperation, "gate");
+  const auto up_role = encoded_role(up, kOperation, "up");
+  const auto down_role = encoded_role(down, kOperation, "down");
+  Epilogues epilogues = import_epilogues(
+      biases, scales, {up_role.num_experts, up_role.cols, up_role.rows}, kOperation);
   Loading loading(kOperation, device, layout, std::nullopt, py::none());
   return loading.run([&](const LoadOptions& options) {
     return std::make_shared<ExpertStack>(
-        ExpertStack::from_dense_stacks(gate_ref.read(), up_ref.read(), down_ref.read(), options));
-  });
-}
-
-/// (bytes, type name, (E, rows, cols)) as testing.quantize makes them.
-using EncodedArgument = std::tuple<py::object, std::string, std::array<std::int64_t, 3>>;
-
-ExpertStack::EncodedRole encoded_role(const std::optional<EncodedArgument>& argument,
-                                      const char* name) {
-  constexpr const char* kOperation = "ExpertStack.from_encoded";
-  ExpertStack::EncodedRole role;
-  if (!argument) return role;
-  const auto& [data, type_name_text, shape] = *argument;
-  const ArrayRef ref = import_array(data, kOperation, name);
-  const auto type = quant_type_from_name(type_name_text);
-  require<ConfigError>(type.has_value(), [&] {
-    return Problem{
-        kOperation, name, "a ggml type name such as Q4_K", "'" + type_name_text + "'", {}};
-  });
-  require<ShapeError>(is_dense(ref.read()), [&] {
-    return Problem{kOperation, name, "dense bytes", describe(ref.read()), {}};
-  });
-  require<ShapeError>(shape[0] >= 0 && shape[0] <= std::numeric_limits<std::int32_t>::max(), [&] {
-    return Problem{kOperation, name, "(E, rows, cols)", std::to_string(shape[0]) + " experts", {}};
-  });
-  role.type = *type;
-  role.num_experts = static_cast<std::int32_t>(shape[0]);
-  role.rows = shape[1];
-  role.cols = shape[2];
-  role.data = static_cast<const std::byte*>(ref.view.data);
-  role.bytes = static_cast<std::size_t>(ref.view.num_elements()) * size_of(ref.view.dtype);
-  role.owner = share_object(ref.keep);
-  return role;
-}
-
-Stack from_encoded(const std::optional<EncodedArgument>& gate, const EncodedArgument& up,
-                   const EncodedArgument& down, const std::string& device,
-                   const std::string& layout) {
-  const auto gate_role = encoded_role(gate, "gate");
-  const auto up_role = encoded_role(up, "up");
-  const auto down_role = encoded_role(down, "down");
-  Loading loading("ExpertStack.from_encoded", device, layout, std::nullopt, py::none());
-  return loading.run([&](const LoadOptions& options) {
-    return std::make_shared<ExpertStack>(
-        ExpertStack::from_encoded(gate_role, up_role, down_role, options));
+        ExpertStack::from_encoded(gate_role, up_role, down_role, options, std::move(epilogues)));
   });
 }
 
@@ -103,10 +83,16 @@ Stack open_and_load(const std::filesystem::path& path, std::int32_t layer,
 }
 
 Stack from_marlin(const std::shared_ptr<MarlinExpertStack>& gate_up,
-                  const std::shared_ptr<MarlinExpertStack>& down, const std::string& device) {
-  Loading loading("ExpertStack.from_marlin", device, "auto", std::nullopt, py::none());
+                  const std::shared_ptr<MarlinExpertStack>& down, const py::object& biases,
+                  const py::object& scales, const std::string& device) {
+  constexpr const char* kOperation = "ExpertStack.from_marlin";
+  Epilogues epilogues = import_epilogues(
+      biases, scales, {gate_up->num_experts(), gate_up->k(), gate_up->n_per_expert() / 2},
+      kOperation);
+  Loading loading(kOperation, device, "auto", std::nullopt, py::none());
   return loading.run([&](const LoadOptions& options) {
-    return std::make_shared<ExpertStack>(ExpertStack::from_marlin(gate_up, down, options));
+    return std::make_shared<ExpertStack>(
+        ExpertStack::from_marlin(gate_up, down, options, std::move(epilogues)));
   });
 }
 
@@ -115,23 +101,6 @@ std::shared_ptr<MarlinExpertStack> marlin_of(const ExpertStack& stack, const std
   const Role one =
       role == "gate_up" ? Role::Up : parse_name<Role>(role, "ExpertStack.marlin", "role");
   return std::const_pointer_cast<MarlinExpertStack>(stack.marlin(one));
-}
-
-py::array dequantize_matrix(const ExpertStack& stack, const std::string& role_name,
-                            std::int32_t expert) {
-  constexpr const char* kOperation = "ExpertStack.dequantize";
-  const Role role = parse_name<Role>(role_name, kOperation, "role");
-  const RoleWeights& weights = stack.role(role);
-  require<ShapeError>(static_cast<bool>(weights.ref), [&] {
-    return Problem{kOperation, "role", "a role of the stack", "gate of ungated experts", {}};
-  });
-  py::array_t<float> matrix = decoded_expert(weights.ref, expert, kOperation);
-  if (weights.scale != nullptr) {
-    const float factor = (*weights.scale)[static_cast<std::size_t>(expert)];
-    float* const values = matrix.mutable_data();
-    for (py::ssize_t i = 0; i < matrix.size(); ++i) values[i] *= factor;
-  }
-  return matrix;
 }
 
 py::dict quants(const ExpertStack& stack) {
@@ -155,31 +124,16 @@ std::string stack_repr(const ExpertStack& stack) {
 
 }  // namespace
 
-py::array decoded_expert(const WeightRef& weight, std::int32_t expert, const char* operation) {
-  require<ShapeError>(expert >= 0 && expert < weight.num_experts, [&] {
-    return Problem{operation,
-                   "expert",
-                   "0 to " + std::to_string(weight.num_experts - 1),
-                   std::to_string(expert),
-                   {}};
-  });
-  py::array_t<float> out({weight.rows, weight.cols});
-  float* to = out.mutable_data();
-  const InterruptibleRelease release;
-  for (std::int64_t row = 0; row < weight.rows; ++row) {
-    Interrupt::check();
-    dequantize_expert_row(weight, expert, row, to + row * weight.cols);
-  }
-  return out;
-}
-
 void bind_expert_stack(py::module_& m) {
   StackClass type(m, "ExpertStack", py::is_final());
   type.def_static("from_dense_stacks", &from_dense_stacks, py::arg("gate"), py::arg("up"),
-                  py::arg("down"), py::kw_only(), py::arg("device") = "cpu",
+                  py::arg("down"), py::kw_only(), py::arg("biases") = py::none(),
+                  py::arg("scales") = py::none(), py::arg("device") = "cpu",
                   py::arg("layout") = "auto")
-      .def_static("from_encoded", &from_encoded, py::arg("gate"), py::arg("up"), py::arg("down"),
-                  py::kw_only(), py::arg("device") = "cpu", py::arg("layout") = "auto")
+      .def_static("from_encoded", &from_encoded, py::arg("gate"), py::arg("up").none(false),
+                  py::arg("down").none(false), py::kw_only(), py::arg("biases") = py::none(),
+                  py::arg("scales") = py::none(), py::arg("device") = "cpu",
+                  py::arg("layout") = "auto")
       .def_static("load_from_gguf", &load_from_gguf, py::arg("file"), py::arg("layer"),
                   py::arg("dequantize") = py::none(), py::kw_only(), py::arg("device") = "cpu",
                   py::arg("layout") = "auto", py::arg("progress") = py::none())
@@ -187,7 +141,8 @@ void bind_expert_stack(py::module_& m) {
                   py::arg("dequantize") = py::none(), py::kw_only(), py::arg("device") = "cpu",
                   py::arg("layout") = "auto", py::arg("progress") = py::none())
       .def_static("from_marlin", &from_marlin, py::arg("gate_up").none(false),
-                  py::arg("down").none(false), py::kw_only(), py::arg("device") = "cpu")
+                  py::arg("down").none(false), py::kw_only(), py::arg("biases") = py::none(),
+                  py::arg("scales") = py::none(), py::arg("device") = "cpu")
       .def("marlin", &marlin_of, py::arg("role"))
       .def_property_readonly("num_experts", &ExpertStack::num_experts)
       .def_property_readonly("hidden_size",
@@ -200,8 +155,9 @@ void bind_expert_stack(py::module_& m) {
       .def_property_readonly("nbytes", &ExpertStack::nbytes)
       .def_property_readonly("bytes_per_expert", &ExpertStack::bytes_per_expert)
       .def_property_readonly("report", &ExpertStack::report)
-      .def("dequantize", &dequantize_matrix, py::arg("role"), py::arg("expert"))
       .def("__repr__", &stack_repr);
+  define_parts(type);
+  define_edits(type);
   define_products(type);
 }
 

@@ -4,7 +4,7 @@
 
 #include "calls.hpp"
 #include "gil.hpp"
-#include "layer.hpp"
+#include "layer_parts.hpp"
 #include "load.hpp"
 #include "offload.hpp"
 #include "values.hpp"
@@ -17,8 +17,7 @@ using Store = std::shared_ptr<MoeExpertStore>;
 LayerObject layer_from_store(const Store& store, std::int32_t i,
                              const std::shared_ptr<ExpertPool>& pool, const std::string& on_miss,
                              const std::optional<MoeConfig>& config,
-                             const py::object& router_weight,
-                             const std::shared_ptr<ExpertStack>& shared,
+                             const py::object& router_weight, const py::object& shared,
                              const py::object& shared_gate, const std::string& device,
                              const std::string& precision) {
   constexpr const char* kOperation = "MoeLayer.from_store";
@@ -37,7 +36,7 @@ LayerObject layer_from_store(const Store& store, std::int32_t i,
   };
   Loading loading(kOperation, device, "auto", std::nullopt, py::none());
   if (!config) {
-    require<ConfigError>(router_weight.is_none() && !shared, [] {
+    require<ConfigError>(router_weight.is_none() && shared.is_none(), [] {
       return Problem{kOperation, "router_weight and shared", "none: they come from the file",
                      "some", "give a config to make the layer from parts"};
     });
@@ -52,12 +51,7 @@ LayerObject layer_from_store(const Store& store, std::int32_t i,
   if (!router_weight.is_none()) {
     parts.router_weight = import_floats(router_weight, kOperation, "router_weight");
   }
-  if (shared) {
-    parts.shared.emplace(SharedExperts{*shared});
-    if (!shared_gate.is_none()) {
-      parts.shared->gate = import_floats(shared_gate, kOperation, "shared_gate");
-    }
-  }
+  parts.shared = import_shared(shared, shared_gate, config->hidden_size, kOperation);
   parts.residency = loading.run([&](const LoadOptions& options) {
     return store->residency(i, used, miss, *options.backend);
   });

@@ -22,6 +22,7 @@ PYBIND11_MODULE(_core, m) {
   bind_marlin_stack(m);
   bind_marlin_builder(m);
   bind_expert_stack(m);
+  bind_shared_experts(m);
   bind_layer(m);
   bind_refresh(m);
   bind_pool_stats(m);

@@ -53,6 +53,14 @@ _Progress: TypeAlias = Callable[[Progress], bool | None] | bool | None
 _DType: TypeAlias = Literal["f32", "f16", "bf16", "f64", "i32", "i64", "u8", "u16", "bool"]
 _Dense: TypeAlias = Literal["f32", "f16", "bf16"]
 _Role: TypeAlias = Literal["gate", "up", "down"]
+# One role's bytes, of a type: with the shape of the weights, or [E, rows, bytes of a row].
+_Encoded: TypeAlias = tuple[_AnyArray, str, tuple[int, int, int]] | tuple[_AnyArray, str]
+# Arrays by role; roles without one are absent, or None.
+_ByRole: TypeAlias = Mapping[_Role, _AnyArray | None] | None
+# Numbers of experts.
+_ExpertIds: TypeAlias = Sequence[int] | _AnyArray
+# A low-rank delta of a role: (A [E, r, cols], B [E, rows, r]), and a scale.
+_Delta: TypeAlias = tuple[_AnyArray, _AnyArray] | tuple[_AnyArray, _AnyArray, float]
 _Layout: TypeAlias = Literal["auto", "file"]
 _Precision: TypeAlias = Literal["auto", "exact", "fast"]
 _Gemm: TypeAlias = Literal["auto", "bucketed", "aligned"]
@@ -1617,10 +1625,14 @@ class ExpertStack:
         up: _AnyArray,
         down: _AnyArray,
         *,
+        biases: _ByRole = None,
+        scales: _ByRole = None,
         device: str = "cpu",
         layout: _Layout = "auto",
     ) -> ExpertStack:
         """Copy dense matrices.
+
+        An expert's product with a role is y = (W x) * scale + bias.
 
         Parameters
         ----------
@@ -1630,6 +1642,10 @@ class ExpertStack:
             f32, f16 or bf16.
         down : array [E, H, I]
             f32, f16 or bf16.
+        biases : dict, optional
+            Arrays by role, [E, I] for 'gate' and 'up', [E, H] for 'down'; f32, f16 or bf16.
+        scales : dict, optional
+            Arrays [E] by role, factors of the products.
         device : str
             'cpu', 'cuda:0' or 'metal'.
         layout : str
@@ -1643,25 +1659,32 @@ class ExpertStack:
         ------
         ShapeError, DTypeError
             An array does not fit; the message names it.
+        ConfigError
+            An unknown role.
         DeviceError, OutOfMemoryError
             The device is absent or full.
         """
 
     @staticmethod
     def from_encoded(
-        gate: tuple[_AnyArray, str, tuple[int, int, int]] | None,
-        up: tuple[_AnyArray, str, tuple[int, int, int]],
-        down: tuple[_AnyArray, str, tuple[int, int, int]],
+        gate: _Encoded | None,
+        up: _Encoded,
+        down: _Encoded,
         *,
+        biases: _ByRole = None,
+        scales: _ByRole = None,
         device: str = "cpu",
         layout: _Layout = "auto",
     ) -> ExpertStack:
-        """Take encoded bytes, as ``testing.quantize`` makes them.
+        """Take encoded bytes, as ``encoded`` and ``testing.quantize`` give them.
 
         Parameters
         ----------
         gate, up, down : tuple
-            (bytes, type name, (E, rows, cols)) of each role; gate is None for ungated experts.
+            (array [E, rows, bytes of a row], type name) of each role, or (bytes, type name,
+            (E, rows, cols)); gate is None for ungated experts.
+        biases, scales : dict, optional
+            As in ``from_dense_stacks``.
         device : str
             'cpu', 'cuda:0' or 'metal'.
         layout : str
@@ -1673,8 +1696,17 @@ class ExpertStack:
 
         Raises
         ------
-        ShapeError, ConfigError, UnsupportedError
-            Sizes, a type name or a type that does not fit.
+        ShapeError, ConfigError, DTypeError, UnsupportedError
+            Sizes, a name, or a type that does not fit.
+
+        Examples
+        --------
+        >>> import moesaic as mo
+        >>> _ = mo.testing.write_moe_gguf("model.gguf")  # a small model with random weights
+        >>> stack = mo.ExpertStack.open_and_load("model.gguf", 0)
+        >>> roles = [(stack.encoded(role), stack.quants[role]) for role in stack.quants]
+        >>> mo.ExpertStack.from_encoded(*roles, biases=stack.biases, scales=stack.scales).quants
+        {'gate': 'Q4_K', 'up': 'Q4_K', 'down': 'Q6_K'}
         """
 
     @staticmethod
@@ -1757,7 +1789,12 @@ class ExpertStack:
 
     @staticmethod
     def from_marlin(
-        gate_up: MarlinExpertStack, down: MarlinExpertStack, *, device: str = "cpu"
+        gate_up: MarlinExpertStack,
+        down: MarlinExpertStack,
+        *,
+        biases: _ByRole = None,
+        scales: _ByRole = None,
+        device: str = "cpu",
     ) -> ExpertStack:
         """Make a layer's experts of two INT4 stacks, whose memory it shares.
 
@@ -1767,6 +1804,8 @@ class ExpertStack:
             k = H and n_per_expert = 2I, with columns [gate | up].
         down : MarlinExpertStack
             k = I and n_per_expert = H.
+        biases, scales : dict, optional
+            As in ``from_dense_stacks``.
         device : str
             'cpu' or 'cuda:0'.
 
@@ -1870,7 +1909,7 @@ class ExpertStack:
         """Whether there is a gate."""
 
     @property
-    def quants(self) -> dict[str, str]:
+    def quants(self) -> dict[_Role, str]:
         """Element type in memory by role, as ggml spells it."""
 
     @property
@@ -1885,20 +1924,55 @@ class ExpertStack:
     def report(self) -> LoadReport:
         """What the load kept, repacked or dequantised, and why."""
 
-    def dequantize(self, role: _Role, expert: int) -> _F32:
-        """Return one matrix of one expert as f32, times the expert's scale where it has one.
+    @property
+    def biases(self) -> dict[_Role, _F32]:
+        """The bias of each role that has one: f32 [E, I], for down [E, H]; read-only."""
+
+    @property
+    def scales(self) -> dict[_Role, _F32]:
+        """The factors of each role's products, where there are some: f32 [E], read-only."""
+
+    def encoded(self, role: _Role) -> npt.NDArray[np.uint8]:
+        """Return the bytes of a role as a file holds them, of type ``quants[role]``.
+
+        What a load repacked is put back, bit by bit. Biases and scales are not in them.
 
         Parameters
         ----------
         role : str
             'gate', 'up' or 'down'.
-        expert : int
-            0 to E - 1.
+
+        Returns
+        -------
+        uint8 array [E, rows, bytes of a row]
+            A copy; gate and up have I rows of H weights, down H rows of I.
+
+        Raises
+        ------
+        UnsupportedError
+            Weights on a device, or INT4, whose groups ``marlin(role)`` unpacks.
+        ShapeError
+            The gate of ungated experts.
+        ConfigError
+            An unknown role.
+        """
+
+    def dequantize(self, role: _Role, expert: int | None = None) -> _F32:
+        """Return the matrices of a role as f32, times the scales where it has some.
+
+        A bias is no part of a matrix; ``biases`` has it.
+
+        Parameters
+        ----------
+        role : str
+            'gate', 'up' or 'down'.
+        expert : int, optional
+            0 to E - 1; None: all of them.
 
         Returns
         -------
         f32 array
-            [I, H] for gate and up, [H, I] for down.
+            [I, H] for gate and up, [H, I] for down; with a leading E for all experts.
 
         Raises
         ------
@@ -1906,6 +1980,178 @@ class ExpertStack:
             No such expert, or the gate of ungated experts.
         ConfigError
             An unknown role.
+        UnsupportedError
+            Weights on a device.
+        """
+
+    def select(self, ids: _ExpertIds) -> ExpertStack:
+        """Return a stack of some experts, in the order of ``ids``.
+
+        Weights are shared with this stack, not copied, so the memory of experts that are left out
+        is free when nothing uses this stack any more and the rest was saved and loaded. Types,
+        biases, scales and deltas stay as they are. INT4 experts run on, without their ``marlin``.
+
+        Parameters
+        ----------
+        ids : sequence of int, or int array [n]
+            Experts of this stack; one may come more than once.
+
+        Returns
+        -------
+        ExpertStack
+            Its expert i is ``ids[i]`` of this one.
+
+        Raises
+        ------
+        ShapeError
+            No ids, or no such expert.
+        UnsupportedError
+            A stack on a device.
+        """
+
+    def permute(self, order: _ExpertIds) -> ExpertStack:
+        """Return the experts in another order; as ``select``, but with each expert once.
+
+        Parameters
+        ----------
+        order : sequence of int, or int array [E]
+            Expert i of the result is ``order[i]`` of this stack.
+
+        Returns
+        -------
+        ExpertStack
+
+        Raises
+        ------
+        ShapeError
+            Not each expert once.
+        UnsupportedError
+            A stack on a device.
+        """
+
+    @staticmethod
+    def concat(stacks: Sequence[ExpertStack]) -> ExpertStack:
+        """Return the experts of several stacks as one, those of the first stack first.
+
+        Weights are shared with the stacks. Where only some have biases or scales, the experts of
+        the others get zeros or ones, which change nothing.
+
+        Parameters
+        ----------
+        stacks : sequence of ExpertStack
+            Of one H and I, with each role of one type and layout.
+
+        Returns
+        -------
+        ExpertStack
+
+        Raises
+        ------
+        ShapeError
+            No stacks, or sizes that differ.
+        DTypeError
+            A role in several types.
+        UnsupportedError
+            Layouts that differ, or a stack on a device.
+        """
+
+    def with_expert(
+        self,
+        expert: int,
+        *,
+        gate: _AnyArray | tuple[_AnyArray, str] | None = None,
+        up: _AnyArray | tuple[_AnyArray, str] | None = None,
+        down: _AnyArray | tuple[_AnyArray, str] | None = None,
+        biases: _ByRole = None,
+        scales: Mapping[_Role, float] | None = None,
+    ) -> ExpertStack:
+        """Return the stack with other weights in one expert; the other experts are shared.
+
+        What is not given stays: matrices bit by bit, biases, scales and deltas too.
+
+        Parameters
+        ----------
+        expert : int
+            0 to E - 1.
+        gate, up, down : array [rows, cols] or tuple, optional
+            The matrix as ``dequantize`` gives it, f32, f16 or bf16, which is encoded in the type
+            of the role; a scale that stays is taken out of it first. Or (bytes, type), encoded in
+            that type already, beside the scale.
+        biases : dict, optional
+            Arrays [rows] by role. In a stack without biases the other experts get zeros.
+        scales : dict, optional
+            Numbers by role. In a stack without scales the other experts get a 1.
+
+        Returns
+        -------
+        ExpertStack
+
+        Raises
+        ------
+        ShapeError, DTypeError, ConfigError
+            No such expert or role, or what does not fit it.
+        UnsupportedError
+            A type without an encoder, INT4 experts, or a stack on a device.
+        """
+
+    @property
+    def deltas(self) -> dict[_Role, tuple[_F32, _F32, float]]:
+        """The low-rank deltas by role: (A [E, r, cols], B [E, rows, r], scale), f32, read-only."""
+
+    def with_deltas(self, deltas: Mapping[_Role, _Delta | None] | None) -> ExpertStack:
+        """Return the stack with low-rank deltas beside its weights, which stay as they are.
+
+        The product of expert e with a role is y = (W x) * scale_e + bias_e + scale * B[e] (A[e] x),
+        with the sums of the delta in f32. The CPU alone runs them.
+
+        Parameters
+        ----------
+        deltas : dict
+            (A [E, r, cols], B [E, rows, r]) or (A, B, scale) by role, in f32, f16 or bf16; scale
+            is 1 where it is not given. They replace those that the stack has; empty or None:
+            without deltas.
+
+        Returns
+        -------
+        ExpertStack
+            Its weights are shared with this one.
+
+        Raises
+        ------
+        ShapeError, DTypeError, ConfigError
+            A delta that does not fit, or an unknown role.
+        UnsupportedError
+            A stack on a device.
+        """
+
+    def bake(
+        self, quant: str | Mapping[_Role, str] | None = None, *, progress: _Progress = None
+    ) -> ExpertStack:
+        """Return the stack with its deltas added to the matrices, which are encoded again.
+
+        Roles without a delta are shared with this stack.
+
+        Parameters
+        ----------
+        quant : str or dict, optional
+            The type to encode in, for all roles with a delta or by role. None: that of the role.
+        progress : callable or bool, optional
+            As in ``load_from_gguf``.
+
+        Returns
+        -------
+        ExpertStack
+
+        Raises
+        ------
+        ConfigError
+            An unknown type or role.
+        UnsupportedError
+            A type without an encoder, or a stack on a device.
+        ShapeError
+            A type whose blocks do not fit the columns.
+        OperationCancelled, OutOfMemoryError
+            As in ``load_from_gguf``.
         """
 
     @overload
@@ -2194,6 +2440,59 @@ class ExpertStack:
     ) -> _A: ...
     def __repr__(self) -> str: ...
 
+@type_check_only
+class _MoeLayerParts(TypedDict, total=False):
+    stack: ExpertStack
+    config: MoeConfig
+    router_weight: _AnyArray | None
+    shared: SharedExperts | ExpertStack | None
+    shared_gate: _AnyArray | None
+    latent: tuple[_AnyArray, _AnyArray] | ExpertStack | None
+    latent_norm: _AnyArray | None
+    input_norm: _AnyArray | None
+    router_norm: _AnyArray | None
+    token_experts: _AnyArray | None
+    precision: _Precision
+
+@final
+class SharedExperts:
+    """Experts that see every token: a stack of one expert, perhaps scaled by the sigmoid of a gate.
+
+    Several shared experts are one, whose I is the sum of theirs.
+
+    Parameters
+    ----------
+    stack : ExpertStack
+        One expert.
+    gate : array [H], optional
+        Weight of the sigmoid; f32, f16 or bf16.
+    scale : float
+        The part of ``MoeConfig.shared_scale`` that the scale of the stack's down role holds
+        already, as it does in ``MoeLayer.shared``.
+
+    Raises
+    ------
+    ShapeError, DTypeError
+        A gate that does not fit.
+    """
+
+    def __init__(
+        self, stack: ExpertStack, gate: _AnyArray | None = None, *, scale: float = 1.0
+    ) -> None: ...
+    @property
+    def stack(self) -> ExpertStack:
+        """The experts, as one."""
+
+    @property
+    def gate(self) -> _F32 | None:
+        """Weight of the sigmoid, f32 [H], read-only; None without one."""
+
+    @property
+    def scale(self) -> float:
+        """The part of the config's shared_scale that the stack holds already."""
+
+    def __repr__(self) -> str: ...
+
 @final
 class MoeLayer:
     """A whole MoE layer: router, experts and shared experts, as the model defines them.
@@ -2209,12 +2508,13 @@ class MoeLayer:
     router_weight : array [E, H], optional
         f32, f16 or bf16, as all arrays here; E is config.router.num_experts. None: every call
         brings logits or a routing.
-    shared : ExpertStack, optional
-        The shared experts as a stack of one expert.
+    shared : SharedExperts or ExpertStack, optional
+        The shared experts; a stack has one expert.
     shared_gate : array [H], optional
-        Weight of the sigmoid that scales the shared experts.
-    latent : tuple of array, optional
-        Projections (down [L, H], up [H, L]) of a layer with a latent_size L.
+        Weight of the sigmoid that scales the shared experts, beside a stack.
+    latent : tuple of array or ExpertStack, optional
+        Projections (down [L, H], up [H, L]) of a layer with a latent_size L; or a stack of one
+        ungated expert of intermediate size L, whose up and down matrices they are.
     latent_norm : array [L], optional
         Weight of the RMS norm before the projection up.
     input_norm : array [H], optional
@@ -2250,9 +2550,9 @@ class MoeLayer:
         config: MoeConfig,
         router_weight: _AnyArray | None = None,
         *,
-        shared: ExpertStack | None = None,
+        shared: SharedExperts | ExpertStack | None = None,
         shared_gate: _AnyArray | None = None,
-        latent: tuple[_AnyArray, _AnyArray] | None = None,
+        latent: tuple[_AnyArray, _AnyArray] | ExpertStack | None = None,
         latent_norm: _AnyArray | None = None,
         input_norm: _AnyArray | None = None,
         router_norm: _AnyArray | None = None,
@@ -2390,7 +2690,7 @@ class MoeLayer:
         *,
         config: MoeConfig | None = None,
         router_weight: _AnyArray | None = None,
-        shared: ExpertStack | None = None,
+        shared: SharedExperts | ExpertStack | None = None,
         shared_gate: _AnyArray | None = None,
         device: str = "cpu",
         precision: _Precision = "auto",
@@ -2543,6 +2843,126 @@ class MoeLayer:
     @property
     def router_weight(self) -> _F32 | None:
         """The router's weight, f32 [E, H], read-only; None for a layer without one."""
+
+    @property
+    def shared(self) -> SharedExperts | None:
+        """The shared experts; None for a layer without some."""
+
+    @property
+    def latent(self) -> ExpertStack | None:
+        """The projections of latent experts as a stack of one ungated expert; None without them.
+
+        Its up matrix [L, H] leads to the experts, its down matrix [H, L] back.
+        """
+
+    @property
+    def norms(self) -> dict[Literal["latent_norm", "input_norm", "router_norm"], _F32]:
+        """Weights of the RMS norms that the layer has, by the constructor's names; read-only."""
+
+    @property
+    def token_experts(self) -> npt.NDArray[np.int32] | None:
+        """The experts of each token id, int32 [vocab_size, top_k], read-only; None without some."""
+
+    def replace(
+        self,
+        *,
+        drop_biases: bool = False,
+        drop_scales: bool = False,
+        **changes: Unpack[_MoeLayerParts],
+    ) -> MoeLayer:
+        """Return a layer with some parts changed, checked as a new one; weights are shared.
+
+        Parameters
+        ----------
+        drop_biases : bool
+            Whether another stack may lack biases that the layer has.
+        drop_scales : bool
+            Whether another stack may lack scales that the layer has, in roles of the same
+            quantised type.
+        **changes
+            Parts by the names of the constructor.
+
+        Returns
+        -------
+        MoeLayer
+
+        Raises
+        ------
+        ConfigError
+            A stack without biases or scales that the layer has; as the constructor.
+        ShapeError, DTypeError
+            As the constructor.
+        UnsupportedError
+            A layer whose experts are in a store.
+        TypeError
+            A name that is no part.
+
+        Examples
+        --------
+        >>> import moesaic as mo
+        >>> _ = mo.testing.write_moe_gguf("model.gguf")  # a small model with random weights
+        >>> layer = mo.MoeLayer.from_gguf("model.gguf", 0)
+        >>> louder = layer.replace(router_weight=2 * layer.router_weight)
+        >>> louder.stack is layer.stack
+        True
+        """
+
+    def select_experts(self, ids: _ExpertIds) -> MoeLayer:
+        """Return the layer with some of its experts, in the order of ``ids``.
+
+        The router follows: rows of its weight, its biases, the table of experts by token id.
+        Identity experts stay behind the others. Weights of experts are shared.
+
+        Parameters
+        ----------
+        ids : sequence of int, or int array [n]
+            Experts with weights. One may come more than once: its copies have equal logits, and
+            the table by token id names the first.
+
+        Returns
+        -------
+        MoeLayer
+
+        Raises
+        ------
+        ShapeError
+            No ids, or no such expert.
+        ConfigError
+            Fewer experts than top_k, experts that leave their group, or one without which a token
+            id has none.
+        UnsupportedError
+            A layer on a device, or whose experts are in a store.
+
+        Examples
+        --------
+        >>> import moesaic as mo
+        >>> _ = mo.testing.write_moe_gguf("model.gguf")  # a small model with random weights
+        >>> mo.MoeLayer.from_gguf("model.gguf", 0).select_experts([0, 2, 3]).router_weight.shape
+        (3, 256)
+        """
+
+    def permute_experts(self, order: _ExpertIds) -> MoeLayer:
+        """Return the layer with its experts in another order, which only rounds its results anew.
+
+        Where two experts are equally good for a token, the lower id is chosen, so the order can
+        decide.
+
+        Parameters
+        ----------
+        order : sequence of int, or int array [E]
+            Expert i of the result is ``order[i]`` of this layer.
+
+        Returns
+        -------
+        MoeLayer
+
+        Raises
+        ------
+        ShapeError
+            Not each expert once.
+        ConfigError, UnsupportedError
+            As in ``select_experts``.
+        """
 
     def memory(self) -> dict[str, int]:
         """Return bytes by part: gate, up, down, router, shared, latent, other, and total."""

@@ -35,6 +35,7 @@ struct Spec {
   RouterInput router_input = RouterInput::Experts;
   SelectOn select_on = SelectOn::Scores;
   bool table = false;
+  bool low_rank = false;
 };
 
 inline void PrintTo(const Spec& spec, std::ostream* out) { *out << spec.name; }
@@ -94,6 +95,22 @@ inline constexpr Spec kSpecs[] = {
      .router_input = RouterInput::Norm},
 };
 
+/// What the CPU alone runs.
+inline constexpr Spec kCpuSpecs[] = {
+    {.name = "low_rank", .low_rank = true},
+    {.name = "low_rank_ungated", .activation = ActivationKind::ReluSquared, .low_rank = true},
+    {.name = "low_rank_everything",
+     .epilogue = true,
+     .shared = SharedKind::SigmoidGated,
+     .weight_on = WeightOn::Input,
+     .identity = 2,
+     .latent = true,
+     .latent_norm = true,
+     .input_norm = true,
+     .router_input = RouterInput::Norm,
+     .low_rank = true},
+};
+
 /// A layer with its parts decoded, and inputs for it.
 struct Model {
   Spec spec;
@@ -139,7 +156,9 @@ struct Model {
 
   TestRole role(std::int32_t experts, std::int64_t rows, std::int64_t cols, QuantType type,
                 std::uint32_t seed) const {
-    return make_role(experts, rows, cols, type, seed, spec.epilogue && experts > 1);
+    TestRole made = make_role(experts, rows, cols, type, seed, spec.epilogue && experts > 1);
+    if (spec.low_rank) add_delta(made, static_cast<std::int64_t>(seed % 3) + 1, seed);
+    return made;
   }
 
   MoeConfig config() const {

@@ -26,6 +26,8 @@ void run(Context& context, const MoeLayer& layer, const ForwardIo& io, const Way
 class Parts : public ::testing::TestWithParam<Spec> {};
 INSTANTIATE_TEST_SUITE_P(Specs, Parts, ::testing::ValuesIn(kSpecs),
                          [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(CpuSpecs, Parts, ::testing::ValuesIn(kCpuSpecs),
+                         [](const auto& info) { return std::string(info.param.name); });
 
 TEST_P(Parts, EveryWayAgreesWithF64AndTheReference) {
   const Model m(GetParam());
@@ -99,7 +101,8 @@ TEST_P(Parts, BackendsWithoutThemSayWhich) {
   Context context = poisoned_context(fake, Precision::Exact, 1);
   const Spec& s = m.spec;
   const bool rare = s.weight_on == WeightOn::Input || s.identity > 0 || s.latent || s.input_norm ||
-                    s.router_input == RouterInput::Norm || s.select_on == SelectOn::Given;
+                    s.router_input == RouterInput::Norm || s.select_on == SelectOn::Given ||
+                    s.low_rank;
   if (!rare) {
     EXPECT_NO_THROW(run(context, layer, batch.io(m, y.view())));
     return;

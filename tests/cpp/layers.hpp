@@ -37,6 +37,17 @@ inline void add_epilogue(TestRole& role, std::uint32_t seed) {
   role.weights.scale = std::make_shared<const Floats>(random_factors(ref.num_experts, seed + 60));
 }
 
+/// A low-rank term of every expert.
+inline void add_delta(TestRole& role, std::int64_t rank, std::uint32_t seed) {
+  const WeightRef& ref = role.weights.ref;
+  LowRankDelta delta;
+  delta.rank = rank;
+  delta.scale = 0.5F;
+  delta.a = random_values(ref.num_experts * rank * ref.cols, seed + 70, 0.1F);
+  delta.b = random_values(ref.num_experts * ref.rows * rank, seed + 80, 0.3F);
+  role.weights.delta = std::make_shared<const LowRankDelta>(std::move(delta));
+}
+
 /// Overwrites the scales of a block of random bytes with small ones, which files could hold.
 inline void set_scales(QuantType type, std::byte* block, Random& random) {
   const auto half = [&] {
@@ -182,6 +193,12 @@ inline Routing make_routing(const Case& c, std::uint32_t seed = 7) {
 inline Doubles apply_f64(const TestRole& role, std::int32_t expert, const double* x) {
   const WeightRef& ref = role.weights.ref;
   Doubles y(static_cast<std::size_t>(ref.rows));
+  Doubles low_rank;  // A x
+  const LowRankDelta* const delta = role.weights.delta.get();
+  for (std::int64_t r = 0; delta != nullptr && r < delta->rank; ++r) {
+    const float* const a = delta->a.data() + (expert * delta->rank + r) * ref.cols;
+    low_rank.push_back(static_cast<double>(delta->scale) * dot_f64(a, x, ref.cols));
+  }
   for (std::int64_t r = 0; r < ref.rows; ++r) {
     double sum = dot_f64(role.decoded.data() + (expert * ref.rows + r) * ref.cols, x, ref.cols);
     if (role.weights.scale) {
@@ -190,6 +207,10 @@ inline Doubles apply_f64(const TestRole& role, std::int32_t expert, const double
     if (role.weights.bias) {
       sum += static_cast<double>(
           (*role.weights.bias)[static_cast<std::size_t>(expert * ref.rows + r)]);
+    }
+    if (delta != nullptr) {
+      const float* const b = delta->b.data() + (expert * ref.rows + r) * delta->rank;
+      sum += dot_f64(b, low_rank.data(), delta->rank);
     }
     y[static_cast<std::size_t>(r)] = sum;
   }

@@ -53,6 +53,8 @@ y, yp = floats(T, 256), floats(T * 3, 256)
 def builder():
     return _core.StackBuilder(1, 32, 32, gate=None, up=spec, down=spec)
 part, part_bias = floats(32, 32), floats(32)
+factors, bias4, low, high = floats(8), floats(256), floats(8, 2, 16), floats(8, 16, 2)
+one = mo.ExpertStack.from_dense_stacks(floats(1, 8, 8), floats(1, 8, 8), floats(1, 8, 8))
 """
 
 # What to call, the arrays that change, and what other objects do meanwhile.
@@ -103,6 +105,21 @@ CALLS = {
         "routing=routing)",
         "coded",
     ),
+    "ExpertStack.from_encoded with biases": (
+        "mo.ExpertStack.from_encoded(role, role, role, biases={'up': floats(8, 256)}, "
+        "scales={'down': factors})",
+        "factors",
+    ),
+    "ExpertStack.select": ("dense.select(ids[:, 0])", "ids"),
+    "ExpertStack.with_expert": (
+        "stack.with_expert(3, gate=x[:256], up=(coded[2], 'Q4_K'), biases={'down': bias4})",
+        "x coded bias4",
+    ),
+    "ExpertStack.with_deltas": (
+        "mo.moe_forward(narrow, None, dense.with_deltas({'up': (low, high, 2)}), routing=routing)",
+        "low high",
+    ),
+    "SharedExperts.__init__": ("mo.SharedExperts(one, factors)", "factors"),
     **{
         f"ExpertStack.gemv_{name}": (f"stack.gemv_{name}(x, ids)", "x ids")
         for name in ("gate", "up", "gate_up_silu")

@@ -93,8 +93,13 @@ def hf_config(model_type: str, spec: Spec) -> tuple[dict[str, Any], int]:
     return config, count * config[family.shared.width.names[0]]
 
 
-def write_gguf(path, architecture: str, model_type: str, spec: Spec, shared: int) -> None:
-    """The keys of a converter, also those that an architecture ignores, and its tensors."""
+def write_gguf(
+    path, architecture: str, model_type: str, spec: Spec, shared: int, values=np.ones
+) -> None:
+    """The keys of a converter, also those that an architecture ignores, and its tensors.
+
+    ``values`` makes an array of a shape.
+    """
     family = family_of(model_type)
     facts = family.facts
     writer = gguf.GGUFWriter(path, architecture)
@@ -104,7 +109,7 @@ def write_gguf(path, architecture: str, model_type: str, spec: Spec, shared: int
         add[type(value)](f"{architecture}.{name}", value)
 
     def tensor(name: str, *shape: int) -> None:
-        writer.add_tensor(f"blk.{LAYER}.{name}", np.ones(shape, np.float32))
+        writer.add_tensor(f"blk.{LAYER}.{name}", values(shape).astype(np.float32))
 
     key("block_count", 4)
     key("embedding_length", H)

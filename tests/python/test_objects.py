@@ -127,7 +127,7 @@ objects = [
     _core.MarlinStackBuilder(1, 128, 64, 128, "gptq"), layer.stack, layer, pool.refresh_policy,
     pool.refresh(), pool.stats, pool.usage, pool, store, store.layers[0], store.layers[0].up,
     _core.StackBuilder(2, 32, 32, gate=None, up=spec, down=spec), mo.Workspace(64),
-    mo.backends()[0], mo.backends()[0].kernels[0],
+    mo.backends()[0], mo.backends()[0].kernels[0], mo.SharedExperts(layer.stack.select([0])),
 ]
 """
 

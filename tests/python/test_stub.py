@@ -299,6 +299,7 @@ def typed_dicts():
         "_ActivationFields": "Activation",
         "_RouterConfigFields": "RouterConfig",
         "_MoeConfigFields": "MoeConfig",
+        "_MoeLayerParts": "MoeLayer",
         "_TuningKnobs": "Tuning",
     }
     unpacked = {

@@ -34,6 +34,7 @@ struct ScratchQuery {
   std::int64_t num_pairs = 0;    ///< rows of the larger of the two phases
   std::int64_t packed_cols = 0;  ///< widest INT4 role (Int4Format); can exceed H and I
   bool shared_units = false;     ///< gate and up lie together (UnitHalf), or one role runs alone
+  std::int64_t low_rank = 0;     ///< ExpertStack::low_rank
 };
 
 /// What a layer may have beyond routed and shared experts.
@@ -43,6 +44,7 @@ enum class LayerPart : std::uint8_t {
   GivenIds,         ///< ids from a table or the caller, weights from the router
   Norms,            ///< RMS norms of the inputs or of the latent sum
   LatentExperts,    ///< projections around the experts
+  LowRankDeltas,    ///< low-rank terms beside the weights
 };
 
 /// Bytes of an array that a layer holds in host memory.

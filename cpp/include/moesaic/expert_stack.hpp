@@ -32,12 +32,23 @@ struct StackShape {
 
 enum class Role : std::uint8_t { Gate, Up, Down };
 
-/// One role with what keeps it alive and its epilogue: y = (W x) * scale[e] + bias[e].
+/// A low-rank term of every expert of a role, added to a product whose weights stay as they are:
+/// y += scale * B[e] (A[e] x).
+struct LowRankDelta {
+  std::int64_t rank = 0;
+  float scale = 1.0F;
+  std::vector<float> a;  ///< [E * rank * cols]
+  std::vector<float> b;  ///< [E * rows * rank]
+};
+
+/// One role with what keeps it alive and what follows its product:
+/// y = (W x) * scale[e] + bias[e], plus the low-rank term.
 struct RoleWeights {
   WeightRef ref;
   std::shared_ptr<const void> owner;
   std::shared_ptr<const std::vector<float>> bias;   ///< null or [E * rows]
   std::shared_ptr<const std::vector<float>> scale;  ///< null or [E]
+  std::shared_ptr<const LowRankDelta> delta;        ///< or null; in host memory
   /// Copies of both on the device of the stack; null on the CPU.
   std::shared_ptr<const float> device_bias, device_scale;
 
@@ -46,8 +57,20 @@ struct RoleWeights {
     const auto values = [](const auto& device, const auto& host) {
       return device != nullptr ? device.get() : host != nullptr ? host->data() : nullptr;
     };
-    return {ref, values(device_scale, scale), values(device_bias, bias)};
+    return {ref, values(device_scale, scale), values(device_bias, bias),
+            delta == nullptr
+                ? LowRankRef{}
+                : LowRankRef{delta->a.data(), delta->b.data(), delta->rank, delta->scale}};
   }
+};
+
+/// Biases and scales as the constructors of a stack take them, each empty where a role has none.
+struct Epilogues {
+  struct Values {
+    std::vector<float> bias{};   ///< [E * rows]
+    std::vector<float> scale{};  ///< [E]
+  };
+  Values gate{}, up{}, down{};
 };
 
 /// What happened to one role at load, and why.
@@ -108,8 +131,8 @@ class ExpertStack {
   /// Copies gate [E, I, H], up [E, I, H] and down [E, H, I], f32, f16 or bf16; `gate` may be a null
   /// view (ungated). Errors: ShapeError and DTypeError naming the tensor.
   static ExpertStack from_dense_stacks(const ConstTensorView& gate, const ConstTensorView& up,
-                                       const ConstTensorView& down,
-                                       const LoadOptions& options = {});
+                                       const ConstTensorView& down, const LoadOptions& options = {},
+                                       Epilogues epilogues = {});
   /// Encoded arrays as a GGUF tensor holds them, kept where they are while their owner lives.
   /// `gate` may be null (ungated). Errors: ShapeError and UnsupportedError naming the role.
   struct EncodedRole {
@@ -121,7 +144,8 @@ class ExpertStack {
     std::shared_ptr<const void> owner;
   };
   static ExpertStack from_encoded(const EncodedRole& gate, const EncodedRole& up,
-                                  const EncodedRole& down, const LoadOptions& options = {});
+                                  const EncodedRole& down, const LoadOptions& options = {},
+                                  Epilogues epilogues = {});
   /// Shapes come from the file. Errors: FormatError (missing or inconsistent tensors, a file
   /// without experts), UnsupportedError (a type without a decoder).
   static ExpertStack load_from_gguf(const std::shared_ptr<GgufFile>& file, std::int32_t layer,
@@ -133,7 +157,7 @@ class ExpertStack {
   /// n_per_expert = H. Their memory is shared. Errors: ShapeError.
   static ExpertStack from_marlin(std::shared_ptr<const MarlinExpertStack> gate_up,
                                  std::shared_ptr<const MarlinExpertStack> down,
-                                 const LoadOptions& options = {});
+                                 const LoadOptions& options = {}, Epilogues epilogues = {});
 
   const StackShape& shape() const { return parts_.shape; }
   Device device() const { return parts_.device; }
@@ -153,6 +177,7 @@ class ExpertStack {
   std::int64_t bytes_per_expert() const;
   std::int64_t packed_cols() const;  ///< packed columns of the widest INT4 role; 0 without one
   bool shares_units() const;         ///< whether gate and up share units (UnitHalf)
+  std::int64_t low_rank() const;     ///< the larger of both phases' ranks of deltas; 0 without any
 
  private:
   Parts parts_;
@@ -162,5 +187,11 @@ class ExpertStack {
 /// (moe_forward_cpu) reads weights only through this, so that it shares nothing with the kernels.
 void dequantize_expert_row(const WeightRef& weight, std::int32_t expert, std::int64_t row,
                            float* out);
+
+/// Writes row `row` of expert `expert` as the quant blocks that a file holds, row_bytes(type, cols)
+/// bytes, whatever the layout. Errors: as dequantize_expert_row; UnsupportedError for INT4, which
+/// has no blocks along a row.
+void encoded_expert_row(const WeightRef& weight, std::int32_t expert, std::int64_t row,
+                        std::byte* out);
 
 }  // namespace moesaic

@@ -176,11 +176,22 @@ struct WeightRef {
   std::int64_t expert_bytes() const;  ///< one expert's quantised values, without padding
 };
 
-/// One role as an operation reads it: y = (W x) * scale[e] + bias[e].
+/// A low-rank term of a role: y += scale * B[e] (A[e] x). Only the CPU runs it.
+struct LowRankRef {
+  const float* a = nullptr;  ///< null (no such term) or [E, rank, cols]
+  const float* b = nullptr;  ///< [E, rows, rank]
+  std::int64_t rank = 0;
+  float scale = 0.0F;
+
+  explicit operator bool() const { return a != nullptr; }
+};
+
+/// One role as an operation reads it: y = (W x) * scale[e] + bias[e], plus the low-rank term.
 struct RoleRef {
   WeightRef ref{};
   const float* scale = nullptr;  ///< null or [E]
   const float* bias = nullptr;   ///< null or [E, rows]
+  LowRankRef low_rank{};
 };
 
 // ------------------------------------------------------------------------------ activation ----

@@ -122,7 +122,8 @@ constexpr auto kWords<LayerPart> =
                       {LayerPart::IdentityExperts, "identity experts"},
                       {LayerPart::GivenIds, "given expert ids"},
                       {LayerPart::Norms, "norms of the layer"},
-                      {LayerPart::LatentExperts, "latent experts"}});
+                      {LayerPart::LatentExperts, "latent experts"},
+                      {LayerPart::LowRankDeltas, "low-rank deltas"}});
 
 template <>
 constexpr auto kWords<Use> = spell<Use>(

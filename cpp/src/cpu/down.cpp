@@ -4,6 +4,7 @@
 #include "cpu/cpu_backend.hpp"
 #include "cpu/epilogue.hpp"
 #include "cpu/isa.hpp"
+#include "cpu/low_rank.hpp"
 #include "cpu/ops/convert.hpp"
 #include "cpu/product.hpp"
 #include "moesaic/context.hpp"
@@ -22,6 +23,7 @@ struct DownPhase {
   const Buckets& buckets;
   const Activations& activations;
   const WeightRef& weight;
+  const LowRankRows& low_rank;
 
   /// rows[destination * stride + row - first_row] = W hidden for the job.
   void products(const Job& job, const std::uint8_t* next_weights, float* rows, std::int64_t stride,
@@ -35,6 +37,10 @@ struct DownPhase {
         },
         [&](std::int64_t row, int count, float* values, float* to) {
           epilogue.apply(row, count, values);
+          if (low_rank) {
+            const std::int64_t destination = (to - row + first_row - rows) / stride;
+            low_rank.apply(job.bucket->expert, destination, row, count, values);
+          }
           copy_products(to, values, count);
         });
   }
@@ -115,10 +121,13 @@ void CpuBackend::down(Context& context, const op::Down& call) const {
     Carver carver(call.scratch, std::numeric_limits<std::size_t>::max());
     const Buckets buckets = make_buckets(call.map, weight, carver);
     if (buckets.num > 0) {
+      const LowRankRows low_rank =
+          low_rank_rows(context, call.weight, {}, call.in, call.map, buckets, nullptr, carver)
+              .first;
       const Activations activations =
           prepare_activations(context, kernels, call.in, weight, call.map, buckets,
                               planes_of(weight.type, call.precision), carver);
-      const DownPhase phase{context, call, kernels, buckets, activations, weight};
+      const DownPhase phase{context, call, kernels, buckets, activations, weight, low_rank};
       if (few) {
         phase.few_pairs();
         return;

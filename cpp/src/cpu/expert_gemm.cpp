@@ -4,6 +4,7 @@
 #include "cpu/cpu_backend.hpp"
 #include "cpu/epilogue.hpp"
 #include "cpu/isa.hpp"
+#include "cpu/low_rank.hpp"
 #include "cpu/product.hpp"
 #include "moesaic/context.hpp"
 
@@ -12,7 +13,8 @@ namespace moesaic::cpu {
 std::size_t CpuBackend::scratch_bytes(const ScratchQuery& query) const {
   const std::int64_t cols =
       std::max({query.shape.hidden_size, query.shape.intermediate_size, query.packed_cols});
-  return product_bytes(query.shape.num_experts, query.num_pairs, cols);
+  return product_bytes(query.shape.num_experts, query.num_pairs, cols) +
+         low_rank_bytes(query.num_pairs, query.low_rank);
 }
 
 void CpuBackend::expert_gemm(Context& context, const op::Gemm& call) const {
@@ -21,6 +23,8 @@ void CpuBackend::expert_gemm(Context& context, const op::Gemm& call) const {
   Carver carver(call.scratch, std::numeric_limits<std::size_t>::max());
   const Buckets buckets = make_buckets(call.map, weight, carver);
   if (buckets.num == 0) return;
+  const LowRankRows low_rank =
+      low_rank_rows(context, call.weight, {}, call.in, call.map, buckets, nullptr, carver).first;
   const Activations activations =
       prepare_activations(context, kernels, call.in, weight, call.map, buckets,
                           planes_of(weight.type, call.precision), carver);
@@ -40,6 +44,8 @@ void CpuBackend::expert_gemm(Context& context, const op::Gemm& call) const {
         },
         [&](std::int64_t row, int rows, float* values, float* to) {
           epilogue.apply(row, rows, values);
+          if (low_rank)
+            low_rank.apply(job.bucket->expert, (to - out) / weight.rows, row, rows, values);
           copy_products(to, values, rows);
         });
   });

@@ -4,6 +4,7 @@
 #include "cpu/cpu_backend.hpp"
 #include "cpu/epilogue.hpp"
 #include "cpu/isa.hpp"
+#include "cpu/low_rank.hpp"
 #include "cpu/product.hpp"
 #include "moesaic/context.hpp"
 
@@ -18,15 +19,17 @@ struct GateUpPhase {
   const Buckets& buckets;
   float* hidden;
   std::int64_t intermediate;
+  LowRankPair low_rank;  ///< of gate and up
 
   /// The products of rows [row, row + rows) with the row of x whose hidden row `to` lies in.
-  void finish(const Epilogue& epilogue, std::int64_t row, int rows, float* values,
-              const float* to) const {
+  void finish(const Epilogue& epilogue, const LowRankRows& term, std::int32_t expert,
+              std::int64_t row, int rows, float* values, const float* to) const {
     if (call.row_weight != nullptr) {
       const float factor = call.row_weight[(to - hidden) / intermediate];
       for (int i = 0; i < rows; ++i) values[i] *= factor;
     }
     epilogue.apply(row, rows, values);
+    if (term) term.apply(expert, (to - hidden) / intermediate, row, rows, values);
   }
   float* hidden_row(const Job& job, int t) const {
     const std::int32_t entry = buckets.entries[job.bucket->first + job.first_token + t];
@@ -39,7 +42,7 @@ struct GateUpPhase {
         kernels, call.gate.ref, activations, call.map, buckets, job, next_weights,
         [&](int t) { return hidden_row(job, t); },
         [&](std::int64_t row, int rows, float* values, float* to) {
-          finish(epilogue, row, rows, values, to);
+          finish(epilogue, low_rank.first, job.bucket->expert, row, rows, values, to);
           copy_products(to, values, rows);
         });
   }
@@ -50,7 +53,7 @@ struct GateUpPhase {
         kernels, call.up.ref, activations, call.map, buckets, job, nullptr,
         [&](int t) { return hidden_row(job, t); },
         [&](std::int64_t row, int rows, float* values, float* to) {
-          finish(epilogue, row, rows, values, to);
+          finish(epilogue, low_rank.second, job.bucket->expert, row, rows, values, to);
           activate(call.activation, to, values, rows);
         });
   }
@@ -75,8 +78,10 @@ void CpuBackend::gate_up(Context& context, const op::GateUp& call) const {
   const Buckets buckets = make_buckets(call.map, up, carver);
   if (buckets.num == 0) return;
 
-  const GateUpPhase phase{context, call, kernels, buckets, static_cast<float*>(call.hidden),
-                          up.rows};
+  const LowRankPair low_rank = low_rank_rows(context, call.gate, call.up, call.in, call.map,
+                                             buckets, call.row_weight, carver);
+  const GateUpPhase phase{context, call,    kernels, buckets, static_cast<float*>(call.hidden),
+                          up.rows, low_rank};
   const std::int64_t panels = panels_of(up);
   const int threads = context.pool().threads();
   const int up_planes = planes_of(up.type, call.precision);

@@ -29,14 +29,6 @@ const void* row_pointer(const InputRows& in, std::int64_t row) {
   return static_cast<const std::byte*>(in.data) + in.element_offset(row) * bytes;
 }
 
-/// The bucket that holds position `at` of Buckets::entries.
-const Bucket& bucket_at(const Buckets& buckets, std::int64_t at) {
-  const Bucket* b = std::upper_bound(
-      buckets.list, buckets.list + buckets.num, at,
-      [](std::int64_t position, const Bucket& bucket) { return position < bucket.first; });
-  return b[-1];
-}
-
 /// Where entry `t` of a bucket lies: its bundle, the tokens of that bundle, and which of them it
 /// is.
 struct BundlePosition {
@@ -53,6 +45,13 @@ BundlePosition bundle_position(const Activations& a, const Bucket& bucket, std::
 std::int64_t worst_token_bytes(std::int64_t cols) { return (cols + 31) / 32 * 32 * 4; }
 
 }  // namespace
+
+const Bucket& bucket_at(const Buckets& buckets, std::int64_t at) {
+  const Bucket* b = std::upper_bound(
+      buckets.list, buckets.list + buckets.num, at,
+      [](std::int64_t position, const Bucket& bucket) { return position < bucket.first; });
+  return b[-1];
+}
 
 Buckets make_buckets(const RowMap& map, const WeightRef& weight, Carver& carver) {
   Buckets out;

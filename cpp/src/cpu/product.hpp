@@ -38,6 +38,9 @@ struct Buckets {
   std::int32_t num_entries = 0;
 };
 
+/// The bucket that holds position `at` of Buckets::entries.
+const Bucket& bucket_at(const Buckets& buckets, std::int64_t at);
+
 /// Sorts the map's entries by expert, so that a weight is read once in whatever order the pairs
 /// came. Entries of experts that are not resident are left out.
 Buckets make_buckets(const RowMap& map, const WeightRef& weight, Carver& carver);

@@ -39,6 +39,9 @@ void add_role(const Context& context, const ExpertStack& stack, Role role, Pairs
   facts.emplace_back(name + " layout", name_of(ref.layout));
   facts.emplace_back(name + " kernel", support.ok ? kernel_of(context, role, ref, pairs)
                                                   : "unsupported: " + std::string(support.reason));
+  if (const auto& delta = stack.role(role).delta; delta != nullptr) {
+    facts.emplace_back(name + " low-rank delta", "rank " + std::to_string(delta->rank));
+  }
   if (support.ok && !support.reason.empty()) facts.emplace_back(name + " note", support.reason);
 }
 

@@ -20,6 +20,10 @@ bool has_part(const LayerRef& layer, LayerPart part) {
              (layer.latent != nullptr && layer.latent->norm);
     case LayerPart::LatentExperts:
       return layer.latent != nullptr;
+    case LayerPart::LowRankDeltas:
+      return layer.stack->low_rank() > 0 ||
+             (layer.shared != nullptr && layer.shared->stack.low_rank() > 0) ||
+             (layer.latent != nullptr && layer.latent->projections.low_rank() > 0);
   }
   return false;
 }

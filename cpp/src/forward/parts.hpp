@@ -7,9 +7,9 @@
 
 namespace moesaic::forward {
 
-inline constexpr LayerPart kLayerParts[] = {LayerPart::InputWeights, LayerPart::IdentityExperts,
-                                            LayerPart::GivenIds, LayerPart::Norms,
-                                            LayerPart::LatentExperts};
+inline constexpr LayerPart kLayerParts[] = {LayerPart::InputWeights,  LayerPart::IdentityExperts,
+                                            LayerPart::GivenIds,      LayerPart::Norms,
+                                            LayerPart::LatentExperts, LayerPart::LowRankDeltas};
 
 bool has_norm(const RmsNorm* norm);
 bool has_part(const LayerRef& layer, LayerPart part);

@@ -49,17 +49,40 @@ double dot(const float* a, const float* b, std::int64_t n) {
   return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-/// One role of one expert in f32: y = (W x) * scale + bias.
+/// scale * B A of one expert; empty without a low-rank term.
+Floats low_rank_matrix(const RoleWeights& role, std::int32_t expert) {
+  if (role.delta == nullptr) return {};
+  const LowRankDelta& delta = *role.delta;
+  const std::int64_t rows = role.ref.rows, cols = role.ref.cols, rank = delta.rank;
+  Floats matrix(static_cast<std::size_t>(rows * cols));
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const float* const b = delta.b.data() + (expert * rows + row) * rank;
+    for (std::int64_t col = 0; col < cols; ++col) {
+      double sum = 0.0;
+      for (std::int64_t r = 0; r < rank; ++r) {
+        const float a = delta.a[static_cast<std::size_t>((expert * rank + r) * cols + col)];
+        sum += static_cast<double>(b[r]) * static_cast<double>(a);
+      }
+      matrix[static_cast<std::size_t>(row * cols + col)] =
+          static_cast<float>(static_cast<double>(delta.scale) * sum);
+    }
+  }
+  return matrix;
+}
+
+/// One role of one expert in f32: y = (W x) * scale + bias, plus the low-rank term.
 struct DenseRole {
   std::int64_t rows, cols;
   Floats values;
   float scale = 1.0F;
   const float* bias = nullptr;
+  Floats low_rank;
 
   DenseRole(const RoleWeights& role, std::int32_t expert)
       : rows(role.ref.rows),
         cols(role.ref.cols),
-        values(static_cast<std::size_t>(role.ref.rows * role.ref.cols)) {
+        values(static_cast<std::size_t>(role.ref.rows * role.ref.cols)),
+        low_rank(low_rank_matrix(role, expert)) {
     for (std::int64_t row = 0; row < rows; ++row) {
       dequantize_expert_row(role.ref, expert, row, values.data() + row * cols);
     }
@@ -70,6 +93,7 @@ struct DenseRole {
   float apply(std::int64_t row, const float* x) const {
     double y = dot(values.data() + row * cols, x, cols) * static_cast<double>(scale);
     if (bias != nullptr) y += static_cast<double>(bias[row]);
+    if (!low_rank.empty()) y += dot(low_rank.data() + row * cols, x, cols);
     return static_cast<float>(y);
   }
 };

@@ -22,15 +22,21 @@ Scratch carve(const Context& context, const LayerRef& layer, std::int32_t top_k,
   const bool input_weights = has_part(layer, LayerPart::InputWeights);
 
   // Shared experts and projections run before or after the routed ones and use the same buffers.
-  ScratchQuery query{
-      shape, num_tokens, top_k, pairs, layer.stack->packed_cols(), layer.stack->shares_units()};
+  ScratchQuery query{shape,
+                     num_tokens,
+                     top_k,
+                     pairs,
+                     layer.stack->packed_cols(),
+                     layer.stack->shares_units(),
+                     layer.stack->low_rank()};
   std::size_t backend_bytes = backend.scratch_bytes(query);
   std::int64_t row_elems = std::max(pairs * shape.hidden_size, num_tokens * hidden);
   std::int64_t hidden_elems = pairs * shape.intermediate_size;
   for (const ExpertStack* one : {layer.shared != nullptr ? &layer.shared->stack : nullptr,
                                  latent ? &layer.latent->projections : nullptr}) {
     if (one == nullptr) continue;
-    query = {one->shape(), num_tokens, 1, num_tokens, one->packed_cols(), one->shares_units()};
+    query = {one->shape(),        num_tokens,     1, num_tokens, one->packed_cols(),
+             one->shares_units(), one->low_rank()};
     backend_bytes = std::max(backend_bytes, backend.scratch_bytes(query));
     hidden_elems = std::max(hidden_elems, num_tokens * one->shape().intermediate_size);
   }

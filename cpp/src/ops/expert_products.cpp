@@ -84,7 +84,7 @@ GemvCall check_gemv(const char* operation, Context& context, const StackShape& s
 /// room, as where gate and up share units.
 ScratchQuery query_of(const ExpertStack& stack, std::int64_t tokens, std::int32_t top_k,
                       std::int64_t pairs) {
-  return {stack.shape(), tokens, top_k, pairs, stack.packed_cols(), true};
+  return {stack.shape(), tokens, top_k, pairs, stack.packed_cols(), true, stack.low_rank()};
 }
 
 }  // namespace

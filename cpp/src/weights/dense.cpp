@@ -88,8 +88,8 @@ RoleWeights copy_role(const ConstTensorView& view, QuantType type) {
 }  // namespace
 
 ExpertStack ExpertStack::from_dense_stacks(const ConstTensorView& gate, const ConstTensorView& up,
-                                           const ConstTensorView& down,
-                                           const LoadOptions& options) {
+                                           const ConstTensorView& down, const LoadOptions& options,
+                                           Epilogues epilogues) {
   const auto start = weights::Clock::now();
   require<ShapeError>(up.rank == 3 && !up.empty() && up.dim(0) <= INT32_MAX, [&] {
     return Problem{.operation = "from_dense_stacks",
@@ -132,6 +132,7 @@ ExpertStack ExpertStack::from_dense_stacks(const ConstTensorView& gate, const Co
     done += bytes(s);
     weights::report_progress(options, done, total, std::string("copy ") + name_of(s.role));
   }
+  weights::take_epilogues("from_dense_stacks", parts, std::move(epilogues));
   return weights::finish(std::move(parts), options, start);
 }
 

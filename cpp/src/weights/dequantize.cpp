@@ -13,11 +13,14 @@
 
 namespace moesaic {
 
-void dequantize_expert_row(const WeightRef& weight, std::int32_t expert, std::int64_t row,
-                           float* out) {
+namespace {
+
+/// Throws unless the row is there to be read: in range, resident, and in host memory.
+void check_readable(const char* operation, const WeightRef& weight, std::int32_t expert,
+                    std::int64_t row) {
   require<ShapeError>(
       expert >= 0 && expert < weight.num_experts && row >= 0 && row < weight.rows, [&] {
-        return Problem{.operation = "dequantize_expert_row",
+        return Problem{.operation = operation,
                        .what = "position",
                        .expected = "expert < " + std::to_string(weight.num_experts) + ", row < " +
                                    std::to_string(weight.rows),
@@ -25,19 +28,26 @@ void dequantize_expert_row(const WeightRef& weight, std::int32_t expert, std::in
                        .hint = {}};
       });
   require<UnsupportedError>(weight.slot_map == nullptr || weight.slot_map[expert] >= 0, [&] {
-    return Problem{.operation = "dequantize_expert_row",
+    return Problem{.operation = operation,
                    .what = "expert " + std::to_string(expert),
                    .expected = "a resident expert",
                    .got = "slot -1",
                    .hint = {}};
   });
-  require<UnsupportedError>(weight.layout != WeightLayout::CudaUnits, [] {
-    return Problem{.operation = "dequantize_expert_row",
+  require<UnsupportedError>(weight.layout != WeightLayout::CudaUnits, [&] {
+    return Problem{.operation = operation,
                    .what = "weights",
                    .expected = "host memory",
                    .got = "a CUDA device",
                    .hint = "load them without device="};
   });
+}
+
+}  // namespace
+
+void dequantize_expert_row(const WeightRef& weight, std::int32_t expert, std::int64_t row,
+                           float* out) {
+  check_readable("dequantize_expert_row", weight, expert, row);
   if (weight.type == QuantType::INT4) {
     int4::dequantize_int4_row(weight, expert, row, out);
     return;
@@ -49,6 +59,25 @@ void dequantize_expert_row(const WeightRef& weight, std::int32_t expert, std::in
   std::vector<std::byte> blocks(static_cast<std::size_t>(row_bytes(weight.type, weight.cols)));
   cpu::panel_row(weight, expert, row, blocks.data());
   dequantize_row(weight.type, blocks.data(), out, weight.cols);
+}
+
+void encoded_expert_row(const WeightRef& weight, std::int32_t expert, std::int64_t row,
+                        std::byte* out) {
+  constexpr const char* kName = "encoded_expert_row";
+  check_readable(kName, weight, expert, row);
+  require<UnsupportedError>(weight.type != QuantType::INT4, [&] {
+    return Problem{.operation = kName,
+                   .what = "weights",
+                   .expected = "a type with blocks along a row",
+                   .got = "INT4",
+                   .hint = "the MarlinExpertStack that holds them unpacks them"};
+  });
+  if (weight.layout == WeightLayout::Rows) {
+    std::memcpy(out, weight.expert(expert) + row * weight.row_stride,
+                static_cast<std::size_t>(row_bytes(weight.type, weight.cols)));
+    return;
+  }
+  cpu::panel_row(weight, expert, row, out);
 }
 
 namespace weights {

@@ -42,7 +42,8 @@ RoleWeights view_role(const ExpertStack::EncodedRole& source, Role role) {
 }  // namespace
 
 ExpertStack ExpertStack::from_encoded(const EncodedRole& gate, const EncodedRole& up,
-                                      const EncodedRole& down, const LoadOptions& options) {
+                                      const EncodedRole& down, const LoadOptions& options,
+                                      Epilogues epilogues) {
   const auto start = weights::Clock::now();
   Parts parts;
   parts.shape = {up.num_experts, up.cols, up.rows};
@@ -54,6 +55,7 @@ ExpertStack ExpertStack::from_encoded(const EncodedRole& gate, const EncodedRole
   if (gate.data != nullptr) take(gate, Role::Gate, parts.gate);
   take(up, Role::Up, parts.up);
   take(down, Role::Down, parts.down);
+  weights::take_epilogues("from_encoded", parts, std::move(epilogues));
   return weights::finish(std::move(parts), options, start);
 }
 

@@ -32,6 +32,19 @@ void check_count(const char* role, const char* part, std::size_t got, std::int64
   });
 }
 
+void check_delta(const LowRankDelta& delta, const char* role, std::int64_t experts,
+                 std::int64_t rows, std::int64_t cols) {
+  require<ShapeError>(delta.rank >= 1, [&] {
+    return Problem{.operation = "ExpertStack",
+                   .what = std::string(role) + ".delta",
+                   .expected = "a rank of at least 1",
+                   .got = std::to_string(delta.rank),
+                   .hint = {}};
+  });
+  check_count(role, "delta.a", delta.a.size(), experts * delta.rank * cols);
+  check_count(role, "delta.b", delta.b.size(), experts * delta.rank * rows);
+}
+
 void check_role(const RoleWeights& weights, Role role, const StackShape& shape) {
   const WeightRef& ref = weights.ref;
   const char* name = name_of(role);
@@ -92,6 +105,7 @@ void check_role(const RoleWeights& weights, Role role, const StackShape& shape) 
   }
   if (weights.bias) check_count(name, "bias", weights.bias->size(), shape.num_experts * rows);
   if (weights.scale) check_count(name, "scale", weights.scale->size(), shape.num_experts);
+  if (weights.delta != nullptr) check_delta(*weights.delta, name, shape.num_experts, rows, cols);
 }
 
 }  // namespace
@@ -109,6 +123,42 @@ void weights::check_parts(const ExpertStack::Parts& parts) {
   if (parts.gate.ref) check_role(parts.gate, Role::Gate, shape);
   check_role(parts.up, Role::Up, shape);
   check_role(parts.down, Role::Down, shape);
+  for (const RoleWeights* role : {&parts.gate, &parts.up, &parts.down}) {
+    require<ShapeError>(role->ref || role->delta == nullptr, [] {
+      return Problem{.operation = "ExpertStack",
+                     .what = "gate.delta",
+                     .expected = "none, as the experts are ungated",
+                     .got = "one",
+                     .hint = {}};
+    });
+    require<UnsupportedError>(role->delta == nullptr || parts.device.type == DeviceType::Cpu, [&] {
+      return Problem{.operation = "ExpertStack",
+                     .what = "low-rank deltas",
+                     .expected = "weights on the CPU, which alone runs them",
+                     .got = to_string(parts.device),
+                     .hint = "bake the deltas before the weights go to a device"};
+    });
+  }
+}
+
+void weights::take_epilogues(const char* operation, ExpertStack::Parts& parts,
+                             Epilogues epilogues) {
+  const auto share = [](std::vector<float>& values) {
+    return values.empty() ? nullptr : std::make_shared<const std::vector<float>>(std::move(values));
+  };
+  for (const auto& [role, values] :
+       {std::pair{&parts.gate, &epilogues.gate}, std::pair{&parts.up, &epilogues.up},
+        std::pair{&parts.down, &epilogues.down}}) {
+    require<ShapeError>(role->ref || (values->bias.empty() && values->scale.empty()), [&] {
+      return Problem{.operation = operation,
+                     .what = "gate",
+                     .expected = "no bias and no scale, as there are no weights",
+                     .got = "some",
+                     .hint = {}};
+    });
+    role->bias = share(values->bias);
+    role->scale = share(values->scale);
+  }
 }
 
 ExpertStack weights::finish(ExpertStack::Parts parts, const LoadOptions& options,
@@ -143,6 +193,9 @@ std::int64_t ExpertStack::bytes_per_expert() const {
   std::int64_t bytes = 0;
   for (const RoleWeights* role : {&parts_.gate, &parts_.up, &parts_.down}) {
     if (role->ref) bytes += role->ref.expert_bytes();
+    if (role->delta == nullptr) continue;
+    bytes += role->delta->rank * (role->ref.rows + role->ref.cols) *
+             static_cast<std::int64_t>(sizeof(float));
   }
   return bytes;
 }
@@ -153,6 +206,13 @@ std::int64_t ExpertStack::packed_cols() const {
     cols = std::max(cols, role->ref.int4.packed_cols);
   }
   return cols;
+}
+
+std::int64_t ExpertStack::low_rank() const {
+  const auto rank = [](const RoleWeights& role) {
+    return role.delta != nullptr ? role.delta->rank : 0;
+  };
+  return std::max(rank(parts_.gate) + rank(parts_.up), rank(parts_.down));
 }
 
 bool ExpertStack::shares_units() const {

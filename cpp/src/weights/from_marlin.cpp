@@ -21,7 +21,7 @@ Problem problem(std::string what, std::string expected, std::string got) {
 
 ExpertStack ExpertStack::from_marlin(std::shared_ptr<const MarlinExpertStack> gate_up,
                                      std::shared_ptr<const MarlinExpertStack> down,
-                                     const LoadOptions& options) {
+                                     const LoadOptions& options, Epilogues epilogues) {
   const auto start = weights::Clock::now();
   require<ShapeError>(gate_up != nullptr && down != nullptr,
                       [] { return problem("gate_up, down", "two Marlin stacks", "null"); });
@@ -59,6 +59,7 @@ ExpertStack ExpertStack::from_marlin(std::shared_ptr<const MarlinExpertStack> ga
     parts.gate_up_marlin = std::move(gate_up);
     parts.down_marlin = std::move(down);
   }
+  weights::take_epilogues("from_marlin", parts, std::move(epilogues));
   return weights::finish(std::move(parts), options, start);
 }
 

@@ -84,6 +84,13 @@ MoeLayer::MoeLayer(MoeConfig config, Parts parts)
                    .got = "null",
                    .hint = {}};
   });
+  require<UnsupportedError>(parts_.residency == nullptr || parts_.stack->low_rank() == 0, [] {
+    return Problem{.operation = "MoeLayer",
+                   .what = "stack",
+                   .expected = "no low-rank deltas, as the experts run from a store",
+                   .got = "some",
+                   .hint = "bake the deltas"};
+  });
   require<ConfigError>(std::isfinite(config_.norm_eps) && config_.norm_eps >= 0.0F, [&] {
     return Problem{.operation = "MoeLayer",
                    .what = "norm_eps",

@@ -25,6 +25,10 @@ void report_progress(const LoadOptions& options, std::int64_t done, std::int64_t
 void record(LoadReport& report, Role role, const RoleWeights& weights, std::string source,
             std::string decision, std::string reason);
 
+/// Gives the roles their biases and scales. Throws ShapeError for those of a gate that is not there;
+/// check_parts counts the values.
+void take_epilogues(const char* operation, ExpertStack::Parts& parts, Epilogues epilogues);
+
 /// Checks every role against the shape. Throws ShapeError or UnsupportedError naming the role.
 void check_parts(const ExpertStack::Parts& parts);
 

@@ -1,0 +1,25 @@
+#pragma once
+
+/// What a MoeLayer is made of, from and to Python: its constructor, its accessors, replace().
+
+#include <cstdint>
+#include <optional>
+
+#include "layer.hpp"
+
+namespace moesaic::python {
+
+using LayerClass = py::class_<LayerObject>;
+
+/// Shared experts from a SharedExperts, or from a stack and its gate [H]; empty for None. Errors:
+/// ConfigError for a gate without experts or beside one of theirs, ShapeError.
+std::optional<SharedExperts> import_shared(const py::object& shared, const py::object& gate,
+                                           std::int64_t hidden, const char* operation);
+
+/// Adds what makes layers of others.
+void define_layer_edits(LayerClass& type);
+
+/// Adds the constructor and what gives its arguments back.
+void define_layer_parts(LayerClass& type);
+
+}  // namespace moesaic::python
