@@ -25,7 +25,9 @@ def known(operation: str, architecture: str) -> dict[str, str]:
     """
     rows = _core.architecture_table()
     row = next((row for row in rows if row["architecture"] == architecture), None)
-    row = row or next((row for row in rows if architecture in row["model_types"].split()), None)
+    # The text model of a larger one is stored as that.
+    model_type = architecture.removesuffix("_text")
+    row = row or next((row for row in rows if model_type in row["model_types"].split()), None)
     if row is None:
         got = repr(architecture) if architecture else "none"
         raise _core.ConfigError(
