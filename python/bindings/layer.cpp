@@ -6,6 +6,7 @@
 #include "calls.hpp"
 #include "forward.hpp"
 #include "gguf.hpp"
+#include "gil.hpp"
 #include "layer_parts.hpp"
 #include "load.hpp"
 
@@ -69,6 +70,21 @@ py::object call_layer(const LayerObject& self, const py::object& x, const py::ob
 
 std::int64_t bytes_of(const std::vector<float>& values) {
   return static_cast<std::int64_t>(values.size() * sizeof(float));
+}
+
+/// Files are written in Python.
+void save_layer(const py::object& layer, const py::object& path, const py::object& metadata,
+                const py::object& architecture, bool fused, bool overwrite,
+                const py::object& progress) {
+  py::dict options;
+  options["operation"] = "MoeLayer.save";
+  options["metadata"] = metadata;
+  options["architecture"] = architecture;
+  options["fused"] = fused;
+  options["overwrite"] = overwrite;
+  options["progress"] = progress;
+  call_python(py::module_::import("moesaic.saving.layers").attr("write_layers"),
+              py::make_tuple(path, layer), options);
 }
 
 py::dict memory(const LayerObject& self) {
@@ -139,6 +155,9 @@ void bind_layer(py::module_& m) {
                                return LoadReport(l.get("MoeLayer.report")->stack().report());
                              })
       .def("memory", &memory)
+      .def("save", &save_layer, py::arg("path"), py::kw_only(), py::arg("metadata") = py::none(),
+           py::arg("architecture") = py::none(), py::arg("fused") = false,
+           py::arg("overwrite") = false, py::arg("progress") = py::none())
       .def_property_readonly("closed", &LayerObject::closed)
       .def("close", &LayerObject::close)
       .def("__enter__", [](const py::object& self) { return self; })

@@ -88,6 +88,12 @@ void bind_load(py::module_& m) {
         return message_to_python("moesaic.Progress(" + std::to_string(p.done_bytes) + " of " +
                                  std::to_string(p.total_bytes) + " bytes, " + p.what + ")");
       });
+  m.def(
+      "make_progress",
+      [](std::int64_t done_bytes, std::int64_t total_bytes, std::string what) {
+        return Progress{done_bytes, total_bytes, std::move(what)};
+      },
+      py::arg("done_bytes"), py::arg("total_bytes"), py::arg("what"));
   py::class_<RoleReport>(m, "RoleReport", py::is_final())
       .def_property_readonly("role", [](const RoleReport& r) { return name_of(r.role); })
       .def_property_readonly("stored",

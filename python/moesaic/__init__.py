@@ -93,6 +93,7 @@ from moesaic._core import (
 )
 from moesaic._report import ConfigTable, Facts, explain, show_config
 from moesaic.offload import ExpertProfile, MoEExecMode
+from moesaic.saving import save_safetensors, write_gguf
 
 try:
     __version__ = _version("moesaic")
@@ -169,6 +170,7 @@ __all__ = [
     "pick_block_size",
     "profile",
     "route",
+    "save_safetensors",
     "show_config",
     "silu_mul",
     "target_from_counts",
@@ -176,4 +178,5 @@ __all__ = [
     "trim",
     "tuning",
     "weighted_sum",
+    "write_gguf",
 ]

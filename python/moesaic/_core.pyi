@@ -1058,7 +1058,7 @@ def model_config(
 
 @final
 class Progress:
-    """What a load tells its ``progress`` callback."""
+    """What a load or a write tells its ``progress`` callback."""
 
     def __init__(self, *args: Never, **kwargs: Never) -> None: ...
     @property
@@ -1071,9 +1071,22 @@ class Progress:
 
     @property
     def what(self) -> str:
-        """Name of the tensor that is being loaded."""
+        """Name of the tensor that is being loaded or written."""
 
     def __repr__(self) -> str: ...
+
+def make_progress(done_bytes: int, total_bytes: int, what: str) -> Progress:
+    """A ``Progress`` of work that is done in Python.
+
+    Parameters
+    ----------
+    done_bytes : int
+        Bytes finished.
+    total_bytes : int
+        Bytes to do.
+    what : str
+        Name of the tensor.
+    """
 
 @final
 class RoleReport:
@@ -2975,6 +2988,55 @@ class MoeLayer:
 
     def memory(self) -> dict[str, int]:
         """Return bytes by part: gate, up, down, router, shared, latent, other, and total."""
+
+    def save(
+        self,
+        path: _Path,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        architecture: str | None = None,
+        fused: bool = False,
+        overwrite: bool = False,
+        progress: _Progress = None,
+    ) -> None:
+        """Write the layer to a GGUF file of one block, block 0.
+
+        ``write_gguf`` writes several, and says what is written, how, and what is refused.
+
+        Parameters
+        ----------
+        path : path
+            The file.
+        metadata : mapping, optional
+            More keys of the file: bool, int, float, str or a list of one of them.
+        architecture : str, optional
+            A name of ``known_architectures``. None: that of the config.
+        fused : bool
+            Gate and up as one tensor, which has one type.
+        overwrite : bool
+            Whether a file that is there is replaced.
+        progress : callable or bool, optional
+            Called with a ``Progress``; may return False to stop. True shows a tqdm bar.
+
+        Raises
+        ------
+        ConfigError
+            A file that is there, or an unknown architecture.
+        UnsupportedError
+            What the architecture or GGUF cannot express, by name.
+        OperationCancelled
+            ``progress`` returned False.
+        OSError
+            The file cannot be written; the one that was there is as it was.
+
+        Examples
+        --------
+        >>> import moesaic as mo
+        >>> _ = mo.testing.write_moe_gguf("model.gguf", layers=2)
+        >>> mo.MoeLayer.from_gguf("model.gguf", 1).save("layer.gguf")
+        >>> mo.GgufFile("layer.gguf").moe_layers
+        [0]
+        """
 
     @property
     def closed(self) -> bool:

@@ -20,6 +20,7 @@ COMMANDS = {
     "gguf": ("gguf_cmd", "the expert tensors of a GGUF file"),
     "explain": ("explain", "how a layer would run, and why"),
     "bench": ("bench", "our layer beside the machine's limits and other engines"),
+    "convert": ("convert", "a GGUF file with experts of other types"),
     "trace": ("trace", "which experts a file's routers ask for"),
     "simulate-offload": ("simulate", "hit rate and speed of expert pools on routing traces"),
 }

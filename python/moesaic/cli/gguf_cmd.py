@@ -7,18 +7,9 @@ import re
 from collections import defaultdict
 
 import moesaic as mo
+from moesaic.saving.names import MOE_TENSOR
 
 from .table import size, table
-
-# Router, experts (stacked, fused, or one tensor per expert), shared experts, projections of latent
-# ones and norms of a block.
-MOE_TENSOR = re.compile(
-    r"blk\.(?P<layer>\d+)\."
-    r"(?P<role>ffn_gate_inp(_shexp)?|ffn_gate_tid2eid|exp_probs_b(_vl)?"
-    r"|ffn_(latent|routed)_(down|up|norm)|ffn_norm_exps|pre_ffw_norm_2"
-    r"|ffn_(gate|up|gate_up|down)(_exps|_shexp|_chexps|(?=\.\d+\.)))"
-    r"(\.\d+)?(\.(weight|bias|scale|input_scale))?$"
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -46,6 +46,10 @@ class Encoded(ABC):
     def values(self) -> tuple[Array, float]:
         """All values, f32 [n, k], and a factor on them."""
 
+    def factor(self) -> float:
+        """The factor of ``rows`` and ``values``, without reading them."""
+        return 1.0
+
     def tensors(self) -> set[str]:
         """The names of all tensors that the matrix is read from."""
         bias = self._bias_name()
@@ -56,6 +60,10 @@ class Encoded(ABC):
         entry = self.checkpoint.entry(self.name)
         count = 1 if self.matrix.index is None else entry.shape[0]
         return (entry.end - entry.begin) // count
+
+    @property
+    def has_bias(self) -> bool:
+        return self._bias_name() is not None
 
     def _bias_name(self) -> str | None:
         return find(self.checkpoint, self.matrix.base, "bias")
@@ -94,6 +102,9 @@ class Decoded(Encoded):
 
     def tensors(self) -> set[str]:
         return self.source.tensors()
+
+    def factor(self) -> float:
+        return self.source.factor()
 
     def values(self) -> tuple[Array, float]:
         return self.source.values()

@@ -102,7 +102,8 @@ class EncodedExperts:
         interleaved: bool,
     ) -> None:
         self.encoded, self.interleaved = encoded, interleaved
-        self._output_scales: Array | None = None
+        #: A factor on the output of each expert, f32 [E].
+        self.output_scales: Array | None = None
         for group in encoded.values():
             first = group[0]
             for other in group:
@@ -147,7 +148,7 @@ class EncodedExperts:
 
     def scale_outputs(self, scales: Array) -> None:
         """Gives each expert a factor on its output, f32 [E]."""
-        self._output_scales = scales
+        self.output_scales = scales
 
     def matrices(self) -> Iterator[tuple[str, int]]:
         """The name and bytes of each matrix, in the order of gathering."""
@@ -182,11 +183,11 @@ class EncodedExperts:
         for roles, group in self.encoded.items():
             for e, one in enumerate(group):
                 rows, scale = one.rows()
-                if roles == ("down",) and self._output_scales is not None:
-                    scale *= float(self._output_scales[e])
+                if roles == ("down",) and self.output_scales is not None:
+                    scale *= float(self.output_scales[e])
                 bias = one.bias()
                 for i, role in enumerate(roles):
-                    mine = self._rows_of(i, len(roles), one.n)
+                    mine = self.rows_of(i, len(roles), one.n)
                     builder.add(
                         role,
                         e,
@@ -197,7 +198,8 @@ class EncodedExperts:
                 step(self._label(one))
         return builder
 
-    def _rows_of(self, i: int, count: int, n: int) -> slice:
+    def rows_of(self, i: int, count: int, n: int) -> slice:
+        """The rows of role ``i`` of ``count`` in a matrix of ``n`` rows."""
         if self.interleaved:
             return slice(i, None, count)
         return slice(i * n // count, (i + 1) * n // count)
@@ -212,6 +214,7 @@ def open_experts(
     quantization: Quantization,
     exact: bool,
     interleaved: bool,
+    keep_int4: bool = True,
 ) -> Experts:
     """Checks names, types and shapes of all experts before any is read."""
     if all(is_int(checkpoint, matrix) for group in matrices.values() for matrix in group):
@@ -222,7 +225,7 @@ def open_experts(
             roles: [Linear.open(checkpoint, matrix, quantization) for matrix in group]
             for roles, group in matrices.items()
         }
-        if keeps_int4(linears, interleaved):
+        if keep_int4 and keeps_int4(linears, interleaved):
             return Int4Experts(linears)
     return EncodedExperts.open(checkpoint, matrices, quantization, exact, interleaved)
 

@@ -157,7 +157,7 @@ class Nvfp4(Encoded):
     def tensors(self) -> set[str]:
         return super().tensors() | {self.scales_name, self.global_name}
 
-    def _factor(self) -> float:
+    def factor(self) -> float:
         entry = self.checkpoint.entry(self.global_name)
         index, shape = own_part(self.checkpoint, self.global_name, self.matrix)
         if entry.dtype != "F32" or any(size != 1 for size in shape):
@@ -189,14 +189,14 @@ class Nvfp4(Encoded):
 
     def values(self) -> tuple[Array, float]:
         packed, scales = self._stored()
-        return _decoded(packed, E4M3[scales]), self._factor()
+        return _decoded(packed, E4M3[scales]), self.factor()
 
     def rows(self) -> tuple[Array, float]:
         packed, scales = self._stored()
         out = np.empty((self.n, self.k // 64, 36), np.uint8)
         out[..., :4] = scales.reshape(self.n, -1, 4)
         out[..., 4:] = halves(packed, 16).reshape(self.n, -1, 32)
-        return out.reshape(self.n, -1), self._factor()
+        return out.reshape(self.n, -1), self.factor()
 
 
 class Nvfp4Floats(Nvfp4):

@@ -1,6 +1,7 @@
 """A whole layer: router, experts and shared experts as MoeLayer takes them."""
 
 import os
+from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
@@ -97,12 +98,41 @@ def gather_layer(
     block that has no place in the layer.
     """
     with as_format_errors(os.fsdecode(path)):
-        checkpoint = of_layer(Checkpoint(path), layer, prefix)
-        facts, family = _facts(checkpoint, layer, prefix, config)
-        if top_k is not None:
-            router = facts.router.replace(top_k=top_k)
-            facts = facts.replace(top_k=top_k, router=router)
-        return _gather(checkpoint, layer, facts, family, carried(progress), exact)
+        opened = open_layer(Checkpoint(path), layer, exact, prefix, config, top_k)
+        both = [opened.routed] if opened.shared is None else [opened.routed, opened.shared]
+        stack, *shared = gather_all(both, carried(progress))
+        return {**opened.arguments, "stack": stack, "shared": shared[0] if shared else None}
+
+
+@dataclass(frozen=True)
+class OpenedLayer:
+    """A layer whose experts are checked and not read yet."""
+
+    routed: Experts
+    shared: Experts | None
+    #: The other arguments of MoeLayer, by name.
+    arguments: dict[str, Any]
+
+
+def open_layer(
+    checkpoint: Checkpoint,
+    layer: int,
+    exact: bool = False,
+    prefix: str | None = None,
+    config: _core.MoeConfig | None = None,
+    top_k: int | None = None,
+    keep_int4: bool = True,
+) -> OpenedLayer:
+    """Checks the tensors of a layer, and reads those that are no experts.
+
+    Without ``keep_int4`` INT4 experts are rows of GGUF types too. Raises as ``gather_layer``.
+    """
+    checkpoint = of_layer(checkpoint, layer, prefix)
+    facts, family = _facts(checkpoint, layer, prefix, config)
+    if top_k is not None:
+        router = facts.router.replace(top_k=top_k)
+        facts = facts.replace(top_k=top_k, router=router)
+    return _open(checkpoint, layer, facts, family, exact, keep_int4)
 
 
 def _facts(
@@ -120,29 +150,30 @@ def _facts(
     return layer_facts(section(source, prefix), layer, is_part=prefix is not None)
 
 
-def _gather(
+def _open(
     checkpoint: Checkpoint,
     layer: int,
     config: _core.MoeConfig,
     family: Family,
-    progress: Progress | None,
     exact: bool,
-) -> dict[str, Any]:
+    keep_int4: bool,
+) -> OpenedLayer:
     block = find_block(checkpoint, layer)
     if block.num_experts != config.num_experts:
         raise wrong(f"{block.name} experts", str(config.num_experts), block.num_experts)
     tensors = _Tensors(checkpoint, block)
     routed = open_experts(
-        checkpoint, block.matrices, tensors.quantization, exact, interleaved(family, block)
-    )
+        checkpoint, block.matrices, tensors.quantization, exact, interleaved(family, block),
+        keep_int4,
+    )  # fmt: skip
     tensors.used |= routed.tensors()
     _check_sizes(
         routed, block.matrices, config.latent_size or config.hidden_size, config.intermediate_size
     )
     if family.output_scale:
         routed.scale_outputs(tensors.floats((config.num_experts,), family.output_scale))
-    shared = _open_shared(config, tensors, exact)
-    parts: dict[str, Any] = {
+    shared = _open_shared(config, tensors, exact, keep_int4)
+    arguments: dict[str, Any] = {
         "config": config.replace(router=_router(config, family, tensors)),
         "router_weight": tensors.matrix((config.router.num_experts, config.hidden_size), *_ROUTER),
         "shared_gate": None,
@@ -152,12 +183,9 @@ def _gather(
     }
     if config.shared == "sigmoid_gated":
         gate = tensors.matrix((1, config.hidden_size), "shared_expert_gate.weight")
-        parts["shared_gate"] = gate.reshape(-1)
+        arguments["shared_gate"] = gate.reshape(-1)
     check_all_used(checkpoint, filter(block.owns, checkpoint.tensors), tensors.used)
-    gathered = gather_all([routed] if shared is None else [routed, shared], progress)
-    parts["stack"] = gathered[0]
-    parts["shared"] = gathered[1] if shared is not None else None
-    return parts
+    return OpenedLayer(routed, shared, arguments)
 
 
 def _router(config: _core.MoeConfig, family: Family, tensors: _Tensors) -> _core.RouterConfig:
@@ -179,7 +207,9 @@ def _router(config: _core.MoeConfig, family: Family, tensors: _Tensors) -> _core
     )
 
 
-def _open_shared(config: _core.MoeConfig, tensors: _Tensors, exact: bool) -> Experts | None:
+def _open_shared(
+    config: _core.MoeConfig, tensors: _Tensors, exact: bool, keep_int4: bool
+) -> Experts | None:
     if config.shared == "none":
         return None
     block = tensors.block
@@ -189,7 +219,9 @@ def _open_shared(config: _core.MoeConfig, tensors: _Tensors, exact: bool) -> Exp
     )
     if matrices is None:
         raise wrong(f"tensor '{block.name}.{_SHARED[0]}.*'", "to be there", "no such tensor")
-    shared = open_experts(tensors.checkpoint, matrices, tensors.quantization, exact, False)
+    shared = open_experts(
+        tensors.checkpoint, matrices, tensors.quantization, exact, False, keep_int4
+    )
     tensors.used |= shared.tensors()
     start = matrices["down",][0].base.rpartition(".")[0]
     names = [name for name in tensors.checkpoint.tensors if name.startswith(f"{start}.")]

@@ -40,6 +40,18 @@ def of_layer(checkpoint: Checkpoint, layer: int, prefix: str | None = None) -> C
     return checkpoint.only([name for stem in chosen for name in stems[stem]])
 
 
+def layers_with_experts(checkpoint: Checkpoint) -> list[int]:
+    """The layers of the model itself that have expert tensors, by their names."""
+    found = set()
+    for name in checkpoint.tensors:
+        layer = _LAYER.match(name)
+        if layer is None or not _EXPERTS.match(name, layer.end()):
+            continue
+        if len(layer["layer"]) < 10 and _DRAFTS not in layer["stem"].split("."):
+            found.add(int(layer["layer"]))
+    return sorted(found)
+
+
 def _choose(stems: list[str], layer: int, prefix: str | None) -> list[str]:
     if prefix is None:
         chosen = [stem for stem in stems if _DRAFTS not in stem.split(".")]

@@ -1,0 +1,54 @@
+"""A checkpoint or GGUF file to a GGUF file with experts of other types.
+
+======================  ===============================================================
+``plan``                what will be written, and the types that are asked for
+``from_gguf``           a GGUF file as the source
+``from_folder``         a checkpoint folder as the source
+``others``              its tensors beside the MoE layers
+``run``                 writing it, in parallel, with a journal
+======================  ===============================================================
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from moesaic import _core
+from moesaic.saving.convert.plan import OPERATION, Plan, Types
+from moesaic.saving.convert.run import write_plan
+
+__all__ = ["Plan", "Types", "planned", "write_plan"]
+
+
+@contextmanager
+def planned(
+    source: str | os.PathLike[str],
+    types: Types,
+    layers: Sequence[int] | None = None,
+    other: str | None = None,
+    architecture: str | None = None,
+) -> Iterator[Plan]:
+    """The plan of a conversion, whose source is open for as long as the block.
+
+    ``other`` says of tensors beside the MoE layers 'copy' or 'omit'; None: copy from a GGUF file,
+    omit from a folder. Raises ConfigError for a type or an option that does not fit, and what
+    opening the source raises.
+    """
+    from moesaic.saving.convert.from_folder import plan_from_folder
+    from moesaic.saving.convert.from_gguf import Shards, plan_from_gguf
+
+    types.check()
+    path = Path(os.fsdecode(source))
+    if path.is_dir() or path.suffix in (".safetensors", ".json"):
+        yield plan_from_folder(path, types, layers, architecture, copy=other == "copy")
+        return
+    with _core.GgufFile(path) as file, Shards(file.shard_paths) as shards:
+        if architecture is not None:
+            raise _core.ConfigError(
+                f"{OPERATION}: architecture: expected none for a GGUF file, which has its own, got"
+                f" {architecture!r}"
+            )
+        yield plan_from_gguf(file, shards, types, layers, omit=other == "omit")

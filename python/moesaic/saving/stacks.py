@@ -1,0 +1,114 @@
+"""The experts of a layer as tensors of a file."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from moesaic import _core
+from moesaic.saving import names
+from moesaic.saving.tensors import Array, Tensor, of_array
+
+#: The name behind ``blk.N.`` of a role's tensor of a kind: weight, bias or scale.
+Name = Callable[[str, str], str]
+
+
+def check_no_deltas(where: str, stack: _core.ExpertStack) -> None:
+    """Raises UnsupportedError for low-rank terms, which are no part of the weights."""
+    for role in stack.deltas:
+        raise _core.UnsupportedError(
+            f"{where}: deltas[{role!r}]: expected none, which no such file has, got one"
+            " (ExpertStack.bake puts it into the weights)"
+        )
+
+
+def _shape(stack: _core.ExpertStack, role: str) -> tuple[int, int]:
+    hidden, intermediate = stack.hidden_size, stack.intermediate_size
+    return (hidden, intermediate) if role == "down" else (intermediate, hidden)
+
+
+def _reader(stack: _core.ExpertStack, role: Any) -> Callable[[int], Array]:
+    return lambda _: stack.encoded(role)
+
+
+def _check(where: str, stack: _core.ExpertStack) -> None:
+    check_no_deltas(where, stack)
+    for role, type in stack.quants.items():
+        if type == "INT4":
+            raise _core.UnsupportedError(
+                f"{where}: {role}: expected a type that GGUF has, got INT4"
+                " (decode it and encode another type)"
+            )
+
+
+def routed(where: str, stack: _core.ExpertStack, fused: bool) -> list[Tensor]:
+    """Weights [E, rows, cols], biases [E, rows] and scales [E], with names behind ``blk.N.``."""
+    _check(where, stack)
+    tensors = []
+    biases: dict[str, Array] = dict(stack.biases.items())
+    scales: dict[str, Array] = dict(stack.scales.items())
+    if fused:
+        tensors += _fused(where, stack, biases, scales)
+    for role, type in stack.quants.items():
+        if fused and role != "down":
+            continue
+        shape = (stack.num_experts, *_shape(stack, role))
+        tensors.append(Tensor(names.experts(role), type, shape, _reader(stack, role)))
+    tensors += [of_array(names.experts(part, "bias"), bias) for part, bias in biases.items()]
+    tensors += [of_array(names.experts(part, "scale"), scale) for part, scale in scales.items()]
+    return tensors
+
+
+def _fused(
+    where: str, stack: _core.ExpertStack, biases: dict[str, Array], scales: dict[str, Array]
+) -> list[Tensor]:
+    """Gate and up rows of each expert one behind the other; changes the names of what goes along.
+
+    One scale of both is named after up, as llama.cpp's files have it.
+    """
+    types = [stack.quants.get(role, "none") for role in ("gate", "up")]
+    if types[0] != types[1]:
+        raise _core.ConfigError(
+            f"{where}: fused: expected one type for gate and up, got {types[0]} and {types[1]}"
+        )
+    if "gate" in biases and "up" in biases:
+        both = [biases.pop("gate"), biases.pop("up")]
+        biases["gate_up"] = np.concatenate(both, axis=1)
+    if "up" in scales:
+        gate = scales.pop("gate", None)
+        if gate is None:
+            gate = np.ones_like(scales["up"])
+        if not np.array_equal(gate, scales["up"]):
+            scales["gate"] = gate
+    rows, cols = _shape(stack, "up")
+
+    def read(_: int) -> Array:
+        return np.concatenate([stack.encoded("gate"), stack.encoded("up")], axis=1)
+
+    return [Tensor(names.experts("gate_up"), types[0], (stack.num_experts, 2 * rows, cols), read)]
+
+
+def single(
+    where: str, stack: _core.ExpertStack, name: Name, factors: Mapping[str, float]
+) -> list[Tensor]:
+    """The matrices of a stack of one expert, [rows, cols], and their scales divided by ``factors``.
+
+    Raises UnsupportedError for a bias, for which no file has a name.
+    """
+    _check(where, stack)
+    for role in stack.biases:
+        raise _core.UnsupportedError(
+            f"{where}: {name(role, 'bias')}: expected no bias, which GGUF has no name for, got one"
+        )
+    tensors = []
+    for role, type in stack.quants.items():
+        tensors.append(
+            Tensor(
+                name(role, "weight"), type, _shape(stack, role),
+                _reader(stack, role),
+            )
+        )  # fmt: skip
+        scale = stack.scales.get(role, np.ones(1, np.float32)) / np.float32(factors.get(role, 1.0))
+        if scale[0] != 1.0:
+            tensors.append(of_array(name(role, "scale"), scale.astype(np.float32)))
+    return tensors
