@@ -2004,9 +2004,9 @@ class ExpertStack:
     def select(self, ids: _ExpertIds) -> ExpertStack:
         """Return a stack of some experts, in the order of ``ids``.
 
-        Weights are shared with this stack, not copied, so the memory of experts that are left out
-        is free when nothing uses this stack any more and the rest was saved and loaded. Types,
-        biases, scales and deltas stay as they are. INT4 experts run on, without their ``marlin``.
+        Weights are shared with this stack, not copied, so that its memory stays, with the experts
+        that are left out; one made anew by ``from_encoded`` has its own. Types, biases, scales and
+        deltas stay as they are. INT4 experts run on, without their ``marlin``.
 
         Parameters
         ----------
