@@ -15,6 +15,8 @@ _EXPERTS = re.compile(r"(?:\w+\.)?(?:experts\.|input_linear\b|output_linear\b)")
 _LONG_NUMBER = re.compile(r"\d{19}")
 #: Parts that draft tokens for the model, which are taken only when they are asked for.
 _DRAFTS = "mtp"
+#: Of the number of a layer; none of a model has more.
+_DIGITS = 6
 
 
 def of_layer(checkpoint: Checkpoint, layer: int, prefix: str | None = None) -> Checkpoint:
@@ -37,6 +39,18 @@ def of_layer(checkpoint: Checkpoint, layer: int, prefix: str | None = None) -> C
             with_experts[found["stem"]] = None
     chosen = _choose(list(with_experts), layer, prefix)
     return checkpoint.only([name for stem in chosen for name in stems[stem]])
+
+
+def layers_with_experts(checkpoint: Checkpoint) -> list[int]:
+    """The numbers of the layers of the model itself that have experts, ascending."""
+    found = set()
+    for name in checkpoint.tensors:
+        layer = _LAYER.match(name)
+        if layer is None or len(layer["layer"]) > _DIGITS or not _EXPERTS.match(name, layer.end()):
+            continue
+        if _DRAFTS not in layer["stem"].split("."):
+            found.add(int(layer["layer"]))
+    return sorted(found)
 
 
 def _choose(stems: list[str], layer: int, prefix: str | None) -> list[str]:
