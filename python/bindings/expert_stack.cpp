@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "arrays.hpp"
+#include "dtypes.hpp"
 #include "gguf.hpp"
 #include "gil.hpp"
 #include "load.hpp"
@@ -45,8 +46,8 @@ ExpertStack::EncodedRole encoded_role(const std::optional<EncodedArgument>& argu
   const ArrayRef ref = import_array(data, kOperation, name);
   const auto type = quant_type_from_name(type_name_text);
   require<ConfigError>(type.has_value(), [&] {
-    return Problem{
-        kOperation, name, "a ggml type name such as Q4_K", "'" + type_name_text + "'", {}};
+    return Problem{kOperation, name, "a ggml type name such as Q4_K", "'" + type_name_text + "'",
+                   quant_hint(type_name_text)};
   });
   require<ShapeError>(is_dense(ref.read()), [&] {
     return Problem{kOperation, name, "dense bytes", describe(ref.read()), {}};

@@ -46,6 +46,7 @@ class GivenInputs {
     });
     if (!request.topk_ids.is_none()) {
       ids_ = import_ids(request.topk_ids, operation, "topk_ids", target);
+      ids_.merge_first(ids_.view.rank - 1);
       require<ShapeError>(ids_.view.rank == 2 && ids_.view.dim(0) == io.x.dim(0) &&
                               ids_.view.dim(1) == request.top_k,
                           [&] {
@@ -62,11 +63,12 @@ class GivenInputs {
     }
     if (!request.token_ids.is_none()) {
       tokens_ = import_ids(request.token_ids, operation, "token_ids", target);
+      tokens_.merge_first(tokens_.view.rank);
       io.token_ids = tokens_.view;
     }
     if (!request.router_input.is_none()) {
-      router_input_ = import_rows(request.router_input, operation, "router_input", target);
-      io.router_input = router_input_.read();
+      router_input_ = import_tokens(request.router_input, operation, "router_input", target);
+      io.router_input = router_input_.rows;
     }
   }
   GivenInputs(const GivenInputs&) = delete;
@@ -74,7 +76,7 @@ class GivenInputs {
 
  private:
   Ids ids_, tokens_;
-  ArrayRef router_input_;
+  TokenRows router_input_;
 };
 
 /// Imports, checks what only Python has (kinds of arrays, out=), calls run(context, layer, io,
@@ -85,17 +87,19 @@ py::object run_forward(const ForwardRequest& request, Run&& run) {
   // The reference runs on the host whatever it is given.
   const Device device = request.needs_workspace ? request.layer.stack->device() : Device{};
   const DeviceStream target = device_stream(device, request.stream, request.x, operation);
-  const ArrayRef x = import_rows(request.x, operation, "x", target);
-  forward::check_x(operation, device, request.layer, x.read());
+  const TokenRows x = import_tokens(request.x, operation, "x", target);
+  const bool as_it_came = x.rows.rank == 2 && x.rows.dim(1) == request.layer.hidden_size();
+  forward::check_x(operation, device, request.layer, as_it_came ? ConstTensorView(x.rows) : x.array.read());
+  const std::int64_t num_tokens = x.rows.dim(0);
   require<ConfigError>(!request.accumulate || !request.out.is_none(), [&] {
     return Problem{operation, "accumulate", "an out= to add to", "none", {}};
   });
-  ArrayRef logits;
+  TokenRows logits;
   ForwardIo io;
-  io.x = x.read();
+  io.x = x.rows;
   if (!request.logits.is_none()) {
-    logits = import_f32(request.logits, operation, "router_logits", target);
-    io.logits = logits.read();
+    logits = import_f32_tokens(request.logits, operation, "router_logits", target);
+    io.logits = logits.rows;
   }
   Call call(request.precision, device);
   call.context.set_stream(target.stream);
@@ -108,18 +112,18 @@ py::object run_forward(const ForwardRequest& request, Run&& run) {
   std::optional<CallRouting> routed;
   const std::int32_t top_k = held ? held->view().top_k : request.top_k;
   if (request.return_routing) {
-    routed.emplace(x.view.dim(0), top_k, target, request.x, operation);
+    routed.emplace(num_tokens, top_k, target, request.x, operation);
     io.routing_out = routed->view();
   }
-  Result result(request.x, x, x.view.dtype, {x.view.dim(0), x.view.dim(1)}, request.out, operation,
+  Result result(request.x, x.array, x.rows.dtype, x.shape(x.rows.dim(1)), request.out, operation,
                 true, target);
-  io.out = result.view();
+  io.out = merged_out(result.view(), x.array.view.rank - 1, operation);
   io.accumulate = request.accumulate;
   {
     const InterruptibleRelease release;
     const CallWorkspace workspace(request.workspace, call.context, [&]() -> std::size_t {
       if (!request.needs_workspace) return 0;
-      return workspace_bytes(call.context, request.layer, top_k, x.view.dim(0));
+      return workspace_bytes(call.context, request.layer, top_k, num_tokens);
     });
     run(call.context, request.layer, io, *workspace);
   }

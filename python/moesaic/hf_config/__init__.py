@@ -107,9 +107,12 @@ def _as_dict(config: Any) -> dict[str, Any]:
     elif not isinstance(config, Mapping) and hasattr(config, "to_dict"):
         config = config.to_dict()
     if not isinstance(config, Mapping):
-        raise _core.DTypeError(
-            f"{OPERATION}: config: expected a dict, the path of a config.json or an object with"
-            f" to_dict(), got {type(config).__name__}"
+        raise _core.make_error(
+            _core.DTypeError,
+            OPERATION,
+            "config",
+            "a dict, the path of a config.json or an object with to_dict()",
+            type(config).__name__,
         )
     return dict(config)
 
