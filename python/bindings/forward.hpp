@@ -36,6 +36,15 @@ struct ForwardRequest {
   bool needs_workspace = true;
 };
 
+/// [..., n] as the rows that the library takes. What has no more than two dimensions is the common
+/// case, and costs nothing.
+inline TensorView token_rows(ArrayRef& array, const char* operation, const char* name,
+                             const DeviceStream& target) {
+  if (array.view.rank <= 2) [[likely]]
+    return array.view;
+  return merged_in(array, array.view.rank - 1, operation, name, target);
+}
+
 /// The rarer inputs of a call, kept while it runs: ids without weights, token ids, router input.
 class GivenInputs {
  public:
@@ -67,8 +76,8 @@ class GivenInputs {
       io.token_ids = tokens_.view;
     }
     if (!request.router_input.is_none()) {
-      router_input_ = import_tokens(request.router_input, operation, "router_input", target);
-      io.router_input = router_input_.rows;
+      router_input_ = import_rows(request.router_input, operation, "router_input", target);
+      io.router_input = token_rows(router_input_, operation, "router_input", target);
     }
   }
   GivenInputs(const GivenInputs&) = delete;
@@ -76,7 +85,7 @@ class GivenInputs {
 
  private:
   Ids ids_, tokens_;
-  TokenRows router_input_;
+  ArrayRef router_input_;
 };
 
 /// Imports, checks what only Python has (kinds of arrays, out=), calls run(context, layer, io,
@@ -87,19 +96,20 @@ py::object run_forward(const ForwardRequest& request, Run&& run) {
   // The reference runs on the host whatever it is given.
   const Device device = request.needs_workspace ? request.layer.stack->device() : Device{};
   const DeviceStream target = device_stream(device, request.stream, request.x, operation);
-  const TokenRows x = import_tokens(request.x, operation, "x", target);
-  const bool as_it_came = x.rows.rank == 2 && x.rows.dim(1) == request.layer.hidden_size();
-  forward::check_x(operation, device, request.layer, as_it_came ? ConstTensorView(x.rows) : x.array.read());
-  const std::int64_t num_tokens = x.rows.dim(0);
+  ArrayRef x = import_rows(request.x, operation, "x", target);
+  const TensorView rows = token_rows(x, operation, "x", target);
+  const bool as_it_came = rows.rank == 2 && rows.dim(1) == request.layer.hidden_size();
+  forward::check_x(operation, device, request.layer, as_it_came ? ConstTensorView(rows) : x.read());
+  const std::int64_t num_tokens = rows.dim(0);
   require<ConfigError>(!request.accumulate || !request.out.is_none(), [&] {
     return Problem{operation, "accumulate", "an out= to add to", "none", {}};
   });
-  TokenRows logits;
+  ArrayRef logits;
   ForwardIo io;
-  io.x = x.rows;
+  io.x = rows;
   if (!request.logits.is_none()) {
-    logits = import_f32_tokens(request.logits, operation, "router_logits", target);
-    io.logits = logits.rows;
+    logits = import_f32(request.logits, operation, "router_logits", target);
+    io.logits = token_rows(logits, operation, "router_logits", target);
   }
   Call call(request.precision, device);
   call.context.set_stream(target.stream);
@@ -115,9 +125,10 @@ py::object run_forward(const ForwardRequest& request, Run&& run) {
     routed.emplace(num_tokens, top_k, target, request.x, operation);
     io.routing_out = routed->view();
   }
-  Result result(request.x, x.array, x.rows.dtype, x.shape(x.rows.dim(1)), request.out, operation,
+  Result result(request.x, x, rows.dtype,
+                {x.view.shape.begin(), x.view.shape.begin() + x.view.rank}, request.out, operation,
                 true, target);
-  io.out = merged_out(result.view(), x.array.view.rank - 1, operation);
+  io.out = merged_out(result.view(), x.view.rank - 1, operation);
   io.accumulate = request.accumulate;
   {
     const InterruptibleRelease release;

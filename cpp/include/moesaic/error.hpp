@@ -30,6 +30,8 @@ class Error : public std::runtime_error {
   explicit Error(const Problem& problem)
       : std::runtime_error(format_problem(problem)),
         problem_(std::make_shared<const Problem>(problem)) {}
+  /// A message without parts; it counts as `what`.
+  explicit Error(const std::string& message) : Error(Problem{{}, message, {}, {}, {}}) {}
 
   /// The parts of the message.
   const Problem& problem() const noexcept { return *problem_; }
