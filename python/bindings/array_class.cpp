@@ -1,9 +1,10 @@
-/// moesaic.Array and asarray: memory that leaves by DLPack or the buffer protocol.
+/// moesaic.Array: memory that leaves by DLPack or the buffer protocol.
 
 #include <pybind11/stl.h>
 
 #include <optional>
 
+#include "array_index.hpp"
 #include "dlpack.hpp"
 #include "dtypes.hpp"
 #include "moesaic/error.hpp"
@@ -28,45 +29,6 @@ py::buffer_info buffer_of(Array& array) {
           array.read_only};
 }
 
-std::shared_ptr<Array> copy_of(const Array& source) {
-  const std::vector<std::int64_t> shape(source.view.shape.begin(),
-                                        source.view.shape.begin() + source.view.rank);
-  auto copy = new_array(source.view.dtype, shape);
-  // numpy copies any strides. It has no bfloat16, but sees the bits as uint16, which are copied.
-  const auto bits = py::cast(source, py::return_value_policy::reference);
-  py::array(py::cast(copy)).attr("__setitem__")(py::ellipsis(), bits);
-  return copy;
-}
-
-DType parse_dtype(const std::string& text) {
-  const std::optional<DType> dtype = find_name<DType>(text);
-  require<DTypeError>(dtype.has_value(), [&] {
-    return Problem{"asarray", "dtype", list_names<DType>(" | "), "'" + text + "'", {}};
-  });
-  return *dtype;
-}
-
-std::shared_ptr<Array> asarray(const py::object& x, const std::optional<std::string>& dtype,
-                               std::optional<bool> copy) {
-  const ArrayRef ref = import_array(x, "asarray", "x");
-  auto array = std::make_shared<Array>();
-  array->view = ref.view;
-  array->read_only = ref.read_only;
-  array->owner = share_object(ref.keep);
-  if (dtype) {
-    const DType wanted = parse_dtype(*dtype);
-    const auto bits_of = [](DType t) {
-      return t == DType::BF16 || t == DType::F16 ? DType::U16 : t;
-    };
-    require<DTypeError>(wanted == ref.view.dtype || bits_of(wanted) == ref.view.dtype, [&] {
-      return Problem{"asarray", "dtype", std::string(name_of(ref.view.dtype)), *dtype,
-                     "only uint16 bits can be given another name, f16 or bf16"};
-    });
-    array->view.dtype = wanted;
-  }
-  return copy.value_or(false) ? copy_of(*array) : array;
-}
-
 py::tuple to_tuple(const std::array<std::int64_t, kMaxRank>& values, int rank) {
   py::tuple result(rank);
   for (int i = 0; i < rank; ++i)
@@ -86,6 +48,14 @@ py::capsule dlpack(const std::shared_ptr<Array>& array, const py::object& stream
   const bool copied = copy.value_or(false);
   return export_dlpack(copied ? copy_of(*array) : array, max_version && max_version->first >= 1,
                        copied);
+}
+
+/// The values as numpy writes them, which leaves most of a large array out.
+std::string array_repr(const std::shared_ptr<Array>& array) {
+  constexpr const char* kName = "moesaic.Array(";
+  const py::object text = py::module_::import("numpy").attr("array2string")(
+      numpy_values(array), py::arg("separator") = ", ", py::arg("prefix") = kName);
+  return kName + std::string(py::str(text)) + ", dtype='" + name_of(array->view.dtype) + "')";
 }
 
 }  // namespace
@@ -110,15 +80,13 @@ void bind_array(py::module_& m) {
              if (a.view.rank == 0) throw py::type_error("len() of a 0-d Array");
              return a.view.dim(0);
            })
-      .def("__repr__",
-           [](const Array& a) { return "moesaic.Array(" + describe(a.view) + ", cpu)"; })
+      .def("__getitem__", &index_array, py::arg("index"))
+      .def("__repr__", &array_repr)
+      .def("__str__", [](const std::shared_ptr<Array>& a) { return py::str(numpy_values(a)); })
       .def("__dlpack__", &dlpack, py::kw_only(), py::arg("stream") = py::none(),
            py::arg("max_version") = py::none(), py::arg("dl_device") = py::none(),
            py::arg("copy") = py::none())
       .def("__dlpack_device__", [](const Array&) { return std::pair{kDLPackCpu, 0}; });
-
-  m.def("asarray", &asarray, py::arg("x"), py::arg("dtype") = py::none(), py::kw_only(),
-        py::arg("copy") = py::none());
 }
 
 }  // namespace moesaic::python

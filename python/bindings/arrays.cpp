@@ -110,6 +110,17 @@ void require_host(const DeviceStream& target, const char* operation, const char*
   });
 }
 
+/// How what is no array is given instead.
+std::string array_hint(py::handle object, std::string_view name) {
+  if (PyList_Check(object.ptr()) || PyTuple_Check(object.ptr())) {
+    const bool ids = name.find("ids") != std::string_view::npos;
+    return std::string("numpy.asarray(it, '") + (ids ? "int32" : "float32") + "') makes one";
+  }
+  const std::string type = type_name(object);
+  if (type == "moesaic.Routing") return "a Routing is given by name: routing=...";
+  return {};
+}
+
 ArrayRef import_any(py::handle object, const char* operation, const char* name,
                     const DeviceStream& target) {
   if (target.device.type != DeviceType::Cpu && has_dlpack(object) &&
@@ -124,10 +135,14 @@ ArrayRef import_any(py::handle object, const char* operation, const char* name,
     return {array.view, array.read_only, ArrayKind::Own,
             py::reinterpret_borrow<py::object>(object)};
   }
-  if (auto ref = from_buffer(object, operation, name)) return *std::move(ref);
+  if (auto ref = from_buffer(object, operation, name)) {
+    // Some packages with types of their own, such as jax, speak both protocols.
+    if (has_dlpack(object)) ref->kind = ArrayKind::Foreign;
+    return *std::move(ref);
+  }
   require<DTypeError>(has_dlpack(object), [&] {
-    return Problem{
-        operation, name, "an array (buffer protocol or __dlpack__)", type_name(object), {}};
+    return Problem{operation, name, "an array (buffer protocol or __dlpack__)", type_name(object),
+                   array_hint(object, name)};
   });
   return import_dlpack(object, operation, name, target);
 }

@@ -47,15 +47,38 @@ enum class RowLayout : std::uint8_t {
   Dense,  ///< the rows too
 };
 
-/// import_array for rows: in host memory, columns that lie apart are copied. A copy is logged at
-/// debug level.
+/// import_array for rows of f32, f16 or bf16: in host memory, columns that lie apart are copied. A
+/// copy is logged at debug level. Throws DTypeError, whose hint names the call that converts.
 ArrayRef import_rows(py::handle object, const char* operation, const char* name,
                      const DeviceStream& target = {});
 /// import_array for values that a call reads as f32: f16 and bf16 are converted, and in host memory
-/// elements that lie otherwise than `layout` says are copied. A copy is logged at debug level. Other
-/// types come back as they are, for the call to refuse.
+/// elements that lie otherwise than `layout` says are copied. A copy is logged at debug level.
+/// Throws DTypeError as import_rows does.
 ArrayRef import_f32(py::handle object, const char* operation, const char* name,
                     const DeviceStream& target = {}, RowLayout layout = RowLayout::Rows);
+
+/// Rows of an array whose leading dimensions count as one.
+struct TokenRows {
+  ArrayRef array;   ///< as it came
+  TensorView rows;  ///< [T, width]; of fewer dimensions for an array of fewer
+
+  /// The shape of a result with `width` values for each row.
+  std::vector<std::int64_t> shape(std::int64_t width) const;
+};
+/// [..., width] as import_rows imports it, as [T, width]. Where no single stride walks the rows, host
+/// memory is copied; on a GPU that is a ShapeError.
+TokenRows import_tokens(py::handle object, const char* operation, const char* name,
+                        const DeviceStream& target = {});
+/// The same for values that import_f32 imports.
+TokenRows import_f32_tokens(py::handle object, const char* operation, const char* name,
+                            const DeviceStream& target = {}, RowLayout layout = RowLayout::Rows);
+/// The first `count` dimensions of an imported array as one, of a copy in host memory if need be.
+/// Throws ShapeError where there are fewer, or on a GPU where no single stride walks them.
+TensorView merged_in(ArrayRef& ref, int count, const char* operation, const char* name,
+                     const DeviceStream& target = {});
+/// The first `count` dimensions of what a call writes to as one. Throws ShapeError for an out= that
+/// no single stride walks.
+TensorView merged_out(const TensorView& out, int count, const char* operation);
 
 /// Memory made here, exported by DLPack and the buffer protocol.
 struct Array {
@@ -66,6 +89,11 @@ struct Array {
 /// New memory: 64-byte aligned, dense, not initialised. Throws OutOfMemoryError, and ShapeError
 /// when its size does not fit in 63 bits.
 std::shared_ptr<Array> new_array(DType dtype, const std::vector<std::int64_t>& shape);
+
+/// A dense copy of one.
+std::shared_ptr<Array> copy_of(const Array& source);
+/// Its values as a numpy array: a view, or a copy in f32 of bf16, which numpy lacks.
+py::object numpy_values(const std::shared_ptr<Array>& array);
 
 /// The bytes of a dense array. Throws ShapeError when they do not fit in 63 bits.
 std::int64_t dense_bytes(DType dtype, const std::vector<std::int64_t>& shape,

@@ -90,6 +90,7 @@ CallRouting::CallRouting(std::int64_t num_tokens, std::int32_t top_k, const Devi
                          py::handle like, const char* operation) {
   if (target.device.type == DeviceType::Cpu) {
     object_.resized(num_tokens, top_k);
+    object_.maker = ArrayMaker::like(like);
   } else {
     object_.device = empty_routing(num_tokens, top_k, target, like, operation);
   }

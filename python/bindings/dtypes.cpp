@@ -1,6 +1,14 @@
 #include "dtypes.hpp"
 
 #include <cstring>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "base/nearest.hpp"
+#include "moesaic/error.hpp"
+#include "moesaic/quant.hpp"
+#include "text.hpp"
 
 namespace moesaic::python {
 namespace {
@@ -32,6 +40,26 @@ std::optional<DType> dtype_of(const py::dtype& dtype) {
   if (dtype.itemsize() == 2 && py::str(dtype.attr("name")).equal(py::str("bfloat16")))
     return DType::BF16;
   return std::nullopt;
+}
+
+DType parse_dtype(py::handle word, const char* operation, const char* name) {
+  // A class, such as numpy.float32, says its name alone; other objects say it as text.
+  const py::str said =
+      PyType_Check(word.ptr()) != 0 ? py::str(word.attr("__name__")) : py::str(word);
+  const std::string text = text_from_python(said).value_or("");
+  const std::optional<DType> dtype = find_name<DType>(text);
+  if (dtype && py::isinstance<py::str>(word)) return *dtype;
+  const std::span<const char* const> names = names_of<DType>();
+  const std::vector<std::string_view> known(names.begin(), names.end());
+  const std::string_view nearest = dtype ? std::string_view(text) : nearest_word(text, known);
+  throw DTypeError(Problem{operation, name, list_names<DType>(" | "), quoted_word(text),
+                           nearest.empty() ? "" : "write '" + std::string(nearest) + "'"});
+}
+
+std::string quant_hint(const std::string& name) {
+  std::vector<std::string_view> known;
+  for (const QuantTraits& traits : quant_table()) known.push_back(traits.name);
+  return nearest_hint(name, known);
 }
 
 py::dtype numpy_dtype(DType dtype) {

@@ -17,7 +17,7 @@ std::int64_t rows_of(const ExpertStack& stack, Role role) {
 
 /// The shape of a result: that of the ids, with `rows` values for each. Throws ShapeError.
 std::vector<std::int64_t> gemv_shape(const Ids& ids, std::int64_t rows, const char* operation) {
-  require<ShapeError>(ids.view.rank == 1 || ids.view.rank == 2, [&] {
+  require<ShapeError>(ids.view.rank >= 1 && ids.view.rank < kMaxRank, [&] {
     return Problem{operation, "ids", "[k] or [T, k]", describe(ids.view), {}};
   });
   std::vector<std::int64_t> shape(ids.view.shape.begin(), ids.view.shape.begin() + ids.view.rank);
@@ -32,12 +32,17 @@ py::object gemv(const char* operation, const char* x_name, const ExpertStack& st
                 const py::object& out, const std::optional<std::string>& precision,
                 const py::object& stream, Run&& run) {
   const DeviceStream target = device_stream(stack.device(), stream, x, operation);
-  const ArrayRef in = import_rows(x, operation, x_name, target);
-  const Ids experts = import_ids(ids, operation, "ids", target);
-  return run_product({operation, x, out, precision, target}, in,
-                     gemv_shape(experts, rows, operation),
+  ArrayRef in = import_rows(x, operation, x_name, target);
+  Ids experts = import_ids(ids, operation, "ids", target);
+  const std::vector<std::int64_t> shape = gemv_shape(experts, rows, operation);
+  // Dimensions of the ids before [T, k] are dimensions of x too, and count as tokens.
+  const int tokens = experts.view.rank - 1;
+  TensorView flat_x = in.view;
+  if (tokens > 1) flat_x = merged_in(in, tokens, operation, x_name, target);
+  experts.merge_first(tokens);
+  return run_product({operation, x, out, precision, target}, in, flat_x, shape,
                      [&](Context& context, const ConstTensorView& from, const TensorView& to) {
-                       run(context, from, experts.view, to);
+                       run(context, from, experts.view, merged_out(to, tokens, operation));
                      });
 }
 
@@ -78,10 +83,11 @@ void define_gemm(StackClass& type, const char* name, const char* operation, Role
           const py::object& out, const std::optional<std::string>& precision,
           const py::object& stream) {
         const DeviceStream target = device_stream(stack.device(), stream, x, operation);
-        const ArrayRef in = import_rows(x, operation, x_name, target);
+        const TokenRows in = import_tokens(x, operation, x_name, target);
         const auto held = plan.value;
         return run_product(
-            {operation, x, out, precision, target}, in, {held->num_pairs(), rows_of(stack, role)},
+            {operation, x, out, precision, target}, in.array, in.rows,
+            {held->num_pairs(), rows_of(stack, role)},
             [&](Context& context, const ConstTensorView& from, const TensorView& to) {
               expert_gemm(context, stack, role, from, *held, to);
             });

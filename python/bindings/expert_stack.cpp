@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "arrays.hpp"
+#include "dtypes.hpp"
 #include "gguf.hpp"
 #include "gil.hpp"
 #include "load.hpp"

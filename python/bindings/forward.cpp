@@ -28,6 +28,14 @@ struct RouterArguments {
   bool any() const { return top_k || renormalize || router; }
 };
 
+/// Throws DTypeError for a routing where logits belong, before anything asks for a router.
+void refuse_routing(const py::object& logits, const char* operation) {
+  require<DTypeError>(!py::isinstance<RoutingObject>(logits), [&] {
+    return Problem{operation, "logits", "an array or None", "a Routing",
+                   "give it by name: routing=..."};
+  });
+}
+
 void fill_model(Model& model, const py::object& stack, const RouterArguments& arguments,
                 const RoutingObject* routing, const py::object& activation, const char* operation) {
   if (py::isinstance<LayerObject>(stack)) {
@@ -80,6 +88,7 @@ py::object forward(const py::object& x, const py::object& logits, const py::obje
                    bool accumulate, const std::optional<std::string>& precision,
                    const py::object& stream) {
   constexpr const char* kOperation = "moe_forward";
+  refuse_routing(logits, kOperation);
   Model model;
   fill_model(model, stack, {top_k, renormalize, router}, routing, activation, kOperation);
   ForwardRequest request =
@@ -98,6 +107,7 @@ py::object forward_bucketed(const py::object& x, const py::object& logits, const
                             Workspace* workspace, bool accumulate,
                             const std::optional<std::string>& precision, const py::object& stream) {
   constexpr const char* kOperation = "moe_forward_bucketed";
+  refuse_routing(logits, kOperation);
   const auto gemm_mode = parse_name<GemmMode>(gemm, kOperation, "gemm");
   const auto space = parse_name<RowSpaceMode>(row_space, kOperation, "row_space");
   Model model;

@@ -36,6 +36,15 @@ struct ForwardRequest {
   bool needs_workspace = true;
 };
 
+/// [..., n] as the rows that the library takes. What has no more than two dimensions is the common
+/// case, and costs nothing.
+inline TensorView token_rows(ArrayRef& array, const char* operation, const char* name,
+                             const DeviceStream& target) {
+  if (array.view.rank <= 2) [[likely]]
+    return array.view;
+  return merged_in(array, array.view.rank - 1, operation, name, target);
+}
+
 /// The rarer inputs of a call, kept while it runs: ids without weights, token ids, router input.
 class GivenInputs {
  public:
@@ -46,6 +55,7 @@ class GivenInputs {
     });
     if (!request.topk_ids.is_none()) {
       ids_ = import_ids(request.topk_ids, operation, "topk_ids", target);
+      ids_.merge_first(ids_.view.rank - 1);
       require<ShapeError>(ids_.view.rank == 2 && ids_.view.dim(0) == io.x.dim(0) &&
                               ids_.view.dim(1) == request.top_k,
                           [&] {
@@ -62,11 +72,12 @@ class GivenInputs {
     }
     if (!request.token_ids.is_none()) {
       tokens_ = import_ids(request.token_ids, operation, "token_ids", target);
+      tokens_.merge_first(tokens_.view.rank);
       io.token_ids = tokens_.view;
     }
     if (!request.router_input.is_none()) {
       router_input_ = import_rows(request.router_input, operation, "router_input", target);
-      io.router_input = router_input_.read();
+      io.router_input = token_rows(router_input_, operation, "router_input", target);
     }
   }
   GivenInputs(const GivenInputs&) = delete;
@@ -85,17 +96,20 @@ py::object run_forward(const ForwardRequest& request, Run&& run) {
   // The reference runs on the host whatever it is given.
   const Device device = request.needs_workspace ? request.layer.stack->device() : Device{};
   const DeviceStream target = device_stream(device, request.stream, request.x, operation);
-  const ArrayRef x = import_rows(request.x, operation, "x", target);
-  forward::check_x(operation, device, request.layer, x.read());
+  ArrayRef x = import_rows(request.x, operation, "x", target);
+  const TensorView rows = token_rows(x, operation, "x", target);
+  const bool as_it_came = rows.rank == 2 && rows.dim(1) == request.layer.hidden_size();
+  forward::check_x(operation, device, request.layer, as_it_came ? ConstTensorView(rows) : x.read());
+  const std::int64_t num_tokens = rows.dim(0);
   require<ConfigError>(!request.accumulate || !request.out.is_none(), [&] {
     return Problem{operation, "accumulate", "an out= to add to", "none", {}};
   });
   ArrayRef logits;
   ForwardIo io;
-  io.x = x.read();
+  io.x = rows;
   if (!request.logits.is_none()) {
     logits = import_f32(request.logits, operation, "router_logits", target);
-    io.logits = logits.read();
+    io.logits = token_rows(logits, operation, "router_logits", target);
   }
   Call call(request.precision, device);
   call.context.set_stream(target.stream);
@@ -108,18 +122,19 @@ py::object run_forward(const ForwardRequest& request, Run&& run) {
   std::optional<CallRouting> routed;
   const std::int32_t top_k = held ? held->view().top_k : request.top_k;
   if (request.return_routing) {
-    routed.emplace(x.view.dim(0), top_k, target, request.x, operation);
+    routed.emplace(num_tokens, top_k, target, request.x, operation);
     io.routing_out = routed->view();
   }
-  Result result(request.x, x, x.view.dtype, {x.view.dim(0), x.view.dim(1)}, request.out, operation,
+  Result result(request.x, x, rows.dtype,
+                {x.view.shape.begin(), x.view.shape.begin() + x.view.rank}, request.out, operation,
                 true, target);
-  io.out = result.view();
+  io.out = merged_out(result.view(), x.view.rank - 1, operation);
   io.accumulate = request.accumulate;
   {
     const InterruptibleRelease release;
     const CallWorkspace workspace(request.workspace, call.context, [&]() -> std::size_t {
       if (!request.needs_workspace) return 0;
-      return workspace_bytes(call.context, request.layer, top_k, x.view.dim(0));
+      return workspace_bytes(call.context, request.layer, top_k, num_tokens);
     });
     run(call.context, request.layer, io, *workspace);
   }

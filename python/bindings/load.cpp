@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include "base/nearest.hpp"
 #include "calls.hpp"
 #include "gil.hpp"
 #include "logging.hpp"
@@ -14,7 +15,9 @@ QuantType parse_dense(const std::string& text, const char* operation) {
   if (text == "f32") return QuantType::F32;
   if (text == "f16") return QuantType::F16;
   if (text == "bf16") return QuantType::BF16;
-  throw ConfigError(Problem{operation, "dequantize", "f32 | f16 | bf16", "'" + text + "'", {}});
+  constexpr std::string_view kKnown[] = {"f32", "f16", "bf16"};
+  throw ConfigError(Problem{operation, "dequantize", "f32 | f16 | bf16", quoted_word(text),
+                            nearest_hint(text, kKnown)});
 }
 
 std::string line_of(const RoleReport& role) {

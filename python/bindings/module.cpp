@@ -1,3 +1,4 @@
+#include "arguments.hpp"
 #include "bindings.hpp"
 #include "docs.hpp"
 #include "seal.hpp"
@@ -12,6 +13,7 @@ PYBIND11_MODULE(_core, m) {
   bind_tuning(m);
   bind_profile(m);
   bind_array(m);
+  bind_asarray(m);
   bind_quant(m);
   bind_gguf(m);
   bind_config(m);
@@ -38,6 +40,7 @@ PYBIND11_MODULE(_core, m) {
   bind_info(m);
   bind_measure(m);
   attach_docs(m);
+  guard_calls(m);
   seal_classes(m);
   m.attr("__name__") = "moesaic._core";
 }

@@ -18,22 +18,23 @@ namespace moesaic::python {
 namespace {
 
 /// The size of the last dimension. Throws ShapeError for an array of fewer than two.
-std::int64_t last_dim(const ArrayRef& array, const char* operation, const char* name) {
-  require<ShapeError>(array.view.rank >= 2, [&] {
-    return Problem{operation, name, "a matrix", describe(array.read()), {}};
-  });
-  return array.view.dim(array.view.rank - 1);
+std::int64_t last_dim(const ConstTensorView& view, const char* operation, const char* name) {
+  require<ShapeError>(view.rank >= 2,
+                      [&] { return Problem{operation, name, "a matrix", describe(view), {}}; });
+  return view.dim(view.rank - 1);
 }
 
-ArrayRef import_values(py::handle object, const char* operation, const char* name,
-                       const DeviceStream& target) {
-  return import_f32(object, operation, name, target, RowLayout::Dense);
+TokenRows import_values(py::handle object, const char* operation, const char* name,
+                        const DeviceStream& target) {
+  ArrayRef ref = import_f32(object, operation, name, target, RowLayout::Dense);
+  const TensorView view = ref.view;
+  return {std::move(ref), view};
 }
 
 /// An operation on one array, on the device where that lies.
 class Operation {
  public:
-  /// `import` is import_rows for what is read as it is, import_values for what is read as f32.
+  /// `import` is import_tokens for what is read as it is, import_values for what is read as f32.
   template <class Import>
   Operation(const char* operation, const char* name, const py::object& x, const py::object& stream,
             Import&& import)
@@ -43,8 +44,8 @@ class Operation {
         target_(device_stream(device_of(x, operation, name), stream, x, operation)),
         in_(import(x, operation, name, target_)) {}
 
-  const ArrayRef& in() const { return in_; }
-  std::int64_t last_dim() const { return python::last_dim(in_, operation_, name_); }
+  ConstTensorView in() const { return in_.rows; }
+  std::int64_t last_dim() const { return python::last_dim(in_.rows, operation_, name_); }
 
   /// Calls run(context, in, routing, out) without the GIL, with an f32 `out` of `shape`, and
   /// returns that; without a routing its view is empty.
@@ -58,10 +59,10 @@ class Operation {
     call.context.set_stream(target_.stream);
     std::optional<CallRouting> held;
     if (routing != nullptr) held.emplace(*routing, target_, x_, call.context, operation_);
-    Result result(x_, in_, DType::F32, shape, out, operation_, false, target_);
+    Result result(x_, in_.array, DType::F32, shape, out, operation_, false, target_);
     {
       const InterruptibleRelease release;
-      run(call.context, in_.read(), held ? held->view() : RoutingView{}, result.view());
+      run(call.context, in_.rows, held ? held->view() : RoutingView{}, result.view());
     }
     return result.finish();
   }
@@ -71,12 +72,12 @@ class Operation {
   const char* name_;
   const py::object& x_;
   DeviceStream target_;
-  ArrayRef in_;
+  TokenRows in_;
 };
 
 py::object gather(const py::object& x, const PlanObject& plan, const py::object& out,
                   const py::object& stream) {
-  Operation operation("gather_rows", "x", x, stream, import_rows);
+  Operation operation("gather_rows", "x", x, stream, import_tokens);
   const auto held = plan.value;
   return operation.apply({held->num_pairs(), operation.last_dim()}, out,
                          [&](Context& context, const ConstTensorView& from, const RoutingView&,
@@ -90,10 +91,10 @@ py::object multiply(const py::object& gate_up, const py::object& out, const py::
     return Problem{"silu_mul",
                    "gate_up",
                    "an even last dimension, gate then up",
-                   describe(operation.in().read()),
+                   describe(operation.in()),
                    {}};
   });
-  return operation.apply({operation.in().view.dim(0), cols / 2}, out,
+  return operation.apply({operation.in().dim(0), cols / 2}, out,
                          [&](Context& context, const ConstTensorView& from, const RoutingView&,
                              const TensorView& to) { silu_mul(context, from, to); });
 }

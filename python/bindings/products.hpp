@@ -25,17 +25,18 @@ struct ProductArguments {
 };
 
 /// Calls run(context, x, out) without the GIL, with an f32 `out` of `shape`, and returns that.
-/// `in` is x, already imported.
+/// `in` is x, already imported, and `rows` its view as the product takes it.
 template <class Run>
 py::object run_product(const ProductArguments& arguments, const ArrayRef& in,
-                       const std::vector<std::int64_t>& shape, Run&& run) {
+                       const ConstTensorView& rows, const std::vector<std::int64_t>& shape,
+                       Run&& run) {
   const auto& [operation, x, out, precision, target] = arguments;
   Result result(x, in, DType::F32, shape, out, operation, false, target);
   Call call(parse_precision(precision, operation), target.device);
   call.context.set_stream(target.stream);
   {
     const InterruptibleRelease release;
-    run(call.context, in.read(), result.view());
+    run(call.context, rows, result.view());
   }
   return result.finish();
 }

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "arrays.hpp"
+#include "dtypes.hpp"
 #include "gil.hpp"
 #include "moesaic/error.hpp"
 
@@ -14,7 +15,8 @@ namespace {
 QuantType parse_type(const std::string& name, const char* operation) {
   const auto type = quant_type_from_name(name);
   require<ConfigError>(type.has_value(), [&] {
-    return Problem{operation, "type", "a ggml type name such as Q4_K", "'" + name + "'", {}};
+    return Problem{operation, "type", "a ggml type name such as Q4_K", "'" + name + "'",
+                   quant_hint(name)};
   });
   return *type;
 }

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "devices.hpp"
+#include "dlpack.hpp"
 #include "dtypes.hpp"
 #include "moesaic/error.hpp"
 
@@ -94,14 +95,27 @@ void Result::write_to(py::object object, const char* operation, const DeviceStre
 
 py::object Result::finish() {
   if (object_) return std::move(object_);
-  py::object own = py::cast(array_);
-  if (!foreign_) return own;
-  const py::object from_dlpack = foreign_from_dlpack(like_);
-  if (!from_dlpack.is_none()) return from_dlpack(own);
-  py::array result(numpy_dtype(view_.dtype),
-                   std::vector<py::ssize_t>(view_.shape.begin(), view_.shape.begin() + view_.rank),
-                   byte_strides(view_), view_.data, own);
-  return result;
+  return foreign_ ? ArrayMaker(like_, ArrayKind::Foreign)(array_) : py::cast(array_);
+}
+
+ArrayMaker::ArrayMaker(py::handle like, ArrayKind kind) : kind_(kind) {
+  if (kind == ArrayKind::Foreign) from_dlpack_ = foreign_from_dlpack(like);
+}
+
+ArrayMaker ArrayMaker::like(py::handle array) {
+  if (py::isinstance<py::array>(array)) return {};
+  if (py::isinstance<Array>(array)) return {array, ArrayKind::Own};
+  return has_dlpack(array) ? ArrayMaker(array, ArrayKind::Foreign) : ArrayMaker();
+}
+
+py::object ArrayMaker::operator()(const std::shared_ptr<Array>& array) const {
+  py::object own = py::cast(array);
+  if (kind_ == ArrayKind::Own) return own;
+  if (kind_ == ArrayKind::Foreign && !from_dlpack_.is_none()) return from_dlpack_(own);
+  const TensorView& view = array->view;
+  return py::array(numpy_dtype(view.dtype),
+                   std::vector<py::ssize_t>(view.shape.begin(), view.shape.begin() + view.rank),
+                   byte_strides(view), view.data, own);
 }
 
 }  // namespace moesaic::python

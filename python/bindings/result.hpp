@@ -4,6 +4,23 @@
 
 namespace moesaic::python {
 
+/// Makes the arrays of a package out of memory that was made here.
+class ArrayMaker {
+ public:
+  /// Of numpy.
+  ArrayMaker() = default;
+  /// Of the package of `like`, which has this kind.
+  ArrayMaker(py::handle like, ArrayKind kind);
+  /// Of the package of any array of the caller.
+  static ArrayMaker like(py::handle array);
+  py::object operator()(const std::shared_ptr<Array>& array) const;
+  ArrayKind kind() const { return kind_; }
+
+ private:
+  ArrayKind kind_ = ArrayKind::Numpy;
+  py::object from_dlpack_;  ///< of a foreign package; null or None when it has none
+};
+
 /// What a call writes to: `out` when given, else a new array of the kind of `like`.
 class Result {
  public:

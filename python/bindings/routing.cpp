@@ -64,6 +64,7 @@ RoutingObject make_routing(const py::object& topk_ids, const py::object& topk_we
     return Problem{kOperation, "topk_weights", "f32, f16 or bf16", name_of(weights.view.dtype), {}};
   });
   RoutingObject routing;
+  routing.maker = ArrayMaker::like(topk_ids);
   Routing& value = routing.resized(ids.view.dim(0), static_cast<std::int32_t>(ids.view.dim(1)));
   if (!ids.view.empty())
     std::memcpy(value.topk_ids().data(), ids.view.data, value.topk_ids().size_bytes());
@@ -76,6 +77,25 @@ RoutingObject make_routing(const py::object& topk_ids, const py::object& topk_we
   return routing;
 }
 
+/// One array [T, top_k] of a routing in host memory, of the package that the routing was made for.
+py::object routing_array(const RoutingObject& routing, DType dtype, const void* data) {
+  const std::vector<std::int64_t> shape{routing.num_tokens(), routing.top_k()};
+  if (routing.maker.kind() == ArrayKind::Numpy)
+    return numpy_view(dtype, shape, data, routing.value);
+  if (routing.maker.kind() == ArrayKind::Own) {
+    const auto view = std::make_shared<Array>();
+    view->view = dense_view(const_cast<void*>(data), dtype, shape);
+    view->read_only = true;
+    view->owner = routing.value;
+    return routing.maker(view);
+  }
+  // Packages that know no read-only arrays would write to the routing itself.
+  const auto copy = new_array(dtype, shape);
+  const std::int64_t bytes = dense_bytes(dtype, shape, "Routing");
+  if (bytes > 0) std::memcpy(copy->view.data, data, static_cast<std::size_t>(bytes));
+  return routing.maker(copy);
+}
+
 /// The ids that a router with select_on "given" weighs.
 void fill_given(const py::object& topk_ids, const RouterConfig& config, Routing& target) {
   const bool given = config.select_on == SelectOn::Given;
@@ -84,7 +104,8 @@ void fill_given(const py::object& topk_ids, const RouterConfig& config, Routing&
                    given ? "none" : "some", given ? "" : "router.replace(select_on='given')"};
   });
   if (!given) return;
-  const Ids ids = import_ids(topk_ids, "route", "topk_ids");
+  Ids ids = import_ids(topk_ids, "route", "topk_ids");
+  ids.merge_first(ids.view.rank - 1);
   require<ShapeError>(ids.view.rank == 2 && ids.view.dim(0) == target.num_tokens() &&
                           ids.view.dim(1) == target.top_k(),
                       [&] {
@@ -102,18 +123,20 @@ void fill_given(const py::object& topk_ids, const RouterConfig& config, Routing&
 py::object route_logits(const py::object& logits, const std::optional<RouterConfig>& router,
                         std::optional<std::int32_t> top_k, std::optional<bool> renormalize,
                         const py::object& topk_ids, const py::object& out) {
-  const ArrayRef in = import_f32(logits, "route", "logits", {}, RowLayout::Dense);
-  require<ShapeError>(in.view.rank == 2,
-                      [&] { return Problem{"route", "logits", "[T, E]", describe(in.view), {}}; });
+  const TokenRows tokens = import_f32_tokens(logits, "route", "logits", {}, RowLayout::Dense);
+  const TensorView& in = tokens.rows;
+  require<ShapeError>(in.rank == 2,
+                      [&] { return Problem{"route", "logits", "[T, E]", describe(in), {}}; });
   const RouterConfig config =
-      call_router(router, top_k, renormalize, static_cast<std::int32_t>(in.view.dim(1)), "route");
+      call_router(router, top_k, renormalize, static_cast<std::int32_t>(in.dim(1)), "route");
   require<DTypeError>(out.is_none() || py::isinstance<RoutingObject>(out), [&] {
     return Problem{"route", "out", "a Routing to reuse, or None", type_name(out), {}};
   });
   py::object result = out.is_none() ? py::cast(RoutingObject{}) : out;
   auto& object = result.cast<RoutingObject&>();
   host_routing(object, "route");
-  const RoutingFill fill(object, in.view.dim(0), config.top_k);
+  object.maker = ArrayMaker::like(logits);
+  const RoutingFill fill(object, in.dim(0), config.top_k);
   Routing& target = fill.target();
   fill_given(topk_ids, config, target);
   const bool strict = current_tuning().strict;
@@ -122,7 +145,7 @@ py::object route_logits(const py::object& logits, const std::optional<RouterConf
   {
     const InterruptibleRelease release;
     const ScopedZone zone(profiler.get(), Zone::Route);
-    stats = route(in.read(), config, target);
+    stats = route(in, config, target);
   }
   if (profiler) profiler->add(Counter::NonfiniteRows, stats.nonfinite_rows);
   require<ConfigError>(!strict || stats.nonfinite_rows == 0, [&] {
@@ -143,16 +166,12 @@ void bind_routing(py::module_& m) {
       .def_property_readonly("topk_ids",
                              [](const RoutingObject& r) -> py::object {
                                if (r.device) return r.device->topk_ids;
-                               return numpy_view(DType::I32,
-                                                 {r.value->num_tokens(), r.value->top_k()},
-                                                 r.value->topk_ids().data(), r.value);
+                               return routing_array(r, DType::I32, r.value->topk_ids().data());
                              })
       .def_property_readonly("topk_weights",
                              [](const RoutingObject& r) -> py::object {
                                if (r.device) return r.device->topk_weights;
-                               return numpy_view(DType::F32,
-                                                 {r.value->num_tokens(), r.value->top_k()},
-                                                 r.value->topk_weights().data(), r.value);
+                               return routing_array(r, DType::F32, r.value->topk_weights().data());
                              })
       .def_property_readonly("num_tokens", [](const RoutingObject& r) { return r.num_tokens(); })
       .def_property_readonly("top_k", [](const RoutingObject& r) { return r.top_k(); })

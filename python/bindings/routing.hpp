@@ -7,6 +7,7 @@
 #include "moesaic/context.hpp"
 #include "moesaic/plan.hpp"
 #include "moesaic/routing.hpp"
+#include "result.hpp"
 
 namespace moesaic::python {
 
@@ -24,6 +25,8 @@ struct RoutingObject {
   std::shared_ptr<Routing> value = std::make_shared<Routing>();
   /// Set for a routing on a GPU; `value` is then empty. The caller's arrays, not copies.
   std::shared_ptr<const DeviceRouting> device{};
+  /// Of the package whose arrays the routing was made of or for.
+  ArrayMaker maker{};
   /// The value, with room for `num_tokens` x `top_k` pairs: a new one while a call or an array uses
   /// the old one.
   Routing& resized(std::int64_t num_tokens, std::int32_t top_k);

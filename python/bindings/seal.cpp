@@ -7,6 +7,7 @@
 #include <new>
 
 #include "docs.hpp"
+#include "errors.hpp"
 
 namespace moesaic::python {
 namespace {
@@ -18,6 +19,30 @@ std::string label_of(PyTypeObject* type) { return std::string(type->tp_name); }
 PyObject* refuse_new(PyTypeObject* type, PyObject*, PyObject*) {
   PyErr_Format(PyExc_TypeError, "%s: objects of this class cannot be made", type->tp_name);
   return nullptr;
+}
+
+/// The static methods of a class, which make its objects.
+std::string makers_of(py::handle type) {
+  std::string names;
+  for (const auto& [name, value] : type.attr("__dict__").attr("copy")().cast<py::dict>()) {
+    if (PyObject_TypeCheck(value.ptr(), &PyStaticMethod_Type) == 0) continue;
+    constexpr std::size_t kRoom = 110;
+    if (names.size() > kRoom) return names + ", ...";
+    names += (names.empty() ? "" : ", ") + std::string(py::str(name));
+  }
+  return names;
+}
+
+/// tp_init of the classes without a constructor.
+int refuse_call(PyObject* self, PyObject*, PyObject*) {
+  const py::handle type(reinterpret_cast<PyObject*>(Py_TYPE(self)));
+  const std::string name = py::str(type.attr("__name__")), makers = makers_of(type);
+  set_argument_error({name,
+                      {},
+                      {},
+                      "a call of the class",
+                      makers.empty() ? "other calls return its objects" : "made by: " + makers});
+  return -1;
 }
 
 void refuse_pickle(PyTypeObject* base, const char* name) {
@@ -63,6 +88,7 @@ void seal_classes(py::module_& m) {
       PyCFunctionObject* const function = builtin_in(attribute);
       if (function != nullptr) require_self(function);
     }
+    if (type->tp_init == base->tp_init) type->tp_init = &refuse_call;
     freeze(type);
   }
   base->tp_new = &refuse_new;

@@ -60,6 +60,21 @@ Ids import_ids(py::handle object, const char* operation, const char* name,
   return ids;
 }
 
+void Ids::merge_first(int count) {
+  if (count <= 1) return;
+  std::vector<std::int64_t> shape{1};
+  for (int i = 0; i < view.rank; ++i) {
+    if (i < count) {
+      shape.front() *= view.dim(i);
+    } else {
+      shape.push_back(view.dim(i));
+    }
+  }
+  const Device device = view.device;
+  view = dense_view(const_cast<void*>(view.data), view.dtype, shape);
+  view.device = device;
+}
+
 std::vector<float> import_floats(py::handle object, const char* operation, const char* name) {
   const ArrayRef ref = import_array(object, operation, name);
   const DType dtype = ref.view.dtype;

@@ -14,6 +14,9 @@ struct Ids {
   ArrayRef array;
   std::vector<std::int32_t> copy;
   ConstTensorView view;
+
+  /// Makes one of the first `count` dimensions, which dense ids always allow.
+  void merge_first(int count);
 };
 /// Imports ids. Errors: as import_array; DTypeError (not int32 or int64; on a GPU not int32),
 /// ShapeError (beyond int32; on a GPU not dense).

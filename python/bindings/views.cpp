@@ -34,6 +34,28 @@ bool is_dense(const ConstTensorView& view) {
   return true;
 }
 
+std::optional<TensorView> merge_first(const TensorView& view, int count) {
+  TensorView merged = view;
+  merged.rank = view.rank - count + 1;
+  std::int64_t size = 1;
+  // The stride of the merged dimension, and that which the next one out has to have.
+  std::int64_t step = view.rank > count ? view.dim(count) : 1, next = 0;
+  for (int i = count - 1; i >= 0; --i) {
+    size *= view.dim(i);
+    if (view.dim(i) == 1) continue;
+    if (next == 0) step = view.stride(i);
+    if (next != 0 && view.stride(i) != next) return std::nullopt;
+    next = view.stride(i) * view.dim(i);
+  }
+  merged.shape[0] = size;
+  merged.strides[0] = step;
+  for (int i = 1; i < merged.rank; ++i) {
+    merged.shape[static_cast<std::size_t>(i)] = view.dim(i + count - 1);
+    merged.strides[static_cast<std::size_t>(i)] = view.stride(i + count - 1);
+  }
+  return merged;
+}
+
 std::string shape_text(const std::vector<std::int64_t>& shape) {
   std::string text = "[";
   for (std::size_t i = 0; i < shape.size(); ++i)

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,8 @@ namespace moesaic::python {
 /// A view of dense memory, row-major.
 TensorView dense_view(void* data, DType dtype, const std::vector<std::int64_t>& shape);
 bool is_dense(const ConstTensorView& view);
+/// The view with its first `count` dimensions as one; empty when no single stride walks them.
+std::optional<TensorView> merge_first(const TensorView& view, int count);
 
 /// Calls visit(pointer to an element) for each, in row-major order.
 template <class Visit>

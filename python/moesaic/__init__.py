@@ -28,6 +28,7 @@ from moesaic._context import profile, tuning
 from moesaic._core import (
     Activation,
     AlignedRouting,
+    ArgumentError,
     Array,
     BackendInfo,
     BucketPlan,
@@ -105,6 +106,7 @@ _logging.getLogger("moesaic").addHandler(_logging.NullHandler())
 __all__ = [
     "Activation",
     "AlignedRouting",
+    "ArgumentError",
     "Array",
     "BackendInfo",
     "BucketPlan",

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 from moesaic import _core
+from moesaic._arguments import checked
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from moesaic._core import _TuningKnobs
 
 
+@checked
 @contextmanager
 def tuning(**knobs: Unpack[_TuningKnobs]) -> Iterator[_core.Tuning]:
     """Change knobs for the calls inside the block.
@@ -52,6 +54,7 @@ def tuning(**knobs: Unpack[_TuningKnobs]) -> Iterator[_core.Tuning]:
         _core.tuning_variable.reset(token)
 
 
+@checked
 @contextmanager
 def profile(mode: Literal["counters", "events", "sync"] | None = None) -> Iterator[_core.Profile]:
     """Time the calls inside the block; the innermost block collects.

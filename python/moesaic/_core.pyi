@@ -5,7 +5,9 @@ editors and type checkers read it as it is, and the build turns it into what ``h
 ``inspect.signature`` show (python/bindings/generate_docs.py).
 
 Letters in shapes: T tokens, H hidden, I intermediate, E experts, P = T * top_k pairs. A pair is
-``t * top_k + slot``. An array is anything with the buffer protocol or ``__dlpack__``.
+``t * top_k + slot``. ``[..., H]`` has one or two dimensions before the last, which together count
+the tokens: ``[T, H]`` or ``[batch, length, H]``. An array is anything with the buffer protocol or
+``__dlpack__``.
 """
 
 from array import array
@@ -103,8 +105,15 @@ profile_variable: Final[ContextVar[Profile | None]]
 class Error(Exception):
     """Base of all errors of moesaic.
 
-    The message says the operation, what was wrong, what was expected, what came, and a hint.
+    The message says the operation, what was wrong, what was expected, what came, and a hint. Each
+    of these is a field too, '' where the message lacks it.
     """
+
+    operation: str
+    what: str
+    expected: str
+    got: str
+    hint: str
 
 class ShapeError(Error, ValueError):
     """A size, stride or id does not fit."""
@@ -121,6 +130,9 @@ class ConfigError(Error, ValueError):
 class DTypeError(Error, TypeError):
     """An element type or kind of object is not accepted."""
 
+class ArgumentError(Error, TypeError):
+    """An argument is missing, unknown, one too many, or of another kind than its parameter."""
+
 class UnsupportedError(Error, NotImplementedError):
     """Valid, but not available in this build or on this device."""
 
@@ -136,6 +148,18 @@ class OutOfMemoryError(Error, MemoryError):
 class OperationCancelled(Error):
     """A progress callback returned False."""
 
+_E = TypeVar("_E", bound=Error)
+
+def make_error(
+    kind: type[_E],
+    operation: str,
+    what: str,
+    expected: str = "",
+    got: str = "",
+    hint: str = "",
+) -> _E:
+    """Return an error of this class with these fields, and the message that they make."""
+
 # --- arrays -----------------------------------------------------------------------------------
 
 @final
@@ -144,7 +168,8 @@ class Array:
 
     It closes two gaps: numpy has no bfloat16, and some array packages have no ``from_dlpack``.
     Consumers read it by ``__dlpack__`` or by the buffer protocol, where bf16 shows as uint16. The
-    results of a call with an ``Array`` are ``Array`` objects. Make one with ``asarray``.
+    results of a call with an ``Array`` are ``Array`` objects. Make one with ``asarray``. It prints
+    as numpy's arrays do.
     """
 
     def __init__(self, *args: Never, **kwargs: Never) -> None: ...
@@ -175,7 +200,38 @@ class Array:
     def __len__(self) -> int:
         """Size of the first dimension. Raises TypeError for an array without dimensions."""
 
+    def __getitem__(self, index: Any) -> Any:
+        """Return a view, or a number where every dimension has an integer.
+
+        Parameters
+        ----------
+        index : int, slice, Ellipsis or tuple of them
+            As numpy's basic indexing; what it leaves out is taken whole.
+
+        Returns
+        -------
+        Array, float, int or bool
+            A view shares the memory.
+
+        Raises
+        ------
+        IndexError
+            An integer out of range, or more indices than dimensions.
+        DTypeError
+            An index of another kind.
+
+        Examples
+        --------
+        >>> import moesaic as mo
+        >>> a = mo.asarray([[1, 2, 3], [4, 5, 6]], "f32")
+        >>> a[1, ::2]
+        moesaic.Array([4., 6.], dtype='f32')
+        >>> a[0, -1]
+        3.0
+        """
+
     def __repr__(self) -> str: ...
+    def __str__(self) -> str: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
     def __release_buffer__(self, buffer: memoryview, /) -> None: ...
     def __dlpack__(
@@ -208,18 +264,20 @@ class Array:
     def __dlpack_device__(self) -> tuple[int, int]:
         """Return (1, 0), the CPU in DLPack's numbers."""
 
-def asarray(x: _AnyArray, dtype: _DType | None = None, *, copy: bool | None = None) -> Array:
-    """View any array as an ``Array``.
+def asarray(
+    x: _AnyArray | Sequence[Any] | float, dtype: _DType | None = None, *, copy: bool | None = None
+) -> Array:
+    """View any array as an ``Array``, or convert it.
 
     Parameters
     ----------
-    x : array
-        An array in host memory.
+    x : array, list or number
+        An array in host memory; or, with ``dtype``, lists of numbers.
     dtype : str, optional
-        'bf16' or 'f16' gives the bits of a uint16 array that name. Otherwise it must be the
-        element type that ``x`` has.
+        The element type of the result. 'bf16' and 'f16' give the bits of a uint16 array that name;
+        other values are converted, to the nearest that the type has. None: the type that ``x`` has.
     copy : bool, optional
-        True copies. None and False never do: an array that cannot be shared is an error.
+        True copies, False never does; None copies only to convert.
 
     Returns
     -------
@@ -229,7 +287,9 @@ def asarray(x: _AnyArray, dtype: _DType | None = None, *, copy: bool | None = No
     Raises
     ------
     DTypeError
-        ``x`` is no array, or its elements are not of this type.
+        ``x`` is no array and no lists of numbers, or ``dtype`` no element type.
+    ConfigError
+        ``copy=False`` where values would have to be converted.
     DeviceError
         ``x`` is not in host memory.
     ShapeError
@@ -241,8 +301,10 @@ def asarray(x: _AnyArray, dtype: _DType | None = None, *, copy: bool | None = No
     --------
     >>> import moesaic as mo, numpy as np
     >>> bits = np.array([0x3F80, 0x4000], np.uint16)
-    >>> mo.asarray(bits, "bf16").dtype
-    'bf16'
+    >>> mo.asarray(bits, "bf16")
+    moesaic.Array([1., 2.], dtype='bf16')
+    >>> mo.asarray(np.ones(2), "f32").dtype  # converted from float64
+    'f32'
     """
 
 # --- files ------------------------------------------------------------------------------------
@@ -2185,9 +2247,9 @@ class ExpertStack:
 
         Parameters
         ----------
-        x : array [H], [T, H] or [T, k, H]
+        x : array [H], [..., H] or [..., k, H]
             f32, f16 or bf16, on the device of the stack.
-        ids : int32 or int64 array [k] or [T, k]
+        ids : int32 or int64 array [k] or [..., k]
             Experts; -1 writes zeros. On a GPU int32, and there.
         out : f32 array, optional
             Written to and returned.
@@ -2199,7 +2261,7 @@ class ExpertStack:
 
         Returns
         -------
-        f32 array [k, I] or [T, k, I]
+        f32 array [k, I] or [..., k, I]
             ``out``, or a new array of the kind of ``x``.
 
         Raises
@@ -2349,7 +2411,7 @@ class ExpertStack:
 
         Parameters
         ----------
-        x : array [T, H]
+        x : array [..., H]
             f32, f16 or bf16, on the device of the stack.
         plan : BucketPlan
             Which experts each token goes to. A GPU gets a copy of it.
@@ -2780,25 +2842,25 @@ class MoeLayer:
 
         Parameters
         ----------
-        x : array [T, H]
+        x : array [..., H]
             f32, f16 or bf16, on the device of the layer.
-        router_logits : array [T, E], optional
+        router_logits : array [..., E], optional
             Logits from outside, in place of the own router's; f32, or f16 and bf16, which are
             converted.
         routing : Routing, optional
             Ready ids and weights.
-        topk_ids : int array [T, top_k], optional
+        topk_ids : int array [..., top_k], optional
             The ids, where the router does not select (select_on 'given'); their weights come from
             the router. On a GPU int32, and there.
-        token_ids : int array [T], optional
+        token_ids : int array [...], optional
             Rows of the layer's table of experts, for a router that does not select. On a GPU
             int32, and there.
-        router_input : array [T, H], optional
+        router_input : array [..., H], optional
             What the own router reads in place of ``x``.
         return_routing : bool
             Whether to return the routing too.
-        out : array [T, H], optional
-            f32, f16 or bf16; written to and returned.
+        out : array [..., H], optional
+            f32, f16 or bf16, of the shape of ``x``; written to and returned.
         workspace : Workspace, optional
             Scratch memory; None: one from a cache.
         accumulate : bool
@@ -2812,9 +2874,9 @@ class MoeLayer:
 
         Returns
         -------
-        array [T, H]
-            ``out``, or a new array of the element type and kind of ``x``; with ``return_routing``
-            a tuple of it and the ``Routing``.
+        array [..., H]
+            ``out``, or a new array of the shape, element type and kind of ``x``; with
+            ``return_routing`` a tuple of it and the ``Routing``.
 
         Raises
         ------
@@ -3900,14 +3962,16 @@ class Routing:
     def __init__(self, topk_ids: _AnyArray, topk_weights: _AnyArray) -> None: ...
     @property
     def topk_ids(self) -> Any:
-        """Expert of each pair, int32 [T, top_k]: read-only numpy, or the array on the GPU.
+        """Expert of each pair, int32 [T, top_k], an array of the kind that the routing was made of.
 
-        ``route`` orders them by descending weight, ties to the lower expert id.
+        So a layer called with a tensor of torch gives tensors of torch. numpy's arrays and
+        ``Array`` are read-only views, those of other packages copies; on a GPU it is the array
+        itself. ``route`` orders the ids by descending weight, ties to the lower expert id.
         """
 
     @property
     def topk_weights(self) -> Any:
-        """Weight of each pair, f32 [T, top_k]: read-only numpy, or the array on the GPU."""
+        """Weight of each pair, f32 [T, top_k], an array as ``topk_ids`` is one."""
 
     @property
     def num_tokens(self) -> int:
@@ -3935,7 +3999,7 @@ def route(
 
     Parameters
     ----------
-    logits : array [T, E]
+    logits : array [..., E]
         Output of the router's matrix product; f32, f16 or bf16.
     router : RouterConfig, optional
         How to route. None: softmax, with the two arguments below.
@@ -3943,7 +4007,7 @@ def route(
         Experts per token, without a ``router``.
     renormalize : bool, optional
         Whether weights are made to sum to one, without a ``router``; True when not given.
-    topk_ids : int array [T, top_k], optional
+    topk_ids : int array [..., top_k], optional
         The ids, for a router with select_on 'given': their weights are computed.
     out : Routing, optional
         Returned with new values, without an allocation where it is large enough and neither a
@@ -4188,7 +4252,7 @@ def gather_rows(
 
     Parameters
     ----------
-    x : array [T, H]
+    x : array [..., H]
         f32, f16 or bf16. The call runs where it lies.
     plan : BucketPlan
         The order. A GPU gets a copy of it, so that the call waits for its launches.
@@ -4368,9 +4432,9 @@ def moe_forward(
 
     Parameters
     ----------
-    x : array [T, H]
+    x : array [..., H]
         f32, f16 or bf16, on the device of the stack.
-    logits : f32 array [T, E] or None
+    logits : array [..., E] or None
         What to route by. None with a ``routing``, or with a layer whose own router is to run.
     stack : ExpertStack or MoeLayer
         The experts. With a ``MoeLayer`` router, activation and shared experts are the layer's.
@@ -4389,8 +4453,8 @@ def moe_forward(
 
     Returns
     -------
-    array [T, H]
-        ``out``, or a new array of the element type and kind of ``x``.
+    array [..., H]
+        ``out``, or a new array of the shape, element type and kind of ``x``.
 
     Raises
     ------
@@ -4444,8 +4508,8 @@ def moe_forward_bucketed(
 
     Returns
     -------
-    array [T, H]
-        ``out``, or a new array of the element type and kind of ``x``.
+    array [..., H]
+        ``out``, or a new array of the shape, element type and kind of ``x``.
 
     Raises
     ------
@@ -4471,7 +4535,7 @@ def moe_forward_cpu(
 
     Parameters
     ----------
-    x : array [T, H]
+    x : array [..., H]
         f32, f16 or bf16, in host memory.
     routing : Routing
         Ready ids and weights.
@@ -4484,8 +4548,8 @@ def moe_forward_cpu(
 
     Returns
     -------
-    array [T, H]
-        ``out``, or a new array of the element type and kind of ``x``.
+    array [..., H]
+        ``out``, or a new array of the shape, element type and kind of ``x``.
 
     Raises
     ------

@@ -39,6 +39,27 @@ def not_regular(path: Path) -> OSError:
     return OSError(errno.EINVAL, "Not a regular file", str(path))
 
 
+def snapshot_of(folder: Path) -> Path:
+    """The files of a model in a folder of the hub's cache (``models--org--name``).
+
+    That is the revision that ``refs/main`` names, else the only one; other folders come back as
+    they are. Raises OSError where several revisions are there and none is the main one.
+    """
+    snapshots = folder / "snapshots"
+    if not snapshots.is_dir():
+        return folder
+    try:
+        main = snapshots / read_text_bytes(folder / "refs" / "main").decode().strip()
+        if main.is_dir() and main.parent == snapshots:
+            return main
+    except (OSError, UnicodeDecodeError):
+        pass
+    found = [entry for entry in snapshots.iterdir() if entry.is_dir()]
+    if len(found) != 1:
+        raise OSError(errno.ENOENT, f"{len(found)} snapshots, expected one to open", str(folder))
+    return found[0]
+
+
 def descriptor_of(path: Path) -> int:
     """Raises OSError for anything that is no regular file, without waiting for it."""
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)

@@ -1,6 +1,7 @@
 """What the library says of itself, as values that print well."""
 
 from moesaic import _core
+from moesaic._arguments import checked
 
 
 class Facts(dict[str, str]):
@@ -24,6 +25,7 @@ class ConfigTable(list[_core.ConfigEntry]):
         return "\n".join(lines)
 
 
+@checked
 def show_config() -> ConfigTable:
     """Return every knob with its value in effect and where that came from.
 
@@ -47,6 +49,7 @@ def show_config() -> ConfigTable:
     return ConfigTable(_core.show_config())
 
 
+@checked
 def explain(layer: _core.MoeLayer, num_tokens: int = 8) -> Facts:
     """Return what a call would do under the current tuning, and why.
 

@@ -95,8 +95,12 @@ class ExpertProfile:
         """
         array = np.asarray(counts, np.int64)
         if array.ndim != 2 or (array < 0).any():
-            raise _core.ShapeError(
-                f"ExpertProfile: counts: expected [L, E], none negative, got {array.shape}"
+            raise _core.make_error(
+                _core.ShapeError,
+                "ExpertProfile",
+                "counts",
+                "[L, E], none negative",
+                str(array.shape),
             )
         indices = range(len(array)) if layer_indices is None else layer_indices
         return ExpertProfile(
@@ -132,9 +136,13 @@ class ExpertProfile:
             if pool is not None
         ]
         if not used:
-            raise _core.ConfigError(
-                "MoeExpertStore.profile: expected layers that run on pools, got none"
-                " (apply pools or make layers first)"
+            raise _core.make_error(
+                _core.ConfigError,
+                "MoeExpertStore.profile",
+                "store",
+                "layers that run on pools",
+                "none",
+                "apply pools or make layers first",
             )
         usages = [pool.usage for _, pool in used]
         pairs = [p for u in usages if (p := u.coactivation) is not None]
@@ -161,15 +169,22 @@ class ExpertProfile:
             Another number of pools, or a pool of another size; then none has changed.
         """
         if len(pools) != len(self.counts):
-            raise _core.ShapeError(
-                f"ExpertProfile.warm: pools: expected {len(self.counts)}, one a layer,"
-                f" got {len(pools)}"
+            raise _core.make_error(
+                _core.ShapeError,
+                "ExpertProfile.warm",
+                "pools",
+                f"{len(self.counts)}, one a layer",
+                str(len(pools)),
             )
         experts = [rows.shape[1] for rows in self.history]
         for pool, count in zip(pools, experts, strict=True):
             if pool.num_experts != count:
-                raise _core.ShapeError(
-                    f"ExpertProfile.warm: pool: expected {count} experts, got {pool.num_experts}"
+                raise _core.make_error(
+                    _core.ShapeError,
+                    "ExpertProfile.warm",
+                    "pool",
+                    f"{count} experts",
+                    str(pool.num_experts),
                 )
         for pool, counts in zip(pools, self.counts, strict=True):
             pool.warm(counts[: pool.num_experts].astype(np.float64).tolist())

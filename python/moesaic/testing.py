@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from moesaic import _core
+from moesaic._arguments import checked
 
 __all__ = ["MoeWeights", "dequantize", "quant_types", "quantize", "write_moe_gguf"]
 
 
+@checked
 def quantize(w: Any, type: str) -> npt.NDArray[np.uint8]:
     """Encode weights row by row, as the bytes of a GGUF tensor.
 
@@ -50,6 +52,7 @@ def quantize(w: Any, type: str) -> npt.NDArray[np.uint8]:
     return _core.quantize(w, type)
 
 
+@checked
 def dequantize(data: Any, type: str, shape: Sequence[int]) -> npt.NDArray[np.float32]:
     """Decode the bytes of a GGUF tensor.
 
@@ -124,6 +127,7 @@ def _random(rng: np.random.Generator, *shape: int) -> npt.NDArray[np.float32]:
     return rng.standard_normal(shape, np.float32) * np.float32(shape[-1] ** -0.5)
 
 
+@checked
 def write_moe_gguf(
     path: str | PathLike[str],
     *,
@@ -187,9 +191,13 @@ def write_moe_gguf(
 
     up_type = up_type or gate_type
     if fused_gate_up and up_type != gate_type:
-        raise _core.ConfigError(
-            f"write_moe_gguf: up_type: expected {gate_type}, as gate_type, got {up_type}"
-            " (a fused tensor has one type)"
+        raise _core.make_error(
+            _core.ConfigError,
+            "write_moe_gguf",
+            "up_type",
+            f"{gate_type}, as gate_type",
+            up_type,
+            "a fused tensor has one type",
         )
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, arch)

@@ -161,8 +161,7 @@ def test_bf16_as_named_bits(stack):
     assert y.dtype == "bf16"
     got = (np.asarray(y).astype(np.uint32) << 16).view(np.float32)
     assert rel_l2(got, mo.moe_forward(x, logits, stack, top_k=2)) < 4e-3
-    with pytest.raises(mo.DTypeError, match="uint16 bits"):
-        mo.asarray(x, dtype="bf16")
+    assert mo.asarray(x, dtype="bf16").dtype == "bf16"  # converted, not named anew
 
 
 def test_bf16_of_ml_dtypes(stack):
@@ -255,7 +254,7 @@ def test_out_is_checked(stack):
         (
             np.ones((2, 24), np.float64),
             mo.DTypeError,
-            "x.dtype: expected f32, f16 or bf16, got f64",
+            r"x: expected f32, f16 or bf16, got f64 \(it.astype",
         ),
         (np.ones((2, 24), np.complex64), mo.DTypeError, "x: .*complex64"),
         (np.ones((2, 24), ">f4"), mo.DTypeError, "x: .*>f4"),
@@ -280,3 +279,118 @@ def test_ids(stack):
         stack.gemv_up(x, np.array([0, 2**32]))
     with pytest.raises(mo.DTypeError, match="ids: expected int32 or int64, got f32"):
         stack.gemv_up(x, np.zeros(2, np.float32))
+
+
+# --- conversions, indices and text ------------------------------------------------------------
+
+KINDS = {
+    "f32": np.float32, "f16": np.float16, "f64": np.float64, "i32": np.int32, "i64": np.int64,
+    "u8": np.uint8, "u16": np.uint16, "bool": np.bool_,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("source", [*KINDS, "bf16"])
+@pytest.mark.parametrize("target", [*KINDS, "bf16"])
+def test_asarray_converts(source, target):
+    values = np.arange(6).reshape(2, 3)
+    if source == "u16" and target in ("f16", "bf16"):
+        return  # bits with another name
+    given = mo.asarray(values, source) if source == "bf16" else values.astype(KINDS[source])
+    want = np.asarray(values != 0) if source == "bool" else values
+    got = mo.asarray(given, target)
+    assert (got.dtype, got.shape) == (target, (2, 3))
+    exact = np.asarray(mo.asarray(got, "f32"))
+    np.testing.assert_array_equal(exact, want != 0 if target == "bool" else want)
+
+
+def test_bf16_is_rounded_to_the_nearest_even():
+    values = np.array([1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-9, -1.5, np.inf], np.float32)
+    got = np.asarray(mo.asarray(mo.asarray(values, "bf16"), "f32"))
+    np.testing.assert_array_equal(got, [1, 1 + 2**-6, 1, -1.5, np.inf])
+
+
+def test_asarray_of_lists_and_numbers():
+    np.testing.assert_array_equal(np.asarray(mo.asarray([[1, 2], [3, 4]], "f32")), [[1, 2], [3, 4]])
+    assert mo.asarray((1, 2), "i32").dtype == "i32"
+    assert mo.asarray(3, "f64")[()] == 3.0
+    assert mo.asarray(np.arange(3, dtype=np.int16), "i32").shape == (3,)
+    for wrong in ([[1], [2, 3]], ["a"], [{}]):
+        with pytest.raises(mo.DTypeError, match="asarray: x: "):
+            mo.asarray(wrong, "f32")
+
+
+def test_a_conversion_is_no_view():
+    source = np.ones(3)
+    converted = mo.asarray(source, "f32")
+    source[:] = 2
+    np.testing.assert_array_equal(np.asarray(converted), 1)
+    with pytest.raises(mo.ConfigError, match="copy"):
+        mo.asarray(source, "f32", copy=False)
+    assert np.shares_memory(np.asarray(mo.asarray(source, "f64", copy=False)), source)
+
+
+def test_torch_f64(stack):
+    x = torch().ones((1, 24), dtype=torch().float64)
+    with pytest.raises(mo.DTypeError, match=r"x: .*it\.float\(\)"):
+        mo.moe_forward(x, np.zeros((1, 5), np.float32), stack, top_k=1)
+    assert mo.asarray(x, "f32").dtype == "f32"
+
+
+INDICES = [
+    0, -1, np.int64(1), slice(1, None), slice(None, None, -2), Ellipsis, (0, 1), (0, ..., 2),
+    (..., slice(None, None, 2)), (slice(None), -1), (slice(3, 1),), (1, slice(None), slice(0, 2)),
+    (), (0, 1, 2), (..., -1, -1, -1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("index", INDICES, ids=str)
+@pytest.mark.parametrize("name", ["f32", "i64", "bf16"])
+def test_array_indices_are_those_of_numpy(index, name):
+    values = np.arange(2 * 3 * 4).reshape(2, 3, 4)
+    array = mo.asarray(values, name)
+    got, want = array[index], values[index]
+    if want.ndim == 0:
+        assert type(got) in (int, float) and got == want
+        return
+    assert type(got) is mo.Array and got.shape == want.shape and got.dtype == name
+    np.testing.assert_array_equal(np.asarray(mo.asarray(got, "f32")), want)
+
+
+def test_array_views_share_memory_and_keep_it():
+    source = np.arange(12, dtype=np.float32).reshape(3, 4)
+    view = mo.asarray(source)[1:, ::2]
+    assert np.shares_memory(np.asarray(view), source)
+    source[2, 2] = 77
+    assert view[1, 1] == 77
+    made = mo.asarray([[1, 2], [3, 4]], "f32")[1]
+    gc.collect()
+    assert [value for value in made] == [3.0, 4.0]  # noqa: C416
+    source.flags.writeable = False
+    assert mo.asarray(source)[0].readonly
+
+
+@pytest.mark.parametrize(
+    ("index", "error"),
+    [
+        (3, IndexError), (-4, IndexError), ((0, 4), IndexError), ((0, 0, 0), IndexError),
+        ((..., ...), IndexError), ("a", mo.DTypeError), (1.5, mo.DTypeError),
+        ([0, 1], mo.DTypeError), (True, mo.DTypeError), (None, mo.DTypeError),
+        (2**70, IndexError),
+    ],
+)  # fmt: skip
+def test_bad_indices(index, error):
+    array = mo.asarray(np.zeros((3, 4), np.float32))
+    with pytest.raises(error):
+        array[index]
+
+
+def test_arrays_print_as_those_of_numpy():
+    values = np.array([[1.5, -2], [0, 4]], np.float32)
+    array = mo.asarray(values)
+    assert str(array) == str(values)
+    assert repr(array) == (
+        "moesaic.Array([[ 1.5, -2. ],\n               [ 0. ,  4. ]], dtype='f32')"
+    )
+    assert repr(mo.asarray(values, "bf16")) == repr(array).replace("f32", "bf16")
+    assert repr(mo.asarray([1, 2], "i32")) == "moesaic.Array([1, 2], dtype='i32')"
+    assert len(repr(mo.asarray(np.zeros((1000, 1000), np.float32)))) < 2000

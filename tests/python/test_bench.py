@@ -10,6 +10,7 @@ import pytest
 
 import moesaic as mo
 from moesaic.bench import BenchOptions, BenchShape, gpu, records, report, roofline, run
+from moesaic.bench.run import BenchResult, Point
 from moesaic.bench.weights import SCALE_AT, answer_f64, make_layers
 from moesaic.cli import main
 
@@ -48,6 +49,37 @@ def test_report_and_comparison(result: object, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     roofline.plot(json.loads(json.dumps(result.to_json())), str(tmp_path / "r.png"))  # type: ignore[attr-defined]
     assert (tmp_path / "r.png").stat().st_size > 1000
+
+
+def one_point(**changes: float) -> BenchResult:
+    facts = {"us": 100.0, "spread": 0.02, "floor_us": 50.0, "floor_spread": 0.02, **changes}
+    point = Point(
+        engine="moesaic", tokens=1, threads=1, gb_per_s=1, gop_per_s=1, floor_kind="memory",
+        rel_l2=0, **facts,
+    )  # fmt: skip
+    return BenchResult({}, {}, "", "", [point])
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_slower"),
+    [
+        ({}, False),
+        ({"us": 109.0}, False),
+        ({"us": 115.0}, True),
+        ({"us": 115.0, "floor_us": 58.0}, False),  # the machine was as much slower
+        ({"us": 101.0, "floor_us": 40.0}, True),  # it was faster, and the time was not
+        ({"us": 99.0, "floor_us": 40.0}, False),  # a faster run is no regression
+        ({"us": 101.0, "floor_us": 40.0, "floor_spread": 0.3}, False),
+        ({"us": 115.0, "spread": 0.2}, False),
+        ({"us": 200.0, "spread": 0.2, "floor_spread": 0.3}, True),
+    ],
+)
+def test_compare_counts_all_spreads(changes: dict[str, float], is_slower: bool) -> None:
+    before = one_point().to_json()
+    assert bool(report.compare(one_point(**changes), before)) is is_slower
+    old = json.loads(json.dumps(before))  # of a version that kept no spread of the limit
+    del old["points"][0]["floor_spread"]
+    assert bool(report.compare(one_point(**changes), old)) is is_slower
 
 
 def test_results_keep_their_history(result: object, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ LOGITS = np.zeros((2, 5), np.float32)
         ("WorkspaceError", ValueError),
         ("ConfigError", ValueError),
         ("DTypeError", TypeError),
+        ("ArgumentError", TypeError),
         ("UnsupportedError", NotImplementedError),
         ("DeviceError", RuntimeError),
         ("CaptureError", RuntimeError),
@@ -118,7 +119,11 @@ BAD = {
     "knob name": (lambda s: mo.Tuning().replace(blocksize=8), mo.ConfigError, ["block_size"]),
     "quant type": (lambda s: mo.testing.quantize(X, "Q9"), mo.ConfigError, ["type", "Q4_K", "Q9"]),
     "quant columns": (lambda s: mo.testing.quantize(X, "Q8_0"), mo.ShapeError, ["32", "24"]),
-    "bf16 of f32": (lambda s: mo.asarray(X, "bf16"), mo.DTypeError, ["dtype", "f32", "bf16"]),
+    "conversion": (
+        lambda s: mo.asarray(X, "bf16", copy=False),
+        mo.ConfigError,
+        ["copy", "None or True", "False"],
+    ),
 }
 
 

@@ -5,6 +5,7 @@
 
 #include <concepts>
 #include <cstdint>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -26,8 +27,18 @@ std::string format_problem(const Problem& problem);
 
 class Error : public std::runtime_error {
  public:
-  explicit Error(const Problem& problem) : std::runtime_error(format_problem(problem)) {}
-  explicit Error(const std::string& message) : std::runtime_error(message) {}
+  explicit Error(const Problem& problem)
+      : std::runtime_error(format_problem(problem)),
+        problem_(std::make_shared<const Problem>(problem)) {}
+  /// A message without parts; it counts as `what`.
+  explicit Error(const std::string& message) : Error(Problem{{}, message, {}, {}, {}}) {}
+
+  /// The parts of the message.
+  const Problem& problem() const noexcept { return *problem_; }
+
+ private:
+  // Shared, so that a copy of an exception allocates nothing.
+  std::shared_ptr<const Problem> problem_;
 };
 
 // clang-format off

@@ -50,13 +50,15 @@ std::string list_names(std::string_view separator = "|") {
   return text;
 }
 
+/// Throws ConfigError with the known words, and the one of them that `text` most likely stands for.
+[[noreturn]] void reject_word(std::string_view text, std::span<const char* const> words,
+                              const char* operation, const char* what);
+
 /// The value of a word. Throws ConfigError with `operation`, `what` and the words that are known.
 template <class E>
 E parse_name(std::string_view text, const char* operation, const char* what) {
   const std::optional<E> value = find_name<E>(text);
-  require<ConfigError>(value.has_value(), [&] {
-    return Problem{operation, what, list_names<E>(" | "), "'" + std::string(text) + "'", {}};
-  });
+  if (!value) reject_word(text, names_of<E>(), operation, what);
   return *value;
 }
 

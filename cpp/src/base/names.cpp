@@ -6,7 +6,9 @@
 
 #include <array>
 #include <utility>
+#include <vector>
 
+#include "base/nearest.hpp"
 #include "model/model.hpp"
 #include "moesaic/backend.hpp"
 #include "moesaic/config.hpp"
@@ -267,5 +269,14 @@ template std::span<const char* const> names_of<CpuIsa>() noexcept;
 template std::span<const char* const> names_of<Ranking>() noexcept;
 template std::span<const char* const> names_of<ExecMode>() noexcept;
 template std::span<const char* const> names_of<OnMiss>() noexcept;
+
+void reject_word(std::string_view text, std::span<const char* const> words, const char* operation,
+                 const char* what) {
+  std::string expected;
+  for (const char* word : words) expected += (expected.empty() ? "" : " | ") + std::string(word);
+  const std::vector<std::string_view> known(words.begin(), words.end());
+  throw ConfigError(
+      Problem{operation, what, expected, quoted_word(text), nearest_hint(text, known)});
+}
 
 }  // namespace moesaic

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <numeric>
 
 #include "base/env.hpp"
+#include "base/nearest.hpp"
 #include "moesaic/error.hpp"
 
 #if defined(_WIN32)
@@ -18,22 +18,6 @@ namespace {
 
 constexpr std::string_view kPrefix = "MOESAIC_";
 constexpr std::int32_t kMaxThreads = 4096;
-
-/// Insertions, deletions and replacements that turn `a` into `b`.
-std::size_t edit_distance(std::string_view a, std::string_view b) {
-  std::vector<std::size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), std::size_t{0});
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    std::size_t diagonal = row[0];
-    row[0] = i + 1;
-    for (std::size_t j = 0; j < b.size(); ++j) {
-      const std::size_t replace = diagonal + (a[i] == b[j] ? 0 : 1);
-      diagonal = row[j + 1];
-      row[j + 1] = std::min({replace, row[j] + 1, row[j + 1] + 1});
-    }
-  }
-  return row.back();
-}
 
 template <std::string_view Knob::* Field>
 std::string_view nearest(std::string_view name) {

@@ -127,6 +127,17 @@ void check_router(const char* operation, Device device, const LayerRef& layer,
 
 }  // namespace
 
+namespace {
+
+/// What a caller may have meant by an input of another shape.
+const char* shape_hint(const ConstTensorView& x, std::int64_t hidden) {
+  if (x.rank == 1 && x.dim(0) == hidden) return "one token is [1, H]: x[None]";
+  if (x.rank == 2 && x.dim(0) == hidden) return "transposed: x.T";
+  return "";
+}
+
+}  // namespace
+
 void check_x(const char* operation, Device device, const LayerRef& layer,
              const ConstTensorView& x) {
   const std::int64_t hidden = layer.hidden_size();
@@ -135,7 +146,7 @@ void check_x(const char* operation, Device device, const LayerRef& layer,
                    .what = "x.shape",
                    .expected = "[T, " + std::to_string(hidden) + "]",
                    .got = describe(x),
-                   .hint = {}};
+                   .hint = shape_hint(x, hidden)};
   });
   ops::check_input(operation, "x", device, x);
 }

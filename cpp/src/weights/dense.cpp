@@ -32,14 +32,17 @@ void check_view(const ConstTensorView& view, const char* name, const char* expec
   require<ShapeError>(view.rank == 3 && view.data != nullptr && view.dim(0) == shape[0] &&
                           view.dim(1) == shape[1] && view.dim(2) == shape[2],
                       [&] {
-                        return Problem{.operation = "from_dense_stacks",
-                                       .what = name,
-                                       .expected = std::string(expected) + " = [" +
-                                                   std::to_string(shape[0]) + ", " +
-                                                   std::to_string(shape[1]) + ", " +
-                                                   std::to_string(shape[2]) + "]",
-                                       .got = describe(view),
-                                       .hint = {}};
+                        return Problem{
+                            .operation = "from_dense_stacks",
+                            .what = name,
+                            .expected = std::string(expected) + " = [" + std::to_string(shape[0]) +
+                                        ", " + std::to_string(shape[1]) + ", " +
+                                        std::to_string(shape[2]) + "]",
+                            .got = describe(view),
+                            .hint = view.rank == 3 && view.dim(0) == shape[0] &&
+                                            view.dim(1) == shape[2] && view.dim(2) == shape[1]
+                                        ? "transposed: swapaxes(1, 2)"
+                                        : ""};
                       });
   require<DeviceError>(view.device.type == DeviceType::Cpu, [&] {
     return Problem{.operation = "from_dense_stacks",

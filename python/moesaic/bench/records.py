@@ -25,9 +25,13 @@ def save(results: Sequence[dict[str, Any]], path: str | Path) -> Path:
         if path.exists():
             new = [_identity(result) for result in results]
             results = [*(old for old in load(path) if _identity(old) not in new), *results]
-    text = json.dumps({"format": FORMAT, "results": list(results)}, indent=1)
-    path.write_text(text + "\n", encoding="utf-8")
+    path.write_text(to_text(results), encoding="utf-8")
     return path
+
+
+def to_text(results: Sequence[dict[str, Any]]) -> str:
+    """The content of a file of results."""
+    return json.dumps({"format": FORMAT, "results": list(results)}, indent=1) + "\n"
 
 
 def load(path: str | Path) -> list[dict[str, Any]]:

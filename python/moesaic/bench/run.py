@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ class Point:
     floor_kind: str
     rel_l2: float
     busy: bool = False
+    floor_spread: float = 0.0  # of floor_us, as spread; 0 in results from before it was kept
 
 
 @dataclass
@@ -141,6 +143,15 @@ def _time(call: Callable[[int], object], seconds: float, at_least: int) -> list[
     return times
 
 
+def median_and_spread(values: list[float]) -> tuple[float, float]:
+    """Return the median, and the distance between the quartiles over it."""
+    median = statistics.median(values)
+    if len(values) < 2:
+        return median, 0.0
+    quartiles = statistics.quantiles(values, n=4)
+    return median, (quartiles[2] - quartiles[0]) / median
+
+
 def _relative(y: np.ndarray, answer: np.ndarray) -> float:
     return float(np.linalg.norm(y[: len(answer)] - answer) / np.linalg.norm(answer))
 
@@ -194,26 +205,25 @@ def _measure(
                 times = _time(call(engine, 5 * r), options.seconds / options.rounds, 2)
                 rounds[engine.name].append(statistics.median(times) * 1e6)
 
-    floor_us = statistics.median(f for f, _ in floors) if floors else float("nan")
+    floor_us, floor_spread = median_and_spread([f for f, _ in floors]) if floors else (nan, 0.0)
     floor_kind = floors[0][1] if floors else "none"
     points = []
     for engine in ready:
-        values = sorted(rounds[engine.name])
-        us = statistics.median(values)
-        quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else [us, us, us]
+        us, spread = median_and_spread(rounds[engine.name])
         points.append(
             Point(
                 engine.name,
                 tokens,
                 threads,
                 us,
-                (quartiles[2] - quartiles[0]) / us,
+                spread,
                 layer_bytes / us * 1e-3,
                 gop / us * 1e6,
                 floor_us,
                 floor_kind,
                 errors[engine.name],
                 busy,
+                floor_spread,
             )
         )
     return points

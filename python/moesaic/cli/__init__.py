@@ -1,4 +1,4 @@
-"""The command line: ``moesaic demo | info | gguf | explain | ...`` (also ``python -m moesaic``).
+"""The command line: ``moesaic demo | info | layers | explain | ...`` (also ``python -m moesaic``).
 
 Each command is a module with ``add_arguments(parser)`` and ``run(options) -> exit status``.
 Results go to stdout, errors as one line to stderr with exit status 2.
@@ -17,13 +17,20 @@ from collections.abc import Sequence
 COMMANDS = {
     "demo": ("demo", "run every path of one layer and check it against the reference"),
     "info": ("info", "version, instruction sets, backends, kernels, configuration"),
-    "gguf": ("gguf_cmd", "the expert tensors of a GGUF file"),
+    "layers": ("layers", "the layers with experts of a model, and their tensors"),
+    "gguf": ("layers", "the same as layers"),
+    "fit": ("fit", "what of a model fits into memory, before loading it"),
     "explain": ("explain", "how a layer would run, and why"),
     "bench": ("bench", "our layer beside the machine's limits and other engines"),
     "convert": ("convert", "a GGUF file with experts of other types"),
     "trace": ("trace", "which experts a file's routers ask for"),
     "simulate-offload": ("simulate", "hit rate and speed of expert pools on routing traces"),
+    "completion": ("completion", "completion of commands and options for a shell"),
 }
+
+
+#: Stands for all commands in place of the name of one.
+ALL = "*"
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -35,7 +42,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module, summary) in COMMANDS.items():
         sub = subparsers.add_parser(name, help=summary, description=summary.capitalize() + ".")
-        if name == command:
+        if command in (name, ALL):
             implementation = importlib.import_module(f".{module}", __name__)
             implementation.add_arguments(sub)
             sub.set_defaults(run=implementation.run)

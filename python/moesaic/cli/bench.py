@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
+from .options import integer, integers, number, output, picture, words
 from .table import table
 
 LEFT = ("device", "engine", "date")  # columns of words
@@ -25,29 +29,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="cpu", help="cpu, cuda or cuda:N (CUDA graphs; needs torch)"
     )
-    parser.add_argument("--tokens", help="comma separated (default: 1,2,4,8,16,32,64,128,512,2048)")
-    parser.add_argument("--threads", help="comma separated (default: 1 and all)")
+    parser.add_argument(
+        "--tokens",
+        type=integers(1),
+        help="comma separated (default: 1,2,4,8,16,32,64,128,512,2048)",
+    )
+    parser.add_argument("--threads", type=integers(1), help="comma separated (default: 1 and all)")
     parser.add_argument(
         "--peers",
         default="installed",
         help=f"comma separated of {', '.join(PEERS)} (a GPU: torch-grouped, humming-int4); "
         "'installed' or 'none'",
     )
-    parser.add_argument("--precision", default="auto", help="comma separated of auto, exact, fast")
     parser.add_argument(
-        "--gate-up-type", help="quant type of gate and up instead of the shape's own"
+        "--precision",
+        type=words(["auto", "exact", "fast"]),
+        default=["auto"],
+        help="comma separated of auto, exact, fast",
     )
-    parser.add_argument("--down-type", help="quant type of down instead of the shape's own")
-    parser.add_argument("--rounds", type=int, default=7, help="alternations per point")
-    parser.add_argument("--seconds", type=float, default=1.0, help="time per engine and point")
+    parser.add_argument(
+        "--gate-up-type", type=quant, help="quant type of gate and up instead of the shape's own"
+    )
+    parser.add_argument(
+        "--down-type", type=quant, help="quant type of down instead of the shape's own"
+    )
+    parser.add_argument("--rounds", type=integer(1), default=7, help="alternations per point")
+    parser.add_argument(
+        "--seconds", type=number(0, above=True), default=1.0, help="time per engine and point"
+    )
     parser.add_argument(
         "--busy", action="store_true", help="add rows beside one process that never sleeps"
     )
     parser.add_argument(
-        "--json", metavar="PATH", help="write the result to a file, or to <date>.json of a folder"
+        "--json",
+        type=result_path,
+        metavar="PATH",
+        help="write the result to a file, or to <date>.json of a folder; - is stdout",
     )
     parser.add_argument(
-        "--plot", metavar="FILE", help="write a roofline picture (PNG; needs matplotlib)"
+        "--plot",
+        type=picture,
+        metavar="FILE",
+        help="write a roofline picture (PNG; needs matplotlib)",
     )
     parser.add_argument(
         "--compare", metavar="FILE", help="fail where slower than this earlier result"
@@ -60,16 +83,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table at the end")
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        numbers = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        numbers = ()
-    if not numbers or min(numbers) < 1:
-        import moesaic as mo
+def quant(text: str) -> str:
+    """A quant type with an encoder."""
+    import moesaic as mo
 
-        raise mo.ConfigError(f"bench: expected positive integers separated by commas, got {text!r}")
-    return numbers
+    types = mo.testing.quant_types()
+    if not types.get(text, {}).get("encodes"):
+        known = [name for name, facts in types.items() if facts["encodes"]]
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(known)}, got {text!r}")
+    return text
+
+
+def result_path(text: str) -> str:
+    """Where a result goes: "-", a folder, or a file."""
+    return text if text == "-" or Path(text).is_dir() else output(text)
 
 
 def _peers(asked: str, known: dict[str, Any]) -> tuple[str, ...]:
@@ -87,12 +114,12 @@ def _peers(asked: str, known: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _run_gpu(options: argparse.Namespace) -> int:
-    from ..bench import SHAPES, gpu, records
+    from ..bench import SHAPES, gpu
 
     device = "cuda:0" if options.device == "cuda" else options.device
     gpu_options = gpu.GpuOptions(
         device=device,
-        tokens=_numbers(options.tokens) if options.tokens else gpu.TOKENS,
+        tokens=tuple(options.tokens) if options.tokens else gpu.TOKENS,
         peers=_peers(options.peers, gpu.PEERS),
         rounds=options.rounds,
     )
@@ -109,7 +136,7 @@ def _run_gpu(options: argparse.Namespace) -> int:
         results.append(result.to_json())
     print(gpu.LEGEND)
     if options.json:
-        records.save(results, options.json)
+        _save(results, options.json)
     if options.markdown:
         print("\n\n".join(gpu.markdown(result) for result in results))
     return 0
@@ -137,6 +164,23 @@ def _shapes(options: argparse.Namespace, known: dict[str, Any]) -> list[Any]:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.json != "-":
+        return _run(options)
+    # The tables go where messages go, so that stdout is JSON alone.
+    with redirect_stdout(sys.stderr):
+        return _run(options)
+
+
+def _save(results: list[dict[str, Any]], path: str) -> None:
+    from ..bench import records
+
+    if path == "-":
+        print(records.to_text(results), file=sys.__stdout__, end="")
+    else:
+        records.save(results, path)
+
+
+def _run(options: argparse.Namespace) -> int:
     from ..bench import SHAPES, TOKENS, BenchOptions, records, report
     from ..bench import run as run_bench
     from ..bench.peers import PEERS
@@ -149,10 +193,10 @@ def run(options: argparse.Namespace) -> int:
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     bench_options = BenchOptions(
-        tokens=_numbers(options.tokens) if options.tokens else TOKENS,
-        threads=_numbers(options.threads) if options.threads else tuple(sorted({1, available})),
+        tokens=tuple(options.tokens) if options.tokens else TOKENS,
+        threads=tuple(options.threads) if options.threads else tuple(sorted({1, available})),
         peers=_peers(options.peers, PEERS),
-        precisions=tuple(options.precision.split(",")),
+        precisions=tuple(options.precision),
         rounds=options.rounds,
         seconds=options.seconds,
         busy=options.busy,
@@ -177,7 +221,7 @@ def run(options: argparse.Namespace) -> int:
 
     print(report.LEGEND)
     if options.json:
-        records.save(results, options.json)
+        _save(results, options.json)
     if options.plot:
         from ..bench import roofline
 

@@ -1,9 +1,10 @@
-"""``moesaic demo [FILE.gguf]``: every path of a layer, timed and checked with the reference."""
+"""``moesaic demo [FILE]``: every path of a layer, timed and checked with the reference."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,8 +18,9 @@ import numpy.typing as npt
 
 import moesaic as mo
 
-from .explain import first_layer
 from .inputs import other_inputs, rows
+from .models import choose_layer, config_facts, open_model
+from .options import add_json, add_layer, add_model
 from .table import size, table
 
 F32 = npt.NDArray[np.float32]
@@ -114,19 +116,29 @@ class Result:
         rate = f"{self.weight_bytes / self.seconds / 1e9:.1f}"
         return [self.way, str(self.tokens), f"{self.seconds * 1e6:.0f}", rate, error, self.kernel]
 
+    def facts(self) -> dict[str, Any]:
+        """The JSON form; the reference has no error."""
+        rate = self.weight_bytes / self.seconds
+        error = {"rel_l2": self.error, "bound": self.bound} if self.bound else {}
+        head = {"path": self.way, "tokens": self.tokens, "seconds": self.seconds}
+        return {**head, "bytes_per_second": rate, **error, "good": self.good, "kernel": self.kernel}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", nargs="?", help="a GGUF file (default: a small one made for this)")
-    parser.add_argument("--layer", type=int, help="block number (default: the first with experts)")
+    add_model(parser, optional=True)
+    add_layer(parser)
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    with source(options.file) as path, mo.GgufFile(path) as file:
-        index = first_layer(file, options.layer)
-        with mo.MoeLayer.from_gguf(file, index) as layer:
-            print(describe(layer, options.file or "a file made for this demo", index))
-            results: list[Result] = []
-            precisions: list[str] = []
+    name = options.file or "a file made for this demo"
+    results: list[Result] = []
+    precisions: list[str] = []
+    with source(options.file) as path, open_model(path) as model:
+        index = choose_layer(model, options.layer)
+        with model.open(index) as layer:
+            if not options.json:
+                print(describe(layer, name, index))
             for tokens in (1, 64):
                 x = inputs(tokens, layer.config.hidden_size)
                 other = other_inputs(layer, tokens, seed=7)
@@ -134,22 +146,27 @@ def run(options: argparse.Namespace) -> int:
                 results += measure(layer, x, routing, other)
                 precisions.append(precision(layer, tokens))
             bars = histogram(routing, layer.config.num_experts)
+            sizes = config_facts(layer.config)
+    bad = [r for r in results if not r.good]
+    if options.json:
+        found = {"path": name, **sizes, "results": [r.facts() for r in results]}
+        print(json.dumps(found, indent=2))
+        return 1 if bad else 0
     header = ("path", "tokens", "us/layer", "GB/s", "rel. error", "kernel (gate, up, down)")
     print(table(header, [r.cells() for r in results], left=(header[-1],)))
     print("GB/s: bytes of the experts used, over time. rel. error: L2, against the reference.")
     print("A pair is a token and one of its experts.")
     print("\n".join(precisions))
     print("\n" + bars)
-    bad = [r for r in results if not r.good]
     print(f"\n{len(results) - len(bad)} of {len(results)} results within their bound")
     return 1 if bad else 0
 
 
 @contextlib.contextmanager
-def source(file: str | None) -> Iterator[Path]:
-    """Yield the path of `file`, or of a temporary Qwen3-MoE shaped one."""
+def source(file: str | None) -> Iterator[str]:
+    """Yield `file`, or the path of a temporary Qwen3-MoE shaped one."""
     if file is not None:
-        yield Path(file)
+        yield file
         return
     with tempfile.TemporaryDirectory(prefix="moesaic-demo-") as folder:
         path = Path(folder) / "demo.gguf"
@@ -164,7 +181,7 @@ def source(file: str | None) -> Iterator[Path]:
             down_type="Q6_K",
             seed=1,
         )
-        yield path
+        yield str(path)
 
 
 def describe(layer: mo.MoeLayer, name: str, index: int) -> str:

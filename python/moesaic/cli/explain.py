@@ -3,54 +3,49 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 import moesaic as mo
 
+from .models import choose_layer, config_facts, open_model
+from .options import add_json, add_layer, add_model, integers
 from .table import pairs
 
-
-def token_counts(text: str) -> list[int]:
-    """Parse "1,8,512"."""
-    try:
-        counts = [int(part) for part in text.split(",")]
-    except ValueError:
-        counts = [-1]
-    if min(counts) < 0:
-        raise argparse.ArgumentTypeError(f"expected token counts such as 1,8,512, got {text!r}")
-    return counts
+ROLE_FACTS = ("role", "stored", "kept", "decision", "reason", "nbytes", "source")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", help="a GGUF file, or any of its shards")
-    parser.add_argument("--layer", type=int, help="block number (default: the first with experts)")
-    parser.add_argument("--tokens", type=token_counts, default=[1, 8, 512], help="default: 1,8,512")
+    add_model(parser)
+    add_layer(parser)
+    parser.add_argument("--tokens", type=integers(0), default=[1, 8, 512], help="default: 1,8,512")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda:N or metal")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    with mo.GgufFile(options.file) as file:
-        layer_index = first_layer(file, options.layer)
-        with mo.MoeLayer.from_gguf(file, layer_index, device=options.device) as layer:
-            print(f"{options.file}, layer {layer_index}")
+    with open_model(options.file) as model:
+        index = choose_layer(model, options.layer)
+        with model.open(index, options.device) as layer:
+            calls = {tokens: mo.explain(layer, num_tokens=tokens) for tokens in options.tokens}
+            if options.json:
+                print(json.dumps(facts(options.file, layer, calls), indent=2))
+                return 0
+            print(f"{options.file}, layer {index}")
             for role in layer.report.roles:
                 kept = role.kept if role.kept == role.stored else f"{role.stored} -> {role.kept}"
                 reason = f" ({role.reason})" if role.reason else ""
                 print(f"  {role.role}: {kept}, {role.decision}{reason}")
-            for tokens in options.tokens:
+            for tokens, found in calls.items():
                 print(f"\n{tokens} token{'' if tokens == 1 else 's'}")
-                facts = mo.explain(layer, num_tokens=tokens)
-                print("  " + pairs(list(facts.items())).replace("\n", "\n  "))
+                print("  " + pairs(list(found.items())).replace("\n", "\n  "))
     return 0
 
 
-def first_layer(file: mo.GgufFile, wanted: int | None) -> int:
-    """Return `wanted`, or the first layer with experts."""
-    layers = file.moe_layers
-    if not layers:
-        raise mo.FormatError(f"{file.path}: expected a layer with experts, got none")
-    if wanted is None:
-        return layers[0]
-    if wanted not in layers:
-        shown = ", ".join(map(str, layers[:8])) + (", ..." if len(layers) > 8 else "")
-        raise mo.ShapeError(f"--layer: expected a layer with experts ({shown}), got {wanted}")
-    return wanted
+def facts(path: str, layer: mo.MoeLayer, calls: dict[int, mo.Facts]) -> dict[str, object]:
+    """The JSON form."""
+    return {
+        "path": path,
+        **config_facts(layer.config),
+        "roles": [{name: getattr(r, name) for name in ROLE_FACTS} for r in layer.report.roles],
+        "calls": [{**found, "tokens": tokens} for tokens, found in calls.items()],
+    }

@@ -11,11 +11,12 @@ from typing import Any
 
 import moesaic as mo
 
+from .options import add_json
 from .table import pairs, table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="machine readable")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:

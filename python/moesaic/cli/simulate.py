@@ -6,17 +6,21 @@ With ``--measure`` the same policies also run on real layers of this machine, be
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import moesaic as mo
 
+from .options import add_json, integer, number, words
 from .table import table
 
 if TYPE_CHECKING:
     from ..simulate import Costs, Outcome, Trace
 
+MADE = ("zipf", "drift")  # traces that are made here
+HEADER = ("budget", "policy", "hit rate", "experts loaded", "MiB/step", "tokens/s")
 LEGEND = """\
 budget: experts of a layer in fast memory. hit rate: pairs (token and expert) whose expert was
 there. loaded: brought to fast memory, over all steps and layers. tokens/s: by the layers alone,
@@ -29,49 +33,62 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trace", default="zipf", help="zipf (default), drift, or a file by `trace --save-trace`"
     )
-    parser.add_argument("--experts", type=int, default=128, help="E (default: 128)")
-    parser.add_argument("--top-k", type=int, default=8, help="default: 8")
-    parser.add_argument("--layers", type=int, default=1, help="layers of a made trace (default: 1)")
-    parser.add_argument("--steps", type=int, default=400, help="forwards (default: 400)")
-    parser.add_argument("--tokens", type=int, default=1, help="tokens a forward (default: 1)")
-    parser.add_argument("--seeds", type=int, default=5, help="made traces, median (default: 5)")
+    parser.add_argument("--experts", type=integer(1), default=128, help="E (default: 128)")
+    parser.add_argument("--top-k", type=integer(1), default=8, help="default: 8")
     parser.add_argument(
-        "--warm", type=float, default=0.1, help="share of the steps that warms pools (default: 0.1)"
+        "--layers", type=integer(1), default=1, help="layers of a made trace (default: 1)"
+    )
+    parser.add_argument("--steps", type=integer(1), default=400, help="forwards (default: 400)")
+    parser.add_argument(
+        "--tokens", type=integer(1), default=1, help="tokens a forward (default: 1)"
+    )
+    parser.add_argument(
+        "--seeds", type=integer(1), default=5, help="made traces, median (default: 5)"
+    )
+    parser.add_argument(
+        "--warm",
+        type=number(0, 0.99),
+        default=0.1,
+        help="share of the steps that warms pools (default: 0.1)",
     )
     parser.add_argument(
         "--budgets", default="1/8,1/4,1/2", help="experts, or shares (default: 1/8,1/4,1/2)"
     )
     parser.add_argument(
-        "--policies", default=",".join(POLICIES), help=f"default: all of {', '.join(POLICIES)}"
+        "--policies",
+        type=words(list(POLICIES)),
+        default=list(POLICIES),
+        help=f"default: all of {', '.join(POLICIES)}",
     )
     parser.add_argument(
         "--on-miss", choices=["compute", "stage"], default="stage", help="default: stage"
     )
-    parser.add_argument("--expert-mib", type=float, default=2.7, help="one expert (default: 2.7)")
-    parser.add_argument("--fast", type=float, default=40.0, help="GB/s from fast memory (40)")
-    parser.add_argument("--slow", type=float, default=10.0, help="GB/s where experts lie (10)")
-    parser.add_argument("--move", type=float, default=5.0, help="GB/s into fast memory (5)")
-    parser.add_argument("--fixed-us", type=float, default=20.0, help="us a layer and step (20)")
+    parser.add_argument(
+        "--expert-mib", type=number(0, above=True), default=2.7, help="one expert (default: 2.7)"
+    )
+    parser.add_argument(
+        "--fast", type=number(0, above=True), default=40.0, help="GB/s from fast memory (40)"
+    )
+    parser.add_argument(
+        "--slow", type=number(0, above=True), default=10.0, help="GB/s where experts lie (10)"
+    )
+    parser.add_argument(
+        "--move", type=number(0, above=True), default=5.0, help="GB/s into fast memory (5)"
+    )
+    parser.add_argument("--fixed-us", type=number(0), default=20.0, help="us a layer and step (20)")
     parser.add_argument(
         "--measure", action="store_true", help="calibrate on this machine and run real layers too"
     )
-    parser.add_argument("--markdown", action="store_true", help="print a markdown table")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="print a markdown table")
+    add_json(form)
 
 
 def run(options: argparse.Namespace) -> int:
     from ..simulate import POLICIES, Costs
 
-    policies = options.policies.split(",")
-    unknown = [p for p in policies if p not in POLICIES]
-    if unknown:
-        raise mo.ConfigError(
-            f"simulate-offload: unknown policies {unknown}, expected some of {list(POLICIES)}"
-        )
-    counts = (options.steps, options.layers, options.tokens, options.seeds, options.top_k)
-    if min(counts) < 1 or options.top_k > options.experts or not 0 <= options.warm < 1:
-        raise mo.ConfigError(
-            "simulate-offload: expected positive counts, top_k <= experts and warm in [0, 1)"
-        )
+    if options.top_k > options.experts and options.trace in MADE:
+        raise mo.ConfigError("--top-k: expected at most as many as --experts")
     costs = Costs(
         options.expert_mib * (1 << 20),
         options.fast * 1e9,
@@ -80,23 +97,28 @@ def run(options: argparse.Namespace) -> int:
         options.fixed_us * 1e-6,
     )
     traces = make_traces(options)
+    header: tuple[str, ...] = HEADER
     if options.measure:
         from ..simulate import measure
 
-        show = markdown if options.markdown else table
+        header = measure.HEADER
         rows = measure.compare(
-            traces[0], [(p, POLICIES[p]) for p in policies], budgets(options, traces[0]),
+            traces[0], [(p, POLICIES[p]) for p in options.policies], budgets(options, traces[0]),
             warm=options.warm, on_miss=options.on_miss,
         )  # fmt: skip
-        print(show(measure.HEADER, rows))
-        print("\n" + LEGEND)
+    else:
+        rows = [
+            [
+                str(budget),
+                name,
+                *figures([simulate_one(t, name, budget, options) for t in traces], costs),
+            ]
+            for budget in budgets(options, traces[0])
+            for name in options.policies
+        ]
+    if options.json:
+        print(json.dumps([dict(zip(header, row, strict=True)) for row in rows], indent=2))
         return 0
-    rows = []
-    for budget in budgets(options, traces[0]):
-        for name in policies:
-            outcomes = [simulate_one(t, name, budget, options) for t in traces]
-            rows.append([str(budget), name, *figures(outcomes, costs)])
-    header = ("budget", "policy", "hit rate", "experts loaded", "MiB/step", "tokens/s")
     print((markdown if options.markdown else table)(header, rows))
     print("\n" + LEGEND)
     return 0
@@ -132,8 +154,7 @@ def budgets(options: argparse.Namespace, trace: Trace) -> list[int]:
             result.append(-1)
         if not 0 <= result[-1] <= trace.num_experts:
             raise mo.ConfigError(
-                f"simulate-offload: --budgets: expected experts or shares such as 1/8,32,"
-                f" got {part!r}"
+                f"--budgets: expected experts or shares such as 1/8,32, got {part!r}"
             )
     return result
 

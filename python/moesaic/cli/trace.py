@@ -8,7 +8,11 @@ in any case.
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +20,8 @@ import numpy.typing as npt
 import moesaic as mo
 
 from .inputs import other_inputs, rows
+from .models import CheckpointModel, GgufModel, choose_layers, open_model
+from .options import add_json, add_model, integer, integers, number, output, picture
 from .table import size, table
 
 HEADER = (
@@ -30,72 +36,148 @@ hit rate: pairs whose expert was in fast memory. loaded: bytes brought to fast m
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", help="a GGUF file, or any of its shards")
-    parser.add_argument("--tokens", type=int, default=256, help="in all (default: 256)")
-    parser.add_argument("--batch", type=int, default=1, help="tokens of a forward (default: 1)")
+    add_model(parser)
+    parser.add_argument("--tokens", type=integer(1), default=256, help="in all (default: 256)")
+    parser.add_argument(
+        "--batch", type=integer(1), default=1, help="tokens of a forward (default: 1)"
+    )
     parser.add_argument(
         "--input", metavar="NPY", help="activations f32 [tokens, H] instead of random ones"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the random ones")
-    parser.add_argument("--layers", help="store layers such as 0,1,5 (default: all)")
-    parser.add_argument("--budget", type=int, help="experts in fast memory (default: a quarter)")
+    parser.add_argument("--seed", type=integer(0), default=0, help="of the random ones")
+    parser.add_argument(
+        "--layers",
+        type=integers(0),
+        metavar="N,N",
+        help="numbers of blocks in the model, such as 0,1,5 (default: all with experts)",
+    )
+    parser.add_argument(
+        "--budget", type=integer(0), help="experts in fast memory (default: a quarter)"
+    )
     parser.add_argument(
         "--ranking", choices=["hits", "recency", "fixed"], default="hits", help="default: hits"
     )
-    parser.add_argument("--decay", type=float, default=0.97, help="of hits (default: 0.97)")
+    parser.add_argument("--decay", type=number(0, 1), default=0.97, help="of hits (default: 0.97)")
     parser.add_argument(
         "--on-miss", choices=["compute", "stage"], default="stage", help="default: stage"
     )
     parser.add_argument(
-        "--memory-limit", type=float, metavar="GIB", help="read the file piece by piece below this"
+        "--memory-limit",
+        type=number(0, above=True),
+        metavar="GIB",
+        help="read a GGUF file piece by piece below this",
     )
-    parser.add_argument("--plot", metavar="PNG", help="write the heat map (needs matplotlib)")
-    parser.add_argument("--save", metavar="NPZ", help="write the profile, to warm pools with")
-    parser.add_argument("--save-trace", metavar="NPZ", help="write the ids for simulate-offload")
+    parser.add_argument(
+        "--plot", type=picture, metavar="PNG", help="write the heat map (needs matplotlib)"
+    )
+    parser.add_argument(
+        "--save", type=output, metavar="NPZ", help="write the profile, to warm pools with"
+    )
+    parser.add_argument(
+        "--save-trace", type=output, metavar="NPZ", help="write the ids for simulate-offload"
+    )
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.tokens < 1 or options.batch < 1:
-        raise mo.ConfigError("trace: --tokens and --batch: expected at least 1")
-    limit = None if options.memory_limit is None else int(options.memory_limit * (1 << 30))
-    with mo.GgufFile(options.file) as file:
-        trace_file(file, limit, options)
+    with open_model(options.file) as model:
+        layers = choose_layers(model, options.layers)
+        shapes = {(c.num_experts, c.top_k) for c in map(model.config, layers)}
+        if options.save_trace and len(shapes) > 1:
+            raise mo.UnsupportedError("--save-trace: expected layers of one shape, got more")
+        if isinstance(model, GgufModel):
+            report(*trace_gguf(model, layers, options), options)
+        else:
+            report(*trace_checkpoint(model, layers, options), options)
     return 0
 
 
-def trace_file(file: mo.GgufFile, limit: int | None, options: argparse.Namespace) -> None:
-    store = mo.MoeExpertStore.from_gguf(file, memory_limit=limit)
-    chosen = chosen_layers(options.layers, store.num_layers)
-    experts = [layer.up.num_experts for layer in store.layers]
-    pools = [
-        mo.ExpertPool(
-            e,
-            e // 4 if options.budget is None else options.budget,
-            ranking=options.ranking,
-            decay=options.decay if options.ranking == "hits" else 0.0,
-            coactivation=e <= 512,
-        )
-        for e in experts
-    ]
-    x: npt.NDArray[np.float32] | None = None
-    ids = []
-    for i in chosen:
-        with mo.MoeLayer.from_store(store, i, pools[i], options.on_miss) as layer:
-            if x is None:
-                x = activations(options, layer.config.hidden_size)
-            other = other_inputs(layer, len(x), options.seed)
-            steps = []
-            for first in range(0, len(x) - len(x) % options.batch, options.batch):
-                end = first + options.batch
-                _, routing = layer(x[first:end], return_routing=True, **rows(other, first, end))
-                steps.append(routing.topk_ids.copy())
-            ids.append(np.stack(steps))
-    profile = mo.ExpertProfile.of_store(store)
-    print(f"{options.file}: {len(ids[0]) * options.batch} tokens, {options.batch} a forward")
-    print()
-    print(table(HEADER, layer_rows(profile, [pools[i] for i in chosen])))
-    print()
-    print(LEGEND)
+@dataclass
+class LayerRun:
+    """What one layer asked for, and what its pool did."""
+
+    layer: int
+    pool: mo.ExpertPool
+    ids: npt.NDArray[np.int32]  # [steps, batch, top_k]
+    hit_rate: float
+    loaded: int  # bytes
+
+
+def new_pool(experts: int, options: argparse.Namespace) -> mo.ExpertPool:
+    return mo.ExpertPool(
+        experts,
+        experts // 4 if options.budget is None else min(options.budget, experts),
+        ranking=options.ranking,
+        decay=options.decay if options.ranking == "hits" else 0.0,
+        coactivation=experts <= 512,
+    )
+
+
+def forwards(
+    layer: mo.MoeLayer, x: npt.NDArray[np.float32], options: argparse.Namespace
+) -> Iterator[npt.NDArray[np.int32]]:
+    """Yield the ids of each forward."""
+    other = other_inputs(layer, len(x), options.seed)
+    for first in range(0, len(x) - len(x) % options.batch, options.batch):
+        end = first + options.batch
+        _, routing = layer(x[first:end], return_routing=True, **rows(other, first, end))
+        yield routing.topk_ids.copy()
+
+
+def trace_gguf(
+    model: GgufModel, layers: list[int], options: argparse.Namespace
+) -> tuple[list[LayerRun], mo.ExpertProfile]:
+    """Run layers whose experts move in and out of pools, as they would in use."""
+    limit = None if options.memory_limit is None else int(options.memory_limit * (1 << 30))
+    store = mo.MoeExpertStore.from_gguf(model.file, memory_limit=limit)
+    places = {view.layer_index: i for i, view in enumerate(store.layers)}
+    runs = []
+    for index in layers:
+        i = places[index]
+        pool = new_pool(store.layers[i].up.num_experts, options)
+        with mo.MoeLayer.from_store(store, i, pool, options.on_miss) as layer:
+            x = activations(options, layer.config.hidden_size)
+            ids = np.stack(list(forwards(layer, x, options)))
+        runs.append(LayerRun(index, pool, ids, pool.stats.hit_rate, pool.stats.bytes))
+    return runs, mo.ExpertProfile.of_store(store)
+
+
+def trace_checkpoint(
+    model: CheckpointModel, layers: list[int], options: argparse.Namespace
+) -> tuple[list[LayerRun], mo.ExpertProfile]:
+    """Run whole layers one after another, and count what pools would have done with their ids.
+
+    As in a store, the slots start empty.
+    """
+    runs, counts = [], []
+    for index in layers:
+        with model.open(index) as layer:
+            pool = new_pool(layer.config.num_experts, options)
+            x = activations(options, layer.config.hidden_size)
+            steps, hits, loads = [], 0, 0
+            present = np.zeros(pool.num_experts, np.bool_)
+            for ids in forwards(layer, x, options):
+                used, times = np.unique(ids[ids >= 0], return_counts=True)
+                hits += int(times[present[used]].sum())
+                if options.on_miss == "stage":
+                    loads += int((~present[used]).sum())
+                    pool.stage(ids)
+                    present[used] = True
+                    present &= pool.resident_mask
+                else:
+                    pool.observe(ids)
+                steps.append(ids)
+            taken = np.stack(steps)
+            counts.append(np.bincount(taken[taken >= 0], minlength=pool.num_experts))
+            rate = hits / max(int(counts[-1].sum()), 1)
+            loaded = loads * layer.stack.bytes_per_expert
+            runs.append(LayerRun(index, pool, taken, rate, loaded))
+    most = max(map(len, counts))
+    padded = np.stack([np.pad(one, (0, most - len(one))) for one in counts])
+    return runs, mo.ExpertProfile.from_counts(padded, layers)
+
+
+def report(runs: list[LayerRun], profile: mo.ExpertProfile, options: argparse.Namespace) -> None:
     if options.plot:
         profile.plot(options.plot)
     if options.save:
@@ -103,22 +185,18 @@ def trace_file(file: mo.GgufFile, limit: int | None, options: argparse.Namespace
     if options.save_trace:
         from ..simulate import Trace
 
-        if len(set(experts)) > 1 or len({a.shape for a in ids}) > 1:
-            raise mo.UnsupportedError("trace: --save-trace: expected layers of one shape, got more")
-        Trace(np.stack(ids, axis=1).astype(np.int32), experts[0]).save(options.save_trace)
-
-
-def chosen_layers(text: str | None, count: int) -> list[int]:
-    """Parse "0,1,5"; all layers for None."""
-    if text is None:
-        return list(range(count))
-    try:
-        chosen = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        chosen = []
-    if not chosen or chosen[0] < 0 or chosen[-1] >= count:
-        raise mo.ConfigError(f"trace: --layers: expected some of 0 to {count - 1}, got {text!r}")
-    return chosen
+        ids = np.stack([one.ids for one in runs], axis=1)
+        Trace(ids.astype(np.int32), runs[0].pool.num_experts).save(options.save_trace)
+    facts = layer_facts(profile, runs)
+    if options.json:
+        print(json.dumps({"path": options.file, "batch": options.batch, "layers": facts}, indent=2))
+        return
+    tokens = len(runs[0].ids) * options.batch
+    print(f"{options.file}: {tokens} tokens, {options.batch} a forward")
+    print()
+    print(table(HEADER, [layer_cells(one) for one in facts]))
+    print()
+    print(LEGEND)
 
 
 def activations(options: argparse.Namespace, hidden: int) -> npt.NDArray[np.float32]:
@@ -135,22 +213,32 @@ def activations(options: argparse.Namespace, hidden: int) -> npt.NDArray[np.floa
     return np.ascontiguousarray(x[: options.tokens], np.float32)
 
 
-def layer_rows(profile: mo.ExpertProfile, pools: list[mo.ExpertPool]) -> list[list[str]]:
-    """Return one table row per layer."""
-    lines = []
+def layer_facts(profile: mo.ExpertProfile, runs: list[LayerRun]) -> list[dict[str, Any]]:
+    """Return the figures of each layer, by name."""
     effective = profile.effective_experts()
-    for i, (counts, pool) in enumerate(zip(profile.counts, pools, strict=True)):
-        stats = pool.stats
-        best = profile.best_hit_rate(pool.budget)[i]
-        lines.append(
-            [
-                str(profile.layer_indices[i]),
-                f"{int((counts > 0).sum())} of {pool.num_experts}",
-                f"{effective[i]:.1f}",
-                f"{counts.max() / max(counts.sum(), 1):.1%}",
-                f"{best:.1%}",
-                f"{stats.hit_rate:.1%}",
-                size(stats.bytes),
-            ]
-        )
-    return lines
+    return [
+        {
+            "layer": one.layer,
+            "num_experts": one.pool.num_experts,
+            "used": int((counts > 0).sum()),
+            "effective": float(effective[i]),
+            "most_used": float(counts.max() / max(counts.sum(), 1)),
+            "best_hit_rate": float(profile.best_hit_rate(one.pool.budget)[i]),
+            "hit_rate": one.hit_rate,
+            "loaded_bytes": one.loaded,
+        }
+        for i, (counts, one) in enumerate(zip(profile.counts, runs, strict=True))
+    ]
+
+
+def layer_cells(one: dict[str, Any]) -> list[str]:
+    """Return one row of the table."""
+    return [
+        str(one["layer"]),
+        f"{one['used']} of {one['num_experts']}",
+        f"{one['effective']:.1f}",
+        f"{one['most_used']:.1%}",
+        f"{one['best_hit_rate']:.1%}",
+        f"{one['hit_rate']:.1%}",
+        size(one["loaded_bytes"]),
+    ]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from moesaic import _core
-from moesaic._files import read_text_bytes, shown
+from moesaic._files import read_text_bytes, shown, snapshot_of
 from moesaic.hf_config.families import FAMILIES, Family, Shared, key
 from moesaic.hf_config.fields import MAX_SIZE, OPERATION, Fields, unsupported, wrong
 from moesaic.hf_config.layers import check_layer, is_hashed
@@ -118,7 +118,7 @@ def _shared_width(shared: Shared | None, fields: Fields) -> int:
 def _as_dict(config: Any) -> dict[str, Any]:
     if isinstance(config, str | PathLike):
         path = Path(config)
-        path = path / "config.json" if path.is_dir() else path
+        path = snapshot_of(path) / "config.json" if path.is_dir() else path
         try:
             config = json.loads(read_text_bytes(path))
         except (ValueError, RecursionError) as error:
@@ -126,9 +126,12 @@ def _as_dict(config: Any) -> dict[str, Any]:
     elif not isinstance(config, Mapping) and hasattr(config, "to_dict"):
         config = config.to_dict()
     if not isinstance(config, Mapping):
-        raise _core.DTypeError(
-            f"{OPERATION}: config: expected a dict, the path of a config.json or an object with"
-            f" to_dict(), got {type(config).__name__}"
+        raise _core.make_error(
+            _core.DTypeError,
+            OPERATION,
+            "config",
+            "a dict, the path of a config.json or an object with to_dict()",
+            type(config).__name__,
         )
     return dict(config)
 

@@ -14,12 +14,13 @@ _MAX_NUMBER = 3.4e38
 
 
 def wrong(where: str, expected: str, got: object) -> _core.FormatError:
-    return _core.FormatError(printable(f"{OPERATION}: {where}: expected {expected}, got {got}"))
+    parts = map(printable, (where, expected, str(got)))
+    return _core.make_error(_core.FormatError, OPERATION, *parts)
 
 
 def unsupported(where: str, expected: str, got: object) -> _core.UnsupportedError:
-    text = f"{OPERATION}: {where}: expected {expected}, got {got}"
-    return _core.UnsupportedError(printable(text))
+    parts = map(printable, (where, expected, str(got)))
+    return _core.make_error(_core.UnsupportedError, OPERATION, *parts)
 
 
 class Fields:

@@ -101,9 +101,15 @@ def check_layer(family: Family, fields: Fields) -> None:
     count = fields.size(key(*names, default=1 << 30))
     count += fields.size(key("num_nextn_predict_layers", default=0, null=0), least=0)
     if fields.layer < 0 or fields.layer >= count:
-        raise _core.ShapeError(f"{OPERATION}: layer: expected 0 to {count - 1}, got {fields.layer}")
+        raise _core.make_error(
+            _core.ShapeError, OPERATION, "layer", f"0 to {count - 1}", str(fields.layer)
+        )
     experts = fields.size(replace(family.experts, default=0, null=0), least=0)
     if experts == 0 or not _HAS_EXPERTS[family.layers](fields):
-        raise _core.ShapeError(
-            f"{OPERATION}: layer {fields.layer}: expected a layer with experts, got a dense one"
+        raise _core.make_error(
+            _core.ShapeError,
+            OPERATION,
+            f"layer {fields.layer}",
+            "a layer with experts",
+            "a dense one",
         )

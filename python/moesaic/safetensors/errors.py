@@ -12,17 +12,14 @@ OPERATION = "load_from_safetensors"
 Progress = Callable[[str, int, int], None]
 
 
-def _message(where: str, expected: str, got: object, hint: str) -> str:
-    text = f"{OPERATION}: {where}: expected {expected}, got {got}"
-    return printable(f"{text} ({hint})" if hint else text)
-
-
 def wrong(where: str, expected: str, got: object, hint: str = "") -> _core.FormatError:
-    return _core.FormatError(_message(where, expected, got, hint))
+    parts = map(printable, (where, expected, str(got), hint))
+    return _core.make_error(_core.FormatError, OPERATION, *parts)
 
 
 def unsupported(where: str, expected: str, got: object, hint: str = "") -> _core.UnsupportedError:
-    return _core.UnsupportedError(_message(where, expected, got, hint))
+    parts = map(printable, (where, expected, str(got), hint))
+    return _core.make_error(_core.UnsupportedError, OPERATION, *parts)
 
 
 class _OfCaller(Exception):

@@ -16,7 +16,14 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from moesaic._files import descriptor_of, is_special, not_regular, read_into, shown
+from moesaic._files import (
+    descriptor_of,
+    is_special,
+    not_regular,
+    read_into,
+    shown,
+    snapshot_of,
+)
 from moesaic.safetensors.errors import unsupported, wrong
 from moesaic.safetensors.folder import check_kind, files_of, is_index
 from moesaic.safetensors.header import DTYPES, Header, TensorEntry, header_of, read_header
@@ -116,6 +123,7 @@ class Checkpoint:
         mode = path.stat().st_mode
         if is_special(mode):
             raise not_regular(path)
+        path = snapshot_of(path) if path.is_dir() else path
         self.folder = path if path.is_dir() else path.parent
         self._jsons: dict[str, dict[str, Any] | None] = {}
         self._shards = _Shards(self.folder)

@@ -15,6 +15,8 @@ _EXPERTS = re.compile(r"(?:\w+\.)?(?:experts\.|input_linear\b|output_linear\b)")
 _LONG_NUMBER = re.compile(r"\d{19}")
 #: Parts that draft tokens for the model, which are taken only when they are asked for.
 _DRAFTS = "mtp"
+#: Of the number of a layer; none of a model has more.
+_DIGITS = 6
 
 
 def of_layer(checkpoint: Checkpoint, layer: int, prefix: str | None = None) -> Checkpoint:
@@ -41,13 +43,13 @@ def of_layer(checkpoint: Checkpoint, layer: int, prefix: str | None = None) -> C
 
 
 def layers_with_experts(checkpoint: Checkpoint) -> list[int]:
-    """The layers of the model itself that have expert tensors, by their names."""
+    """The numbers of the layers of the model itself that have experts, ascending."""
     found = set()
     for name in checkpoint.tensors:
         layer = _LAYER.match(name)
-        if layer is None or not _EXPERTS.match(name, layer.end()):
+        if layer is None or len(layer["layer"]) > _DIGITS or not _EXPERTS.match(name, layer.end()):
             continue
-        if len(layer["layer"]) < 10 and _DRAFTS not in layer["stem"].split("."):
+        if _DRAFTS not in layer["stem"].split("."):
             found.add(int(layer["layer"]))
     return sorted(found)
 
