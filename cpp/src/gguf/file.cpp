@@ -201,8 +201,9 @@ GgufBytes GgufFile::bytes(const GgufTensor& tensor) const {
       });
   const auto size = static_cast<std::size_t>(tensor.nbytes);
   if (shard.mapping) {
-    return {shard.mapping,
-            shard.mapping->bytes().subspan(static_cast<std::size_t>(tensor.offset), size)};
+    const auto piece =
+        shard.mapping->bytes().subspan(static_cast<std::size_t>(tensor.offset), size);
+    return {gguf::lend(shard.mapping, piece), piece};
   }
   constexpr std::align_val_t kAlignment{64};
   auto* memory = static_cast<std::byte*>(::operator new(size, kAlignment, std::nothrow));
