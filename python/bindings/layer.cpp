@@ -7,6 +7,7 @@
 #include "forward.hpp"
 #include "gguf.hpp"
 #include "load.hpp"
+#include "pickling.hpp"
 #include "values.hpp"
 
 namespace moesaic::python {
@@ -146,6 +147,10 @@ LayerObject layer_from_gguf(const py::object& source, std::int32_t layer,
             : MoeLayer::from_gguf(file, layer, options));
   });
   log_report(kOperation, loaded->stack().report());
+  const py::dict options(py::arg("config") = config, py::arg("top_k") = top_k,
+                         py::arg("device") = device, py::arg("layout") = layout,
+                         py::arg("precision") = precision);
+  remember_layer(loaded, reduced("gguf_layer", source_of(file), layer, options));
   return {std::move(loaded), default_precision};
 }
 
@@ -213,9 +218,17 @@ std::string layer_repr(const LayerObject& self) {
 
 }  // namespace
 
+void remember_layer(const std::shared_ptr<const MoeLayer>& layer, const py::object& reduced_layer) {
+  remember_origin(layer, reduced_layer);
+  remember_origin(layer->stack_ptr(), reduced("stack_of", reduced_layer));
+}
+
 void bind_layer(py::module_& m) {
-  py::class_<LayerObject>(m, "MoeLayer", py::is_final())
-      .def(py::init(&make_layer), py::arg("stack").none(false), py::arg("config"),
+  py::class_<LayerObject> type(m, "MoeLayer", py::is_final());
+  reduce_by(type, [](py::handle self) {
+    return origin_of(self.cast<const LayerObject&>().get("pickle"), "MoeLayer");
+  });
+  type.def(py::init(&make_layer), py::arg("stack").none(false), py::arg("config"),
            py::arg("router_weight") = py::none(), py::kw_only(), py::arg("shared") = py::none(),
            py::arg("shared_gate") = py::none(), py::arg("latent") = py::none(),
            py::arg("latent_norm") = py::none(), py::arg("input_norm") = py::none(),
@@ -257,6 +270,10 @@ void bind_layer(py::module_& m) {
       .def("memory", &memory)
       .def_property_readonly("closed", &LayerObject::closed)
       .def("close", &LayerObject::close)
+      .def("__copy__", [](const LayerObject& l) { return LayerObject(l); })
+      .def(
+          "__deepcopy__", [](const LayerObject& l, const py::object&) { return LayerObject(l); },
+          py::arg("memo"), py::pos_only())
       .def("__enter__", [](const py::object& self) { return self; })
       .def("__exit__", [](LayerObject& l, const py::args&) { l.close(); })
       .def("__repr__", &layer_repr);

@@ -25,4 +25,7 @@ class LayerObject {
   std::optional<Precision> precision_;
 };
 
+/// Notes how pickle makes a layer that came from files again, and with it its stack.
+void remember_layer(const std::shared_ptr<const MoeLayer>& layer, const py::object& reduced_layer);
+
 }  // namespace moesaic::python

@@ -69,7 +69,6 @@ from moesaic._core import (
     WorkspaceError,
     ZoneTotal,
     align_block_size,
-    architecture_table,
     asarray,
     backends,
     budget_from_memory,
@@ -90,7 +89,7 @@ from moesaic._core import (
     trim,
     weighted_sum,
 )
-from moesaic._report import ConfigTable, Facts, explain, show_config
+from moesaic._report import ConfigTable, Facts, Table, architecture_table, explain, show_config
 from moesaic.offload import ExpertProfile, MoEExecMode
 
 try:
@@ -142,6 +141,7 @@ __all__ = [
     "RouterConfig",
     "Routing",
     "ShapeError",
+    "Table",
     "Tuning",
     "UnsupportedError",
     "Workspace",
