@@ -10,6 +10,7 @@
 #include "layer.hpp"
 #include "load.hpp"
 #include "moesaic/marlin_stack.hpp"
+#include "pickling.hpp"
 #include "text.hpp"
 #include "values.hpp"
 #include "weights/builder.hpp"
@@ -91,6 +92,13 @@ py::cpp_function step_of(Loading& loading) {
   }};
 }
 
+/// What tells the files of a layer from later ones of the same names.
+py::object checkpoint_source(const py::object& path, std::int32_t layer,
+                             const std::optional<std::string>& prefix) {
+  return call_python(pickling_function("CheckpointSource").attr("of"),
+                     py::make_tuple(path, layer, prefix));
+}
+
 py::object loader(const char* name) {
   return py::module_::import("moesaic.safetensors").attr(name);
 }
@@ -104,7 +112,12 @@ Stack load_stack(const py::object& path, std::int32_t layer,
   const py::object gathered =
       call_python(loader("gather_experts"),
                   py::make_tuple(path, layer, step_of(loading), dequantize.has_value(), prefix));
-  return finish(loading, kOperation, gathered);
+  const Stack stack = finish(loading, kOperation, gathered);
+  const py::dict options(py::arg("dequantize") = dequantize, py::arg("prefix") = prefix,
+                         py::arg("device") = device);
+  remember_origin(
+      stack, reduced("checkpoint_stack", checkpoint_source(path, layer, prefix), layer, options));
+  return stack;
 }
 
 py::object load_layer(const py::object& path, std::int32_t layer,
@@ -125,7 +138,14 @@ py::object load_layer(const py::object& path, std::int32_t layer,
     if (!gathered.is_none()) parts[name] = finish(loading, kOperation, gathered);
   }
   parts["precision"] = precision;
-  return py::type::of<LayerObject>()(**parts);
+  py::object made = py::type::of<LayerObject>()(**parts);
+  const py::dict options(py::arg("dequantize") = dequantize, py::arg("prefix") = prefix,
+                         py::arg("config") = config, py::arg("top_k") = top_k,
+                         py::arg("device") = device, py::arg("precision") = precision);
+  remember_layer(
+      made.cast<const LayerObject&>().get(kOperation),
+      reduced("checkpoint_layer", checkpoint_source(path, layer, prefix), layer, options));
+  return made;
 }
 
 py::object config_from_hf(const py::object& config, std::int32_t layer) {

@@ -1,26 +1,17 @@
 #include <cmath>
 
 #include "config.hpp"
-#include "config_fields.hpp"
+#include "fields.hpp"
 
 namespace moesaic::python {
 namespace {
 
-py::dict to_dict(const Activation& a) {
-  py::dict d;
-  d["kind"] = name_of(a.kind);
-  d["limit"] = a.limit;
-  d["alpha"] = a.alpha;
-  d["beta"] = a.beta;
-  d["linear_beta"] = a.linear_beta;
-  return d;
-}
-
 Activation make_activation(const std::string& kind, float limit, float alpha, float beta,
                            float linear_beta) {
   const auto check = [](bool ok, const char* name, const char* expected, float got) {
-    require<ConfigError>(
-        ok, [&] { return Problem{"Activation", name, expected, std::to_string(got), {}}; });
+    require<ConfigError>(ok, [&] {
+      return Problem{"Activation", name, expected, py::repr(py::float_(as_written(got))), {}};
+    });
   };
   check(limit > 0.0F, "limit", "a positive number", limit);
   check(std::isfinite(alpha), "alpha", "a finite number", alpha);
@@ -52,8 +43,14 @@ void bind_activation(py::module_& m) {
            py::arg("linear_beta") = 0.0F)
       .def_property_readonly("gated", &Activation::gated)
       .def("__call__", &activate, py::arg("g"), py::arg("u"));
-  define_fields(activation, "Activation", &to_dict,
-                {"kind", "limit", "alpha", "beta", "linear_beta"});
+  define_value(activation,
+               Fields<Activation>("Activation")
+                   .add("kind", &Activation::kind)
+                   .add("limit", &Activation::limit)
+                   .add("alpha", &Activation::alpha)
+                   .add("beta", &Activation::beta)
+                   .add("linear_beta", &Activation::linear_beta),
+               constructed<Activation>());
 }
 
 }  // namespace moesaic::python

@@ -1,32 +1,23 @@
 #include "config.hpp"
-#include "config_fields.hpp"
+#include "fields.hpp"
 #include "gguf.hpp"
 #include "text.hpp"
 
 namespace moesaic::python {
 namespace {
 
-py::dict to_dict(const MoeConfig& c) {
-  py::dict d;
-  d["hidden_size"] = c.hidden_size;
-  d["intermediate_size"] = c.intermediate_size;
-  d["num_experts"] = c.num_experts;
-  d["top_k"] = c.top_k;
-  d["activation"] = c.activation;
-  d["router"] = c.router;
-  d["shared"] = name_of(c.shared);
-  d["shared_intermediate_size"] = c.shared_intermediate_size;
-  d["shared_activation"] = c.shared_activation;
-  d["shared_scale"] = c.shared_scale;
-  d["latent_size"] = c.latent_size;
-  d["latent_norm"] = c.latent_norm;
-  d["input_norm"] = c.input_norm;
-  d["router_input"] = name_of(c.router_input);
-  d["norm_eps"] = c.norm_eps;
-  d["vocab_size"] = c.vocab_size;
-  d["architecture"] = text_to_python(c.architecture);
-  d["layer"] = c.layer;
-  return d;
+/// A router of other experts than the layer has would be found out when the layer is made.
+void check_router(const MoeConfig& config) {
+  const auto check = [&](const char* what, std::int32_t expected, std::int32_t got) {
+    require<ConfigError>(expected == got, [&] {
+      return Problem{"MoeConfig", std::string("router.") + what,
+                     std::to_string(expected) + ", as the layer has", std::to_string(got),
+                     "give a router= that fits, such as config.router.replace(...)"};
+    });
+  };
+  check("num_experts without identity experts", config.num_experts,
+        config.router.weighted_experts());
+  check("top_k", config.top_k, config.router.top_k);
 }
 
 }  // namespace
@@ -64,6 +55,7 @@ void bind_moe_config(py::module_& m) {
              c.vocab_size = vocab_size;
              c.architecture = architecture.bytes;
              c.layer = layer;
+             check_router(c);
              return c;
            }),
            py::arg("hidden_size"), py::arg("intermediate_size"), py::arg("num_experts"),
@@ -80,11 +72,27 @@ void bind_moe_config(py::module_& m) {
             return MoeConfig::from_gguf(*gguf_file(file, "MoeConfig.from_gguf"), layer);
           },
           py::arg("file"), py::arg("layer"));
-  define_fields(config, "MoeConfig", &to_dict,
-                {"hidden_size", "intermediate_size", "num_experts", "top_k", "activation", "router",
-                 "shared", "shared_intermediate_size", "shared_activation", "shared_scale",
-                 "latent_size", "latent_norm", "input_norm", "router_input", "norm_eps",
-                 "vocab_size", "architecture", "layer"});
+  define_value(config,
+               Fields<MoeConfig>("MoeConfig")
+                   .add("hidden_size", &MoeConfig::hidden_size)
+                   .add("intermediate_size", &MoeConfig::intermediate_size)
+                   .add("num_experts", &MoeConfig::num_experts)
+                   .add("top_k", &MoeConfig::top_k)
+                   .add("activation", &MoeConfig::activation)
+                   .add("router", &MoeConfig::router)
+                   .add("shared", &MoeConfig::shared)
+                   .add("shared_intermediate_size", &MoeConfig::shared_intermediate_size)
+                   .add("shared_activation", &MoeConfig::shared_activation)
+                   .add("shared_scale", &MoeConfig::shared_scale)
+                   .add("latent_size", &MoeConfig::latent_size)
+                   .add("latent_norm", &MoeConfig::latent_norm)
+                   .add("input_norm", &MoeConfig::input_norm)
+                   .add("router_input", &MoeConfig::router_input)
+                   .add("norm_eps", &MoeConfig::norm_eps)
+                   .add("vocab_size", &MoeConfig::vocab_size)
+                   .add("architecture", &MoeConfig::architecture)
+                   .add("layer", &MoeConfig::layer),
+               constructed<MoeConfig>());
 }
 
 }  // namespace moesaic::python

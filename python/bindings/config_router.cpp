@@ -1,32 +1,7 @@
 #include "config.hpp"
-#include "config_fields.hpp"
+#include "fields.hpp"
 
 namespace moesaic::python {
-namespace {
-
-py::dict to_dict(const RouterConfig& r) {
-  py::dict d;
-  d["num_experts"] = r.num_experts;
-  d["top_k"] = r.top_k;
-  d["score"] = name_of(r.score);
-  d["renormalize"] = r.renormalize;
-  d["guard"] = name_of(r.guard);
-  d["guard_eps"] = r.guard_eps;
-  d["scale"] = r.scale;
-  d["select_on"] = name_of(r.select_on);
-  d["num_groups"] = r.num_groups;
-  d["groups_used"] = r.groups_used;
-  d["group_reduce"] = name_of(r.group_reduce);
-  d["group_mask"] = name_of(r.group_mask);
-  d["weight_on"] = name_of(r.weight_on);
-  d["identity_experts"] = r.identity_experts;
-  d["router_bias"] = r.router_bias;
-  d["selection_bias"] = r.selection_bias;
-  return d;
-}
-
-}  // namespace
-
 RouterConfig call_router(const std::optional<RouterConfig>& router,
                          std::optional<std::int32_t> top_k, std::optional<bool> renormalize,
                          std::int32_t num_experts, const char* operation) {
@@ -85,10 +60,25 @@ void bind_router_config(py::module_& m) {
       py::arg("group_mask") = "minus_infinity", py::arg("weight_on") = "output",
       py::arg("identity_experts") = 0, py::arg("router_bias") = std::vector<float>{},
       py::arg("selection_bias") = std::vector<float>{});
-  define_fields(router, "RouterConfig", &to_dict,
-                {"num_experts", "top_k", "score", "renormalize", "guard", "guard_eps", "scale",
-                 "select_on", "num_groups", "groups_used", "group_reduce", "group_mask",
-                 "weight_on", "identity_experts", "router_bias", "selection_bias"});
+  define_value(router,
+               Fields<RouterConfig>("RouterConfig")
+                   .add("num_experts", &RouterConfig::num_experts)
+                   .add("top_k", &RouterConfig::top_k)
+                   .add("score", &RouterConfig::score)
+                   .add("renormalize", &RouterConfig::renormalize)
+                   .add("guard", &RouterConfig::guard)
+                   .add("guard_eps", &RouterConfig::guard_eps)
+                   .add("scale", &RouterConfig::scale)
+                   .add("select_on", &RouterConfig::select_on)
+                   .add("num_groups", &RouterConfig::num_groups)
+                   .add("groups_used", &RouterConfig::groups_used)
+                   .add("group_reduce", &RouterConfig::group_reduce)
+                   .add("group_mask", &RouterConfig::group_mask)
+                   .add("weight_on", &RouterConfig::weight_on)
+                   .add("identity_experts", &RouterConfig::identity_experts)
+                   .add("router_bias", &RouterConfig::router_bias)
+                   .add("selection_bias", &RouterConfig::selection_bias),
+               constructed<RouterConfig>());
 }
 
 }  // namespace moesaic::python

@@ -13,6 +13,7 @@
 #include "gil.hpp"
 #include "load.hpp"
 #include "moesaic/marlin_stack.hpp"
+#include "pickling.hpp"
 #include "stack_parts.hpp"
 
 namespace moesaic::python {
@@ -68,19 +69,16 @@ Stack load_from_gguf(const py::object& source, std::int32_t layer,
     return std::make_shared<ExpertStack>(ExpertStack::load_from_gguf(file, layer, options));
   });
   log_report(kOperation, stack->report());
+  const py::dict options(py::arg("dequantize") = dequantize, py::arg("device") = device,
+                         py::arg("layout") = layout);
+  remember_origin(stack, reduced("gguf_stack", source_of(file), layer, options));
   return stack;
 }
 
 Stack open_and_load(const std::filesystem::path& path, std::int32_t layer,
                     const std::optional<std::string>& dequantize, const std::string& device,
                     const std::string& layout, const py::object& progress) {
-  constexpr const char* kOperation = "ExpertStack.open_and_load";
-  Loading loading(kOperation, device, layout, dequantize, progress);
-  const Stack stack = loading.run([&](const LoadOptions& options) {
-    return std::make_shared<ExpertStack>(ExpertStack::open_and_load(path, layer, options));
-  });
-  log_report(kOperation, stack->report());
-  return stack;
+  return load_from_gguf(py::cast(path), layer, dequantize, device, layout, progress);
 }
 
 Stack from_marlin(const std::shared_ptr<MarlinExpertStack>& gate_up,
@@ -127,6 +125,8 @@ std::string stack_repr(const ExpertStack& stack) {
 
 void bind_expert_stack(py::module_& m) {
   StackClass type(m, "ExpertStack", py::is_final());
+  reduce_by(type,
+            [](py::handle self) { return origin_of(self.cast<const Stack&>(), "ExpertStack"); });
   type.def_static("from_dense_stacks", &from_dense_stacks, py::arg("gate"), py::arg("up"),
                   py::arg("down"), py::kw_only(), py::arg("biases") = py::none(),
                   py::arg("scales") = py::none(), py::arg("device") = "cpu",
@@ -156,6 +156,10 @@ void bind_expert_stack(py::module_& m) {
       .def_property_readonly("nbytes", &ExpertStack::nbytes)
       .def_property_readonly("bytes_per_expert", &ExpertStack::bytes_per_expert)
       .def_property_readonly("report", &ExpertStack::report)
+      .def("__copy__", [](const Stack& self) { return self; })
+      .def(
+          "__deepcopy__", [](const Stack& self, const py::object&) { return self; },
+          py::arg("memo"), py::pos_only())
       .def("__repr__", &stack_repr);
   define_parts(type);
   define_edits(type);

@@ -6,6 +6,7 @@
 #include "arrays.hpp"
 #include "gil.hpp"
 #include "moesaic/error.hpp"
+#include "pickling.hpp"
 #include "text.hpp"
 
 namespace moesaic::python {
@@ -122,8 +123,13 @@ py::array data_of(const TensorObject& self) {
 }
 
 File open_file(const std::filesystem::path& path, bool mmap) {
-  const InterruptibleRelease release;
-  return GgufFile::open(path, GgufFile::Options{mmap});
+  File file;
+  {
+    const InterruptibleRelease release;
+    file = GgufFile::open(path, GgufFile::Options{mmap});
+  }
+  remember_file(file);
+  return file;
 }
 
 /// A class that behaves as collections.abc.Mapping[str, ...] with our own lookups.
@@ -184,8 +190,13 @@ void bind_gguf(py::module_& m) {
       });
   define_mapping<TensorsObject>(m, tensors, &tensor_names);
 
-  py::class_<GgufFile, File>(m, "GgufFile", py::is_final())
-      .def(py::init(&open_file), py::arg("path"), py::kw_only(), py::arg("mmap") = true)
+  py::class_<GgufFile, File> type(m, "GgufFile", py::is_final());
+  reduce_by(type, [](py::handle self) -> py::object {
+    const File file = self.cast<File>();
+    require_open(*file, "pickle");
+    return reduced("gguf_file", source_of(file));
+  });
+  type.def(py::init(&open_file), py::arg("path"), py::kw_only(), py::arg("mmap") = true)
       .def_property_readonly("path", [](const GgufFile& f) { return path_to_python(f.path()); })
       .def_property_readonly("shard_paths",
                              [](const GgufFile& f) {
@@ -200,6 +211,7 @@ void bind_gguf(py::module_& m) {
       .def_property_readonly("tensors", [](const File& f) { return TensorsObject{f}; })
       .def_property_readonly("moe_layers", &GgufFile::moe_layers)
       .def_property_readonly("closed", &GgufFile::closed)
+      .def("_source", &source_of)
       .def("close", &GgufFile::close)
       .def("__enter__",
            [](const File& f) {

@@ -4,6 +4,7 @@
 
 #include "bindings.hpp"
 #include "calls.hpp"
+#include "fields.hpp"
 #include "layer.hpp"
 #include "moesaic/backend.hpp"
 #include "moesaic/forward.hpp"
@@ -44,31 +45,26 @@ py::dict build_info() {
 }  // namespace
 
 void bind_info(py::module_& m) {
-  py::class_<KernelInfo>(m, "KernelInfo", py::is_final())
-      .def_readonly("operation", &KernelInfo::operation)
-      .def_property_readonly("type",
-                             [](const KernelInfo& k) { return std::string(traits(k.type).name); })
-      .def_property_readonly("layout", [](const KernelInfo& k) { return name_of(k.layout); })
-      .def_readonly("isa", &KernelInfo::isa)
-      .def_readonly("name", &KernelInfo::name)
-      .def("__repr__", [](const KernelInfo& k) { return "moesaic.KernelInfo(" + k.name + ")"; });
-  py::class_<BackendObject>(m, "BackendInfo", py::is_final())
-      .def_property_readonly("name", [](const BackendObject& b) { return b.info.name; })
-      .def_property_readonly("available", [](const BackendObject& b) { return b.info.available; })
-      .def_property_readonly("reason", [](const BackendObject& b) { return b.info.reason; })
-      .def_property_readonly("devices",
-                             [](const BackendObject& b) {
-                               std::vector<std::string> names;
-                               for (const Device device : b.info.devices)
-                                 names.push_back(to_string(device));
-                               return names;
-                             })
-      .def_property_readonly("detail", [](const BackendObject& b) { return b.info.detail; })
-      .def_property_readonly("kernels", [](const BackendObject& b) { return b.kernels; })
-      .def("__repr__", [](const BackendObject& b) {
-        return "moesaic.BackendInfo(" + b.info.name + ", " +
-               (b.info.available ? b.info.detail : "absent: " + b.info.reason) + ")";
-      });
+  py::class_<KernelInfo> kernel(m, "KernelInfo", py::is_final());
+  kernel.def("__repr__", [](const KernelInfo& k) { return "moesaic.KernelInfo(" + k.name + ")"; });
+  define_value(kernel, Fields<KernelInfo>("KernelInfo")
+                           .add("operation", &KernelInfo::operation)
+                           .add("type", &KernelInfo::type)
+                           .add("layout", &KernelInfo::layout)
+                           .add("isa", &KernelInfo::isa)
+                           .add("name", &KernelInfo::name));
+  py::class_<BackendObject> backend(m, "BackendInfo", py::is_final());
+  backend.def("__repr__", [](const BackendObject& b) {
+    return "moesaic.BackendInfo(" + b.info.name + ", " +
+           (b.info.available ? b.info.detail : "absent: " + b.info.reason) + ")";
+  });
+  define_value(backend, Fields<BackendObject>("BackendInfo")
+                            .add("name", [](auto& b) -> auto& { return b.info.name; })
+                            .add("available", [](auto& b) -> auto& { return b.info.available; })
+                            .add("reason", [](auto& b) -> auto& { return b.info.reason; })
+                            .add("devices", [](auto& b) -> auto& { return b.info.devices; })
+                            .add("detail", [](auto& b) -> auto& { return b.info.detail; })
+                            .add("kernels", &BackendObject::kernels));
 
   m.def("backends", &list_backends);
   m.def("explain", &explain_layer, py::arg("layer"), py::arg("num_tokens") = 8);

@@ -9,6 +9,7 @@
 #include "gil.hpp"
 #include "layer_parts.hpp"
 #include "load.hpp"
+#include "pickling.hpp"
 
 namespace moesaic::python {
 
@@ -41,6 +42,10 @@ LayerObject layer_from_gguf(const py::object& source, std::int32_t layer,
             : MoeLayer::from_gguf(file, layer, options));
   });
   log_report(kOperation, loaded->stack().report());
+  const py::dict options(py::arg("config") = config, py::arg("top_k") = top_k,
+                         py::arg("device") = device, py::arg("layout") = layout,
+                         py::arg("precision") = precision);
+  remember_layer(loaded, reduced("gguf_layer", source_of(file), layer, options));
   return {std::move(loaded), default_precision};
 }
 
@@ -136,8 +141,16 @@ MoeConfig with_top_k(MoeConfig config, std::int32_t top_k, const char* operation
   return config;
 }
 
+void remember_layer(const std::shared_ptr<const MoeLayer>& layer, const py::object& reduced_layer) {
+  remember_origin(layer, reduced_layer);
+  remember_origin(layer->stack_ptr(), reduced("stack_of", reduced_layer));
+}
+
 void bind_layer(py::module_& m) {
   LayerClass type(m, "MoeLayer", py::is_final());
+  reduce_by(type, [](py::handle self) {
+    return origin_of(self.cast<const LayerObject&>().get("pickle"), "MoeLayer");
+  });
   define_layer_parts(type);
   define_layer_edits(type);
   type.def_static("from_gguf", &layer_from_gguf, py::arg("file"), py::arg("layer"), py::kw_only(),
@@ -160,6 +173,10 @@ void bind_layer(py::module_& m) {
            py::arg("overwrite") = false, py::arg("progress") = py::none())
       .def_property_readonly("closed", &LayerObject::closed)
       .def("close", &LayerObject::close)
+      .def("__copy__", [](const LayerObject& l) { return LayerObject(l); })
+      .def(
+          "__deepcopy__", [](const LayerObject& l, const py::object&) { return LayerObject(l); },
+          py::arg("memo"), py::pos_only())
       .def("__enter__", [](const py::object& self) { return self; })
       .def("__exit__", [](LayerObject& l, const py::args&) { l.close(); })
       .def("__repr__", &layer_repr);

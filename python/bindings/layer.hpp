@@ -28,4 +28,7 @@ class LayerObject {
 /// `config` with another number of experts per token.
 MoeConfig with_top_k(MoeConfig config, std::int32_t top_k, const char* operation);
 
+/// Notes how pickle makes a layer that came from files again, and with it its stack.
+void remember_layer(const std::shared_ptr<const MoeLayer>& layer, const py::object& reduced_layer);
+
 }  // namespace moesaic::python

@@ -4,6 +4,7 @@
 
 #include "base/nearest.hpp"
 #include "calls.hpp"
+#include "fields.hpp"
 #include "gil.hpp"
 #include "logging.hpp"
 #include "text.hpp"
@@ -83,41 +84,41 @@ void log_report(const char* operation, const LoadReport& report) {
 }
 
 void bind_load(py::module_& m) {
-  py::class_<Progress>(m, "Progress", py::is_final())
-      .def_readonly("done_bytes", &Progress::done_bytes)
-      .def_readonly("total_bytes", &Progress::total_bytes)
-      .def_property_readonly("what", [](const Progress& p) { return text_to_python(p.what); })
-      .def("__repr__", [](const Progress& p) {
-        return message_to_python("moesaic.Progress(" + std::to_string(p.done_bytes) + " of " +
-                                 std::to_string(p.total_bytes) + " bytes, " + p.what + ")");
-      });
+  py::class_<Progress> progress(m, "Progress", py::is_final());
+  progress.def("__repr__", [](const Progress& p) {
+    return message_to_python("moesaic.Progress(" + std::to_string(p.done_bytes) + " of " +
+                             std::to_string(p.total_bytes) + " bytes, " + p.what + ")");
+  });
+  define_value(progress, Fields<Progress>("Progress")
+                             .add("done_bytes", &Progress::done_bytes)
+                             .add("total_bytes", &Progress::total_bytes)
+                             .add("what", &Progress::what));
   m.def(
       "make_progress",
-      [](std::int64_t done_bytes, std::int64_t total_bytes, std::string what) {
-        return Progress{done_bytes, total_bytes, std::move(what)};
+      [](std::int64_t done_bytes, std::int64_t total_bytes, const Text& what) {
+        return Progress{done_bytes, total_bytes, what.bytes};
       },
       py::arg("done_bytes"), py::arg("total_bytes"), py::arg("what"));
-  py::class_<RoleReport>(m, "RoleReport", py::is_final())
-      .def_property_readonly("role", [](const RoleReport& r) { return name_of(r.role); })
-      .def_property_readonly("stored",
-                             [](const RoleReport& r) { return std::string(traits(r.stored).name); })
-      .def_property_readonly("kept",
-                             [](const RoleReport& r) { return std::string(traits(r.kept).name); })
-      .def_property_readonly("source", [](const RoleReport& r) { return text_to_python(r.source); })
-      .def_property_readonly("decision",
-                             [](const RoleReport& r) { return text_to_python(r.decision); })
-      .def_property_readonly("reason", [](const RoleReport& r) { return text_to_python(r.reason); })
-      .def_readonly("nbytes", &RoleReport::bytes)
-      .def("__repr__", [](const RoleReport& r) {
-        return message_to_python("moesaic.RoleReport(" + line_of(r) + ")");
-      });
-  py::class_<LoadReport>(m, "LoadReport", py::is_final())
-      .def_readonly("roles", &LoadReport::roles)
-      .def_readonly("seconds", &LoadReport::seconds)
-      .def("__str__", [](const LoadReport& r) { return message_to_python(report_text(r)); })
+  py::class_<RoleReport> role(m, "RoleReport", py::is_final());
+  role.def("__repr__", [](const RoleReport& r) {
+    return message_to_python("moesaic.RoleReport(" + line_of(r) + ")");
+  });
+  define_value(role, Fields<RoleReport>("RoleReport")
+                         .add("role", &RoleReport::role)
+                         .add("stored", &RoleReport::stored)
+                         .add("kept", &RoleReport::kept)
+                         .add("source", &RoleReport::source)
+                         .add("decision", &RoleReport::decision)
+                         .add("reason", &RoleReport::reason)
+                         .add("nbytes", &RoleReport::bytes));
+  py::class_<LoadReport> report(m, "LoadReport", py::is_final());
+  report.def("__str__", [](const LoadReport& r) { return message_to_python(report_text(r)); })
       .def("__repr__", [](const LoadReport& r) {
         return "moesaic.LoadReport(" + std::to_string(r.roles.size()) + " roles)";
       });
+  define_value(report, Fields<LoadReport>("LoadReport")
+                           .add("roles", &LoadReport::roles)
+                           .add("seconds", &LoadReport::seconds));
 }
 
 }  // namespace moesaic::python

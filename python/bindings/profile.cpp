@@ -7,6 +7,7 @@
 #include <fstream>
 
 #include "calls.hpp"
+#include "fields.hpp"
 #include "moesaic/error.hpp"
 
 namespace moesaic::python {
@@ -65,15 +66,17 @@ void bind_profile(py::module_& m) {
   if (profile_variable == nullptr) throw py::error_already_set();
   m.attr("profile_variable") = py::handle(profile_variable);
 
-  py::class_<ZoneTotal>(m, "ZoneTotal", py::is_final())
-      .def_readonly("calls", &ZoneTotal::calls)
-      .def_readonly("nanoseconds", &ZoneTotal::nanoseconds)
+  py::class_<ZoneTotal> total(m, "ZoneTotal", py::is_final());
+  total
       .def_property_readonly(
           "seconds", [](const ZoneTotal& t) { return 1e-9 * static_cast<double>(t.nanoseconds); })
       .def("__repr__", [](const ZoneTotal& t) {
         return "moesaic.ZoneTotal(calls=" + std::to_string(t.calls) +
                ", nanoseconds=" + std::to_string(t.nanoseconds) + ")";
       });
+  define_value(total, Fields<ZoneTotal>("ZoneTotal")
+                          .add("calls", &ZoneTotal::calls)
+                          .add("nanoseconds", &ZoneTotal::nanoseconds));
 
   py::class_<Profiler, std::shared_ptr<Profiler>>(m, "Profile", py::is_final())
       .def(py::init(&make_profiler), py::arg("mode") = "events")
@@ -82,6 +85,10 @@ void bind_profile(py::module_& m) {
       .def("chrome_trace", &Profiler::chrome_trace)
       .def("save_chrome_trace", &save_chrome_trace, py::arg("path"))
       .def("reset", &Profiler::reset)
+      .def("_repr_html_",
+           [](const py::object& p) {
+             return py::module_::import("moesaic._report").attr("html_of_profile")(p);
+           })
       .def("__repr__", [](const Profiler& p) {
         return "moesaic.Profile(calls=" + std::to_string(p.counter(Counter::Calls)) + ")";
       });

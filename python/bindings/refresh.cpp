@@ -2,7 +2,10 @@
 
 #include <pybind11/stl.h>
 
+#include <array>
+
 #include "expert_pool.hpp"
+#include "fields.hpp"
 
 namespace moesaic::python {
 
@@ -28,25 +31,35 @@ py::list load_tuples(const std::vector<SlotLoad>& loads) {
   return list;
 }
 
+template <>
+struct FieldCast<std::vector<SlotLoad>> {
+  static py::object to(const std::vector<SlotLoad>& loads) { return load_tuples(loads); }
+  static std::vector<SlotLoad> from(py::handle object, const char*, const char*) {
+    std::vector<SlotLoad> loads;
+    for (const auto& [expert, slot, evicted] :
+         object.cast<std::vector<std::array<std::int32_t, 3>>>()) {
+      loads.push_back({expert, slot, evicted});
+    }
+    return loads;
+  }
+};
+
 void bind_refresh(py::module_& m) {
-  py::class_<RefreshPolicy>(m, "RefreshPolicy", py::is_final())
-      .def_static("every_forward", &RefreshPolicy::every_forward)
+  py::class_<RefreshPolicy> policy(m, "RefreshPolicy", py::is_final());
+  policy.def_static("every_forward", &RefreshPolicy::every_forward)
       .def_static("every_decode_steps", &RefreshPolicy::every_decode_steps, py::arg("n"))
       .def_static("every_denoise_steps", &RefreshPolicy::every_denoise_steps, py::arg("n"))
       .def_static("manual", &RefreshPolicy::manual)
-      .def_readonly("steps", &RefreshPolicy::steps)
-      .def(
-          "__eq__",
-          [](const RefreshPolicy& a, const py::object& b) {
-            return py::isinstance<RefreshPolicy>(b) && a == b.cast<const RefreshPolicy&>();
-          },
-          py::arg("other"))
       .def("__repr__",
            [](const RefreshPolicy& p) { return "moesaic.RefreshPolicy." + text_of(p); });
+  define_value(policy,
+               Fields<RefreshPolicy>("RefreshPolicy")
+                   .add("every", &RefreshPolicy::every)
+                   .add("steps", &RefreshPolicy::steps),
+               {.from_dict = true});
 
-  py::class_<RefreshResult>(m, "RefreshResult", py::is_final())
-      .def_readonly("refreshed", &RefreshResult::refreshed)
-      .def_readonly("target", &RefreshResult::target)
+  py::class_<RefreshResult> result(m, "RefreshResult", py::is_final());
+  result
       .def_property_readonly("promotions",
                              [](const RefreshResult& r) {
                                std::vector<std::int32_t> experts;
@@ -54,16 +67,18 @@ void bind_refresh(py::module_& m) {
                                  experts.push_back(load.expert);
                                return experts;
                              })
-      .def_readonly("demotions", &RefreshResult::demotions)
-      .def_property_readonly("loads",
-                             [](const RefreshResult& r) { return load_tuples(r.promotions); })
-      .def_readonly("bytes", &RefreshResult::bytes)
       .def("__bool__", [](const RefreshResult& r) { return r.refreshed; })
       .def("__repr__", [](const RefreshResult& r) {
         return "moesaic.RefreshResult(promotions=" + std::to_string(r.promotions.size()) +
                ", demotions=" + std::to_string(r.demotions.size()) +
                ", bytes=" + std::to_string(r.bytes) + ")";
       });
+  define_value(result, Fields<RefreshResult>("RefreshResult")
+                           .add("refreshed", &RefreshResult::refreshed)
+                           .add("target", &RefreshResult::target)
+                           .add("loads", &RefreshResult::promotions)
+                           .add("demotions", &RefreshResult::demotions)
+                           .add("bytes", &RefreshResult::bytes));
 }
 
 }  // namespace moesaic::python

@@ -9,6 +9,7 @@
 #include "arrays.hpp"
 #include "calls.hpp"
 #include "config.hpp"
+#include "fields.hpp"
 #include "gil.hpp"
 #include "moesaic/error.hpp"
 #include "values.hpp"
@@ -96,6 +97,24 @@ py::object routing_array(const RoutingObject& routing, DType dtype, const void* 
   return routing.maker(copy);
 }
 
+/// A list as an array [T, top_k] of this type; arrays stay.
+py::object rows_of(const py::object& value, const py::dtype& dtype, std::int64_t top_k) {
+  if (!py::isinstance<py::list>(value)) return value;
+  return py::module_::import("numpy").attr("array")(value, dtype).attr("reshape")(-1, top_k);
+}
+
+/// The routing of its fields.
+py::object routing_of(const py::dict& values) {
+  for (const char* name : {"top_k", "topk_ids", "topk_weights"}) {
+    require<ConfigError>(values.contains(name), [&] {
+      return Problem{"Routing.from_dict", name, "a field of to_dict()", "none", {}};
+    });
+  }
+  const auto top_k = values["top_k"].cast<std::int64_t>();
+  return py::cast(make_routing(rows_of(values["topk_ids"], py::dtype::of<std::int32_t>(), top_k),
+                               rows_of(values["topk_weights"], py::dtype::of<float>(), top_k)));
+}
+
 /// The ids that a router with select_on "given" weighs.
 void fill_given(const py::object& topk_ids, const RouterConfig& config, Routing& target) {
   const bool given = config.select_on == SelectOn::Given;
@@ -161,24 +180,37 @@ py::object route_logits(const py::object& logits, const std::optional<RouterConf
 }  // namespace
 
 void bind_routing(py::module_& m) {
-  py::class_<RoutingObject>(m, "Routing", py::is_final())
-      .def(py::init(&make_routing), py::arg("topk_ids"), py::arg("topk_weights"))
-      .def_property_readonly("topk_ids",
-                             [](const RoutingObject& r) -> py::object {
-                               if (r.device) return r.device->topk_ids;
-                               return routing_array(r, DType::I32, r.value->topk_ids().data());
-                             })
-      .def_property_readonly("topk_weights",
-                             [](const RoutingObject& r) -> py::object {
-                               if (r.device) return r.device->topk_weights;
-                               return routing_array(r, DType::F32, r.value->topk_weights().data());
-                             })
+  py::class_<RoutingObject> type(m, "Routing", py::is_final());
+  type.def(py::init(&make_routing), py::arg("topk_ids"), py::arg("topk_weights"))
       .def_property_readonly("num_tokens", [](const RoutingObject& r) { return r.num_tokens(); })
-      .def_property_readonly("top_k", [](const RoutingObject& r) { return r.top_k(); })
       .def("__repr__", [](const RoutingObject& r) {
         return "moesaic.Routing(num_tokens=" + std::to_string(r.num_tokens()) +
                ", top_k=" + std::to_string(r.top_k()) +
                (r.device ? ", " + to_string(r.device->where) : "") + ")";
+      });
+  // A routing is its values, whatever package's arrays it shows; those are what the properties give.
+  const auto value_of = [](DType dtype, const void* (*data)(const Routing&)) {
+    return [=](const RoutingObject& r) -> py::object {
+      if (r.device) return dtype == DType::I32 ? r.device->topk_ids : r.device->topk_weights;
+      return numpy_view(dtype, {r.num_tokens(), r.top_k()}, data(*r.value), r.value);
+    };
+  };
+  const auto ids = [](const Routing& r) -> const void* { return r.topk_ids().data(); };
+  const auto weights = [](const Routing& r) -> const void* { return r.topk_weights().data(); };
+  define_value(type,
+               Fields<RoutingObject>("Routing")
+                   .view("top_k", [](const RoutingObject& r) { return py::int_(r.top_k()); })
+                   .view("topk_ids", value_of(DType::I32, ids))
+                   .view("topk_weights", value_of(DType::F32, weights)),
+               {.hash = false, .from_dict = true, .make = &routing_of});
+  type.def_property_readonly("topk_ids",
+                             [](const RoutingObject& r) -> py::object {
+                               if (r.device) return r.device->topk_ids;
+                               return routing_array(r, DType::I32, r.value->topk_ids().data());
+                             })
+      .def_property_readonly("topk_weights", [](const RoutingObject& r) -> py::object {
+        if (r.device) return r.device->topk_weights;
+        return routing_array(r, DType::F32, r.value->topk_weights().data());
       });
 
   m.def("route", &route_logits, py::arg("logits"), py::arg("router") = py::none(), py::kw_only(),

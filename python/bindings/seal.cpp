@@ -8,11 +8,10 @@
 
 #include "docs.hpp"
 #include "errors.hpp"
+#include "pickling.hpp"
 
 namespace moesaic::python {
 namespace {
-
-std::string label_of(PyTypeObject* type) { return std::string(type->tp_name); }
 
 /// tp_new of the base. It differs from the one that classes got from it before, so that CPython
 /// itself refuses Class.__new__(Class), and nothing is made that no constructor has filled.
@@ -45,13 +44,12 @@ int refuse_call(PyObject* self, PyObject*, PyObject*) {
   return -1;
 }
 
-void refuse_pickle(PyTypeObject* base, const char* name) {
-  const py::object refuse = py::cpp_function(
-      [](const py::object& self, const py::args&) {
-        throw py::type_error("cannot pickle or copy a " + label_of(Py_TYPE(self.ptr())));
-      },
-      py::name(name), py::is_method(reinterpret_cast<PyObject*>(base)));
-  py::handle(reinterpret_cast<PyObject*>(base)).attr(name) = refuse;
+/// What the classes say stands in for what Python would do, protocol or not (pickling.hpp).
+void define_reduce(PyTypeObject* base, const char* name) {
+  const py::object method =
+      py::cpp_function([](const py::object& self, const py::args&) { return reduce(self); },
+                       py::name(name), py::is_method(reinterpret_cast<PyObject*>(base)));
+  py::handle(reinterpret_cast<PyObject*>(base)).attr(name) = method;
 }
 
 /// A pointer to no object would be what a method sees for None, so no method takes it for self.
@@ -78,8 +76,8 @@ void freeze(PyTypeObject* type) {
 
 void seal_classes(py::module_& m) {
   auto* const base = reinterpret_cast<PyTypeObject*>(py::detail::get_internals().instance_base);
-  refuse_pickle(base, "__reduce__");
-  refuse_pickle(base, "__reduce_ex__");
+  define_reduce(base, "__reduce__");
+  define_reduce(base, "__reduce_ex__");
   for (const auto& [name, value] : m.attr("__dict__").cast<py::dict>()) {
     if (PyType_Check(value.ptr()) == 0) continue;
     auto* const type = reinterpret_cast<PyTypeObject*>(value.ptr());

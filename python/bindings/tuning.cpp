@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "calls.hpp"
+#include "fields.hpp"
 #include "logging.hpp"
 
 namespace moesaic::python {
@@ -163,31 +164,28 @@ void bind_tuning(py::module_& m) {
            py::arg("cpu_isa") = py::none(), py::arg("backend") = py::none(),
            py::arg("cuda_plugin") = py::none(), py::arg("log") = "warn", py::arg("poison") = false)
       .def_static("from_env", &from_env, py::arg("variables") = py::none())
-      .def("to_dict", &tuning_dict)
       .def("replace", &replace)
-      .def("__eq__",
-           [](const Tuning& a, const py::object& b) -> py::object {
-             if (!py::isinstance<Tuning>(b))
-               return py::reinterpret_borrow<py::object>(Py_NotImplemented);
-             return py::bool_(a == b.cast<const Tuning&>());
-           })
       .def("__repr__", &tuning_repr);
+  Fields<Tuning> knobs("Tuning");
   for (const ConfigEntry& entry : show_config(Tuning{}, Tuning{})) {
-    const std::string knob = entry.knob;
-    tuning.def_property_readonly(
-        knob.c_str(), [knob](const Tuning& t) { return py::object(tuning_dict(t)[py::str(knob)]); },
-        entry.help.c_str());
+    knobs.view(entry.knob.c_str(), [knob = entry.knob](const Tuning& t) -> py::object {
+      return tuning_dict(t)[py::str(knob)];
+    });
   }
+  ValueOptions options = constructed<Tuning>();
+  options.replace = options.repr = false;
+  define_value(tuning, knobs, options);
 
-  py::class_<ConfigEntry>(m, "ConfigEntry", py::is_final())
-      .def_readonly("knob", &ConfigEntry::knob)
-      .def_readonly("variable", &ConfigEntry::variable)
-      .def_readonly("value", &ConfigEntry::value)
-      .def_readonly("source", &ConfigEntry::source)
-      .def_readonly("help", &ConfigEntry::help)
-      .def("__repr__", [](const ConfigEntry& e) {
-        return "moesaic.ConfigEntry(" + e.knob + "=" + e.value + ", " + e.source + ")";
-      });
+  py::class_<ConfigEntry> entry(m, "ConfigEntry", py::is_final());
+  entry.def("__repr__", [](const ConfigEntry& e) {
+    return "moesaic.ConfigEntry(" + e.knob + "=" + e.value + ", " + e.source + ")";
+  });
+  define_value(entry, Fields<ConfigEntry>("ConfigEntry")
+                          .add("knob", &ConfigEntry::knob)
+                          .add("variable", &ConfigEntry::variable)
+                          .add("value", &ConfigEntry::value)
+                          .add("source", &ConfigEntry::source)
+                          .add("help", &ConfigEntry::help));
 
   m.def("current_tuning", [] { return Tuning(current_tuning()); });
   m.def("show_config", [] { return show_config(current_tuning(), process_tuning()); });

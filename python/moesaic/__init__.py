@@ -71,7 +71,6 @@ from moesaic._core import (
     WorkspaceError,
     ZoneTotal,
     align_block_size,
-    architecture_table,
     asarray,
     backends,
     budget_from_memory,
@@ -92,7 +91,7 @@ from moesaic._core import (
     trim,
     weighted_sum,
 )
-from moesaic._report import ConfigTable, Facts, explain, show_config
+from moesaic._report import ConfigTable, Facts, Table, architecture_table, explain, show_config
 from moesaic.offload import ExpertProfile, MoEExecMode
 from moesaic.saving import save_safetensors, write_gguf
 
@@ -147,6 +146,7 @@ __all__ = [
     "Routing",
     "ShapeError",
     "SharedExperts",
+    "Table",
     "Tuning",
     "UnsupportedError",
     "Workspace",

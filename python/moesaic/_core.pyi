@@ -399,6 +399,9 @@ class GgufTensors(Mapping[str, GgufTensor]):
 class GgufFile:
     """A GGUF file, or all shards of one, as an index over bytes that stay in the file.
 
+    A pickle of it has the absolute path, and opens the file again where it is unpickled; a file
+    that has changed since is a FormatError there.
+
     A context manager. Any ``name-00001-of-0000N.gguf`` stands for all shards of its name. The
     format is that of ggml (docs/gguf.md in the ggml repository).
 
@@ -567,7 +570,28 @@ class Activation:
         """Return the activation of one gate value and one up value; ungated kinds ignore ``g``."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields by name."""
+        """Return all fields by name, as JSON takes them."""
+
+    @staticmethod
+    def from_dict(fields: Mapping[str, Any]) -> Activation:
+        """Return what ``to_dict`` gave, as it is or out of JSON.
+
+        Parameters
+        ----------
+        fields : mapping
+            Values by the names of the fields; those left out have their defaults.
+
+        Returns
+        -------
+        Activation
+
+        Raises
+        ------
+        TypeError
+            A name that is no field; the message has the nearest one.
+        ConfigError
+            As the constructor.
+        """
 
     def replace(self, **changes: Unpack[_ActivationFields]) -> Activation:
         """Return a copy with some fields changed, checked as a new one.
@@ -577,13 +601,13 @@ class Activation:
         ConfigError
             As the constructor.
         TypeError
-            A name that is no field.
+            A name that is no field; the message has the nearest one.
         """
 
     def __eq__(self, other: object, /) -> bool:
         """Return whether all fields are equal."""
 
-    __hash__ = None  # type: ignore[assignment]
+    def __hash__(self) -> int: ...
     def __repr__(self) -> str: ...
 
 @type_check_only
@@ -742,7 +766,28 @@ class RouterConfig:
         """Empty or [E], added for the selection only."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields by name."""
+        """Return all fields by name, as JSON takes them."""
+
+    @staticmethod
+    def from_dict(fields: Mapping[str, Any]) -> RouterConfig:
+        """Return what ``to_dict`` gave, as it is or out of JSON.
+
+        Parameters
+        ----------
+        fields : mapping
+            Values by the names of the fields; those left out have their defaults.
+
+        Returns
+        -------
+        RouterConfig
+
+        Raises
+        ------
+        TypeError
+            A name that is no field; the message has the nearest one.
+        ConfigError
+            As the constructor.
+        """
 
     def replace(self, **changes: Unpack[_RouterConfigFields]) -> RouterConfig:
         """Return a copy with some fields changed, checked as a new one.
@@ -752,13 +797,13 @@ class RouterConfig:
         ConfigError
             As the constructor.
         TypeError
-            A name that is no field.
+            A name that is no field; the message has the nearest one.
         """
 
     def __eq__(self, other: object, /) -> bool:
         """Return whether all fields are equal."""
 
-    __hash__ = None  # type: ignore[assignment]
+    def __hash__(self) -> int: ...
     def __repr__(self) -> str: ...
 
 @type_check_only
@@ -988,7 +1033,28 @@ class MoeConfig:
         """Block number in the model."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields by name."""
+        """Return all fields by name, as JSON takes them."""
+
+    @staticmethod
+    def from_dict(fields: Mapping[str, Any]) -> MoeConfig:
+        """Return what ``to_dict`` gave, as it is or out of JSON.
+
+        Parameters
+        ----------
+        fields : mapping
+            Values by the names of the fields; those left out have their defaults.
+
+        Returns
+        -------
+        MoeConfig
+
+        Raises
+        ------
+        TypeError
+            A name that is no field; the message has the nearest one.
+        ConfigError
+            As the constructor.
+        """
 
     def replace(self, **changes: Unpack[_MoeConfigFields]) -> MoeConfig:
         """Return a copy with some fields changed, checked as a new one.
@@ -998,13 +1064,13 @@ class MoeConfig:
         ConfigError
             As the constructor.
         TypeError
-            A name that is no field.
+            A name that is no field; the message has the nearest one.
         """
 
     def __eq__(self, other: object, /) -> bool:
         """Return whether all fields are equal."""
 
-    __hash__ = None  # type: ignore[assignment]
+    def __hash__(self) -> int: ...
     def __repr__(self) -> str: ...
 
 def known_architectures() -> list[str]:
@@ -1018,15 +1084,7 @@ def known_architectures() -> list[str]:
     """
 
 def architecture_table() -> list[dict[str, str]]:
-    """Return the presets in words, a dict per architecture.
-
-    Returns
-    -------
-    list of dict
-        Keys: architecture, source (where the facts were read), model_types, score, selection,
-        renormalize, scale, activation, shared, notes, and missing (the part that keeps its layers
-        from opening, or ''). The value 'key' marks what the metadata of a file decides.
-    """
+    """Return the presets in words, as ``moesaic.architecture_table``."""
 
 def layer_kinds(file: _GgufSource) -> list[Literal["dense", "moe", "none"]]:
     """Return what the feed-forward part of each block of a file is, by its tensors.
@@ -1135,6 +1193,13 @@ class Progress:
     def what(self) -> str:
         """Name of the tensor that is being loaded or written."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields by name, as JSON takes them."""
+
+    def __eq__(self, other: object, /) -> bool:
+        """Return whether all fields are equal."""
+
+    def __hash__(self) -> int: ...
     def __repr__(self) -> str: ...
 
 def make_progress(done_bytes: int, total_bytes: int, what: str) -> Progress:
@@ -1183,6 +1248,13 @@ class RoleReport:
     def nbytes(self) -> int:
         """Bytes in memory."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields by name, as JSON takes them."""
+
+    def __eq__(self, other: object, /) -> bool:
+        """Return whether all fields are equal."""
+
+    def __hash__(self) -> int: ...
     def __repr__(self) -> str: ...
 
 @final
@@ -1201,6 +1273,13 @@ class LoadReport:
     def __str__(self) -> str:
         """Return one line per role, and the time."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields by name, as JSON takes them."""
+
+    def __eq__(self, other: object, /) -> bool:
+        """Return whether all fields are equal."""
+
+    def __hash__(self) -> int: ...
     def __repr__(self) -> str: ...
 
 @final
@@ -1685,6 +1764,8 @@ class StackBuilder:
 @final
 class ExpertStack:
     """The expert weights of one layer: gate, up and down, each kept in its own type.
+
+    A stack that came from files pickles as the way to read it again.
 
     Examples
     --------
@@ -2517,6 +2598,12 @@ class ExpertStack:
         precision: _Precision | None = None,
         stream: _Stream = None,
     ) -> _A: ...
+    def __copy__(self) -> Self:
+        """Return the stack itself, which nothing changes."""
+
+    def __deepcopy__(self, memo: dict[int, Any], /) -> Self:
+        """Return the stack itself."""
+
     def __repr__(self) -> str: ...
 
 @type_check_only
@@ -2576,7 +2663,8 @@ class SharedExperts:
 class MoeLayer:
     """A whole MoE layer: router, experts and shared experts, as the model defines them.
 
-    A context manager. Calls from several threads at once are fine.
+    A context manager. Calls from several threads at once are fine. A layer that came from files
+    pickles as the way to read it again.
 
     Parameters
     ----------
@@ -3107,6 +3195,12 @@ class MoeLayer:
     def close(self) -> None:
         """Let go of the weights; calls under way finish first. A second call does nothing."""
 
+    def __copy__(self) -> Self:
+        """Return a layer of its own to close, over the same weights, which nothing changes."""
+
+    def __deepcopy__(self, memo: dict[int, Any], /) -> Self:
+        """Return the same as ``copy.copy``."""
+
     def __enter__(self) -> Self:
         """Return the layer."""
 
@@ -3139,13 +3233,41 @@ class RefreshPolicy:
         """Only at a prefill block or when forced."""
 
     @property
+    def every(self) -> Literal["forward", "decode_steps", "denoise_steps", "manual"]:
+        """What is counted."""
+
+    @property
     def steps(self) -> int:
         """The n of the step policies."""
 
-    def __eq__(self, other: object) -> bool:
-        """Return whether they are the same policy."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields by name, as JSON takes them."""
 
-    __hash__ = None  # type: ignore[assignment]
+    @staticmethod
+    def from_dict(fields: Mapping[str, Any]) -> RefreshPolicy:
+        """Return what ``to_dict`` gave, as it is or out of JSON.
+
+        Parameters
+        ----------
+        fields : mapping
+            Values by the names of the fields.
+
+        Returns
+        -------
+        RefreshPolicy
+
+        Raises
+        ------
+        TypeError
+            A name that is no field; the message has the nearest one.
+        ConfigError
+            An unknown word.
+        """
+
+    def __eq__(self, other: object, /) -> bool:
+        """Return whether all fields are equal."""
+
+    def __hash__(self) -> int: ...
     def __repr__(self) -> str: ...
 
 @final
@@ -3180,6 +3302,13 @@ class RefreshResult:
     def __bool__(self) -> bool:
         """Return ``refreshed``."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields by name, as JSON takes them."""
+
+    def __eq__(self, other: object, /) -> bool:
+        """Return whether all fields are equal."""
+
+    def __hash__(self) -> int: ...
     def __repr__(self) -> str: ...
 
 @final
@@ -3235,6 +3364,13 @@ class PoolStats:
     def hit_rate(self) -> float:
         """``hit_pairs`` as a part of all pairs; 1 before the first."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields by name, as JSON takes them."""
+
+    def __eq__(self, other: object, /) -> bool:
+        """Return whether all fields are equal."""
+
+    def __hash__(self) -> int: ...
     def __repr__(self) -> str: ...
 
 @final
@@ -3266,6 +3402,13 @@ class ExpertUsage:
     def coactivation(self) -> npt.NDArray[np.int64] | None:
         """Tokens that used both experts, [E, E]; None unless the pool was asked to count them."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields by name, as JSON takes them."""
+
+    def __eq__(self, other: object, /) -> bool:
+        """Return whether all fields are equal."""
+
+    def __hash__(self) -> int: ...
     def __repr__(self) -> str: ...
 
 @final
@@ -3981,6 +4124,34 @@ class Routing:
     def top_k(self) -> int:
         """Experts per token."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields by name, as JSON takes them, arrays as lists."""
+
+    @staticmethod
+    def from_dict(fields: Mapping[str, Any]) -> Routing:
+        """Return what ``to_dict`` gave, as it is or out of JSON.
+
+        Parameters
+        ----------
+        fields : mapping
+            Values by the names of the fields; all three are needed.
+
+        Returns
+        -------
+        Routing
+
+        Raises
+        ------
+        TypeError
+            A name that is no field; the message has the nearest one.
+        ConfigError, ShapeError
+            A field is missing.
+        """
+
+    def __eq__(self, other: object, /) -> bool:
+        """Return whether all fields are equal, bit by bit."""
+
+    __hash__ = None  # type: ignore[assignment]
     def __repr__(self) -> str: ...
 
 def route(
@@ -4128,6 +4299,13 @@ class BucketPlan:
     def pair_row(self) -> npt.NDArray[np.int32]:
         """Packed row of each pair, [P]; -1 for a skipped one."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields by name, as JSON takes them, arrays as lists."""
+
+    def __eq__(self, other: object, /) -> bool:
+        """Return whether all fields are equal, bit by bit."""
+
+    __hash__ = None  # type: ignore[assignment]
     def __repr__(self) -> str: ...
 
 @final
@@ -4170,6 +4348,13 @@ class AlignedRouting:
     def block_experts(self) -> npt.NDArray[np.int32]:
         """Expert of each block; -1 behind the last one."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields by name, as JSON takes them, arrays as lists."""
+
+    def __eq__(self, other: object, /) -> bool:
+        """Return whether all fields are equal."""
+
+    def __hash__(self) -> int: ...
     def __repr__(self) -> str: ...
 
 def align_block_size(
@@ -4716,7 +4901,28 @@ batch_invariant, profile, strict, threads, cpu_isa, backend, cuda_plugin, log, p
         """Fill workspaces with NaN before each call (0|1|true|false|on|off)."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all knobs by name."""
+        """Return all knobs by name, as JSON takes them."""
+
+    @staticmethod
+    def from_dict(fields: Mapping[str, Any]) -> Tuning:
+        """Return what ``to_dict`` gave, as it is or out of JSON.
+
+        Parameters
+        ----------
+        fields : mapping
+            Values by the names of the fields; those left out have their defaults.
+
+        Returns
+        -------
+        Tuning
+
+        Raises
+        ------
+        TypeError
+            A name that is no field; the message has the nearest one.
+        ConfigError
+            As the constructor.
+        """
 
     def replace(self, **changes: Unpack[_TuningKnobs]) -> Tuning:
         """Return a copy with some knobs changed.
@@ -4730,7 +4936,7 @@ batch_invariant, profile, strict, threads, cpu_isa, backend, cuda_plugin, log, p
     def __eq__(self, other: object, /) -> bool:
         """Return whether all knobs are equal."""
 
-    __hash__ = None  # type: ignore[assignment]
+    def __hash__(self) -> int: ...
     def __repr__(self) -> str: ...
 
 @final
@@ -4758,6 +4964,13 @@ class ConfigEntry:
     def help(self) -> str:
         """What it does and accepts."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields by name, as JSON takes them."""
+
+    def __eq__(self, other: object, /) -> bool:
+        """Return whether all fields are equal."""
+
+    def __hash__(self) -> int: ...
     def __repr__(self) -> str: ...
 
 @final
@@ -4777,6 +4990,13 @@ class ZoneTotal:
     def seconds(self) -> float:
         """Time of all calls together."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields by name, as JSON takes them."""
+
+    def __eq__(self, other: object, /) -> bool:
+        """Return whether all fields are equal."""
+
+    def __hash__(self) -> int: ...
     def __repr__(self) -> str: ...
 
 @final
@@ -4851,6 +5071,13 @@ class KernelInfo:
     def name(self) -> str:
         """Its name, made of the facts above."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields by name, as JSON takes them."""
+
+    def __eq__(self, other: object, /) -> bool:
+        """Return whether all fields are equal."""
+
+    def __hash__(self) -> int: ...
     def __repr__(self) -> str: ...
 
 @final
@@ -4882,6 +5109,13 @@ class BackendInfo:
     def kernels(self) -> list[KernelInfo]:
         """All its kernels."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields by name, as JSON takes them."""
+
+    def __eq__(self, other: object, /) -> bool:
+        """Return whether all fields are equal."""
+
+    def __hash__(self) -> int: ...
     def __repr__(self) -> str: ...
 
 def backends() -> list[BackendInfo]:

@@ -1,28 +1,105 @@
-"""What the library says of itself, as values that print well."""
+"""What the library says of itself, as values that print well, in a terminal and in a notebook."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
 
 from moesaic import _core
 from moesaic._arguments import checked
+
+#: Text of a cell beyond this is cut in notebooks: arrays and lists of kernels are long.
+_MOST = 200
+
+
+def _cell(value: Any) -> str:
+    text = str(value)
+    return escape(text if len(text) <= _MOST else text[: _MOST - 4] + " ...")
+
+
+def html_table(header: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "") -> str:
+    """Return a table as HTML; all text is escaped."""
+    head = "".join(f"<th>{_cell(name)}</th>" for name in header)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row) + "</tr>" for row in rows
+    )
+    above = f"<caption>{_cell(caption)}</caption>" if caption else ""
+    return f"<table>{above}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def html_of_fields(label: str, fields: Mapping[str, Any]) -> str:
+    """Return the fields of a value class; lists of other values follow as tables of their own."""
+    lists = {
+        name: rows
+        for name, rows in fields.items()
+        if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)
+    }
+    single = [(name, value) for name, value in fields.items() if name not in lists]
+    parts = [html_table(("field", "value"), single, label)] if single else []
+    parts += [
+        html_table(list(rows[0]), [list(row.values()) for row in rows], f"{label}.{name}")
+        for name, rows in lists.items()
+    ]
+    return "".join(parts)
+
+
+def html_of_profile(profile: _core.Profile) -> str:
+    """Return the time by zone, and the counters that counted something."""
+    zones = profile.zones
+    whole = sum(total.seconds for total in zones.values()) or 1.0
+    times = [
+        (name, total.calls, f"{1e3 * total.seconds:.3f}", f"{total.seconds / whole:.1%}")
+        for name, total in zones.items()
+    ]
+    counters = [(name, count) for name, count in profile.counters.items() if count]
+    return html_table(("zone", "calls", "ms", "share"), times, "Profile") + html_table(
+        ("counter", "count"), counters
+    )
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return one line a row; the last column may be of any length."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    lines = []
+    for row in rows:
+        cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)]
+        lines.append("  ".join([*cells, row[-1]]).rstrip())
+    return "\n".join(lines)
 
 
 class Facts(dict[str, str]):
     """Names and values in order, a ``dict``; ``str`` gives one aligned line each."""
 
     def __str__(self) -> str:
-        width = max(map(len, self), default=0)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in self.items())
+        return _aligned([(name, str(value)) for name, value in self.items()])
+
+    def _repr_html_(self) -> str:
+        return html_table(("fact", "value"), self.items())
 
 
 class ConfigTable(list[_core.ConfigEntry]):
     """The knobs as a ``list`` of ``ConfigEntry``; ``str`` gives an aligned table."""
 
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [(e.knob, e.value, e.source, e.variable, e.help) for e in self]
+
     def __str__(self) -> str:
-        rows = [(e.knob, e.value, e.source, e.variable, e.help) for e in self]
-        widths = [max(len(row[i]) for row in rows) for i in range(4)] if rows else []
-        lines = []
-        for row in rows:
-            cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)]
-            lines.append("  ".join([*cells, row[4]]))
-        return "\n".join(lines)
+        return _aligned(self._rows())
+
+    def _repr_html_(self) -> str:
+        return html_table(("knob", "value", "source", "variable", "help"), self._rows())
+
+
+class Table(list[dict[str, str]]):
+    """Rows with the same names, a ``list`` of ``dict``; ``str`` gives an aligned table."""
+
+    def _header(self) -> list[str]:
+        return list(self[0]) if self else []
+
+    def __str__(self) -> str:
+        return _aligned([self._header(), *([str(v) for v in row.values()] for row in self)])
+
+    def _repr_html_(self) -> str:
+        return html_table(self._header(), [list(row.values()) for row in self])
 
 
 @checked
@@ -47,6 +124,26 @@ def show_config() -> ConfigTable:
     [('32', 'tuning')]
     """
     return ConfigTable(_core.show_config())
+
+
+def architecture_table() -> Table:
+    """Return the presets in words, a dict per architecture.
+
+    Returns
+    -------
+    Table
+        A list of dict that prints as a table. Keys: architecture, source (where the facts were
+        read), model_types, score, selection, renormalize, scale, activation, shared, notes, and
+        missing (the part that keeps its layers from opening, or ''). The value 'key' marks what
+        the metadata of a file decides.
+
+    Examples
+    --------
+    >>> import moesaic as mo
+    >>> {row["architecture"]: row["score"] for row in mo.architecture_table()}["qwen3moe"]
+    'softmax'
+    """
+    return Table(_core.architecture_table())
 
 
 @checked

@@ -5,14 +5,19 @@ from __future__ import annotations
 import enum
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from moesaic import _core
+from moesaic._report import html_table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
 
 __all__ = ["ExpertProfile", "MoEExecMode"]
 
@@ -32,7 +37,7 @@ def _stack(counts: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
     return np.stack([np.pad(one, (0, most - len(one))) for one in counts])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ExpertProfile:
     """How often each expert of each layer was used, over all tokens and over time.
 
@@ -70,6 +75,19 @@ class ExpertProfile:
     history: tuple[npt.NDArray[np.int64], ...]
     intervals: npt.NDArray[np.int64]
     coactivation: tuple[npt.NDArray[np.int64], ...]
+
+    def _key(self) -> tuple[Any, ...]:
+        # Bytes compare and hash as values, which arrays do not.
+        values = [getattr(self, field.name) for field in fields(self)]
+        lists = [value if isinstance(value, tuple) else (value,) for value in values]
+        return tuple(tuple((a.shape, a.tobytes()) for a in arrays) for arrays in lists)
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether all arrays are equal."""
+        return self._key() == other._key() if isinstance(other, ExpertProfile) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key())
 
     @staticmethod
     def from_counts(
@@ -286,13 +304,37 @@ class ExpertProfile:
                 f"ExpertProfile.load: {path}: expected a profile by save(), got {error}"
             ) from error
 
-    def plot(self, path: str | PathLike[str]) -> None:
-        """Write a heat map, experts by layers, as PNG.
+    def _repr_html_(self) -> str:
+        """Return one row a layer for a notebook."""
+        rows = [
+            (int(index), int(tokens), int(counts.sum()), f"{spread:.1f}", int(counts.argmax()))
+            for index, tokens, counts, spread in zip(
+                self.layer_indices, self.tokens, self.counts, self.effective_experts(), strict=True
+            )
+        ]
+        return html_table(
+            ("layer", "tokens", "pairs", "effective experts", "most used"), rows, "ExpertProfile"
+        )
+
+    def plot(
+        self, path: str | PathLike[str] | None = None, *, ax: Axes | None = None
+    ) -> Figure | SubFigure:
+        """Draw a heat map, experts by layers.
+
+        The backend of matplotlib stays as it is: a figure made here belongs to no window, and
+        notebooks show what is returned.
 
         Parameters
         ----------
-        path : str or path-like
-            The file, which is overwritten.
+        path : str or path-like, optional
+            A file to write, which is overwritten; its ending says in which format.
+        ax : matplotlib.axes.Axes, optional
+            Where to draw. None: a figure of its own.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            The figure of ``ax``, or the new one.
 
         Raises
         ------
@@ -302,27 +344,27 @@ class ExpertProfile:
             The file cannot be written.
         """
         try:
-            import matplotlib
+            from matplotlib import figure as figures
         except ImportError:
             raise _core.UnsupportedError(
                 "ExpertProfile.plot: expected matplotlib, got none"
                 " (pip install 'moesaic[plot]' or matplotlib)"
             ) from None
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-
         share = self.counts / np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
         layers, experts = share.shape
-        size = (min(4 + 0.12 * layers, 16), min(3 + 0.05 * experts, 14))
-        figure, axis = pyplot.subplots(figsize=size)
-        image = axis.imshow(share.T * experts, aspect="auto", interpolation="nearest", cmap="magma")
+        if ax is None:
+            size = (min(4 + 0.12 * layers, 16), min(3 + 0.05 * experts, 14))
+            ax = figures.Figure(figsize=size, layout="tight").subplots()
+        image = ax.imshow(share.T * experts, aspect="auto", interpolation="nearest", cmap="magma")
         across, up = (
             np.unique(np.linspace(0, n - 1, min(n, 12)).astype(int)) for n in (layers, experts)
         )
-        axis.set_xticks(across, [str(self.layer_indices[t]) for t in across])
-        axis.set_yticks(up)
-        axis.set(xlabel="layer", ylabel="expert", title="How much each expert is used")
-        figure.colorbar(image, label="use over the average use of its layer")
-        figure.tight_layout()
-        figure.savefig(path, dpi=120)
-        pyplot.close(figure)
+        ax.set_xticks(across, [str(self.layer_indices[t]) for t in across])
+        ax.set_yticks(up)
+        ax.set(xlabel="layer", ylabel="expert", title="How much each expert is used")
+        figure = ax.figure
+        figure.colorbar(image, ax=ax, label="use over the average use of its layer")
+        if path is not None:
+            # A part of a figure is written as the whole.
+            figure.figure.savefig(path, dpi=120)
+        return figure

@@ -24,7 +24,7 @@ using Enumerations =
                    NormGuard, WeightOn, RouterInput, ActivationKind, SharedKind, LayerKind,
                    LayerPart, Use, Role, WeightLayout, StackLayout, CheckpointFormat, Path,
                    RowSpace, Zone, Counter, GemmMode, RouteMode, RowSpaceMode, Precision,
-                   ProfileMode, LogLevel, CpuIsa, Ranking, ExecMode, OnMiss>;
+                   ProfileMode, LogLevel, CpuIsa, Ranking, ExecMode, RefreshPolicy::Every, OnMiss>;
 TYPED_TEST_SUITE(Names, Enumerations);
 
 /// How the compiler prints `value`: by its name, or as a number in a cast where none is declared.

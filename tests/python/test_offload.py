@@ -199,6 +199,35 @@ def test_profile(small, store, tmp_path):
         mo.ExpertProfile.load(tmp_path / "none.npz")
 
 
+def test_a_plot_goes_where_it_is_asked_to(tmp_path):
+    matplotlib = pytest.importorskip("matplotlib")
+    profile = mo.ExpertProfile.from_counts([[1, 2, 0, 5], [3, 0, 0, 1]], [4, 7])
+    before = matplotlib.get_backend() if "matplotlib.pyplot" in sys.modules else None
+    own = profile.plot()
+    axes = own.axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["4", "7"]
+    np.testing.assert_allclose(axes.images[0].get_array().sum(axis=0), [4, 4])
+
+    figure = matplotlib.figure.Figure()
+    left, right = figure.subplots(1, 2)
+    assert profile.plot(ax=right) is figure
+    assert right.images and not left.images
+    part = matplotlib.figure.Figure().subfigures(1, 2)[0]
+    assert profile.plot(tmp_path / "part.png", ax=part.subplots()) is part
+
+    assert profile.plot(tmp_path / "own.pdf") is not own
+    assert (tmp_path / "own.pdf").read_bytes()[:4] == b"%PDF"
+    assert (tmp_path / "part.png").read_bytes()[1:4] == b"PNG"
+    with pytest.raises(OSError, match="no/such"):
+        profile.plot(tmp_path / "no" / "such" / "folder.png")
+    # No window was opened, and nobody's choice of a backend was made or changed.
+    if before is None:
+        assert "matplotlib.pyplot" not in sys.modules
+    else:
+        assert matplotlib.get_backend() == before
+        assert not sys.modules["matplotlib.pyplot"].get_fignums()
+
+
 def test_forwards_while_experts_move(small, store, layer):
     pools = make_pools(store, 3)
     batches = [inputs(small, 2, seed) for seed in range(4)]

@@ -89,6 +89,13 @@ struct PoolStats {
 class ExpertUsage {
  public:
   ExpertUsage(std::int32_t num_experts, bool coactivation);
+  /// What the accessors of these names give.
+  struct Counted {
+    std::int64_t forwards, tokens, interval;
+    std::vector<std::int64_t> counts, history, coactivation;
+  };
+  /// A usage that was written down. Throws ShapeError where the arrays do not fit together.
+  explicit ExpertUsage(Counted counted);
   /// ids [T, top_k]; negative ones are skipped.
   void add(std::span<const std::int32_t> ids, std::int32_t top_k);
 

@@ -226,6 +226,12 @@ template <>
 constexpr auto kWords<ExecMode> =
     spell<ExecMode>({{ExecMode::Reuse, "reuse"}, {ExecMode::Refresh, "refresh"}});
 template <>
+constexpr auto kWords<RefreshPolicy::Every> =
+    spell<RefreshPolicy::Every>({{RefreshPolicy::Every::Forward, "forward"},
+                                 {RefreshPolicy::Every::DecodeSteps, "decode_steps"},
+                                 {RefreshPolicy::Every::DenoiseSteps, "denoise_steps"},
+                                 {RefreshPolicy::Every::Manual, "manual"}});
+template <>
 constexpr auto kWords<OnMiss> = spell<OnMiss>(
     {{OnMiss::Compute, "compute"}, {OnMiss::Stage, "stage"}, {OnMiss::Error, "error"}});
 
@@ -268,6 +274,7 @@ template std::span<const char* const> names_of<LogLevel>() noexcept;
 template std::span<const char* const> names_of<CpuIsa>() noexcept;
 template std::span<const char* const> names_of<Ranking>() noexcept;
 template std::span<const char* const> names_of<ExecMode>() noexcept;
+template std::span<const char* const> names_of<RefreshPolicy::Every>() noexcept;
 template std::span<const char* const> names_of<OnMiss>() noexcept;
 
 void reject_word(std::string_view text, std::span<const char* const> words, const char* operation,

@@ -207,8 +207,9 @@ Shard GgufFile::Impl::shard_of(const GgufTensor& tensor) const {
 GgufBytes GgufFile::bytes(const GgufTensor& tensor) const {
   const Shard shard = impl_->shard_of(tensor);
   if (shard.mapping == nullptr) return read(tensor);
-  return {shard.mapping, shard.mapping->bytes().subspan(static_cast<std::size_t>(tensor.offset),
-                                                        static_cast<std::size_t>(tensor.nbytes))};
+  const auto piece = shard.mapping->bytes().subspan(static_cast<std::size_t>(tensor.offset),
+                                                    static_cast<std::size_t>(tensor.nbytes));
+  return {gguf::lend(shard.mapping, piece), piece};
 }
 
 GgufBytes GgufFile::read(const GgufTensor& tensor) const {

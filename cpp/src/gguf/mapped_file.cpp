@@ -7,7 +7,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdint>
 #include <string>
+#include <utility>
 
 #include "moesaic/error.hpp"
 #include "moesaic/interrupt.hpp"
@@ -63,6 +65,20 @@ void InputFile::read(std::uint64_t offset, std::span<std::byte> out) const {
     offset += static_cast<std::uint64_t>(got);
     out = out.subspan(static_cast<std::size_t>(got));
   }
+}
+
+std::shared_ptr<const void> lend(std::shared_ptr<const Mapping> mapping,
+                                 std::span<const std::byte> piece) {
+  return {piece.data(), [mapping = std::move(mapping), size = piece.size()](const void* data) {
+            // Pages that lie in the piece alone; those at its ends may be a neighbour's.
+            static const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+            const auto begin = reinterpret_cast<std::uintptr_t>(data);
+            const std::uintptr_t first = (begin + page - 1) / page * page;
+            const std::uintptr_t end = (begin + size) / page * page;
+            if (first >= end) return;
+            ::madvise(const_cast<std::byte*>(static_cast<const std::byte*>(data)) + (first - begin),
+                      end - first, MADV_DONTNEED);
+          }};
 }
 
 std::shared_ptr<const Mapping> InputFile::map() const {

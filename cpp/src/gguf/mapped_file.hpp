@@ -25,6 +25,12 @@ class Mapping {
   std::size_t size_;
 };
 
+/// What keeps a piece of a mapping. When its last copy is gone, the pages of the piece go back to the
+/// system, so that a loop over tensors does not end with the whole file in the memory of the
+/// process; whoever reads them again gets them again.
+std::shared_ptr<const void> lend(std::shared_ptr<const Mapping> mapping,
+                                 std::span<const std::byte> piece);
+
 /// An open regular file. Reads are safe from several threads.
 class InputFile {
  public:

@@ -1,5 +1,8 @@
 #include <algorithm>
+#include <string>
+#include <utility>
 
+#include "moesaic/error.hpp"
 #include "moesaic/expert_pool.hpp"
 
 namespace moesaic {
@@ -9,6 +12,28 @@ ExpertUsage::ExpertUsage(std::int32_t num_experts, bool coactivation)
   const auto experts = static_cast<std::size_t>(num_experts);
   if (coactivation) coactivation_.resize(experts * experts, 0);
   history_.reserve(static_cast<std::size_t>(kMaxRows) * experts);  // the forward allocates nothing
+}
+
+ExpertUsage::ExpertUsage(Counted counted)
+    : num_experts_(static_cast<std::int32_t>(counted.counts.size())),
+      forwards_(counted.forwards),
+      tokens_(counted.tokens),
+      interval_(counted.interval),
+      counts_(std::move(counted.counts)),
+      history_(std::move(counted.history)),
+      coactivation_(std::move(counted.coactivation)) {
+  const std::size_t experts = counts_.size();
+  const bool pairs = coactivation_.empty() || coactivation_.size() == experts * experts;
+  require<ShapeError>(experts > 0 && interval_ >= 1 && history_.size() % experts == 0 &&
+                          history_.size() <= static_cast<std::size_t>(kMaxRows) * experts && pairs,
+                      [&] {
+                        return Problem{"ExpertUsage",
+                                       "history and coactivation",
+                                       "[rows, " + std::to_string(experts) + "] and a square of it",
+                                       std::to_string(history_.size()) + " and " +
+                                           std::to_string(coactivation_.size()) + " numbers",
+                                       {}};
+                      });
 }
 
 void ExpertUsage::add(std::span<const std::int32_t> ids, std::int32_t top_k) {

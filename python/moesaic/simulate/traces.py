@@ -12,12 +12,20 @@ import numpy.typing as npt
 from .. import _core
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trace:
     """Routings of one run; a step is one forward of every layer."""
 
     ids: npt.NDArray[np.int32]  #: [steps, layers, tokens, top_k], -1 = skipped
     num_experts: int
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Trace):
+            return NotImplemented
+        return self.num_experts == other.num_experts and np.array_equal(self.ids, other.ids)
+
+    def __hash__(self) -> int:
+        return hash((self.num_experts, self.ids.shape, self.ids.tobytes()))
 
     @property
     def steps(self) -> int:

@@ -1,0 +1,156 @@
+"""How pickle makes objects again: values of their fields, what was read from files from files.
+
+The compiled module returns these functions from ``__reduce__``. Pickles name them, so their names
+and arguments stay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from moesaic import _core
+
+
+def value(kind: Any, fields: dict[str, Any]) -> Any:
+    """Return an object of a value class."""
+    return kind._from_fields(fields)
+
+
+def _changed(path: str, what: str, then: object, now: object) -> _core.FormatError:
+    return _core.FormatError(
+        f"unpickle: {path}: expected the file that was pickled, with {what} {then}, got {now}"
+        " (load the changed file by its name)"
+    )
+
+
+class GgufSource:
+    """One file as pickles name it.
+
+    All that was read from the file shares this, so that a pickle of several layers opens it once.
+    ``shards`` has (name, bytes, time of change) of each file, ``tensors`` a hash of the tensor
+    infos and the metadata.
+    """
+
+    def __init__(
+        self, path: str, mmap: bool, shards: Sequence[tuple[str, int, int]], tensors: int
+    ) -> None:
+        self.path, self.mmap = path, mmap
+        self.shards, self.tensors = [tuple(shard) for shard in shards], tensors
+        self._file: _core.GgufFile | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return GgufSource, (self.path, self.mmap, self.shards, self.tensors)
+
+    def open(self) -> _core.GgufFile:
+        """Return the file. Raises FormatError when it is not the one that was pickled."""
+        if self._file is None:
+            file = _core.GgufFile(self.path, mmap=self.mmap)
+            try:
+                self._check(file._source())  # type: ignore[attr-defined]
+            except _core.FormatError:
+                file.close()
+                raise
+            self._file = file
+        return self._file
+
+    def _check(self, now: GgufSource) -> None:
+        for i, what in enumerate(("names", "bytes", "times of change")):
+            mine, others = ([shard[i] for shard in s.shards] for s in (self, now))
+            if mine != others:
+                raise _changed(self.path, what, mine, others)
+        if self.tensors != now.tensors:
+            raise _changed(self.path, "a tensor table of hash", self.tensors, now.tensors)
+
+
+def gguf_file(source: GgufSource) -> _core.GgufFile:
+    """Return a GgufFile."""
+    return source.open()
+
+
+def gguf_layer(source: GgufSource, layer: int, options: dict[str, Any]) -> _core.MoeLayer:
+    """Return what MoeLayer.from_gguf made."""
+    return _core.MoeLayer.from_gguf(source.open(), layer, **options)
+
+
+def gguf_stack(source: GgufSource, layer: int, options: dict[str, Any]) -> _core.ExpertStack:
+    """Return what ExpertStack.load_from_gguf made."""
+    return _core.ExpertStack.load_from_gguf(source.open(), layer, **options)
+
+
+def stack_of(layer: tuple[Callable[..., _core.MoeLayer], tuple[Any, ...]]) -> _core.ExpertStack:
+    """Return the stack of a layer that came from files."""
+    function, arguments = layer
+    return function(*arguments).stack
+
+
+class CheckpointSource:
+    """The files of one layer of a safetensors checkpoint as pickles name them.
+
+    ``files`` has (bytes, time of change in ns) by name, ``tensors`` a hash of the tensor table and
+    of the configuration.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        layer: int,
+        prefix: str | None,
+        files: Mapping[str, tuple[int, int]],
+        tensors: str,
+    ) -> None:
+        self.path, self.layer, self.prefix = path, layer, prefix
+        self.files, self.tensors = dict(files), tensors
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str], layer: int, prefix: str | None) -> CheckpointSource:
+        """Return what the files are now."""
+        from moesaic.safetensors.reader import Checkpoint  # files of GGUF do without
+        from moesaic.safetensors.sets import of_layer
+
+        path = str(Path(os.fsdecode(path)).absolute())
+        checkpoint = of_layer(Checkpoint(path), layer, prefix)
+        entries = [(name, checkpoint.entry(name)) for name in sorted(checkpoint.tensors)]
+        digest = hashlib.sha256(repr(checkpoint.json("config.json")).encode(errors="replace"))
+        for name, one in entries:
+            digest.update(
+                repr((name, one.dtype, one.shape, one.begin, one.end)).encode(errors="replace")
+            )
+        files = {}
+        for file in sorted({Path(one.path) for _, one in entries}):
+            found = file.stat()
+            files[file.name] = (found.st_size, found.st_mtime_ns)
+        return cls(path, layer, prefix, files, digest.hexdigest())
+
+    def check(self) -> None:
+        """Raises FormatError when the files are not those that were pickled."""
+        now = CheckpointSource.of(self.path, self.layer, self.prefix)
+        if sorted(self.files) != sorted(now.files):
+            raise _changed(self.path, "files", sorted(self.files), sorted(now.files))
+        for name, then in self.files.items():
+            for what, mine, other in zip(
+                ("bytes", "time of change"), then, now.files[name], strict=True
+            ):
+                if mine != other:
+                    raise _changed(str(Path(self.path) / name), what, mine, other)
+        if self.tensors != now.tensors:
+            raise _changed(self.path, "a tensor table of hash", self.tensors, now.tensors)
+
+
+def checkpoint_layer(
+    source: CheckpointSource, layer: int, options: dict[str, Any]
+) -> _core.MoeLayer:
+    """Return what MoeLayer.from_safetensors made."""
+    source.check()
+    return _core.MoeLayer.from_safetensors(source.path, layer, **options)
+
+
+def checkpoint_stack(
+    source: CheckpointSource, layer: int, options: dict[str, Any]
+) -> _core.ExpertStack:
+    """Return what ExpertStack.load_from_safetensors made."""
+    source.check()
+    return _core.ExpertStack.load_from_safetensors(source.path, layer, **options)
