@@ -128,9 +128,11 @@ def test_simulate_command(capsys, tmp_path):
     command = ["simulate-offload", "--trace", str(tmp_path / "t.npz"), "--policies", "lru"]
     assert main([*command, "--markdown"]) == 0
     assert "| lru |" in capsys.readouterr().out
-    for bad in (["--policies", "best"], ["--budgets", "x"], ["--budgets", "1/0"], ["--steps", "0"],
-                ["--trace", str(tmp_path / "none.npz")]):  # fmt: skip
+    for bad in (["--budgets", "x"], ["--budgets", "1/0"], ["--trace", str(tmp_path / "none.npz")]):
         assert main([*arguments, *bad]) == 2
+    for bad in (["--policies", "best"], ["--steps", "0"]):
+        with pytest.raises(SystemExit):
+            main([*arguments, *bad])
     capsys.readouterr()
 
 
