@@ -13,8 +13,8 @@ docs      the documentation site in build/docs; a broken link or reference fails
 pythons   every CPython from 3.11 to 3.14 found here: build, install, import, demo
 
 On request:
-sanitize_python  pytest on the Python module under AddressSanitizer + UBSan, and its tests of threads
-                 under ThreadSanitizer (Linux)
+sanitize_python  pytest on the Python module under AddressSanitizer + UBSan, and its tests of
+                 threads under ThreadSanitizer (Linux)
 lock      the newest versions within the ranges of pyproject.toml and of this file, with their
           hashes, to .ci/locks
 """

@@ -66,7 +66,8 @@ gc.collect()
     "pool": """
 for _ in range(20):
     pool.refresh_from_indices([3, 3, 5]), pool.observe([0]), pool.stats, pool.scores
-assert pool.refresh().promotions == [] and pool.residents.size == 2  # nobody pins experts here
+pool.apply_target([6, 7])
+assert pool.residents.tolist() == [6, 7]  # since nobody pins experts here
 """,
     "mapped": """
 for _ in range(20):

@@ -212,7 +212,7 @@ def cut(path: Path) -> None:
 LOADS = {
     "layer": lambda file, **given: mo.MoeLayer.from_gguf(file, 1, **given),
     "stack": lambda file, **given: mo.ExpertStack.load_from_gguf(file, 1, **given),
-    "decoded": lambda file, **given: mo.MoeLayer.from_gguf(file, 1, dequantize="f16", **given),
+    "decoded": lambda file, **given: mo.ExpertStack.load_from_gguf(file, 1, "f16", **given),
 }
 
 
@@ -240,12 +240,13 @@ def test_stores_of_files_that_are_cut(tmp_path):
     write_small(tmp_path / "cut.gguf", layers=2)
     file = mo.GgufFile(tmp_path / "cut.gguf")
     store = mo.MoeExpertStore.from_gguf(file, memory_limit=1 << 30)
-    layer = mo.MoeLayer.from_store(store, 1, mo.ExpertPool(8, 4))
+    pool = mo.ExpertPool(8, 4)
+    layer = mo.MoeLayer.from_store(store, 1, pool)
     cut(tmp_path / "cut.gguf")
     for call in (
-        lambda: mo.MoeLayer.from_store(store, 1),
+        lambda: mo.MoeLayer.from_store(store, 1, pool),
         lambda: layer(np.ones((4, 256), np.float32)),
-        lambda: store.apply([mo.ExpertPool(8, 4), mo.ExpertPool(8, 8)]),
+        lambda: store.apply([mo.ExpertPool(8, 4), pool]),
     ):
         with pytest.raises(mo.FormatError, match="became shorter"):
             call()
@@ -458,7 +459,7 @@ SIZES = {
     "from_gptq, group_size": lambda n: mo.MarlinExpertStack.from_gptq(
         np.zeros((1, 16, 64), np.int32), np.ones((1, 1, 64), np.float16), group_size=n
     ).make_expert_linear(0, 0, n),
-    "Workspace": mo.Workspace,
+    "Workspace": lambda n: mo.Workspace(max(n, 2**40)),
     "Workspace.for_stack": lambda n: mo.Workspace.for_stack(marlin_experts(), limited(n), n),
     "asarray": lambda n: mo.asarray(Producer((1, 0), wide_capsule(n))),
     "dequantize, rows": lambda n: mo.testing.dequantize(EMPTY, "Q4_K", (n, 256)),
