@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+import os
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -17,6 +19,13 @@ from moesaic import _core
 __all__ = ["ExpertProfile", "MoEExecMode"]
 
 
+#: What reading a file that is no archive of arrays, or a damaged one, may raise.
+_NOT_A_PROFILE = (
+    *(ValueError, KeyError, TypeError, EOFError, MemoryError, NotImplementedError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+
+
 class MoEExecMode(str, enum.Enum):
     """How ``ExpertPool.should_refresh`` is asked."""
 
@@ -24,6 +33,25 @@ class MoEExecMode(str, enum.Enum):
     """The policy decides."""
     Refresh = "refresh"
     """Forced."""
+
+
+def _integers(name: str, values: Any, *shape: int | None) -> npt.NDArray[Any]:
+    """Return values as an array of integers, none negative, with these sizes; None: any."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # rows of several lengths
+        raise _core.ShapeError(f"ExpertProfile: {name}: expected an array, {error}") from error
+    if array.size and array.dtype.kind not in "iu":
+        raise _core.DTypeError(f"ExpertProfile: {name}: expected integers, got {array.dtype}")
+    fits = array.ndim == len(shape) and all(
+        want is None or want == size for want, size in zip(shape, array.shape, strict=True)
+    )
+    if not fits or (array < 0).any() or (array > np.iinfo(np.int64).max).any():
+        sizes = ", ".join("any" if size is None else str(size) for size in shape)
+        raise _core.ShapeError(
+            f"ExpertProfile: {name}: expected int64 [{sizes}], none negative, got {array.shape}"
+        )
+    return array
 
 
 def _stack(counts: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
@@ -54,6 +82,11 @@ class ExpertProfile:
     coactivation : tuple of int64 array [E, E]
         Tokens of each layer that used both experts; or empty.
 
+    Raises
+    ------
+    ShapeError, DTypeError
+        Arrays that do not fit each other, other types than integers, or negative counts.
+
     Examples
     --------
     >>> import moesaic as mo, numpy as np
@@ -70,6 +103,33 @@ class ExpertProfile:
     history: tuple[npt.NDArray[np.int64], ...]
     intervals: npt.NDArray[np.int64]
     coactivation: tuple[npt.NDArray[np.int64], ...]
+
+    def __post_init__(self) -> None:
+        layers, most = _integers("counts", self.counts, None, None).shape
+        for name in ("layer_indices", "tokens", "intervals"):
+            _integers(name, getattr(self, name), layers)
+        for name, counts in (("history", (layers,)), ("coactivation", (0, layers))):
+            each = getattr(self, name)
+            if not isinstance(each, tuple):
+                raise _core.DTypeError(
+                    f"ExpertProfile: {name}: expected a tuple of arrays, got {type(each).__name__}"
+                )
+            if len(each) not in counts:
+                raise _core.ShapeError(
+                    f"ExpertProfile: {name}: expected {layers} arrays, got {len(each)}"
+                )
+        for rows in self.history:
+            experts = _integers("history", rows, None, None).shape[1]
+            if experts > most:
+                raise _core.ShapeError(
+                    f"ExpertProfile: history: expected at most {most} experts, got {experts}"
+                )
+        for pairs in self.coactivation:
+            height, width = _integers("coactivation", pairs, None, None).shape
+            if height != width:
+                raise _core.ShapeError(
+                    f"ExpertProfile: coactivation: expected [E, E], got [{height}, {width}]"
+                )
 
     @staticmethod
     def from_counts(
@@ -90,17 +150,13 @@ class ExpertProfile:
 
         Raises
         ------
-        ShapeError
-            Another number of dimensions, or a negative count.
+        ShapeError, DTypeError
+            Another number of dimensions, a negative count, or other types than integers.
         """
-        array = np.asarray(counts, np.int64)
-        if array.ndim != 2 or (array < 0).any():
-            raise _core.ShapeError(
-                f"ExpertProfile: counts: expected [L, E], none negative, got {array.shape}"
-            )
+        array = _integers("counts", counts, None, None).astype(np.int64)
         indices = range(len(array)) if layer_indices is None else layer_indices
         return ExpertProfile(
-            np.asarray(indices, np.int32),
+            _integers("layer_indices", indices, len(array)).astype(np.int32),
             array,
             np.zeros(len(array), np.int64),
             tuple(np.zeros((0, array.shape[1]), np.int64) for _ in array),
@@ -125,7 +181,13 @@ class ExpertProfile:
         ------
         ConfigError
             No layer runs with a pool.
+        DTypeError
+            Another object than a store.
         """
+        if not isinstance(store, _core.MoeExpertStore):
+            raise _core.DTypeError(
+                f"ExpertProfile.of_store: expected a MoeExpertStore, got {type(store).__name__}"
+            )
         used = [
             (layer, pool)
             for layer, pool in zip(store.layers, store.pools(), strict=True)
@@ -157,9 +219,13 @@ class ExpertProfile:
 
         Raises
         ------
-        ShapeError
-            Another number of pools, or a pool of another size; then none has changed.
+        ShapeError, DTypeError
+            Another number of pools, a pool of another size, or none; then none has changed.
         """
+        if not isinstance(pools, Sequence):
+            raise _core.DTypeError(
+                f"ExpertProfile.warm: pools: expected a sequence, got {type(pools).__name__}"
+            )
         if len(pools) != len(self.counts):
             raise _core.ShapeError(
                 f"ExpertProfile.warm: pools: expected {len(self.counts)}, one a layer,"
@@ -167,6 +233,10 @@ class ExpertProfile:
             )
         experts = [rows.shape[1] for rows in self.history]
         for pool, count in zip(pools, experts, strict=True):
+            if not isinstance(pool, _core.ExpertPool):
+                raise _core.DTypeError(
+                    f"ExpertProfile.warm: pool: expected an ExpertPool, got {type(pool).__name__}"
+                )
             if pool.num_experts != count:
                 raise _core.ShapeError(
                     f"ExpertProfile.warm: pool: expected {count} experts, got {pool.num_experts}"
@@ -227,7 +297,7 @@ class ExpertProfile:
         }
         arrays |= {f"history_{i}": rows for i, rows in enumerate(self.history)}
         arrays |= {f"coactivation_{i}": pairs for i, pairs in enumerate(self.coactivation)}
-        with open(path, "wb") as file:  # noqa: PTH123 - any path-like
+        with open(os.fspath(path), "wb") as file:  # noqa: PTH123 - bytes too, but no descriptor
             np.savez_compressed(file, **arrays)
 
     @staticmethod
@@ -250,8 +320,9 @@ class ExpertProfile:
         FormatError
             It is no profile.
         """
+        name = os.fspath(path)
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:  # noqa: PTH123
+            with open(name, "rb") as file, np.load(file, allow_pickle=False) as data:  # noqa: PTH123
                 names = set(data.files)
                 layers = len(data["counts"])
                 return ExpertProfile(
@@ -266,7 +337,7 @@ class ExpertProfile:
                         if f"coactivation_{i}" in names
                     ),
                 )
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except _NOT_A_PROFILE as error:
             raise _core.FormatError(
                 f"ExpertProfile.load: {path}: expected a profile by save(), got {error}"
             ) from error
