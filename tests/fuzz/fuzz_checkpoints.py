@@ -94,6 +94,11 @@ class Folder:
             if name != "__metadata__" and (layer is None or f"layers.{layer}." in name)
         ]
 
+    def holds_two_models(self) -> bool:
+        """Where something is gone from one, the other may be loaded."""
+        names = [name for _, name in self.tensors()]
+        return len(names) != len(set(names))
+
 
 @dataclass
 class Seed:
@@ -495,6 +500,8 @@ class Checkpoints(Fuzzer):
                 effect = Effect.ANY if names else effect
             names.append(function.__name__)
             effect = max(effect, CHANGES[function], key=order.index)
+        if effect is Effect.LESS and seed.folder.holds_two_models():
+            effect = Effect.ANY
         done = f"{', '.join(names)} by {change.picked!r:.1500}"
         board.say(f"{seed.name} layer {seed.layer}, {load}: {done}")
         begin = time.process_time()
