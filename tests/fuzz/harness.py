@@ -149,7 +149,7 @@ class Run:
 
     def finding(self, number: int, what: str, at: str, trace: str) -> None:
         self.findings += 1
-        path = self.script.relative_to(ROOT)
+        path = os.path.relpath(self.script)
         print(f"\nFINDING {self.script.stem}, case {number}: {what}")
         if at:
             print(f"  at: {at}")
@@ -164,7 +164,7 @@ class Run:
             place.write_bytes(bytes(Board.SIZE))
             board = Board(place)
             board.begin(~first)
-            self.partial = b""
+            counted, self.partial = self.counts.total(), b""
             out, err = Path(folder) / "out", Path(folder) / "err"
             left = max(self.deadline - time.monotonic(), 0)
             command = [sys.executable, str(self.script), "--worker", str(place)]
@@ -200,6 +200,9 @@ class Run:
             what = "hangs" if hangs else f"the process ended with status {worker.returncode}"
             self.finding(number, what, at, err.read_text(errors="replace")[-4000:])
             self.counts["finding"] += 1
+            # What this worker had not told yet.
+            untold = number + 1 - first - (self.counts.total() - counted)
+            self.counts["untold"] += max(untold, 0)
             return number + 1
 
     def take(self, lines) -> None:
@@ -224,8 +227,8 @@ class Run:
             number = self.watch(number)
             if time.monotonic() > self.deadline:
                 break
-        took, total = time.monotonic() - self.begun, sum(self.counts.values())
-        ended = ", ".join(f"{n} {word}" for word, n in self.counts.most_common())
+        took, total = time.monotonic() - self.begun, self.counts.total()
+        ended = ", ".join(f"{n} {word}" for word, n in self.counts.most_common() if n)
         figures = "".join(f"; {name} {value:.3g}" for name, value in sorted(self.figures.items()))
         print(
             f"{self.script.stem}: seed {self.seed}, {total} cases in {took:.0f} s: "
