@@ -53,7 +53,7 @@ DTYPES = [
 #: Errors of Python and numpy about the caller's own objects, while ours are asked to read them.
 CALLERS = re.compile(
     "sub-views are not implemented|memoryview: format|index-sized integer|could not be broadcast"
-    "|cannot hash writable|Can't pickle local"
+    "|cannot hash writable|Can't pickle local|embedded null"
 )
 
 
@@ -144,13 +144,13 @@ class Draw:
     def array(self) -> Any:
         dims = [0, 1, 2, 3, 4, 8, 12, 32, 256]
         shape = [self.pick(dims) for _ in range(self.random.integers(0, 4))]
-        size = int(np.prod(shape, dtype=int))
-        raw = np.zeros(size + 1, np.float32) if size > 1 << 16 else self.random.standard_normal(
-            size + 1).astype(np.float32)  # fmt: skip
+        while (size := int(np.prod(shape, dtype=int))) > 1 << 16:
+            shape.pop()
+        raw = self.random.standard_normal(size, np.float32)
         with np.errstate(all="ignore"):
             kind = self.pick(DTYPES)
             try:
-                values = raw[:size].astype(kind).reshape(shape)
+                values = raw.astype(kind).reshape(shape)
             except (ValueError, TypeError):
                 values = np.zeros(shape, kind)
         return self.turned(values)
