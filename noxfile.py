@@ -6,6 +6,7 @@ wheel     sdist -> wheel, its content and symbols, a clean environment without a
 sanitize  ctest under AddressSanitizer + UBSan, the thread tests under ThreadSanitizer; with the
           kernels of two instruction sets, `nox -s sanitize -- all` with those of all
 gpu       nvcc on every CUDA kernel, and all checks of Metal (skips what lacks nvcc or clang 19)
+fuzz      fuzzers of files, layers and calls, half a minute each; `nox -s fuzz -- --hours 2`
 race      emulated CUDA kernels under ThreadSanitizer (Linux; skipped without clang 19)
 parity    layers beside the modules of transformers (needs torch, some 200 MB)
 arm       the kernels' tests for 64-bit Arm: cross compiler and qemu (Linux; skipped without them)
@@ -33,7 +34,9 @@ from nox.command import CommandFailed
 
 nox.needs_version = ">=2024.4.15"
 nox.options.default_venv_backend = "venv"
-SESSIONS = ["tests", "lint", "wheel", "sanitize", "gpu", "race", "parity", "arm", "docs", "pythons"]
+SESSIONS = [
+    "tests", "lint", "wheel", "sanitize", "fuzz", "gpu", "race", "parity", "arm", "docs", "pythons",
+]  # fmt: skip
 nox.options.sessions = SESSIONS
 
 ROOT = Path(__file__).parent
@@ -163,6 +166,18 @@ def sanitize_python(session: nox.Session) -> None:
         }
         tests = [f"tests/python/test_{name}.py" for name in SANITIZED[preset]]
         session.run("pytest", "-p", "no:cacheprovider", *tests, env=env)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Arguments go to tests/fuzz/run.py: names of fuzzers, --seed, --runs, --seconds, --hours."""
+    need_gtest(session)
+    need_clang(session)
+    install(session, "cmake")
+    session.run("cmake", "--preset", "fuzz", "--fresh")
+    session.run("cmake", "--build", "--preset", "fuzz")
+    install_package(session)
+    session.run("python", "tests/fuzz/run.py", *session.posargs)
 
 
 @nox.session

@@ -924,6 +924,8 @@ class MoeConfig:
 
         Raises
         ------
+        FileNotFoundError, OSError
+            ``file`` is a path that is absent or cannot be read.
         UnsupportedError
             An architecture without a preset, or one that needs a part that is missing here.
         FormatError
@@ -952,6 +954,8 @@ class MoeConfig:
 
         Raises
         ------
+        FileNotFoundError, OSError
+            ``config`` is a path that is absent or cannot be read.
         UnsupportedError
             A model type without a preset, or a part that is missing here.
         FormatError
@@ -1098,6 +1102,15 @@ def layer_kinds(file: _GgufSource) -> list[Literal["dense", "moe", "none"]]:
     -------
     list of str
         'dense', 'moe' or 'none' for each block.
+
+    Raises
+    ------
+    FileNotFoundError, OSError
+        ``file`` is a path that is absent or cannot be read.
+    FormatError
+        Malformed metadata.
+    DeviceError
+        The file is closed.
     """
 
 def model_facts(model: str) -> dict[str, Any]:
@@ -1903,6 +1916,8 @@ class ExpertStack:
 
         Raises
         ------
+        FileNotFoundError, OSError
+            ``file`` is a path that is absent or cannot be read.
         FormatError
             Missing or inconsistent tensors, or a file that became shorter.
         UnsupportedError
@@ -2770,6 +2785,8 @@ class MoeLayer:
 
         Raises
         ------
+        FileNotFoundError, OSError
+            ``file`` is a path that is absent or cannot be read.
         UnsupportedError
             An architecture, part or weight type that is missing here.
         FormatError
@@ -3848,6 +3865,8 @@ class MoeExpertStore:
 
         Raises
         ------
+        FileNotFoundError, OSError
+            ``file`` is a path that is absent or cannot be read.
         FormatError, UnsupportedError
             As ``ExpertStack.load_from_gguf``; also a limit on a file opened without mmap.
         ConfigError

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+import os
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from os import PathLike
@@ -22,6 +24,13 @@ if TYPE_CHECKING:
 __all__ = ["ExpertProfile", "MoEExecMode"]
 
 
+#: What reading a file that is no archive of arrays, or a damaged one, may raise.
+_NOT_A_PROFILE = (
+    *(ValueError, KeyError, TypeError, EOFError, MemoryError, NotImplementedError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+
+
 class MoEExecMode(str, enum.Enum):
     """How ``ExpertPool.should_refresh`` is asked."""
 
@@ -29,6 +38,30 @@ class MoEExecMode(str, enum.Enum):
     """The policy decides."""
     Refresh = "refresh"
     """Forced."""
+
+
+def _wrong(
+    kind: type[_core.Error], what: str, expected: str, got: str, method: str = ""
+) -> _core.Error:
+    """Return the error of a profile, or of a method of it."""
+    return _core.make_error(kind, f"ExpertProfile{method}", what, expected, got)
+
+
+def _integers(name: str, values: Any, *shape: int | None) -> npt.NDArray[Any]:
+    """Return values as an array of integers, none negative, with these sizes; None: any."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # rows of several lengths
+        raise _wrong(_core.ShapeError, name, "an array", str(error)) from error
+    if array.size and array.dtype.kind not in "iu":
+        raise _wrong(_core.DTypeError, name, "integers", str(array.dtype))
+    fits = array.ndim == len(shape) and all(
+        want is None or want == size for want, size in zip(shape, array.shape, strict=True)
+    )
+    if not fits or (array < 0).any() or (array > np.iinfo(np.int64).max).any():
+        sizes = ", ".join("any" if size is None else str(size) for size in shape)
+        raise _wrong(_core.ShapeError, name, f"int64 [{sizes}], none negative", str(array.shape))
+    return array
 
 
 def _stack(counts: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
@@ -59,6 +92,11 @@ class ExpertProfile:
     coactivation : tuple of int64 array [E, E]
         Tokens of each layer that used both experts; or empty.
 
+    Raises
+    ------
+    ShapeError, DTypeError
+        Arrays that do not fit each other, other types than integers, or negative counts.
+
     Examples
     --------
     >>> import moesaic as mo, numpy as np
@@ -75,6 +113,25 @@ class ExpertProfile:
     history: tuple[npt.NDArray[np.int64], ...]
     intervals: npt.NDArray[np.int64]
     coactivation: tuple[npt.NDArray[np.int64], ...]
+
+    def __post_init__(self) -> None:
+        layers, most = _integers("counts", self.counts, None, None).shape
+        for name in ("layer_indices", "tokens", "intervals"):
+            _integers(name, getattr(self, name), layers)
+        for name, counts in (("history", (layers,)), ("coactivation", (0, layers))):
+            each = getattr(self, name)
+            if not isinstance(each, tuple):
+                raise _wrong(_core.DTypeError, name, "a tuple of arrays", type(each).__name__)
+            if len(each) not in counts:
+                raise _wrong(_core.ShapeError, name, f"{layers} arrays", str(len(each)))
+        for rows in self.history:
+            experts = _integers("history", rows, None, None).shape[1]
+            if experts > most:
+                raise _wrong(_core.ShapeError, "history", f"at most {most} experts", str(experts))
+        for pairs in self.coactivation:
+            height, width = _integers("coactivation", pairs, None, None).shape
+            if height != width:
+                raise _wrong(_core.ShapeError, "coactivation", "[E, E]", f"[{height}, {width}]")
 
     def _key(self) -> tuple[Any, ...]:
         # Bytes compare and hash as values, which arrays do not.
@@ -108,21 +165,13 @@ class ExpertProfile:
 
         Raises
         ------
-        ShapeError
-            Another number of dimensions, or a negative count.
+        ShapeError, DTypeError
+            Another number of dimensions, a negative count, or other types than integers.
         """
-        array = np.asarray(counts, np.int64)
-        if array.ndim != 2 or (array < 0).any():
-            raise _core.make_error(
-                _core.ShapeError,
-                "ExpertProfile",
-                "counts",
-                "[L, E], none negative",
-                str(array.shape),
-            )
+        array = _integers("counts", counts, None, None).astype(np.int64)
         indices = range(len(array)) if layer_indices is None else layer_indices
         return ExpertProfile(
-            np.asarray(indices, np.int32),
+            _integers("layer_indices", indices, len(array)).astype(np.int32),
             array,
             np.zeros(len(array), np.int64),
             tuple(np.zeros((0, array.shape[1]), np.int64) for _ in array),
@@ -147,7 +196,13 @@ class ExpertProfile:
         ------
         ConfigError
             No layer runs with a pool.
+        DTypeError
+            Another object than a store.
         """
+        if not isinstance(store, _core.MoeExpertStore):
+            raise _wrong(
+                _core.DTypeError, "store", "a MoeExpertStore", type(store).__name__, ".of_store"
+            )
         used = [
             (layer, pool)
             for layer, pool in zip(store.layers, store.pools(), strict=True)
@@ -183,27 +238,23 @@ class ExpertProfile:
 
         Raises
         ------
-        ShapeError
-            Another number of pools, or a pool of another size; then none has changed.
+        ShapeError, DTypeError
+            Another number of pools, a pool of another size, or none; then none has changed.
         """
+        if not isinstance(pools, Sequence):
+            raise _wrong(_core.DTypeError, "pools", "a sequence", type(pools).__name__, ".warm")
         if len(pools) != len(self.counts):
-            raise _core.make_error(
-                _core.ShapeError,
-                "ExpertProfile.warm",
-                "pools",
-                f"{len(self.counts)}, one a layer",
-                str(len(pools)),
-            )
+            expected = f"{len(self.counts)}, one a layer"
+            raise _wrong(_core.ShapeError, "pools", expected, str(len(pools)), ".warm")
         experts = [rows.shape[1] for rows in self.history]
         for pool, count in zip(pools, experts, strict=True):
-            if pool.num_experts != count:
-                raise _core.make_error(
-                    _core.ShapeError,
-                    "ExpertProfile.warm",
-                    "pool",
-                    f"{count} experts",
-                    str(pool.num_experts),
+            if not isinstance(pool, _core.ExpertPool):
+                raise _wrong(
+                    _core.DTypeError, "pool", "an ExpertPool", type(pool).__name__, ".warm"
                 )
+            if pool.num_experts != count:
+                got = str(pool.num_experts)
+                raise _wrong(_core.ShapeError, "pool", f"{count} experts", got, ".warm")
         for pool, counts in zip(pools, self.counts, strict=True):
             pool.warm(counts[: pool.num_experts].astype(np.float64).tolist())
 
@@ -260,7 +311,7 @@ class ExpertProfile:
         }
         arrays |= {f"history_{i}": rows for i, rows in enumerate(self.history)}
         arrays |= {f"coactivation_{i}": pairs for i, pairs in enumerate(self.coactivation)}
-        with open(path, "wb") as file:  # noqa: PTH123 - any path-like
+        with open(os.fspath(path), "wb") as file:  # noqa: PTH123 - bytes too, but no descriptor
             np.savez_compressed(file, **arrays)
 
     @staticmethod
@@ -283,8 +334,9 @@ class ExpertProfile:
         FormatError
             It is no profile.
         """
+        name = os.fspath(path)
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:  # noqa: PTH123
+            with open(name, "rb") as file, np.load(file, allow_pickle=False) as data:  # noqa: PTH123
                 names = set(data.files)
                 layers = len(data["counts"])
                 return ExpertProfile(
@@ -299,7 +351,7 @@ class ExpertProfile:
                         if f"coactivation_{i}" in names
                     ),
                 )
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except _NOT_A_PROFILE as error:
             raise _core.FormatError(
                 f"ExpertProfile.load: {path}: expected a profile by save(), got {error}"
             ) from error

@@ -232,6 +232,25 @@ def test_types_of_codes_scales_and_zero_points(tmp_path, case, block):
             )
 
 
+def test_a_zero_point_that_is_lost(tmp_path):
+    """Without it the codes mean other values, and nothing else says that it was there."""
+    tensors, types = {}, {}
+    for name, (n, k) in SIZES.items():
+        for e in range(E):
+            base = f"{BASE}.{e}.{name}"
+            tensors[f"{base}.weight"] = codes((n, k), e)
+            tensors[f"{base}.weight_scale"] = np.ones((n, 1), np.float32)
+            tensors[f"{base}.weight_zero_point"] = np.full((n, 1), 3, np.int8)
+            types[f"{base}.weight"] = "F8_E4M3"
+    for e, missing in ((0, "0.gate_proj"), (1, "1.down_proj")):
+        kept = {n: t for n, t in tensors.items() if n != f"{BASE}.{missing}.weight_zero_point"}
+        folder = tmp_path / str(e)
+        folder.mkdir()
+        match = rf"zero point of '{BASE}\.{missing}\.weight'"
+        with pytest.raises(mo.FormatError, match=match):
+            mo.ExpertStack.load_from_safetensors(write(folder, kept, types=types), LAYER)
+
+
 @pytest.mark.parametrize(
     ("shape", "n", "k", "parts", "hint", "want"),
     [

@@ -300,3 +300,48 @@ def test_a_file_larger_than_its_limit(tmp_path):
     assert read > 0.9 * size  # every expert passed through
     # The slots and buffers are touched little by little; the file itself never comes in.
     assert after - before <= limit
+
+
+ONE = np.array([[1, 2]])
+NONE = np.zeros((0, 2), np.int64)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: mo.ExpertProfile.from_counts("counts"),
+        lambda: mo.ExpertProfile.from_counts([[0.5, 1.5]]),
+        lambda: mo.ExpertProfile.from_counts([[1, 2], [3]]),
+        lambda: mo.ExpertProfile.from_counts([[1, -2]]),
+        lambda: mo.ExpertProfile.from_counts([1, 2]),
+        lambda: mo.ExpertProfile.from_counts(ONE, [0, 1]),
+        lambda: mo.ExpertProfile.of_store("store"),
+        lambda: mo.ExpertProfile.from_counts(ONE).warm(3),
+        lambda: mo.ExpertProfile.from_counts(ONE).warm(["pool"]),
+        lambda: mo.ExpertProfile(ONE, ONE, ONE[0], (NONE,), ONE[0], ()),
+        lambda: mo.ExpertProfile([0], ONE, [1], None, [1], ()),
+        lambda: mo.ExpertProfile([0], ONE, [1], (), [1], ()),
+        lambda: mo.ExpertProfile([0], ONE, [1], (np.zeros((1, 9), int),), [1], ()),
+        lambda: mo.ExpertProfile([0], ONE, [1], (NONE,), [1], (NONE,)),
+        lambda: mo.ExpertProfile([0], ONE, [1], (NONE,), [1], (3,)),
+    ],
+)
+def test_profiles_of_what_is_no_profile(call):
+    with pytest.raises((mo.ShapeError, mo.DTypeError), match="ExpertProfile"):
+        call()
+
+
+@pytest.mark.parametrize("path", [1, True, None])
+def test_a_profile_is_no_file_descriptor(path):
+    profile = mo.ExpertProfile.from_counts(ONE)
+    for call in (profile.save, mo.ExpertProfile.load):
+        with pytest.raises(TypeError):
+            call(path)
+
+
+def test_arrays_that_are_no_profile(tmp_path):
+    np.save(tmp_path / "one.npy", ONE)
+    np.savez(tmp_path / "other.npz", counts=ONE)
+    for name in ("one.npy", "other.npz"):
+        with pytest.raises(mo.FormatError, match=name):
+            mo.ExpertProfile.load(tmp_path / name)

@@ -93,6 +93,16 @@ def _of_one_type(group: list[Encoded], exact: bool) -> list[Encoded]:
     return [one if one.type == wanted else Decoded.of(one, wanted) for one in group]
 
 
+def _check_zero_points(first: Encoded, other: Encoded) -> None:
+    """Refuses codes that lost their zero points, which other experts have."""
+    of_first, of_other = (
+        {name for name in one.tensors() if name.endswith("zero_point")} for one in (first, other)
+    )
+    if type(first) is type(other) and bool(of_first) != bool(of_other):
+        lacking, there = (other, of_first) if of_first else (first, of_other)
+        raise wrong(f"the zero point of {lacking.name!r}", f"one, as {min(there)!r}", "none")
+
+
 class EncodedExperts:
     """Experts whose rows become rows of GGUF types."""
 
@@ -113,6 +123,7 @@ class EncodedExperts:
                         f"{first.label} [{first.n}, {first.k}] as {first.name!r}",
                         f"{other.label} {other.type} [{other.n}, {other.k}]",
                     )
+                _check_zero_points(first, other)
         down = encoded["down",][0]
         self.hidden_size, self.intermediate_size = down.n, down.k
         for roles, group in encoded.items():

@@ -111,10 +111,11 @@ inline I join_planes(const I& high, const I& low) {
 inline F to_float(const I& v) {
   return lanes<F>([&](int i) { return static_cast<float>(v.v[i]); });
 }
-/// 2^n for integral n in [-126, 127]
+/// 2^n for integral n in [-126, 127]; of a NaN any value, for its conversion is not defined.
 inline F power_of_two(const F& n) {
   return lanes<F>([&](int i) {
-    const std::uint32_t b = static_cast<std::uint32_t>(static_cast<std::int32_t>(n.v[i]) + 127)
+    const float whole = n.v[i] == n.v[i] ? n.v[i] : 0.0F;
+    const std::uint32_t b = static_cast<std::uint32_t>(static_cast<std::int32_t>(whole) + 127)
                             << 23;
     float f;
     std::memcpy(&f, &b, 4);
