@@ -10,6 +10,7 @@
 #include "calls.hpp"
 #include "gil.hpp"
 #include "moesaic/thread_pool.hpp"
+#include "quant.hpp"
 #include "values.hpp"
 
 namespace moesaic::python {
@@ -187,6 +188,20 @@ ExpertStack::EncodedRole encoded_role(const py::object& argument, const char* op
   role.bytes = static_cast<std::size_t>(view.num_elements()) * size_of(view.dtype);
   role.owner = share_object(ref.keep);
   return role;
+}
+
+RoleTypes import_role_types(const py::object& quant, const char* operation) {
+  RoleTypes types;
+  if (py::isinstance<py::str>(quant)) {
+    types.gate = types.up = types.down = parse_quant_type(quant.cast<std::string>(), operation);
+    return types;
+  }
+  for_each_role(quant, "quant", operation, [&](Role role, py::handle value, const auto&) {
+    (role == Role::Gate ? types.gate
+     : role == Role::Up ? types.up
+                        : types.down) = parse_quant_type(std::string(py::str(value)), operation);
+  });
+  return types;
 }
 
 Epilogues import_epilogues(const py::object& biases, const py::object& scales,
