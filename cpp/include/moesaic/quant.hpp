@@ -43,8 +43,8 @@ std::int64_t row_bytes(QuantType type, std::int64_t cols);
 void dequantize_row(QuantType type, const std::byte* row, float* out, std::int64_t cols);
 
 /// Encodes one row to any type of weights but F64, with scales of least squared error. Errors:
-/// UnsupportedError, ShapeError (a bad `cols`), ConfigError (a value that is not finite or too large;
-/// F32, F16 and BF16 take all). moesaic/quantize.hpp has more.
+/// UnsupportedError, ShapeError (a bad `cols`), ConfigError (a value that is not finite or too
+/// large; F32, F16 and BF16 take all). moesaic/quantize.hpp has more.
 void quantize_row(QuantType type, const float* values, std::byte* row, std::int64_t cols);
 bool has_encoder(QuantType type) noexcept;
 

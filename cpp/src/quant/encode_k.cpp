@@ -5,8 +5,8 @@
 #include "quant/k_scales.hpp"
 #include "quant/scaled_block.hpp"
 
-// The types with a minimum are `AffineBlock`s, the others `ScaledBlock`s; what is left here is where
-// the bits go.
+// The types with a minimum are `AffineBlock`s, the others `ScaledBlock`s; what is left here is
+// where the bits go.
 
 namespace moesaic::quant {
 namespace {
