@@ -20,9 +20,10 @@ from moesaic.bench import report
 from moesaic.hf_config.families import family_table
 
 ROOT = Path(__file__).parents[1]
-# One file per date. The tables show the last date of every shape, and of the formats.
+# One file per date. The tables show the last date of every shape, of formats and of encoders.
 RESULTS = Path(__file__).parent / "bench" / "results"
 FORMATS = Path(__file__).parent / "bench" / "formats"
+ENCODERS = Path(__file__).parent / "bench" / "encoders"
 # What the first table of speed shows: a row per number of tokens, all threads.
 SUMMARY_ENGINES = ("moesaic", "moesaic exact", "ggml (repack)", "torch bf16")
 FAMILIES = (
@@ -161,6 +162,32 @@ def format_speed() -> str:
     return about + "\n\n" + markdown(header, list(rows.values()), numbers_from=1)
 
 
+def encoders() -> str:
+    """The error of every encoder beside that of ggml's, and the speed of both."""
+    kept = json.loads(max(ENCODERS.glob("*.json")).read_text())
+    rows = []
+    for row in kept["rows"]:
+        cells = [f"`{row['type']}`"]
+        for name in ("normal", "normal_weighted", "student_3", "student_3_weighted"):
+            ours, theirs = row["errors"].get(name, (0.0, 0.0))
+            cells.append(f"{ours:.4f} / {theirs:.4f} = {ours / theirs:.2f}" if theirs else "-")
+        speed = row["mvalues_per_s"]
+        rows.append([*cells, f"{speed['ours']:.1f} / {speed['ggml']:.1f}"])
+    header = [
+        "type",
+        "normal",
+        "normal, weighted",
+        "Student t, 3 d.o.f.",
+        "Student t, weighted",
+        "Mvalues/s per core",
+    ]
+    about = (
+        f"Relative RMSE, moesaic / ggml = ratio. {kept['machine']}; {kept['date']}; "
+        "`python tests/bench/encoders.py`."
+    )
+    return about + "\n\n" + markdown(header, rows, numbers_from=1)
+
+
 def architectures() -> str:
     """The presets of GGUF architectures; those that agree in everything share a row."""
     rows: dict[tuple[str, ...], list[str]] = {}
@@ -233,6 +260,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed_summary": speed_summary,
     "speed": speed,
     "format_speed": format_speed,
+    "encoders": encoders,
 }
 
 

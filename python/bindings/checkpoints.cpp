@@ -11,6 +11,7 @@
 #include "load.hpp"
 #include "moesaic/marlin_stack.hpp"
 #include "pickling.hpp"
+#include "quant.hpp"
 #include "text.hpp"
 #include "values.hpp"
 #include "weights/builder.hpp"
@@ -29,13 +30,10 @@ using RoleArgument = std::tuple<std::string, Text, Text, Text>;
 
 Builder::RoleSpec role_spec(const RoleArgument& argument) {
   const auto& [type_text, source, decision, reason] = argument;
-  const auto type = quant_type_from_name(type_text);
-  require<ConfigError>(type.has_value(), [&] {
-    return Problem{
-        "StackBuilder", "type", "a ggml type name such as Q4_K", "'" + type_text + "'", {}};
-  });
-  return {
-      .type = *type, .source = source.bytes, .decision = decision.bytes, .reason = reason.bytes};
+  return {.type = parse_quant_type(type_text, "StackBuilder", "type"),
+          .source = source.bytes,
+          .decision = decision.bytes,
+          .reason = reason.bytes};
 }
 
 std::unique_ptr<Builder> make_stack_builder(std::int32_t num_experts, std::int64_t hidden_size,

@@ -13,6 +13,7 @@
 #include "gil.hpp"
 #include "load.hpp"
 #include "moesaic/marlin_stack.hpp"
+#include "moesaic/quantize_stack.hpp"
 #include "pickling.hpp"
 #include "stack_parts.hpp"
 
@@ -22,9 +23,11 @@ namespace {
 using Stack = std::shared_ptr<ExpertStack>;
 
 Stack from_dense_stacks(const py::object& gate, const py::object& up, const py::object& down,
-                        const py::object& biases, const py::object& scales,
-                        const std::string& device, const std::string& layout) {
+                        const py::object& quant, const py::object& biases, const py::object& scales,
+                        const std::string& device, const std::string& layout,
+                        const py::object& progress) {
   constexpr const char* kOperation = "ExpertStack.from_dense_stacks";
+  const RoleTypes types = import_role_types(quant, kOperation);
   ArrayRef gate_ref;
   if (!gate.is_none()) gate_ref = import_array(gate, kOperation, "gate");
   const ArrayRef up_ref = import_array(up, kOperation, "up");
@@ -36,10 +39,10 @@ Stack from_dense_stacks(const py::object& gate, const py::object& up, const py::
     const StackShape shape{static_cast<std::int32_t>(view.dim(0)), view.dim(2), view.dim(1)};
     epilogues = import_epilogues(biases, scales, shape, kOperation);
   }
-  Loading loading(kOperation, device, layout, std::nullopt, py::none());
+  Loading loading(kOperation, device, layout, std::nullopt, progress);
   return loading.run([&](const LoadOptions& options) {
-    return std::make_shared<ExpertStack>(ExpertStack::from_dense_stacks(
-        gate_ref.read(), view, down_ref.read(), options, std::move(epilogues)));
+    return std::make_shared<ExpertStack>(quantize_dense_stacks(
+        gate_ref.read(), view, down_ref.read(), types, options, std::move(epilogues)));
   });
 }
 
@@ -128,9 +131,10 @@ void bind_expert_stack(py::module_& m) {
   reduce_by(type,
             [](py::handle self) { return origin_of(self.cast<const Stack&>(), "ExpertStack"); });
   type.def_static("from_dense_stacks", &from_dense_stacks, py::arg("gate"), py::arg("up"),
-                  py::arg("down"), py::kw_only(), py::arg("biases") = py::none(),
-                  py::arg("scales") = py::none(), py::arg("device") = "cpu",
-                  py::arg("layout") = "auto")
+                  py::arg("down"), py::kw_only(), py::arg("quant") = py::none(),
+                  py::arg("biases") = py::none(), py::arg("scales") = py::none(),
+                  py::arg("device") = "cpu", py::arg("layout") = "auto",
+                  py::arg("progress") = py::none())
       .def_static("from_encoded", &from_encoded, py::arg("gate"), py::arg("up").none(false),
                   py::arg("down").none(false), py::kw_only(), py::arg("biases") = py::none(),
                   py::arg("scales") = py::none(), py::arg("device") = "cpu",

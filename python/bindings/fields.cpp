@@ -5,6 +5,7 @@
 #include <pybind11/numpy.h>
 
 #include "moesaic/error.hpp"
+#include "quant.hpp"
 
 namespace moesaic::python {
 namespace {
@@ -88,12 +89,8 @@ std::string FieldCast<std::string>::from(py::handle object, const char* label, c
 QuantType FieldCast<QuantType>::from(py::handle object, const char* label, const char* name) {
   const auto text = object.cast<std::string>();
   // No file has it, so the table of ggml's types does not name it.
-  const auto type = text == traits(QuantType::INT4).name ? std::optional(QuantType::INT4)
-                                                         : quant_type_from_name(text);
-  require<ConfigError>(type.has_value(), [&] {
-    return Problem{label, name, "a ggml type name such as Q4_K", "'" + text + "'", {}};
-  });
-  return *type;
+  if (text == traits(QuantType::INT4).name) return QuantType::INT4;
+  return parse_quant_type(text, label, name);
 }
 
 py::object FieldCast<std::vector<Device>>::to(const std::vector<Device>& devices) {

@@ -158,24 +158,9 @@ Edited set_deltas(const ExpertStack& stack, const py::object& deltas) {
   return share(with_deltas(stack, std::move(all)));
 }
 
-QuantType parse_quant(const std::string& name, const char* operation) {
-  const auto type = quant_type_from_name(name);
-  require<ConfigError>(type.has_value(), [&] {
-    return Problem{operation, "quant", "a ggml type name such as Q4_K", "'" + name + "'", {}};
-  });
-  return *type;
-}
-
 Edited bake_stack(const ExpertStack& stack, const py::object& quant, const py::object& progress) {
   constexpr const char* kOperation = "ExpertStack.bake";
-  RoleTypes types;
-  if (py::isinstance<py::str>(quant)) {
-    types.gate = types.up = types.down = parse_quant(quant.cast<std::string>(), kOperation);
-  } else {
-    for_each_role(quant, "quant", kOperation, [&](Role role, py::handle value, const auto&) {
-      member_of(types, role) = parse_quant(std::string(py::str(value)), kOperation);
-    });
-  }
+  const RoleTypes types = import_role_types(quant, kOperation);
   Loading loading(kOperation, "cpu", "auto", std::nullopt, progress);
   return loading.run(
       [&](const LoadOptions& options) { return share(bake_deltas(stack, types, options)); });

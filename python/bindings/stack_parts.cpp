@@ -10,6 +10,7 @@
 #include "calls.hpp"
 #include "gil.hpp"
 #include "moesaic/thread_pool.hpp"
+#include "quant.hpp"
 #include "values.hpp"
 
 namespace moesaic::python {
@@ -151,11 +152,7 @@ ExpertStack::EncodedRole encoded_role(const py::object& argument, const char* op
   const ConstTensorView view = ref.read();
   require<DTypeError>(py::isinstance<py::str>(parts[1]),
                       [&] { return problem("a type of " + type_name(parts[1])); });
-  const auto text = parts[1].cast<std::string>();
-  const auto type = quant_type_from_name(text);
-  require<ConfigError>(type.has_value(), [&] {
-    return Problem{operation, name, "a ggml type name such as Q4_K", "'" + text + "'", {}};
-  });
+  const QuantType type = parse_quant_type(parts[1].cast<std::string>(), operation, name);
   require<ShapeError>(is_dense(view),
                       [&] { return Problem{operation, name, "dense bytes", describe(view), {}}; });
   std::array<std::int64_t, 3> shape{};
@@ -167,7 +164,7 @@ ExpertStack::EncodedRole encoded_role(const py::object& argument, const char* op
     }
   } else {
     const auto item = static_cast<std::int64_t>(size_of(view.dtype));
-    const QuantTraits& facts = traits(*type);
+    const QuantTraits& facts = traits(type);
     require<ShapeError>(view.rank == 3 && view.dim(2) * item % facts.block_bytes == 0, [&] {
       return Problem{operation, name,
                      "[E, rows, bytes], with rows of whole blocks of " +
@@ -179,7 +176,7 @@ ExpertStack::EncodedRole encoded_role(const py::object& argument, const char* op
   require<ShapeError>(shape[0] >= 0 && shape[0] <= std::numeric_limits<std::int32_t>::max(), [&] {
     return Problem{operation, name, "(E, rows, cols)", std::to_string(shape[0]) + " experts", {}};
   });
-  role.type = *type;
+  role.type = type;
   role.num_experts = static_cast<std::int32_t>(shape[0]);
   role.rows = shape[1];
   role.cols = shape[2];
@@ -187,6 +184,20 @@ ExpertStack::EncodedRole encoded_role(const py::object& argument, const char* op
   role.bytes = static_cast<std::size_t>(view.num_elements()) * size_of(view.dtype);
   role.owner = share_object(ref.keep);
   return role;
+}
+
+RoleTypes import_role_types(const py::object& quant, const char* operation) {
+  RoleTypes types;
+  if (py::isinstance<py::str>(quant)) {
+    types.gate = types.up = types.down = parse_quant_type(quant.cast<std::string>(), operation);
+    return types;
+  }
+  for_each_role(quant, "quant", operation, [&](Role role, py::handle value, const auto&) {
+    (role == Role::Gate ? types.gate
+     : role == Role::Up ? types.up
+                        : types.down) = parse_quant_type(std::string(py::str(value)), operation);
+  });
+  return types;
 }
 
 Epilogues import_epilogues(const py::object& biases, const py::object& scales,

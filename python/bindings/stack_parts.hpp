@@ -10,6 +10,7 @@
 
 #include "arrays.hpp"
 #include "expert_stack.hpp"
+#include "moesaic/edit.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/names.hpp"
 
@@ -40,6 +41,10 @@ void for_each_role(const py::object& by_role, const char* parameter, const char*
     take(role, value, std::string(parameter) + "['" + name_of(role) + "']");
   }
 }
+
+/// `quant` as a type name for all roles, as a dict by role, or None. Errors: ConfigError for an
+/// unknown type or role, DTypeError.
+RoleTypes import_role_types(const py::object& quant, const char* operation);
 
 /// An array of this shape as f32. Throws ShapeError and DTypeError.
 std::vector<float> values_of_shape(py::handle value, const std::vector<std::int64_t>& shape,

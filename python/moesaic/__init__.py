@@ -24,6 +24,7 @@ from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
 from importlib.metadata import version as _version
 
 from moesaic import testing
+from moesaic._compare import Comparison, compare
 from moesaic._context import profile, tuning
 from moesaic._core import (
     Activation,
@@ -77,6 +78,7 @@ from moesaic._core import (
     build_info,
     combine,
     current_tuning,
+    dequantize,
     gather_rows,
     known_architectures,
     layer_kinds,
@@ -85,6 +87,7 @@ from moesaic._core import (
     moe_forward_bucketed,
     moe_forward_cpu,
     pick_block_size,
+    quantize,
     route,
     silu_mul,
     target_from_counts,
@@ -110,6 +113,7 @@ __all__ = [
     "BackendInfo",
     "BucketPlan",
     "CaptureError",
+    "Comparison",
     "ConfigEntry",
     "ConfigError",
     "ConfigTable",
@@ -160,7 +164,9 @@ __all__ = [
     "budget_from_memory",
     "build_info",
     "combine",
+    "compare",
     "current_tuning",
+    "dequantize",
     "explain",
     "gather_rows",
     "known_architectures",
@@ -171,6 +177,7 @@ __all__ = [
     "moe_forward_cpu",
     "pick_block_size",
     "profile",
+    "quantize",
     "route",
     "save_safetensors",
     "show_config",

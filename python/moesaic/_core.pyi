@@ -1251,7 +1251,7 @@ class RoleReport:
 
     @property
     def decision(self) -> str:
-        """'mapped', 'read', 'copied', 'repacked' or 'dequantized'."""
+        """'mapped', 'read', 'copied', 'encoded', 'repacked', 'dequantized' or 'referenced'."""
 
     @property
     def reason(self) -> str:
@@ -1798,12 +1798,14 @@ class ExpertStack:
         up: _AnyArray,
         down: _AnyArray,
         *,
+        quant: str | Mapping[_Role, str] | None = None,
         biases: _ByRole = None,
         scales: _ByRole = None,
         device: str = "cpu",
         layout: _Layout = "auto",
+        progress: _Progress = None,
     ) -> ExpertStack:
-        """Copy dense matrices.
+        """Copy dense matrices, or encode them.
 
         An expert's product with a role is y = (W x) * scale + bias.
 
@@ -1815,6 +1817,10 @@ class ExpertStack:
             f32, f16 or bf16.
         down : array [E, H, I]
             f32, f16 or bf16.
+        quant : str or dict, optional
+            The type to encode in, such as 'Q4_K', for all roles or by role; roles without one stay
+            as they are. Experts are encoded one after another, on all threads, as ``quantize``
+            does; ``report`` says which were.
         biases : dict, optional
             Arrays by role, [E, I] for 'gate' and 'up', [E, H] for 'down'; f32, f16 or bf16.
         scales : dict, optional
@@ -1823,6 +1829,9 @@ class ExpertStack:
             'cpu', 'cuda:0' or 'metal'.
         layout : str
             'auto' or 'file', as in ``load_from_gguf``.
+
+        progress : callable or bool, optional
+            As in ``load_from_gguf``.
 
         Returns
         -------
@@ -1833,9 +1842,13 @@ class ExpertStack:
         ShapeError, DTypeError
             An array does not fit; the message names it.
         ConfigError
-            An unknown role.
+            An unknown role or type, or a value that the type cannot hold, with its position.
+        UnsupportedError
+            A type without an encoder.
         DeviceError, OutOfMemoryError
             The device is absent or full.
+        OperationCancelled
+            The progress callback returned False.
         """
 
     @staticmethod
@@ -5199,11 +5212,80 @@ def measure_dot_peak(threads: int = 0) -> float:
         A multiply-add counts as two operations.
     """
 
-def quantize(values: _AnyArray, type: str) -> npt.NDArray[np.uint8]:
-    """Encode f32 [..., cols] row by row, as ``moesaic.testing.quantize``."""
+def quantize(
+    values: _AnyArray, quant: str, *, weights: _AnyArray | None = None
+) -> npt.NDArray[np.uint8]:
+    """Encode weights row by row, as the bytes of a GGUF tensor.
 
-def dequantize(data: _AnyArray, type: str, shape: Sequence[int]) -> _F32:
-    """Decode the bytes of a GGUF tensor to f32, as ``moesaic.testing.dequantize``."""
+    The encoders search for the scales that leave the smallest squared error. Rows are shared out to
+    the threads of the tuning; the bytes depend neither on their number nor on the processor. Ctrl-C
+    ends the call.
+
+    Parameters
+    ----------
+    values : f32, f16 or bf16 array [..., cols]
+        With 1 to 4 dimensions. Finite, and at most 65504 in magnitude (NVFP4: 2688, MXFP4:
+        2.55e38). 'F32', 'F16' and 'BF16' convert all values.
+    quant : str
+        Element type as ggml spells it, such as 'Q4_K'. ``testing.quant_types()`` lists them.
+    weights : f32 array [cols] or [..., cols], optional
+        Importance of each value, 0 or more: what its squared error counts, such as the mean square
+        of the activations of a column (the "importance matrix" of llama.cpp). It broadcasts as in
+        numpy: [E, 1, cols] has one row for each expert of [E, rows, cols]. For Q4_0 to Q5_1 and the
+        K and IQ types.
+
+    Returns
+    -------
+    uint8 array [..., row bytes]
+        As the ``gguf`` package keeps quantised tensors.
+
+    Raises
+    ------
+    ConfigError
+        An unknown type; a value that is not finite or too large, with its position.
+    UnsupportedError
+        A type without an encoder, or ``weights`` for a type that takes none.
+    ShapeError, DTypeError
+        An array does not fit, or cols is not a multiple of the type's block.
+
+    Examples
+    --------
+    >>> import moesaic as mo, numpy as np
+    >>> data = mo.quantize(np.ones((2, 256), np.float32), "Q4_K")
+    >>> data.shape
+    (2, 144)
+    >>> mo.dequantize(data, "Q4_K").shape
+    (2, 256)
+    """
+
+def dequantize(
+    data: _AnyArray, quant: str, shape: Sequence[int] | None = None
+) -> npt.NDArray[np.float32]:
+    """Decode the bytes of a GGUF tensor, exactly as ggml does.
+
+    Parameters
+    ----------
+    data : array [..., row bytes]
+        The bytes, dense; an array of a wider type stands for its bytes.
+    quant : str
+        Element type as ggml spells it, such as 'Q4_K'.
+    shape : sequence of int, optional
+        Sizes in elements, outermost first. None: those of ``data``, with as many columns as its
+        rows hold.
+
+    Returns
+    -------
+    f32 array [..., cols]
+
+    Raises
+    ------
+    ConfigError
+        An unknown type.
+    UnsupportedError
+        A type without a decoder.
+    ShapeError
+        Rows that do not end with a block, or another number of bytes than ``shape`` needs.
+    """
 
 def quant_types() -> dict[str, dict[str, Any]]:
     """Return facts of every known element type, as ``moesaic.testing.quant_types``."""

@@ -1,8 +1,7 @@
-"""Reference encoders and small model files, for tests, demo and bench."""
+"""Element types and small model files, for tests, demo and bench."""
 
 from __future__ import annotations  # numpy.random is not worth its import time here
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -12,73 +11,9 @@ import numpy.typing as npt
 
 from moesaic import _core
 from moesaic._arguments import checked
+from moesaic._core import dequantize, quantize
 
 __all__ = ["MoeWeights", "dequantize", "quant_types", "quantize", "write_moe_gguf"]
-
-
-@checked
-def quantize(w: Any, type: str) -> npt.NDArray[np.uint8]:
-    """Encode weights row by row, as the bytes of a GGUF tensor.
-
-    Rounds to nearest; ggml's own encoders search for better scales. The formats are those of
-    ggml-common.h and ggml-quants.c in the ggml repository.
-
-    Parameters
-    ----------
-    w : f32 array [..., cols]
-        Dense, with 1 to 4 dimensions.
-    type : str
-        Element type as ggml spells it, such as 'Q4_K'.
-
-    Returns
-    -------
-    uint8 array [..., row bytes]
-
-    Raises
-    ------
-    ConfigError
-        An unknown type.
-    UnsupportedError
-        A type without an encoder.
-    ShapeError, DTypeError
-        ``w`` does not fit, or cols is not a multiple of the type's block.
-
-    Examples
-    --------
-    >>> import moesaic as mo, numpy as np
-    >>> mo.testing.quantize(np.ones((2, 32), np.float32), "Q8_0").shape
-    (2, 34)
-    """
-    return _core.quantize(w, type)
-
-
-@checked
-def dequantize(data: Any, type: str, shape: Sequence[int]) -> npt.NDArray[np.float32]:
-    """Decode the bytes of a GGUF tensor.
-
-    Parameters
-    ----------
-    data : array
-        The bytes, dense.
-    type : str
-        Element type as ggml spells it, such as 'Q4_K'.
-    shape : sequence of int
-        Sizes in elements, outermost first.
-
-    Returns
-    -------
-    f32 array of ``shape``
-
-    Raises
-    ------
-    ConfigError
-        An unknown type.
-    UnsupportedError
-        A type without a decoder.
-    ShapeError
-        Another number of bytes than ``shape`` needs.
-    """
-    return _core.dequantize(data, type, shape)
 
 
 def quant_types() -> dict[str, dict[str, Any]]:
@@ -87,7 +22,8 @@ def quant_types() -> dict[str, dict[str, Any]]:
     Returns
     -------
     dict of dict
-        id (ggml's number), block_elems, block_bytes, bits_per_weight, decodes and encodes.
+        id (ggml's number), block_elems, block_bytes, bits_per_weight, decodes, encodes and
+        takes_weights (of an importance matrix).
     """
     return _core.quant_types()
 

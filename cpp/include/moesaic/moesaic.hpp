@@ -34,10 +34,12 @@
 // The call.
 #include "moesaic/forward.hpp"
 
-// Beside it: ending a call, edited layers, INT4 checkpoints, experts in slow memory, the limits of
-// the machine.
+// Beside it: ending a call, edited and quantised layers, INT4 checkpoints, experts in slow memory,
+// the limits of the machine.
 #include "moesaic/interrupt.hpp"
 #include "moesaic/edit.hpp"
+#include "moesaic/quantize.hpp"
+#include "moesaic/quantize_stack.hpp"
 #include "moesaic/marlin_stack.hpp"
 #include "moesaic/expert_pool.hpp"
 #include "moesaic/offload.hpp"

@@ -47,9 +47,9 @@ using ReadBytes = std::function<void(const std::byte* from, std::span<std::byte>
 /// bad `cols`.
 void dequantize_row(QuantType type, const std::byte* row, float* out, std::int64_t cols);
 
-/// Reference encoder for tests, demo and bench (round to nearest, not ggml's search): Q4_0, Q4_1,
-/// Q5_0, Q5_1, Q8_0, Q2_K .. Q6_K, IQ4_NL, IQ4_XS, MXFP4, NVFP4, F16, BF16, F32. Throws
-/// UnsupportedError otherwise, ShapeError for a bad `cols`.
+/// Encodes one row to any type of weights but F64, with scales of least squared error. Errors:
+/// UnsupportedError, ShapeError (a bad `cols`), ConfigError (a value that is not finite or too
+/// large; F32, F16 and BF16 take all). moesaic/quantize.hpp has more.
 void quantize_row(QuantType type, const float* values, std::byte* row, std::int64_t cols);
 bool has_encoder(QuantType type) noexcept;
 

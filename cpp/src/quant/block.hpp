@@ -32,12 +32,14 @@ inline void for_each_block(const std::byte* blocks, float* out, std::int64_t ele
   for (std::int64_t i = 0; i < elems; i += kElems, block += kBytes) decode(block, out + i);
 }
 
-/// Calls `encode(x, block)` for each block of a row.
+/// Calls `encode(x, importance, block)` for each block of a row; without importance it gets null.
 template <int kElems, int kBytes, class Encode>
-inline void for_each_block(const float* values, std::byte* blocks, std::int64_t elems,
-                           Encode&& encode) {
+inline void for_each_block(const float* values, const float* importance, std::byte* blocks,
+                           std::int64_t elems, Encode&& encode) {
   auto* block = reinterpret_cast<std::uint8_t*>(blocks);
-  for (std::int64_t i = 0; i < elems; i += kElems, block += kBytes) encode(values + i, block);
+  for (std::int64_t i = 0; i < elems; i += kElems, block += kBytes) {
+    encode(values + i, importance != nullptr ? importance + i : nullptr, block);
+  }
 }
 
 }  // namespace moesaic::quant

@@ -5,7 +5,6 @@
 #include "moesaic/error.hpp"
 #include "moesaic/quant.hpp"
 #include "quant/decode.hpp"
-#include "quant/encode.hpp"
 
 namespace moesaic {
 namespace {
@@ -100,26 +99,5 @@ std::int64_t row_bytes(QuantType type, std::int64_t cols) {
       });
   return cols / t.block_elems * t.block_bytes;
 }
-
-void dequantize_row(QuantType type, const std::byte* row, float* out, std::int64_t cols) {
-  const QuantTraits& t = traits(type);
-  require<UnsupportedError>(t.dequantize != nullptr, [&] {
-    return Problem{"dequantize_row", "type", "a type of weights", std::string(t.name), ""};
-  });
-  row_bytes(type, cols);  // checks cols
-  t.dequantize(row, out, cols);
-}
-
-void quantize_row(QuantType type, const float* values, std::byte* row, std::int64_t cols) {
-  EncodeFn* const encode = encoder_of(type);
-  require<UnsupportedError>(encode != nullptr, [&] {
-    return Problem{"quantize_row", "type", "a type with a reference encoder",
-                   std::string(traits(type).name), "quantize with llama.cpp instead"};
-  });
-  row_bytes(type, cols);  // checks cols
-  encode(values, row, cols);
-}
-
-bool has_encoder(QuantType type) noexcept { return quant::encoder_of(type) != nullptr; }
 
 }  // namespace moesaic

@@ -1,10 +1,17 @@
 #include <cstring>
 #include <memory>
+#include <optional>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "base/pages.hpp"
 #include "moesaic/interrupt.hpp"
+#include "moesaic/quantize.hpp"
+#include "moesaic/quantize_stack.hpp"
+#include "moesaic/thread_pool.hpp"
 #include "weights/load.hpp"
+#include "weights/reencode.hpp"
 
 namespace moesaic {
 namespace {
@@ -88,11 +95,71 @@ RoleWeights copy_role(const ConstTensorView& view, QuantType type) {
   return weights;
 }
 
+/// One expert of a role, [rows, cols], with the elements of a row one behind the other; a copy in
+/// `memory` where they are not.
+ConstTensorView expert_rows(const ConstTensorView& view, std::int64_t expert,
+                            std::vector<std::byte>& memory) {
+  const std::size_t size = size_of(view.dtype);
+  const auto at = [&](std::int64_t row, std::int64_t col) {
+    return static_cast<const std::byte*>(view.data) +
+           (expert * view.stride(0) + row * view.stride(1) + col * view.stride(2)) *
+               static_cast<std::int64_t>(size);
+  };
+  ConstTensorView rows(at(0, 0), view.dtype, {view.dim(1), view.dim(2)});
+  if (view.dim(2) == 1 || view.stride(2) == 1) {
+    rows.strides[0] = view.stride(1);
+    return rows;
+  }
+  memory.resize(static_cast<std::size_t>(rows.num_elements()) * size);
+  std::byte* to = memory.data();
+  for (std::int64_t row = 0; row < view.dim(1); ++row) {
+    for (std::int64_t col = 0; col < view.dim(2); ++col, to += size) {
+      std::memcpy(to, at(row, col), size);
+    }
+  }
+  rows.data = memory.data();
+  return rows;
+}
+
+/// A role encoded expert after expert, in memory of its own.
+RoleWeights encode_role(const ConstTensorView& view, QuantType type, const char* name,
+                        const LoadOptions& options, std::int64_t& done, std::int64_t total) {
+  RoleWeights weights = weights::allocate_rows(type, static_cast<std::int32_t>(view.dim(0)),
+                                               view.dim(1), view.dim(2));
+  const WeightRef& ref = weights.ref;
+  std::byte* const bytes = weights::writable_rows(weights);
+  ThreadPool alone(1);
+  ThreadPool& pool = options.pool != nullptr ? *options.pool : alone;
+  std::vector<std::byte> copy;
+  for (std::int32_t e = 0; e < ref.num_experts; ++e) {
+    try {
+      quantize_rows(type, expert_rows(view, e, copy), {}, bytes + e * ref.expert_stride, pool);
+    } catch (const ConfigError& error) {
+      throw ConfigError(Problem{
+          .operation = "from_dense_stacks",
+          .what = std::string(name) + " of expert " + std::to_string(e) + ": " + error.what(),
+          .expected = {},
+          .got = {},
+          .hint = {}});
+    }
+    done += ref.rows * ref.cols * static_cast<std::int64_t>(size_of(view.dtype));
+    weights::report_progress(options, done, total, std::string("encode ") + name);
+  }
+  return weights;
+}
+
 }  // namespace
 
 ExpertStack ExpertStack::from_dense_stacks(const ConstTensorView& gate, const ConstTensorView& up,
                                            const ConstTensorView& down, const LoadOptions& options,
                                            Epilogues epilogues) {
+  return quantize_dense_stacks(gate, up, down, {}, options, std::move(epilogues));
+}
+
+ExpertStack quantize_dense_stacks(const ConstTensorView& gate, const ConstTensorView& up,
+                                  const ConstTensorView& down, const RoleTypes& types,
+                                  const LoadOptions& options, Epilogues epilogues) {
+  using Parts = ExpertStack::Parts;
   const auto start = weights::Clock::now();
   require<ShapeError>(up.rank == 3 && !up.empty() && up.dim(0) <= INT32_MAX, [&] {
     return Problem{.operation = "from_dense_stacks",
@@ -112,11 +179,12 @@ ExpertStack ExpertStack::from_dense_stacks(const ConstTensorView& gate, const Co
     const ConstTensorView* view;
     RoleWeights Parts::* weights;
     QuantType type;
+    std::optional<QuantType> wanted;
   };
-  const Source sources[] = {
-      {Role::Gate, &gate, &Parts::gate, gated ? quant_of(gate, "gate") : QuantType::F32},
-      {Role::Up, &up, &Parts::up, quant_of(up, "up")},
-      {Role::Down, &down, &Parts::down, quant_of(down, "down")}};
+  const Source sources[] = {{Role::Gate, &gate, &Parts::gate,
+                             gated ? quant_of(gate, "gate") : QuantType::F32, types.gate},
+                            {Role::Up, &up, &Parts::up, quant_of(up, "up"), types.up},
+                            {Role::Down, &down, &Parts::down, quant_of(down, "down"), types.down}};
 
   Parts parts;
   parts.shape = {static_cast<std::int32_t>(experts), hidden, intermediate};
@@ -129,6 +197,13 @@ ExpertStack ExpertStack::from_dense_stacks(const ConstTensorView& gate, const Co
   }
   for (const Source& s : sources) {
     if (s.view->data == nullptr) continue;
+    if (s.wanted && *s.wanted != s.type) {
+      RoleWeights& weights = parts.*s.weights;
+      weights = encode_role(*s.view, *s.wanted, name_of(s.role), options, done, total);
+      weights::record(parts.report, s.role, weights, "array", "encoded", "asked for");
+      parts.report.roles.back().stored = s.type;
+      continue;
+    }
     parts.*s.weights = copy_role(*s.view, s.type);
     weights::record(parts.report, s.role, parts.*s.weights, "array", "copied",
                     "arrays belong to the caller");

@@ -1,9 +1,11 @@
 #include <algorithm>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "moesaic/edit.hpp"
+#include "moesaic/quantize.hpp"
 #include "moesaic/thread_pool.hpp"
 #include "weights/reencode.hpp"
 
@@ -35,10 +37,11 @@ RoleWeights baked_role(const RoleWeights& from, QuantType type, const LoadOption
   std::vector<float> scales;
   if (from.scale != nullptr) scales = *from.scale;
 
-  const int threads = options.pool != nullptr ? options.pool->threads() : 1;
+  ThreadPool alone(1);
+  ThreadPool& pool = options.pool != nullptr ? *options.pool : alone;
   const auto cols = static_cast<std::size_t>(ref.cols);
-  std::vector<std::vector<float>> rows(static_cast<std::size_t>(threads), std::vector<float>(cols));
-  std::vector<std::vector<double>> sums(static_cast<std::size_t>(threads),
+  std::vector<float> matrix(static_cast<std::size_t>(ref.rows) * cols);
+  std::vector<std::vector<double>> sums(static_cast<std::size_t>(pool.threads()),
                                         std::vector<double>(cols));
   for (std::int32_t e = 0; e < ref.num_experts; ++e) {
     float* const scale = scales.empty() ? nullptr : &scales[static_cast<std::size_t>(e)];
@@ -46,8 +49,8 @@ RoleWeights baked_role(const RoleWeights& from, QuantType type, const LoadOption
     if (off) *scale = 1.0F;
     const double factor = static_cast<double>(delta.scale) / (scale != nullptr ? *scale : 1.0F);
     const float* const a = delta.a.data() + e * delta.rank * ref.cols;
-    const auto encode = [&](std::int64_t row, int thread) {
-      std::vector<float>& values = rows[static_cast<std::size_t>(thread)];
+    const auto add = [&](std::int64_t row, int thread) {
+      const std::span<float> values(matrix.data() + row * ref.cols, cols);
       std::vector<double>& sum = sums[static_cast<std::size_t>(thread)];
       dequantize_expert_row(ref, e, row, values.data());
       if (off) std::ranges::fill(values, 0.0F);
@@ -60,14 +63,10 @@ RoleWeights baked_role(const RoleWeights& from, QuantType type, const LoadOption
         }
       }
       std::ranges::transform(sum, values.begin(), [](double v) { return static_cast<float>(v); });
-      quantize_row(type, values.data(), bytes + e * to.ref.expert_stride + row * to.ref.row_stride,
-                   ref.cols);
     };
-    if (options.pool != nullptr) {
-      options.pool->parallel_for(ref.rows, encode);
-    } else {
-      for (std::int64_t row = 0; row < ref.rows; ++row) encode(row, 0);
-    }
+    pool.parallel_for(ref.rows, add);
+    quantize_rows(type, {matrix.data(), DType::F32, {ref.rows, ref.cols}}, {},
+                  bytes + e * to.ref.expert_stride, pool);
     done += to.ref.expert_stride;
     weights::report_progress(options, done, total, "bake");
   }

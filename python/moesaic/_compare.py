@@ -1,0 +1,288 @@
+"""How far the experts of one stack or layer are from those of another."""
+
+from __future__ import annotations  # numpy.typing and matplotlib cost time that few calls need
+
+from dataclasses import dataclass, field
+from html import escape
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from moesaic import _core
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    _Errors = npt.NDArray[np.float64]
+
+__all__ = ["Comparison", "compare"]
+
+_Role: TypeAlias = Literal["gate", "up", "down"]
+_ROLES: tuple[_Role, ...] = ("gate", "up", "down")
+_WORST_EXPERTS = 8  # rows that a printed table has for experts
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What ``compare`` found; it prints as a table, also in notebooks.
+
+    Parameters
+    ----------
+    weights : dict of f64 array [E]
+        Relative root mean square error of the matrices, per role and expert.
+    outputs : f64 array [T], optional
+        Relative L2 error of the outputs, per token. None: there was no x.
+    quants : dict of tuple of str
+        Element types of the first and the second stack, per role.
+    nbytes : tuple of int
+        Bytes of the first and the second stack.
+
+    Examples
+    --------
+    >>> import moesaic as mo, numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> up = rng.standard_normal((4, 64, 32), np.float32)  # [E, I, H]
+    >>> down = rng.standard_normal((4, 32, 64), np.float32)  # [E, H, I]
+    >>> exact = mo.ExpertStack.from_dense_stacks(None, up, down)
+    >>> rounded = mo.ExpertStack.from_dense_stacks(None, up.astype(np.float16), down)
+    >>> found = mo.compare(exact, rounded)
+    >>> bool(found.weights["up"].max() < 1e-3), bool(found.weights["down"].max() == 0)
+    (True, True)
+    """
+
+    weights: dict[str, _Errors]
+    outputs: _Errors | None = None
+    quants: dict[str, tuple[str, str]] = field(default_factory=dict)
+    nbytes: tuple[int, int] = (0, 0)
+
+    def _summary(self) -> list[list[str]]:
+        rows = [["", "types", "mean", "max", "worst"]]
+        for role, errors in self.weights.items():
+            types = " ".join(dict.fromkeys(self.quants.get(role, ())))
+            rows.append([role, types, *_mean_and_max(errors, "expert")])
+        if self.outputs is not None:
+            rows.append(["outputs", "", *_mean_and_max(self.outputs, "token")])
+        return rows
+
+    def _experts(self) -> list[list[str]]:
+        total = np.sqrt(np.sum([errors**2 for errors in self.weights.values()], axis=0))
+        worst = np.argsort(-total, kind="stable")[:_WORST_EXPERTS]
+        rows = [["expert", *self.weights]]
+        for expert in sorted(worst.tolist()):
+            rows.append([str(expert), *(_number(e[expert]) for e in self.weights.values())])
+        return rows
+
+    def _note(self) -> str:
+        experts = len(next(iter(self.weights.values())))
+        if experts <= _WORST_EXPERTS:
+            return ""
+        return f"the worst {_WORST_EXPERTS} of {experts} experts; to_dict() has all"
+
+    def __str__(self) -> str:
+        parts = [_aligned(self._summary()), "", _aligned(self._experts()), self._note()]
+        return "\n".join(parts).rstrip()
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        note = f"<p>{escape(self._note())}</p>" if self._note() else ""
+        return _html(self._summary()) + _html(self._experts()) + note
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all errors as lists and numbers, for JSON.
+
+        Returns
+        -------
+        dict
+            weights (by role, one number per expert), outputs (one per token, or None), quants and
+            nbytes.
+        """
+        return {
+            "weights": {role: errors.tolist() for role, errors in self.weights.items()},
+            "outputs": None if self.outputs is None else self.outputs.tolist(),
+            "quants": {role: list(types) for role, types in self.quants.items()},
+            "nbytes": list(self.nbytes),
+        }
+
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """Draw the errors of the weights by expert, and a histogram of those of the outputs.
+
+        Needs matplotlib, whose backend stays as it is.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Where to draw the errors by expert, and nothing else. None: in a new figure.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            The figure of ``ax``, or the new one.
+        """
+        from matplotlib.figure import Figure
+
+        tokens = None
+        if ax is None:
+            drawn = Figure(figsize=(9, 3.5), layout="constrained")
+            if self.outputs is None:
+                ax = drawn.subplots()
+            else:
+                ax, tokens = drawn.subplots(1, 2)
+        for role, errors in self.weights.items():
+            ax.plot(np.arange(len(errors)), errors, marker=".", label=role)
+        ax.set(xlabel="expert", ylabel="relative RMSE of weights", ylim=(0, None))
+        ax.legend()
+        if tokens is not None and self.outputs is not None:
+            tokens.hist(self.outputs[np.isfinite(self.outputs)], bins=30)
+            tokens.set(xlabel="relative L2 of outputs", ylabel="tokens")
+        figure = ax.get_figure()
+        while figure is not None and not isinstance(figure, Figure):
+            figure = figure.get_figure()  # axes of a subfigure
+        assert figure is not None
+        return figure
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _mean_and_max(errors: _Errors, what: str) -> list[str]:
+    if errors.size == 0:
+        return ["", "", ""]
+    worst = int(errors.argmax())
+    return [_number(errors.mean()), _number(errors[worst]), f"{what} {worst}"]
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(f"{cell:<{n}}" for cell, n in zip(r, widths, strict=True)) for r in rows]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _html(rows: list[list[str]]) -> str:
+    def line(cells: list[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{escape(c)}</{tag}>" for c in cells) + "</tr>"
+
+    return f"<table>{line(rows[0], 'th')}{''.join(line(r, 'td') for r in rows[1:])}</table>"
+
+
+def _ratio(difference: float, size: float) -> float:
+    if size > 0:
+        return difference / size
+    return 0.0 if difference == 0 else float("inf")
+
+
+def _weight_errors(a: _core.ExpertStack, b: _core.ExpertStack, role: _Role) -> _Errors:
+    errors = np.empty(a.num_experts)
+    for expert in range(a.num_experts):
+        want = a.dequantize(role, expert)
+        rest = b.dequantize(role, expert) - want
+        errors[expert] = _ratio(
+            float(np.sqrt(np.mean(rest * rest, dtype=np.float64))),
+            float(np.sqrt(np.mean(want * want, dtype=np.float64))),
+        )
+    return errors
+
+
+def _output_errors(want: npt.NDArray[Any], got: npt.NDArray[Any]) -> _Errors:
+    want = want.astype(np.float64)
+    rest = np.linalg.norm(got - want, axis=1)
+    sizes = np.linalg.norm(want, axis=1)
+    return np.array([_ratio(r, s) for r, s in zip(rest, sizes, strict=True)])
+
+
+def _stack_of(value: object, name: str) -> _core.ExpertStack:
+    if isinstance(value, _core.MoeLayer):
+        return value.stack
+    if isinstance(value, _core.ExpertStack):
+        return value
+    raise _core.DTypeError(
+        f"compare: {name}: expected ExpertStack or MoeLayer, got {type(value).__name__}"
+    )
+
+
+def compare(
+    a: _core.ExpertStack | _core.MoeLayer,
+    b: _core.ExpertStack | _core.MoeLayer,
+    x: npt.ArrayLike | None = None,
+    *,
+    ids: npt.ArrayLike | None = None,
+    routing: _core.Routing | None = None,
+) -> Comparison:
+    """Compare the weights and outputs of two stacks, or of two layers, of equal shape.
+
+    Parameters
+    ----------
+    a : ExpertStack or MoeLayer
+        What is right.
+    b : ExpertStack or MoeLayer
+        What is compared with it.
+    x : f32 array [T, H], optional
+        Tokens to run both with. None: the weights alone are compared.
+    ids : int array [T, k], optional
+        Experts of each token, which count alike.
+    routing : Routing, optional
+        Experts of each token and how much each counts. With neither this nor ``ids``, layers route
+        by their own routers, and two stacks send token t to expert t modulo E.
+
+    Returns
+    -------
+    Comparison
+        Relative error per role and expert, and per token.
+
+    Raises
+    ------
+    ShapeError
+        Two shapes, or an array that does not fit.
+    DTypeError
+        Not two stacks or two layers, or another type of array.
+    ConfigError
+        Both ``ids`` and ``routing``, or either without ``x``.
+    """
+    stacks = _stack_of(a, "a"), _stack_of(b, "b")
+    shapes = [(s.num_experts, s.intermediate_size, s.hidden_size, s.gated) for s in stacks]
+    if shapes[0] != shapes[1]:
+        raise _core.ShapeError(
+            f"compare: b: expected (E, I, H, gated) = {shapes[0]}, as a, got {shapes[1]}"
+        )
+    if isinstance(a, _core.MoeLayer) != isinstance(b, _core.MoeLayer):
+        raise _core.DTypeError(
+            f"compare: b: expected {type(a).__name__}, as a, got {type(b).__name__}"
+        )
+    if ids is not None and routing is not None:
+        raise _core.ConfigError("compare: ids: expected ids or routing, got both")
+    if x is None and (ids is not None or routing is not None):
+        raise _core.ConfigError("compare: x: expected tokens for the ids, got None")
+
+    roles = [role for role in _ROLES if role != "gate" or stacks[0].gated]
+    outputs = None
+    if x is not None:
+        tokens = np.asarray(x, np.float32)
+        if ids is None and routing is None and isinstance(a, _core.MoeLayer):
+            outputs = _output_errors(_run(a, tokens, None), _run(b, tokens, None))
+        else:
+            if routing is None:
+                chosen = (
+                    np.arange(len(tokens))[:, None] % stacks[0].num_experts
+                    if ids is None
+                    else np.asarray(ids)
+                )
+                shares = np.full(chosen.shape, 1 / max(chosen.shape[-1], 1), np.float32)
+                routing = _core.Routing(chosen.astype(np.int32), shares)
+            outputs = _output_errors(_run(a, tokens, routing), _run(b, tokens, routing))
+    return Comparison(
+        {role: _weight_errors(*stacks, role) for role in roles},
+        outputs,
+        {role: (stacks[0].quants[role], stacks[1].quants[role]) for role in roles},
+        (stacks[0].nbytes, stacks[1].nbytes),
+    )
+
+
+def _run(
+    part: _core.ExpertStack | _core.MoeLayer,
+    x: npt.NDArray[np.float32],
+    routing: _core.Routing | None,
+) -> npt.NDArray[np.float32]:
+    return _core.moe_forward(x, None, part, routing=routing)
