@@ -103,7 +103,7 @@ py::object loader(const char* name) {
 
 Stack load_stack(const py::object& path, std::int32_t layer,
                  const std::optional<std::string>& dequantize,
-                 const std::optional<std::string>& prefix, const std::string& device,
+                 const std::optional<py::str>& prefix, const std::string& device,
                  const py::object& progress) {
   constexpr const char* kOperation = "ExpertStack.load_from_safetensors";
   Loading loading(kOperation, device, "auto", dequantize, progress);
@@ -120,7 +120,7 @@ Stack load_stack(const py::object& path, std::int32_t layer,
 
 py::object load_layer(const py::object& path, std::int32_t layer,
                       const std::optional<std::string>& dequantize,
-                      const std::optional<std::string>& prefix,
+                      const std::optional<py::str>& prefix,
                       const std::optional<MoeConfig>& config, std::optional<std::int32_t> top_k,
                       const std::string& device, const std::string& precision,
                       const py::object& progress) {

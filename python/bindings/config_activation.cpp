@@ -2,6 +2,7 @@
 
 #include "config.hpp"
 #include "fields.hpp"
+#include "text.hpp"
 
 namespace moesaic::python {
 namespace {
@@ -31,7 +32,7 @@ Activation parse_activation(const py::object& value, const char* operation) {
         operation, "activation", "an Activation or its kind", Py_TYPE(value.ptr())->tp_name, {}};
   });
   Activation activation;
-  activation.kind = parse_name<ActivationKind>(value.cast<std::string>(), operation, "activation");
+  activation.kind = parse_name<ActivationKind>(text_bytes(value), operation, "activation");
   return activation;
 }
 

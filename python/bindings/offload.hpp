@@ -6,6 +6,7 @@
 #include <span>
 #include <string>
 
+#include "moesaic/error.hpp"
 #include "moesaic/offload.hpp"
 #include "values.hpp"
 
@@ -15,11 +16,26 @@ inline ExecMode parse_mode(const std::string& mode, const char* operation) {
   return parse_name<ExecMode>(mode, operation, "mode");
 }
 
+/// Lists, tuples and ranges of integers as an array; what else is in them keeps its type, for
+/// import_ids to refuse.
+inline py::array integers_of(const py::object& list, const char* operation, const char* name) {
+  py::array values;
+  try {
+    values = py::module_::import("numpy").attr("asarray")(list);
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_ValueError)) throw;  // lists of several lengths
+    throw ShapeError(Problem{operation, name, "an array of integers", py::str(error.value()), {}});
+  }
+  const char kind = values.dtype().kind();
+  const bool are_ids = kind == 'i' || (kind == 'u' && values.itemsize() < 8);
+  return are_ids || values.size() == 0 ? py::array_t<std::int64_t>(values) : values;
+}
+
 /// Imports ids as import_ids does, and takes lists, tuples and ranges of integers too.
 inline Ids import_id_list(const py::object& ids, const char* operation, const char* name) {
   const bool plain =
       py::isinstance<py::list>(ids) || py::isinstance<py::tuple>(ids) || PyRange_Check(ids.ptr());
-  return import_ids(plain ? py::array_t<std::int64_t>(ids) : ids, operation, name);
+  return import_ids(plain ? integers_of(ids, operation, name) : ids, operation, name);
 }
 
 /// All ids, whatever their shape.

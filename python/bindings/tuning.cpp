@@ -5,6 +5,7 @@
 #include "calls.hpp"
 #include "fields.hpp"
 #include "logging.hpp"
+#include "text.hpp"
 
 namespace moesaic::python {
 namespace {
@@ -25,7 +26,7 @@ bool contains(const std::string_view (&names)[N], std::string_view name) {
 /// A Python value as the text that the knob's one parser reads.
 std::string to_text(py::handle value) {
   if (py::isinstance<py::bool_>(value)) return value.cast<bool>() ? "true" : "false";
-  return py::str(value);
+  return text_bytes(py::str(value));
 }
 
 py::object to_python(const ConfigEntry& entry) {
@@ -49,7 +50,7 @@ void set_field(Tuning& tuning, const std::string& knob, py::handle value) {
 
 Tuning replace(const Tuning& tuning, const py::kwargs& changes) {
   Tuning changed = tuning;
-  for (const auto& [knob, value] : changes) set_field(changed, knob.cast<std::string>(), value);
+  for (const auto& [knob, value] : changes) set_field(changed, text_bytes(knob), value);
   changed.validate();
   return changed;
 }

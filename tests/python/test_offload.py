@@ -302,6 +302,16 @@ def test_a_file_larger_than_its_limit(tmp_path):
     assert after - before <= limit
 
 
+@pytest.mark.parametrize("ids", [[0.5], [[1], [1, 2]], ["a"], [2**70], [2**40], [None]])
+def test_lists_that_are_no_ids(ids):
+    pool = mo.ExpertPool(8, 4)
+    with pytest.raises((mo.ShapeError, mo.DTypeError), match=r"ExpertPool\.observe: ids"):
+        pool.observe(ids)
+    pool.observe([])
+    pool.observe((1, np.int32(2), np.uint8(3)))
+    assert pool.usage.counts.sum() == 0  # observed by hand, not by a layer
+
+
 ONE = np.array([[1, 2]])
 NONE = np.zeros((0, 2), np.int64)
 

@@ -92,6 +92,13 @@ def test_latent_experts_and_norms(x):
     assert "latent" in mo.explain(layer, 4)["parts"]
 
 
+@pytest.mark.parametrize("latent", [3, "ab", {0: 1, 1: 2}, (np.zeros((8, H), "f4"),)])
+def test_latent_projections_that_are_no_pair(latent):
+    stack, _ = make_stack(hidden=8)
+    with pytest.raises(mo.DTypeError, match="latent: expected an ExpertStack or a tuple of two arrays"):
+        mo.MoeLayer(stack, config(latent_size=8), values(E, H), latent=latent)
+
+
 def test_token_ids_and_topk_ids(x):
     stack, arrays = make_stack()
     router = mo.RouterConfig(E, K, score="sigmoid", select_on="given")

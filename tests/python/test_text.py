@@ -94,3 +94,18 @@ def test_keys_may_be_such_texts(odd):
         assert "\udcfe" not in mapping
         with pytest.raises(KeyError):
             mapping["\udcfe"]
+
+
+@pytest.mark.parametrize("word", ["\udcff", "\ud800"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda w: mo.Tuning(gemm=w),
+        lambda w: mo.Tuning(threads=w),
+        lambda w: mo.Tuning().replace(**{w: 1}),
+        lambda w: mo.MoeConfig(8, 8, 2, 1, activation=w),
+    ],
+)
+def test_words_that_are_no_utf8(word, call):
+    with pytest.raises(mo.ConfigError, match=r"\\xff|\\ud800"):
+        call(word)
