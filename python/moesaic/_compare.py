@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moesaic import _core
+from moesaic._errors import error_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -198,9 +199,8 @@ def _stack_of(value: object, name: str) -> _core.ExpertStack:
         return value.stack
     if isinstance(value, _core.ExpertStack):
         return value
-    raise _core.DTypeError(
-        f"compare: {name}: expected ExpertStack or MoeLayer, got {type(value).__name__}"
-    )
+    expected, got = "ExpertStack or MoeLayer", type(value).__name__
+    raise error_of(_core.DTypeError, "compare", name, expected, got)
 
 
 def compare(
@@ -244,17 +244,15 @@ def compare(
     stacks = _stack_of(a, "a"), _stack_of(b, "b")
     shapes = [(s.num_experts, s.intermediate_size, s.hidden_size, s.gated) for s in stacks]
     if shapes[0] != shapes[1]:
-        raise _core.ShapeError(
-            f"compare: b: expected (E, I, H, gated) = {shapes[0]}, as a, got {shapes[1]}"
-        )
+        expected = f"(E, I, H, gated) = {shapes[0]}, as a"
+        raise error_of(_core.ShapeError, "compare", "b", expected, str(shapes[1]))
     if isinstance(a, _core.MoeLayer) != isinstance(b, _core.MoeLayer):
-        raise _core.DTypeError(
-            f"compare: b: expected {type(a).__name__}, as a, got {type(b).__name__}"
-        )
+        expected, got = f"{type(a).__name__}, as a", type(b).__name__
+        raise error_of(_core.DTypeError, "compare", "b", expected, got)
     if ids is not None and routing is not None:
-        raise _core.ConfigError("compare: ids: expected ids or routing, got both")
+        raise error_of(_core.ConfigError, "compare", "ids", "ids or routing", "both")
     if x is None and (ids is not None or routing is not None):
-        raise _core.ConfigError("compare: x: expected tokens for the ids, got None")
+        raise error_of(_core.ConfigError, "compare", "x", "tokens for the ids", "None")
 
     roles = [role for role in _ROLES if role != "gate" or stacks[0].gated]
     outputs = None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from moesaic import _core
+from moesaic._errors import error_of
 
 
 def value(kind: Any, fields: dict[str, Any]) -> Any:
@@ -21,10 +22,9 @@ def value(kind: Any, fields: dict[str, Any]) -> Any:
 
 
 def _changed(path: str, what: str, then: object, now: object) -> _core.FormatError:
-    return _core.FormatError(
-        f"unpickle: {path}: expected the file that was pickled, with {what} {then}, got {now}"
-        " (load the changed file by its name)"
-    )
+    expected = f"the file that was pickled, with {what} {then}"
+    hint = "load the changed file by its name"
+    return error_of(_core.FormatError, "unpickle", path, expected, str(now), hint)
 
 
 class GgufSource:

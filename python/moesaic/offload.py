@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moesaic import _core
+from moesaic._errors import error_of
 from moesaic._report import html_table
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def _wrong(
     kind: type[_core.Error], what: str, expected: str, got: str, method: str = ""
 ) -> _core.Error:
     """Return the error of a profile, or of a method of it."""
-    return _core.make_error(kind, f"ExpertProfile{method}", what, expected, got)
+    return error_of(kind, f"ExpertProfile{method}", what, expected, got)
 
 
 def _integers(name: str, values: Any, *shape: int | None) -> npt.NDArray[Any]:
@@ -209,7 +210,7 @@ class ExpertProfile:
             if pool is not None
         ]
         if not used:
-            raise _core.make_error(
+            raise error_of(
                 _core.ConfigError,
                 "MoeExpertStore.profile",
                 "store",
@@ -352,8 +353,8 @@ class ExpertProfile:
                     ),
                 )
         except _NOT_A_PROFILE as error:
-            raise _core.FormatError(
-                f"ExpertProfile.load: {path}: expected a profile by save(), got {error}"
+            raise _wrong(
+                _core.FormatError, str(path), "a profile by save()", str(error), ".load"
             ) from error
 
     def _repr_html_(self) -> str:
@@ -398,10 +399,10 @@ class ExpertProfile:
         try:
             from matplotlib import figure as figures
         except ImportError:
-            raise _core.UnsupportedError(
-                "ExpertProfile.plot: expected matplotlib, got none"
-                " (pip install 'moesaic[plot]' or matplotlib)"
-            ) from None
+            raise error_of(
+                _core.UnsupportedError, "ExpertProfile.plot", "", "matplotlib", "none",
+                "pip install 'moesaic[plot]' or matplotlib",
+            ) from None  # fmt: skip
         share = self.counts / np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
         layers, experts = share.shape
         if ax is None:

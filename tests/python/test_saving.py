@@ -220,8 +220,13 @@ def test_fused(scales, tmp_path):
 
 def test_fused_has_one_type(tmp_path):
     path = write_small(tmp_path / "m.gguf", gate_type="Q4_K", up_type="Q5_K").path
-    with pytest.raises(mo.ConfigError, match="one type for gate and up, got Q4_K and Q5_K"):
+    with pytest.raises(
+        mo.ConfigError, match="one type for gate and up, got Q4_K and Q5_K"
+    ) as caught:
         open_layer(path).save(tmp_path / "new.gguf", fused=True)
+    error = caught.value
+    assert [error.operation, error.what] == ["MoeLayer.save", "block 0: fused"]
+    assert [error.expected, error.got] == ["one type for gate and up", "Q4_K and Q5_K"]
     ungated = open_layer(latent_file().path(tmp_path))
     with pytest.raises(mo.ConfigError, match="fused"):
         ungated.save(tmp_path / "new.gguf", fused=True)
@@ -433,6 +438,18 @@ def target(tmp_path) -> Path:
     path = tmp_path / "new.gguf"
     path.write_text("old")
     return path
+
+
+def test_errors_name_files_whose_names_are_no_text(layer, tmp_path):
+    path = os.fsencode(tmp_path) + b"/\xff.gguf"
+    try:
+        Path(os.fsdecode(path)).write_text("old")
+    except OSError:
+        pytest.skip("a file system of names that are text")
+    with pytest.raises(mo.ConfigError) as caught:
+        layer.save(path)
+    assert caught.value.what.endswith("\\xff.gguf")
+    assert caught.value.hint == "overwrite=True replaces it"
 
 
 def test_a_file_that_is_there_is_kept(layer, target):

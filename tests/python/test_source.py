@@ -169,6 +169,44 @@ def test_moesaic_hpp_is_in_reading_order() -> None:
         assert not later, f"{header} needs {later}, which stand below it"
 
 
+# --- errors
+
+
+@cache
+def error_classes() -> set[str]:
+    classes = {"Error"}
+    for node in ast.parse((ROOT / "python/moesaic/_core.pyi").read_text()).body:
+        if isinstance(node, ast.ClassDef) and classes & {ast.unparse(base) for base in node.bases}:
+            classes.add(node.name)
+    return classes
+
+
+def errors_of_text(text: str) -> list[str]:
+    """Calls of the core's error classes, whose errors would have no field but their message."""
+    return [
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and ast.unparse(node.func.value).split(".")[-1] == "_core"
+        and node.func.attr in error_classes()
+    ]
+
+
+def test_errors_of_the_package_have_fields() -> None:
+    places = [name for name in files("*.py") if name.startswith("python/moesaic/")]
+    assert len(places) > 50 and len(error_classes()) > 10
+    found = {name: errors_of_text((ROOT / name).read_text()) for name in places}
+    assert {name: calls for name, calls in found.items() if calls} == {}
+
+
+def test_an_error_of_text_is_noticed() -> None:
+    text = (
+        "raise _core.ShapeError('x: expected 1')\nraise _core.make_error(_core.Error, 'load', 'x')"
+    )
+    assert errors_of_text(text) == ["_core.ShapeError('x: expected 1')"]
+
+
 # --- variables, options and commands
 
 

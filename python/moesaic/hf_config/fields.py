@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from moesaic import _core
-from moesaic._files import printable, shown
+from moesaic._errors import error_of
+from moesaic._files import shown
 from moesaic.hf_config.defaults import defaults_of
 from moesaic.hf_config.families import REQUIRED, Key
 
@@ -14,13 +15,11 @@ _MAX_NUMBER = 3.4e38
 
 
 def wrong(where: str, expected: str, got: object) -> _core.FormatError:
-    parts = map(printable, (where, expected, str(got)))
-    return _core.make_error(_core.FormatError, OPERATION, *parts)
+    return error_of(_core.FormatError, OPERATION, where, expected, str(got))
 
 
 def unsupported(where: str, expected: str, got: object) -> _core.UnsupportedError:
-    parts = map(printable, (where, expected, str(got)))
-    return _core.make_error(_core.UnsupportedError, OPERATION, *parts)
+    return error_of(_core.UnsupportedError, OPERATION, where, expected, str(got))
 
 
 class Fields:

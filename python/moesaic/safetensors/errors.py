@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from moesaic import _core
-from moesaic._files import printable
+from moesaic._errors import error_of
 
 OPERATION = "load_from_safetensors"
 
@@ -13,13 +13,11 @@ Progress = Callable[[str, int, int], None]
 
 
 def wrong(where: str, expected: str, got: object, hint: str = "") -> _core.FormatError:
-    parts = map(printable, (where, expected, str(got), hint))
-    return _core.make_error(_core.FormatError, OPERATION, *parts)
+    return error_of(_core.FormatError, OPERATION, where, expected, str(got), hint)
 
 
 def unsupported(where: str, expected: str, got: object, hint: str = "") -> _core.UnsupportedError:
-    parts = map(printable, (where, expected, str(got), hint))
-    return _core.make_error(_core.UnsupportedError, OPERATION, *parts)
+    return error_of(_core.UnsupportedError, OPERATION, where, expected, str(got), hint)
 
 
 class _OfCaller(Exception):

@@ -11,7 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from moesaic import _core
-from moesaic._files import is_special, not_regular, printable
+from moesaic._errors import error_of
+from moesaic._files import is_special, not_regular
 
 
 def check_target(operation: str, path: Path, overwrite: bool) -> None:
@@ -31,9 +32,9 @@ def check_target(operation: str, path: Path, overwrite: bool) -> None:
 
 
 def exists(operation: str, path: Path) -> _core.ConfigError:
-    return _core.ConfigError(
-        printable(f"{operation}: {path}: expected a new file, got one that is there")
-        + " (overwrite=True replaces it)"
+    hint = "overwrite=True replaces it"
+    return error_of(
+        _core.ConfigError, operation, str(path), "a new file", "one that is there", hint
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from moesaic import _core
+from moesaic._errors import error_of
 from moesaic._files import shown
 from moesaic.hf_config import find_family
 from moesaic.hf_config.families import Family
@@ -69,9 +70,8 @@ def save(
 ) -> None:
     """See ``save_safetensors``."""
     if dequantize is not None and dequantize not in _DENSE:
-        raise _core.ConfigError(
-            f"{OPERATION}: dequantize: expected f32, f16, bf16 or None, got {shown(dequantize)}"
-        )
+        expected, got = "f32, f16, bf16 or None", shown(dequantize)
+        raise error_of(_core.ConfigError, OPERATION, "dequantize", expected, got)
     blocks = blocks_of(OPERATION, layers)
     fields = _model(blocks, model_type)
     naming_of = NAMINGS[fields["model_type"]]
@@ -92,10 +92,9 @@ def _model(blocks: Mapping[int, _core.MoeLayer], model_type: str | None) -> dict
         candidates = [model_type]
     found = [name for name in candidates if name in NAMINGS]
     if not found:
-        got = f"{model_type or next(iter(configs.values())).architecture!r}"
-        raise _core.ConfigError(
-            f"{OPERATION}: model_type: expected one of {', '.join(NAMINGS)}, got {got}"
-        )
+        expected = f"one of {', '.join(NAMINGS)}"
+        got = repr(model_type or next(iter(configs.values())).architecture)
+        raise error_of(_core.ConfigError, OPERATION, "model_type", expected, got)
     problem: _core.Error | None = None
     for name in found:
         family = find_family({"model_type": name})[0]
@@ -123,41 +122,44 @@ def _candidates(architecture: str) -> list[str]:
 def _check(block: int, config: _core.MoeConfig, family: Family, fields: dict[str, Any]) -> None:
     """Raises UnsupportedError naming what the fields do not say of the layer."""
     name = fields["model_type"]
-    where = f"{OPERATION}: layer {block}"
+    where = f"layer {block}"
     try:
         got = _core.MoeConfig.from_hf(fields, block)
     except _core.Error as error:
-        raise _core.UnsupportedError(
-            f"{where}: expected a layer as model type {name!r} has them, got one that it does not"
-            f" open: {error}"
-        ) from None
+        raise error_of(
+            _core.UnsupportedError, OPERATION, where,
+            f"a layer as model type {name!r} has them", f"one that it does not open: {error}",
+        ) from None  # fmt: skip
     for bias in ("router_bias", "selection_bias"):
         use = family.facts[bias]
         there = bool(getattr(config.router, bias))
         if (use == "required" and not there) or (use == "ignored" and there):
-            raise _core.UnsupportedError(
-                f"{where}: router.{bias}: expected {'one' if use == 'required' else 'none'}, as"
-                f" model type {name!r} has, got {'one' if there else 'none'}"
-            )
+            wanted = "one" if use == "required" else "none"
+            raise error_of(
+                _core.UnsupportedError, OPERATION, f"{where}: router.{bias}",
+                f"{wanted}, as model type {name!r} has", "one" if there else "none",
+            )  # fmt: skip
     router = got.router.replace(
         router_bias=config.router.router_bias, selection_bias=config.router.selection_bias
     )
     difference = first_difference(config, got.replace(router=router))
     if difference is not None:
-        path, wanted, found = difference
-        raise _core.UnsupportedError(
-            f"{where}: {path}: expected {shown(wanted)}, as the layer has, got {shown(found)}"
-            f" (model type {name!r} cannot say it; model_type= names another)"
-        )
+        path, stated, found = difference
+        raise error_of(
+            _core.UnsupportedError, OPERATION, f"{where}: {path}",
+            f"{shown(stated)}, as the layer has", shown(found),
+            f"model type {name!r} cannot say it; model_type= names another",
+        )  # fmt: skip
 
 
 def _tensors(
     block: int, layer: _core.MoeLayer, naming_of: Naming, decoded: str | None
 ) -> Iterator[_Tensor]:
-    where, start = f"{OPERATION}: layer {block}", f"model.layers.{block}."
+    where, start = f"layer {block}", f"model.layers.{block}."
     config, shared = layer.config, layer.shared
     if layer.router_weight is None:
-        raise _core.UnsupportedError(f"{where}: router_weight: expected one, got none")
+        what = f"{where}: router_weight"
+        raise error_of(_core.UnsupportedError, OPERATION, what, "one", "none")
 
     def small(name: str, values: Any) -> _Tensor:
         array = np.asarray(values, np.float32)
@@ -186,22 +188,23 @@ def _dtype(
     where: str, stack: _core.ExpertStack, role: Any, decoded: str | None, factor: float = 1.0
 ) -> str:
     """The dtype of a role in the file."""
-    check_no_deltas(where, stack)
+    check_no_deltas(OPERATION, where, stack)
     if role in stack.biases:
-        raise _core.UnsupportedError(
-            f"{where}: biases[{role!r}]: expected none, which no such checkpoint has, got one"
-        )
+        what, expected = f"{where}: biases[{role!r}]", "none, which no such checkpoint has"
+        raise error_of(_core.UnsupportedError, OPERATION, what, expected, "one")
     if factor != 1.0:
-        raise _core.UnsupportedError(f"{where}: shared_scale: expected 1, got {factor}")
+        what = f"{where}: shared_scale"
+        raise error_of(_core.UnsupportedError, OPERATION, what, "1", str(factor))
     type = stack.quants[role]
     scaled = role in stack.scales
     if type in _SIZES and not scaled:
         return type
     if decoded is None:
-        what = f"{type} with scales" if scaled else type
-        raise _core.UnsupportedError(
-            f"{where}: {role}: expected F32, F16 or BF16, got {what} (dequantize= decodes it)"
-        )
+        got = f"{type} with scales" if scaled else type
+        raise error_of(
+            _core.UnsupportedError, OPERATION, f"{where}: {role}",
+            "F32, F16 or BF16", got, "dequantize= decodes it",
+        )  # fmt: skip
     return decoded
 
 

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from moesaic import _core
+from moesaic._errors import error_of
 from moesaic._files import shown
 from moesaic.saving.tensors import Tensor
 
@@ -45,10 +46,8 @@ def value_of(operation: str, key: str, value: Any) -> Value:
             return Value(list(value), "ARRAY", "STRING")
         if all(isinstance(one, bool | int | float) for one in value):
             return Value(list(value), "ARRAY", _number(operation, key, value))
-    raise _core.DTypeError(
-        f"{operation}: metadata[{key!r}]: expected bool, int, float, str or a list of one of them,"
-        f" got {shown(value)}"
-    )
+    expected = "bool, int, float, str or a list of one of them"
+    raise error_of(_core.DTypeError, operation, f"metadata[{key!r}]", expected, shown(value))
 
 
 def _number(operation: str, key: str, values: Sequence[Any]) -> str:
@@ -64,9 +63,8 @@ def _number(operation: str, key: str, values: Sequence[Any]) -> str:
     ):  # fmt: skip
         if all(least <= one <= most for one in values):
             return name
-    raise _core.ConfigError(
-        f"{operation}: metadata[{key!r}]: expected integers of 64 bits, got {shown(values)}"
-    )
+    what, expected = f"metadata[{key!r}]", "integers of 64 bits"
+    raise error_of(_core.ConfigError, operation, what, expected, shown(values))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from moesaic import _core
+from moesaic._errors import error_of
 from moesaic.saving.container import Value
 
 GATING = {"softmax": 1, "sigmoid": 2, "softmax_selected": 3, "sqrt_softplus": 4}
@@ -30,15 +31,15 @@ def known(operation: str, architecture: str) -> dict[str, str]:
     row = row or next((row for row in rows if model_type in row["model_types"].split()), None)
     if row is None:
         got = repr(architecture) if architecture else "none"
-        raise _core.ConfigError(
-            f"{operation}: architecture: expected one of mo.known_architectures(), got {got}"
-            " (architecture= names it)"
-        )
+        raise error_of(
+            _core.ConfigError, operation, "architecture",
+            "one of mo.known_architectures()", got, "architecture= names it",
+        )  # fmt: skip
     if row["missing"]:
-        raise _core.UnsupportedError(
-            f"{operation}: architecture: expected one whose layers open, got {architecture!r}"
-            f" without {row['missing']}"
-        )
+        raise error_of(
+            _core.UnsupportedError, operation, "architecture",
+            "one whose layers open", f"{architecture!r} without {row['missing']}",
+        )  # fmt: skip
     return row
 
 

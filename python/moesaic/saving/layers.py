@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moesaic import _core
+from moesaic._errors import error_of
 from moesaic.saving import keys, names, stacks
 from moesaic.saving.atomic import naming, replacing
 from moesaic.saving.container import Value, begin, layout_of, pieces, value_of, write_at
@@ -63,31 +64,29 @@ def blocks_of(operation: str, layers: Any) -> dict[int, _core.MoeLayer]:
     if isinstance(layers, Sequence):
         layers = dict(enumerate(layers))
     if not isinstance(layers, Mapping):
-        raise _core.DTypeError(
-            f"{operation}: layers: expected a MoeLayer, a sequence or a mapping of them by block,"
-            f" got {type(layers).__name__}"
-        )
+        raise error_of(
+            _core.DTypeError, operation, "layers",
+            "a MoeLayer, a sequence or a mapping of them by block", type(layers).__name__,
+        )  # fmt: skip
     for block, layer in layers.items():
         if not isinstance(layer, _core.MoeLayer):
-            raise _core.DTypeError(
-                f"{operation}: layers[{block!r}]: expected a MoeLayer, got {type(layer).__name__}"
-            )
+            what, got = f"layers[{block!r}]", type(layer).__name__
+            raise error_of(_core.DTypeError, operation, what, "a MoeLayer", got)
         if isinstance(block, bool) or not isinstance(block, int) or not 0 <= block < 1 << 20:
-            raise _core.ConfigError(
-                f"{operation}: layers: expected blocks of 0 to {(1 << 20) - 1}, got {block!r}"
-            )
+            expected = f"blocks of 0 to {(1 << 20) - 1}"
+            raise error_of(_core.ConfigError, operation, "layers", expected, repr(block))
     if not layers:
-        raise _core.ConfigError(f"{operation}: layers: expected at least one, got none")
+        raise error_of(_core.ConfigError, operation, "layers", "at least one", "none")
     return dict(sorted(layers.items()))
 
 
 def _architecture(operation: str, blocks: Mapping[int, _core.MoeLayer]) -> str:
     found = {layer.config.architecture for layer in blocks.values()}
     if len(found) > 1:
-        raise _core.ConfigError(
-            f"{operation}: layers: expected layers of one architecture, got"
-            f" {', '.join(sorted(map(repr, found)))} (architecture= names one for all)"
-        )
+        raise error_of(
+            _core.ConfigError, operation, "layers", "layers of one architecture",
+            ", ".join(sorted(map(repr, found))), "architecture= names one for all",
+        )  # fmt: skip
     return found.pop()
 
 
@@ -95,9 +94,8 @@ def _given(operation: str, metadata: Mapping[str, Any] | None) -> dict[str, Valu
     values = {}
     for key, value in (metadata or {}).items():
         if key == "general.architecture":
-            raise _core.ConfigError(
-                f"{operation}: metadata: expected other keys, got {key!r} (architecture= says it)"
-            )
+            hint = "architecture= says it"
+            raise error_of(_core.ConfigError, operation, "metadata", "other keys", repr(key), hint)
         values[key] = value_of(operation, key, value)
     return values
 
@@ -105,23 +103,28 @@ def _given(operation: str, metadata: Mapping[str, Any] | None) -> dict[str, Valu
 def _tensors(
     operation: str, block: int, layer: _core.MoeLayer, architecture: str, fused: bool
 ) -> list[Tensor]:
-    where = f"{operation}: block {block}"
+    where = f"block {block}"
     config, shared, latent = layer.config, layer.shared, layer.latent
     if layer.router_weight is None:
-        raise _core.UnsupportedError(f"{where}: router_weight: expected one, got none")
+        what = f"{where}: router_weight"
+        raise error_of(_core.UnsupportedError, operation, what, "one", "none")
     if config.router.identity_experts:
-        raise _core.UnsupportedError(
-            f"{where}: router.identity_experts: expected 0, as GGUF has no key for them, got"
-            f" {config.router.identity_experts}"
-        )
-    tensors = stacks.routed(where, layer.stack, fused)
+        raise error_of(
+            _core.UnsupportedError, operation, f"{where}: router.identity_experts",
+            "0, as GGUF has no key for them", str(config.router.identity_experts),
+        )  # fmt: skip
+    tensors = stacks.routed(operation, where, layer.stack, fused)
     if shared is not None:
         # The factor of the model is in the scale of the stack, and comes back with the config.
-        tensors += stacks.single(where, shared.stack, names.shared, {"down": shared.scale})
+        tensors += stacks.single(
+            operation, where, shared.stack, names.shared, {"down": shared.scale}
+        )
     if latent is not None:
         down, up = names.latent(architecture)
         stems = {"up": down, "down": up}  # which way it leads, and which role of the stack it is
-        tensors += stacks.single(where, latent, lambda role, kind: f"{stems[role]}.{kind}", {})
+        tensors += stacks.single(
+            operation, where, latent, lambda role, kind: f"{stems[role]}.{kind}", {}
+        )
     arguments: dict[str, Any] = {
         "config": config, "router_weight": layer.router_weight,
         "shared_gate": None if shared is None else shared.gate,

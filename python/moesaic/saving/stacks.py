@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from moesaic import _core
+from moesaic._errors import error_of
 from moesaic.saving import names
 from moesaic.saving.tensors import Array, Tensor, of_array
 
@@ -13,13 +14,13 @@ from moesaic.saving.tensors import Array, Tensor, of_array
 Name = Callable[[str, str], str]
 
 
-def check_no_deltas(where: str, stack: _core.ExpertStack) -> None:
+def check_no_deltas(operation: str, where: str, stack: _core.ExpertStack) -> None:
     """Raises UnsupportedError for low-rank terms, which are no part of the weights."""
     for role in stack.deltas:
-        raise _core.UnsupportedError(
-            f"{where}: deltas[{role!r}]: expected none, which no such file has, got one"
-            " (ExpertStack.bake puts it into the weights)"
-        )
+        raise error_of(
+            _core.UnsupportedError, operation, f"{where}: deltas[{role!r}]",
+            "none, which no such file has", "one", "ExpertStack.bake puts it into the weights",
+        )  # fmt: skip
 
 
 def _shape(stack: _core.ExpertStack, role: str) -> tuple[int, int]:
@@ -31,24 +32,24 @@ def _reader(stack: _core.ExpertStack, role: Any) -> Callable[[int], Array]:
     return lambda _: stack.encoded(role)
 
 
-def _check(where: str, stack: _core.ExpertStack) -> None:
-    check_no_deltas(where, stack)
+def _check(operation: str, where: str, stack: _core.ExpertStack) -> None:
+    check_no_deltas(operation, where, stack)
     for role, type in stack.quants.items():
         if type == "INT4":
-            raise _core.UnsupportedError(
-                f"{where}: {role}: expected a type that GGUF has, got INT4"
-                " (decode it and encode another type)"
-            )
+            raise error_of(
+                _core.UnsupportedError, operation, f"{where}: {role}",
+                "a type that GGUF has", "INT4", "decode it and encode another type",
+            )  # fmt: skip
 
 
-def routed(where: str, stack: _core.ExpertStack, fused: bool) -> list[Tensor]:
+def routed(operation: str, where: str, stack: _core.ExpertStack, fused: bool) -> list[Tensor]:
     """Weights [E, rows, cols], biases [E, rows] and scales [E], with names behind ``blk.N.``."""
-    _check(where, stack)
+    _check(operation, where, stack)
     tensors = []
     biases: dict[str, Array] = dict(stack.biases.items())
     scales: dict[str, Array] = dict(stack.scales.items())
     if fused:
-        tensors += _fused(where, stack, biases, scales)
+        tensors += _fused(operation, where, stack, biases, scales)
     for role, type in stack.quants.items():
         if fused and role != "down":
             continue
@@ -60,7 +61,11 @@ def routed(where: str, stack: _core.ExpertStack, fused: bool) -> list[Tensor]:
 
 
 def _fused(
-    where: str, stack: _core.ExpertStack, biases: dict[str, Array], scales: dict[str, Array]
+    operation: str,
+    where: str,
+    stack: _core.ExpertStack,
+    biases: dict[str, Array],
+    scales: dict[str, Array],
 ) -> list[Tensor]:
     """Gate and up rows of each expert one behind the other; changes the names of what goes along.
 
@@ -68,9 +73,8 @@ def _fused(
     """
     types = [stack.quants.get(role, "none") for role in ("gate", "up")]
     if types[0] != types[1]:
-        raise _core.ConfigError(
-            f"{where}: fused: expected one type for gate and up, got {types[0]} and {types[1]}"
-        )
+        what, got = f"{where}: fused", f"{types[0]} and {types[1]}"
+        raise error_of(_core.ConfigError, operation, what, "one type for gate and up", got)
     if "gate" in biases and "up" in biases:
         both = [biases.pop("gate"), biases.pop("up")]
         biases["gate_up"] = np.concatenate(both, axis=1)
@@ -89,17 +93,20 @@ def _fused(
 
 
 def single(
-    where: str, stack: _core.ExpertStack, name: Name, factors: Mapping[str, float]
+    operation: str,
+    where: str,
+    stack: _core.ExpertStack,
+    name: Name,
+    factors: Mapping[str, float],
 ) -> list[Tensor]:
     """The matrices of a stack of one expert, [rows, cols], and their scales divided by ``factors``.
 
     Raises UnsupportedError for a bias, for which no file has a name.
     """
-    _check(where, stack)
+    _check(operation, where, stack)
     for role in stack.biases:
-        raise _core.UnsupportedError(
-            f"{where}: {name(role, 'bias')}: expected no bias, which GGUF has no name for, got one"
-        )
+        what, expected = f"{where}: {name(role, 'bias')}", "no bias, which GGUF has no name for"
+        raise error_of(_core.UnsupportedError, operation, what, expected, "one")
     tensors = []
     for role, type in stack.quants.items():
         tensors.append(

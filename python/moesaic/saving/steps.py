@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from moesaic import _core
+from moesaic._errors import error_of
 
 #: What callers give as ``progress``.
 ProgressArgument: TypeAlias = "Callable[[_core.Progress], object] | bool | None"
@@ -21,10 +22,10 @@ class Steps:
             self._callback = bar()
         elif progress is not None and progress is not False:
             if not callable(progress):
-                raise _core.DTypeError(
-                    f"{operation}: progress: expected a callable, True or None,"
-                    f" got {type(progress).__name__}"
-                )
+                raise error_of(
+                    _core.DTypeError, operation, "progress",
+                    "a callable, True or None", type(progress).__name__,
+                )  # fmt: skip
             self._callback = progress
 
     def advance(self, nbytes: int, what: str) -> None:
@@ -33,6 +34,5 @@ class Steps:
         if self._callback is None:
             return
         if self._callback(_core.make_progress(self.done, self.total, what)) is False:
-            raise _core.OperationCancelled(
-                f"{self.operation}: {what}: cancelled by the progress callback"
-            )
+            got = "cancelled by the progress callback"
+            raise error_of(_core.OperationCancelled, self.operation, what, "", got)

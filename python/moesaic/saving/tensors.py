@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moesaic import _core
+from moesaic._errors import error_of
 
 Array = npt.NDArray[Any]
 
@@ -24,9 +25,8 @@ def row_bytes(type: str, cols: int) -> int:
     facts = _facts()[type]
     elems = int(facts["block_elems"])
     if cols % elems:
-        raise _core.ShapeError(
-            f"expected rows of a multiple of {elems} elements ({type}), got {cols}"
-        )
+        expected = f"rows of a multiple of {elems} elements ({type})"
+        raise error_of(_core.ShapeError, "write", "tensor", expected, str(cols))
     return cols // elems * int(facts["block_bytes"])
 
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from moesaic import _core
-from moesaic._files import printable, shown
+from moesaic._errors import error_of
+from moesaic._files import shown
 from moesaic.saving import names
 from moesaic.saving.container import Layout, write_at
 from moesaic.saving.facts import first_difference
@@ -30,22 +31,21 @@ def check_layers(
     with _core.GgufFile(path) as gguf:
         architecture = gguf.metadata["general.architecture"]
         for block, config in configs.items():
-            where = f"{operation}: block {block}"
+            where = f"block {block}"
             try:
                 with _core.MoeLayer.from_gguf(gguf, block, layout="file") as layer:
                     got = layer.config
             except _core.Error as error:
-                raise _core.UnsupportedError(
-                    printable(
-                        f"{where}: expected a layer as architecture {architecture!r} has them,"
-                        f" got one that it does not open: {error}"
-                    )
-                ) from None
+                raise error_of(
+                    _core.UnsupportedError, operation, where,
+                    f"a layer as architecture {architecture!r} has them",
+                    f"one that it does not open: {error}",
+                ) from None  # fmt: skip
             difference = first_difference(config, got)
             if difference is not None:
                 name, wanted, found = difference
-                raise _core.UnsupportedError(
-                    f"{where}: {name}: expected {shown(wanted)}, as the layer has, got"
-                    f" {shown(found)} (architecture {architecture!r} cannot say it;"
-                    " architecture= names another)"
-                )
+                raise error_of(
+                    _core.UnsupportedError, operation, f"{where}: {name}",
+                    f"{shown(wanted)}, as the layer has", shown(found),
+                    f"architecture {architecture!r} cannot say it; architecture= names another",
+                )  # fmt: skip

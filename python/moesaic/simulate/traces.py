@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _core
+from .._errors import error_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +69,12 @@ class Trace:
                 ids = np.asarray(data["ids"], np.int32)
                 experts = int(data["num_experts"])
         except (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
-            raise _core.FormatError(f"{path}: expected a routing trace, got {error}") from error
+            raise error_of(
+                _core.FormatError, "Trace.load", str(path), "a routing trace", str(error)
+            ) from error
         if ids.ndim != 4 or (ids.size and (ids.max() >= experts or ids.min() < -1)):
-            raise _core.FormatError(
-                f"{path}: expected ids [steps, layers, tokens, top_k] of {experts} experts,"
-                f" got {ids.shape}"
-            )
+            expected = f"ids [steps, layers, tokens, top_k] of {experts} experts"
+            raise error_of(_core.FormatError, "Trace.load", str(path), expected, str(ids.shape))
         return Trace(ids, experts)
 
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from moesaic import _core
+from moesaic._errors import error_of
 from moesaic.saving.convert.plan import OPERATION, Plan, Types
 from moesaic.saving.convert.run import write_plan
 
@@ -47,8 +48,8 @@ def planned(
         return
     with _core.GgufFile(path) as file, Shards(file.shard_paths) as shards:
         if architecture is not None:
-            raise _core.ConfigError(
-                f"{OPERATION}: architecture: expected none for a GGUF file, which has its own, got"
-                f" {architecture!r}"
+            expected = "none for a GGUF file, which has its own"
+            raise error_of(
+                _core.ConfigError, OPERATION, "architecture", expected, repr(architecture)
             )
         yield plan_from_gguf(file, shards, types, layers, omit=other == "omit")

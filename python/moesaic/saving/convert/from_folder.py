@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from moesaic import _core
+from moesaic._errors import error_of
 from moesaic.safetensors.encoded import Encoded
 from moesaic.safetensors.errors import as_format_errors
 from moesaic.safetensors.experts import EncodedExperts, Experts
@@ -45,10 +46,9 @@ def plan_from_folder(
         there = layers_with_experts(checkpoint)
         asked = chosen(layers, there, os.fsdecode(path))
         if copy and asked != there:
-            raise _core.ConfigError(
-                f"{OPERATION}: layers: expected all, as other=copy asks for the whole of a"
-                f" checkpoint, got {len(asked)} of {len(there)}"
-            )
+            expected = "all, as other=copy asks for the whole of a checkpoint"
+            got = f"{len(asked)} of {len(there)}"
+            raise error_of(_core.ConfigError, OPERATION, "layers", expected, got)
         return _plan(checkpoint, types, asked, architecture, copy)
 
 
@@ -163,10 +163,10 @@ def _shared(layer: int, experts: EncodedExperts) -> list[Tensor]:
     for role, place, count, group in _roles(experts):
         (one,) = group
         if one.has_bias:
-            raise _core.UnsupportedError(
-                f"{OPERATION}: {one.name}: expected shared experts without biases, got one"
-                " (GGUF has no name for it)"
-            )
+            raise error_of(
+                _core.UnsupportedError, OPERATION, one.name,
+                "shared experts without biases", "one", "GGUF has no name for it",
+            )  # fmt: skip
         tensors.append(
             Tensor(
                 f"blk.{layer}.{names.shared(role)}", one.type, (one.n // count, one.k),

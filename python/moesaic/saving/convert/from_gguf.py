@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from moesaic import _core
+from moesaic._errors import error_of
 from moesaic._files import open_regular
 from moesaic.saving.container import PIECE, Value
 from moesaic.saving.convert.plan import OPERATION, Plan, Types, check_rows, chosen, encode
@@ -38,9 +39,8 @@ class Shards:
         while left:
             done = os.preadv(handle, [left], offset)
             if not done:
-                raise _core.FormatError(
-                    f"{OPERATION}: shard {shard}: expected {len(left)} more bytes, got its end"
-                )
+                what, expected = f"shard {shard}", f"{len(left)} more bytes"
+                raise error_of(_core.FormatError, OPERATION, what, expected, "its end")
             left, offset = left[done:], offset + done
         return data
 
@@ -106,9 +106,8 @@ def _encoded(tensor: _core.GgufTensor, shards: Shards, part: str, type: str) -> 
     stored, shape = tensor.quant, tensor.shape
     facts = _core.quant_types().get(stored)
     if facts is None or not facts["decodes"]:
-        raise _core.UnsupportedError(
-            f"{OPERATION}: {tensor.name}: expected a type with a decoder, got {stored}"
-        )
+        expected = "a type with a decoder"
+        raise error_of(_core.UnsupportedError, OPERATION, tensor.name, expected, stored)
     check_rows(tensor.name, part, shape[-1], type)
     experts = math.prod(shape[:-2])
     size, shard, offset = tensor.nbytes // experts, tensor.shard, tensor.offset
@@ -136,10 +135,10 @@ def _metadata(file: _core.GgufFile) -> dict[str, Value]:
             values[name] = Value(value, kind.name)
             continue
         if len(entry.types) != 2 or not entry.data:
-            raise _core.UnsupportedError(
-                f"{OPERATION}: {file.path}: {name}: expected an array of values,"
-                " got an empty one or one of arrays"
-            )
+            raise error_of(
+                _core.UnsupportedError, OPERATION, f"{file.path}: {name}",
+                "an array of values", "an empty one or one of arrays",
+            )  # fmt: skip
         element = entry.types[1]
         if element is gguf.GGUFValueType.STRING:
             array = [entry.parts[at].tobytes() for at in entry.data]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from moesaic import _core
+from moesaic._errors import error_of
 from moesaic.safetensors.reader import FLOATS, Checkpoint
 from moesaic.saving.convert.plan import OPERATION
 from moesaic.saving.tensors import Array, Tensor
@@ -27,10 +28,11 @@ _COMPUTED = re.compile(r".*\.rotary_emb\.inv_freq")
 def check_copied(architecture: str) -> None:
     """Raises UnsupportedError unless the names are all that changes."""
     if architecture not in RENAMED:
-        raise _core.UnsupportedError(
-            f"{OPERATION}: other: expected omit, as the tensors of {architecture!r} are more than"
-            f" renamed for GGUF, got copy ({', '.join(RENAMED)} can be copied)"
-        )
+        raise error_of(
+            _core.UnsupportedError, OPERATION, "other",
+            f"omit, as the tensors of {architecture!r} are more than renamed for GGUF", "copy",
+            f"{', '.join(RENAMED)} can be copied",
+        )  # fmt: skip
 
 
 def other_tensors(
@@ -54,10 +56,10 @@ def other_tensors(
         if known is None or entry.dtype not in FLOATS:
             got = "none" if known is None else entry.dtype
             expected = "a name in GGUF" if known is None else " or ".join(FLOATS)
-            raise _core.UnsupportedError(
-                f"{OPERATION}: tensor {name!r}: expected {expected}, got {got} (other=omit leaves"
-                " all such tensors out)"
-            )
+            raise error_of(
+                _core.UnsupportedError, OPERATION, f"tensor {name!r}", expected, got,
+                "other=omit leaves all such tensors out",
+            )  # fmt: skip
         # llama.cpp adds and multiplies by vectors of F32.
         type = "F32" if len(entry.shape) == 1 else entry.dtype
         tensors.append(Tensor(known, type, entry.shape, _reader(checkpoint, name, type)))

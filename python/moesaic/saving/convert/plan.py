@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from moesaic import _core
+from moesaic._errors import error_of
 from moesaic.saving.container import Value
 from moesaic.saving.tensors import Array, Tensor, row_bytes
 
@@ -28,7 +29,7 @@ def check_type(what: str, type: str) -> None:
     near = next((name for name in types if name.lower() == type.lower() and name != type), None)
     expected = near or "a type with an encoder, such as Q4_K, Q8_0 or MXFP4"
     got = f"{type!r}, which has none" if type in types else repr(type)
-    raise _core.ConfigError(f"{OPERATION}: {what}: expected {expected}, got {got}")
+    raise error_of(_core.ConfigError, OPERATION, what, expected, got)
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Types:
             if type is not None:
                 check_type(name, type)
         if not any(vars(self).values()):
-            raise _core.ConfigError(f"{OPERATION}: experts: expected a type such as Q4_K, got none")
+            expected = "a type such as Q4_K"
+            raise error_of(_core.ConfigError, OPERATION, "experts", expected, "none")
 
     def of(self, part: str, stored: str, where: str) -> str:
         """The type of gate, up, down, or of both gate and up in one tensor."""
@@ -54,10 +56,8 @@ class Types:
             return getattr(self, part) or self.experts or stored
         gate, up = (self.of(role, stored, where) for role in ("gate", "up"))
         if gate != up:
-            raise _core.ConfigError(
-                f"{OPERATION}: {where}: expected one type for gate and up, which are one tensor,"
-                f" got {gate} and {up}"
-            )
+            expected = "one type for gate and up, which are one tensor"
+            raise error_of(_core.ConfigError, OPERATION, where, expected, f"{gate} and {up}")
         return gate
 
 
@@ -67,21 +67,21 @@ def check_rows(where: str, part: str, cols: int, type: str) -> None:
         row_bytes(type, cols)
     except _core.ShapeError as error:
         hint = f"another type for {part.replace('_', ' and ')} may fit"
-        raise _core.ShapeError(f"{OPERATION}: {where}: {error} ({hint})") from None
+        raise error_of(
+            _core.ShapeError, OPERATION, where, error.expected, error.got, hint
+        ) from None
 
 
 def chosen(layers: Sequence[int] | None, there: Sequence[int], source: str) -> list[int]:
     """The layers to convert. Raises ShapeError for one without experts."""
     if not there:
-        raise _core.FormatError(f"{OPERATION}: {source}: expected layers with experts, got none")
+        raise error_of(_core.FormatError, OPERATION, source, "layers with experts", "none")
     if layers is None:
         return list(there)
     for layer in layers:
         if layer not in there:
-            raise _core.ShapeError(
-                f"{OPERATION}: layers: expected layers with experts, {there[0]} to {there[-1]},"
-                f" got {layer}"
-            )
+            expected = f"layers with experts, {there[0]} to {there[-1]}"
+            raise error_of(_core.ShapeError, OPERATION, "layers", expected, str(layer))
     return sorted(set(layers))
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from moesaic import _core
-from moesaic._files import printable
+from moesaic._errors import error_of
 from moesaic.saving.atomic import check_target, naming, sync, take_name
 from moesaic.saving.container import Layout, begin, layout_of, pieces, write_at
 from moesaic.saving.convert.plan import OPERATION, Plan
@@ -75,8 +75,8 @@ def _journal(path: Path) -> Iterator[IO[str]]:
         yield journal
 
 
-def _wrong(path: Path, expected: str, got: str) -> _core.ConfigError:
-    return _core.ConfigError(printable(f"{OPERATION}: {path}: expected {expected}, got {got}"))
+def _wrong(path: Path, expected: str, got: str, hint: str = "") -> _core.ConfigError:
+    return error_of(_core.ConfigError, OPERATION, str(path), expected, got, hint)
 
 
 def _digest(plan: Plan) -> str:
@@ -105,7 +105,8 @@ def _recorded(journal: IO[str], plan: Plan, path: Path) -> tuple[int, int] | Non
         raise _wrong(
             path,
             "the rest of the same conversion",
-            "other options, another source or another version (without resume it starts anew)",
+            "other options, another source or another version",
+            "without resume it starts anew",
         )
     return int(start), int(lines[-1].split()[-1]) if len(lines) > 1 else 0
 
