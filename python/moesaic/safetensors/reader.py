@@ -20,7 +20,7 @@ from moesaic._files import (
     descriptor_of,
     is_special,
     not_regular,
-    read_into,
+    read_at,
     shown,
     snapshot_of,
 )
@@ -204,7 +204,10 @@ class Checkpoint:
         return found
 
     def raw(self, name: str, index: int | None = None) -> Array:
-        """One tensor, or one slice of its first dimension, as stored; bf16 and fp8 as bits."""
+        """One tensor, or one slice of its first dimension, as stored; bf16 and fp8 as bits.
+
+        Threads may read at the same time.
+        """
         entry = self.entry(name)
         if entry.dtype not in DTYPES:
             raise unsupported(f"tensor {name!r} dtype", " or ".join(DTYPES), entry.dtype)
@@ -216,8 +219,7 @@ class Checkpoint:
             begin += index * ((entry.end - entry.begin) // entry.shape[0])
         values = np.empty(shape, DTYPES[entry.dtype])
         file = self._shards[self.tensors[name]][0]
-        file.seek(begin)
-        missing = read_into(file, memoryview(values.reshape(-1).view(np.uint8).data))
+        missing = read_at(file, memoryview(values.reshape(-1).view(np.uint8).data), begin)
         if missing:
             raise wrong(f"tensor {name!r}", f"{missing} more bytes", "the end of the file")
         return values

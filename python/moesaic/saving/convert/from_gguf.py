@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from moesaic import _core
 from moesaic._errors import error_of
-from moesaic._files import open_regular
+from moesaic._files import open_regular, read_at
 from moesaic.saving.container import PIECE, Value
 from moesaic.saving.convert.plan import OPERATION, Plan, Types, check_rows, chosen, encode
 from moesaic.saving.names import EXPERT_WEIGHTS, MOE_TENSOR
@@ -35,13 +34,9 @@ class Shards:
     def read(self, shard: int, offset: int, count: int) -> Array:
         """Bytes of a shard; threads may read at the same time. Raises FormatError at its end."""
         data = np.empty(count, np.uint8)
-        left, handle = data.data, self._files[shard].fileno()
-        while left:
-            done = os.preadv(handle, [left], offset)
-            if not done:
-                what, expected = f"shard {shard}", f"{len(left)} more bytes"
-                raise error_of(_core.FormatError, OPERATION, what, expected, "its end")
-            left, offset = left[done:], offset + done
+        if missing := read_at(self._files[shard], data.data, offset):
+            what, expected = f"shard {shard}", f"{missing} more bytes"
+            raise error_of(_core.FormatError, OPERATION, what, expected, "its end")
         return data
 
 
