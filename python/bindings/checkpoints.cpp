@@ -90,11 +90,10 @@ py::cpp_function step_of(Loading& loading) {
   }};
 }
 
-/// What tells the files of a layer from later ones of the same names.
+/// What a load notes its files in, to tell them from later ones of the same names.
 py::object checkpoint_source(const py::object& path, std::int32_t layer,
-                             const std::optional<std::string>& prefix) {
-  return call_python(pickling_function("CheckpointSource").attr("of"),
-                     py::make_tuple(path, layer, prefix));
+                             const std::optional<py::str>& prefix) {
+  return call_python(pickling_function("CheckpointSource"), py::make_tuple(path, layer, prefix));
 }
 
 py::object loader(const char* name) {
@@ -102,35 +101,35 @@ py::object loader(const char* name) {
 }
 
 Stack load_stack(const py::object& path, std::int32_t layer,
-                 const std::optional<std::string>& dequantize,
-                 const std::optional<py::str>& prefix, const std::string& device,
-                 const py::object& progress) {
+                 const std::optional<std::string>& dequantize, const std::optional<py::str>& prefix,
+                 const std::string& device, const py::object& progress) {
   constexpr const char* kOperation = "ExpertStack.load_from_safetensors";
   Loading loading(kOperation, device, "auto", dequantize, progress);
-  const py::object gathered =
-      call_python(loader("gather_experts"),
-                  py::make_tuple(path, layer, step_of(loading), dequantize.has_value(), prefix));
+  const py::object source = checkpoint_source(path, layer, prefix);
+  const py::object gathered = call_python(
+      loader("gather_experts"),
+      py::make_tuple(path, layer, step_of(loading), dequantize.has_value(), prefix, source));
   const Stack stack = finish(loading, kOperation, gathered);
   const py::dict options(py::arg("dequantize") = dequantize, py::arg("prefix") = prefix,
                          py::arg("device") = device);
-  remember_origin(
-      stack, reduced("checkpoint_stack", checkpoint_source(path, layer, prefix), layer, options));
+  remember_origin(stack, reduced("checkpoint_stack", source, layer, options));
   return stack;
 }
 
 py::object load_layer(const py::object& path, std::int32_t layer,
                       const std::optional<std::string>& dequantize,
-                      const std::optional<py::str>& prefix,
-                      const std::optional<MoeConfig>& config, std::optional<std::int32_t> top_k,
-                      const std::string& device, const std::string& precision,
-                      const py::object& progress) {
+                      const std::optional<py::str>& prefix, const std::optional<MoeConfig>& config,
+                      std::optional<std::int32_t> top_k, const std::string& device,
+                      const std::string& precision, const py::object& progress) {
   constexpr const char* kOperation = "MoeLayer.from_safetensors";
   Loading loading(kOperation, device, "auto", dequantize, progress);
   // The arguments of MoeLayer by name, with stacks still in their builders.
-  const auto parts = call_python(loader("gather_layer"),
-                                 py::make_tuple(path, layer, step_of(loading),
-                                                dequantize.has_value(), prefix, config, top_k))
-                         .cast<py::dict>();
+  const py::object source = checkpoint_source(path, layer, prefix);
+  const auto parts =
+      call_python(loader("gather_layer"),
+                  py::make_tuple(path, layer, step_of(loading), dequantize.has_value(), prefix,
+                                 config, top_k, source))
+          .cast<py::dict>();
   for (const char* name : {"stack", "shared"}) {
     const py::object gathered = parts[name];
     if (!gathered.is_none()) parts[name] = finish(loading, kOperation, gathered);
@@ -140,9 +139,8 @@ py::object load_layer(const py::object& path, std::int32_t layer,
   const py::dict options(py::arg("dequantize") = dequantize, py::arg("prefix") = prefix,
                          py::arg("config") = config, py::arg("top_k") = top_k,
                          py::arg("device") = device, py::arg("precision") = precision);
-  remember_layer(
-      made.cast<const LayerObject&>().get(kOperation),
-      reduced("checkpoint_layer", checkpoint_source(path, layer, prefix), layer, options));
+  remember_layer(made.cast<const LayerObject&>().get(kOperation),
+                 reduced("checkpoint_layer", source, layer, options));
   return made;
 }
 

@@ -4,6 +4,10 @@
 
 #include <pybind11/numpy.h>
 
+#include <algorithm>
+
+#include "base/nearest.hpp"
+#include "errors.hpp"
 #include "moesaic/error.hpp"
 #include "quant.hpp"
 
@@ -135,20 +139,28 @@ std::string ValueClass::repr(const void* self) const {
 }
 
 void ValueClass::check_names(const py::dict& given, const std::string& operation) const {
-  py::list known;
-  for (const Field& field : fields) known.append(field.name);
+  std::vector<std::string_view> known;
+  for (const Field& field : fields) known.push_back(field.name);
   for (const auto& [name, value] : given) {
-    if (known.contains(name)) continue;
-    const py::list nearest =
-        py::module_::import("difflib").attr("get_close_matches")(py::str(name), known, 1, 0.0);
-    throw DTypeError(Problem{operation, std::string(py::repr(name)), "a field", "none of that name",
-                             "nearest: " + std::string(py::str(nearest[0]))});
+    const std::string text = text_bytes(py::str(name));
+    if (std::ranges::find(known, text) != known.end()) continue;
+    // The nearest in any case: a field that is far from all others is misspelt all the more.
+    const auto distance = [&](std::string_view one) { return edit_distance(text, one); };
+    const std::string nearest(*std::ranges::min_element(known, {}, distance));
+    set_argument_error(
+        {operation, quoted_word(text), {}, "an unknown field", "nearest: " + nearest});
+    throw py::error_already_set();
   }
 }
 
 py::object ValueClass::from_plain(const py::object& mapping) const {
+  const std::string operation = label + ".from_dict";
+  if (PyMapping_Check(mapping.ptr()) == 0 || !py::hasattr(mapping, "keys")) {
+    set_argument_error({operation, "fields", "a mapping", type_name(mapping), {}});
+    throw py::error_already_set();
+  }
   py::dict given(mapping);
-  check_names(given, label + ".from_dict");
+  check_names(given, operation);
   for (const Field& field : fields) {
     const py::str name(field.name);
     if (field.revive && given.contains(name)) given[name] = field.revive(given[name]);

@@ -132,7 +132,7 @@ struct ValueClass {
   /// The same as a tuple that can be compared and hashed; arrays count by their bytes.
   py::tuple key(const void* self) const;
   std::string repr(const void* self) const;
-  /// Throws DTypeError naming the field nearest to a name that is none.
+  /// Throws ArgumentError naming the field nearest to a name that is none.
   void check_names(const py::dict& given, const std::string& operation) const;
   py::object from_plain(const py::object& mapping) const;
   py::object replaced(const void* self, const py::dict& changes) const;

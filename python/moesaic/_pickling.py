@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moesaic import _core
 from moesaic._errors import error_of
+
+if TYPE_CHECKING:
+    from moesaic.safetensors.reader import Checkpoint
 
 
 def value(kind: Any, fields: dict[str, Any]) -> Any:
@@ -90,44 +93,48 @@ def stack_of(layer: tuple[Callable[..., _core.MoeLayer], tuple[Any, ...]]) -> _c
 class CheckpointSource:
     """The files of one layer of a safetensors checkpoint as pickles name them.
 
-    ``files`` has (bytes, time of change in ns) by name, ``tensors`` a hash of the tensor table and
-    of the configuration.
+    ``files`` has (bytes, time of change in ns) by name, ``tensors`` is a hash of the tensor table
+    and of the configuration.
     """
 
-    def __init__(
-        self,
-        path: str,
-        layer: int,
-        prefix: str | None,
-        files: Mapping[str, tuple[int, int]],
-        tensors: str,
-    ) -> None:
-        self.path, self.layer, self.prefix = path, layer, prefix
-        self.files, self.tensors = dict(files), tensors
+    def __init__(self, path: str | os.PathLike[str], layer: int, prefix: str | None) -> None:
+        self.path = str(Path(os.fsdecode(path)).absolute())
+        self.layer, self.prefix = layer, prefix
+        self.files: dict[str, tuple[int, int]] = {}
+        self._facts: list[object] = []
+        self._tensors = ""  # of a pickle
 
-    @classmethod
-    def of(cls, path: str | os.PathLike[str], layer: int, prefix: str | None) -> CheckpointSource:
-        """Return what the files are now."""
-        from moesaic.safetensors.reader import Checkpoint  # files of GGUF do without
-        from moesaic.safetensors.sets import of_layer
-
-        path = str(Path(os.fsdecode(path)).absolute())
-        checkpoint = of_layer(Checkpoint(path), layer, prefix)
+    def note(self, checkpoint: Checkpoint) -> None:
+        """Keep what tells these files from later ones; loaders call it once they are open."""
         entries = [(name, checkpoint.entry(name)) for name in sorted(checkpoint.tensors)]
-        digest = hashlib.sha256(repr(checkpoint.json("config.json")).encode(errors="replace"))
-        for name, one in entries:
-            digest.update(
-                repr((name, one.dtype, one.shape, one.begin, one.end)).encode(errors="replace")
-            )
-        files = {}
+        self._facts = [checkpoint.json("config.json")]
+        self._facts += [(name, one.dtype, one.shape, one.begin, one.end) for name, one in entries]
         for file in sorted({Path(one.path) for _, one in entries}):
             found = file.stat()
-            files[file.name] = (found.st_size, found.st_mtime_ns)
-        return cls(path, layer, prefix, files, digest.hexdigest())
+            self.files[file.name] = (found.st_size, found.st_mtime_ns)
+
+    @property
+    def tensors(self) -> str:
+        if not self._facts:
+            return self._tensors
+        digest = hashlib.sha256()
+        for fact in self._facts:
+            digest.update(repr(fact).encode(errors="replace"))
+        return digest.hexdigest()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CheckpointSource, (self.path, self.layer, self.prefix), (self.files, self.tensors)
+
+    def __setstate__(self, state: tuple[dict[str, tuple[int, int]], str]) -> None:
+        self.files, self._tensors = state
 
     def check(self) -> None:
         """Raises FormatError when the files are not those that were pickled."""
-        now = CheckpointSource.of(self.path, self.layer, self.prefix)
+        from moesaic.safetensors.reader import Checkpoint  # files of GGUF do without
+        from moesaic.safetensors.sets import of_layer
+
+        now = CheckpointSource(self.path, self.layer, self.prefix)
+        now.note(of_layer(Checkpoint(self.path), self.layer, self.prefix))
         if sorted(self.files) != sorted(now.files):
             raise _changed(self.path, "files", sorted(self.files), sorted(now.files))
         for name, then in self.files.items():
@@ -136,8 +143,8 @@ class CheckpointSource:
             ):
                 if mine != other:
                     raise _changed(str(Path(self.path) / name), what, mine, other)
-        if self.tensors != now.tensors:
-            raise _changed(self.path, "a tensor table of hash", self.tensors, now.tensors)
+        if self._then != now.tensors:
+            raise _changed(self.path, "a tensor table of hash", self._then, now.tensors)
 
 
 def checkpoint_layer(

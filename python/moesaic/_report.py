@@ -1,7 +1,6 @@
 """What the library says of itself, as values that print well, in a terminal and in a notebook."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from typing import Any
 
 from moesaic import _core
@@ -12,6 +11,8 @@ _MOST = 200
 
 
 def _cell(value: Any) -> str:
+    from html import escape  # notebooks alone need it
+
     text = str(value)
     return escape(text if len(text) <= _MOST else text[: _MOST - 4] + " ...")
 

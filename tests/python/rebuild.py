@@ -28,10 +28,9 @@ def rebuilt(layer: mo.MoeLayer, layout: str = "auto") -> mo.MoeLayer:
     shared = layer.shared and mo.SharedExperts(
         rebuilt_stack(layer.shared.stack, layout), layer.shared.gate, scale=layer.shared.scale
     )
-    router = mo.RouterConfig(**layer.config.router.to_dict())
     return mo.MoeLayer(
         rebuilt_stack(layer.stack, layout),
-        mo.MoeConfig(**{**layer.config.to_dict(), "router": router}),
+        mo.MoeConfig.from_dict(layer.config.to_dict()),
         layer.router_weight,
         shared=shared,
         latent=layer.latent and rebuilt_stack(layer.latent, layout),

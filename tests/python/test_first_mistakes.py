@@ -147,7 +147,7 @@ MISTAKES = [
     ("mo.explain()", A, "explain: layer: a value nothing"),
     ("mo.explain(layer, 8, 9)", A, "explain: at most 2 by position 3"),
     ("mo.explain(layer, 8, num_tokens=8)", A, "explain: by position"),
-    ("mo.testing.quantize(x, typ='Q4_K')", A, "quantize: typ: nearest: type"),
+    ("mo.testing.quantize(x, quan='Q4_K')", A, "quantize: quan: nearest: quant"),
     ("mo.ExpertPool(8)", A, "budget: an int nothing"),
     ("mo.ExpertPool(8, 4, ranking='Hits')", C, "ranking: nearest: hits"),
     ("mo.MoeExpertStore.from_gguf(file, memory=1)", A, "memory: nearest: memory_limit"),
@@ -156,8 +156,8 @@ MISTAKES = [
     ("mo.asarray(x, np.float32)", D, "dtype: 'float32' write 'f32'"),
     ("mo.asarray(x.tolist())", D, "dtype list asarray(x, 'f32')"),
     ("mo.asarray([[1], [2, 3]], 'f32')", D, "x: lists of equal lengths"),
-    ("mo.testing.quantize(x, 'q4_k')", C, "type: 'q4_k' nearest: Q4_K"),
-    ("mo.testing.quantize(x, 'Q4K')", C, "type: 'Q4K' nearest: Q4_K"),
+    ("mo.testing.quantize(x, 'q4_k')", C, "quant: 'q4_k' nearest: Q4_K"),
+    ("mo.testing.quantize(x, 'Q4K')", C, "quant: 'Q4K' nearest: Q4_K"),
 ]
 
 
@@ -213,7 +213,7 @@ def fields(error):
         ),
         (
             "mo.ExpertProfile.from_counts([1])",
-            ("ExpertProfile", "counts", "[L, E], none negative", "(1,)", ""),
+            ("ExpertProfile", "counts", "int64 [any, any], none negative", "(1,)", ""),
         ),
         ("mo.MoeConfig.from_hf(3)", ("MoeConfig.from_hf", "config", None, "int", "")),
     ],
@@ -246,7 +246,7 @@ def functions():
             if issubclass(value, BaseException):
                 continue
             for member, attribute in vars(value).items():
-                if isinstance(attribute, staticmethod):
+                if isinstance(attribute, staticmethod) and not member.startswith("_"):
                     yield f"{name}.{member}", getattr(value, member)
             if f"{name}.__init__" in _core._bound_signatures():
                 yield name, value

@@ -95,7 +95,9 @@ def test_latent_experts_and_norms(x):
 @pytest.mark.parametrize("latent", [3, "ab", {0: 1, 1: 2}, (np.zeros((8, H), "f4"),)])
 def test_latent_projections_that_are_no_pair(latent):
     stack, _ = make_stack(hidden=8)
-    with pytest.raises(mo.DTypeError, match="latent: expected an ExpertStack or a tuple of two arrays"):
+    with pytest.raises(
+        mo.DTypeError, match="latent: expected an ExpertStack or a tuple of two arrays"
+    ):
         mo.MoeLayer(stack, config(latent_size=8), values(E, H), latent=latent)
 
 

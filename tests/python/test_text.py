@@ -67,13 +67,13 @@ def test_fields_keep_the_bytes(monkeypatch):
     config = mo.MoeConfig(32, 32, 4, 2, architecture="of \udcff")
     assert config.architecture == "of \udcff"
     assert config.replace(layer=3).architecture == "of \udcff"
-    assert mo.MoeConfig(**config.to_dict()) == config
+    assert mo.MoeConfig.from_dict(config.to_dict()) == config
     assert "\\udcff" in repr(config)
 
     steps = []
     monkeypatch.setattr(
         "moesaic.safetensors.gather_experts",
-        lambda path, layer, step, decode, prefix: [step("at \udcff", 1, 2), builder()][1],
+        lambda path, layer, step, decode, prefix, source: [step("at \udcff", 1, 2), builder()][1],
     )
     stack = mo.ExpertStack.load_from_safetensors("x", 0, progress=steps.append)
     assert steps[0].what == "at \udcff"

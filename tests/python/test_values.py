@@ -94,7 +94,7 @@ FROM_FILES = {"GgufFile", "MoeLayer", "ExpertStack"}
 REFUSED = {
     "Array", "ExpertPool", "ExpertRole", "GgufMetadata", "GgufTensor", "GgufTensors",
     "LayerMoeWeights", "MarlinExpertStack", "MarlinLinear", "MarlinStackBuilder", "MoeExpertStore",
-    "Profile", "StackBuilder", "Workspace",
+    "Profile", "SharedExperts", "StackBuilder", "Workspace",
 }  # fmt: skip
 
 

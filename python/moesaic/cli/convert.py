@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
 import moesaic as mo
 from moesaic.saving.convert import Types, planned, write_plan
 
+from .options import add_json, integer
 from .table import size
 
 DESCRIPTION = """\
@@ -41,13 +43,6 @@ def layer_numbers(text: str) -> list[int]:
     return numbers
 
 
-def threads(text: str) -> int:
-    """Parse a number of threads."""
-    if not text.isdecimal() or not 1 <= int(text) <= 4096:
-        raise argparse.ArgumentTypeError(f"expected 1 to 4096, got {text!r}")
-    return int(text)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -72,8 +67,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="go on with what is there")
     parser.add_argument("--overwrite", action="store_true", help="replace DST")
-    parser.add_argument("--threads", type=threads, help="default: all CPUs of this process")
+    parser.add_argument(
+        "--threads", type=integer(1, 4096), help="default: all CPUs of this process"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -95,6 +93,9 @@ def run(options: argparse.Namespace) -> int:
         print(f"moesaic convert: {target}: interrupted; --resume goes on", file=sys.stderr)
         return 130
     with mo.GgufFile(target) as file:
-        layers = len(file.moe_layers)
-        print(f"{target}: {layers} MoE layers, {size(file.nbytes)}")
+        layers, nbytes = file.moe_layers, file.nbytes
+    if options.json:
+        print(json.dumps({"path": str(target), "layers": layers, "bytes": nbytes}, indent=2))
+    else:
+        print(f"{target}: {len(layers)} MoE layers, {size(nbytes)}")
     return 0

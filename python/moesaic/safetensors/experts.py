@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from moesaic import _core
+from moesaic._pickling import CheckpointSource
 from moesaic.hf_config import OUTPUT_SCALES, Family, find_family, section
 from moesaic.safetensors.bnb import Bnb4
 from moesaic.safetensors.dense import DENSE, Dense, dense_name
@@ -304,14 +305,18 @@ def gather_experts(
     progress: Progress | None = None,
     exact: bool = False,
     prefix: str | None = None,
+    source: CheckpointSource | None = None,
 ) -> Gathered:
     """The experts of one layer, of the part of the model that ``prefix`` names.
 
-    ``exact`` decodes what GGUF has no type for to F32. ``progress`` is called after each matrix.
+    ``exact`` decodes what GGUF has no type for to F32. ``progress`` is called after each matrix,
+    ``source`` notes which files were read.
     Raises FormatError naming the tensor that is missing or does not fit.
     """
     with as_format_errors(os.fsdecode(path)):
         checkpoint = of_layer(Checkpoint(path), layer, prefix)
+        if source is not None:
+            source.note(checkpoint)
         block = find_block(checkpoint, layer)
         config = checkpoint.json("config.json")
         family = None

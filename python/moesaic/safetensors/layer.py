@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from moesaic import _core
+from moesaic._pickling import CheckpointSource
 from moesaic.hf_config import Family, given_facts, layer_facts, section
 from moesaic.safetensors.errors import Progress, as_format_errors, carried
 from moesaic.safetensors.experts import (
@@ -90,15 +91,19 @@ def gather_layer(
     prefix: str | None = None,
     config: _core.MoeConfig | None = None,
     top_k: int | None = None,
+    source: CheckpointSource | None = None,
 ) -> dict[str, Any]:
     """The arguments of MoeLayer by name, with stack and shared as ``gather_experts`` gives them.
 
-    ``config`` stands for what config.json says of the layer, ``top_k`` for its experts per token.
-    Raises as ``gather_experts`` and ``config_from_hf``, and UnsupportedError for a tensor of the
-    block that has no place in the layer.
+    ``config`` stands for what config.json says of the layer, ``top_k`` for its experts per token;
+    ``source`` notes which files were read. Raises as ``gather_experts`` and ``config_from_hf``, and
+    UnsupportedError for a tensor of the block that has no place in the layer.
     """
     with as_format_errors(os.fsdecode(path)):
-        opened = open_layer(Checkpoint(path), layer, exact, prefix, config, top_k)
+        checkpoint = of_layer(Checkpoint(path), layer, prefix)
+        if source is not None:
+            source.note(checkpoint)
+        opened = open_layer(checkpoint, layer, exact, prefix, config, top_k)
         both = [opened.routed] if opened.shared is None else [opened.routed, opened.shared]
         stack, *shared = gather_all(both, carried(progress))
         return {**opened.arguments, "stack": stack, "shared": shared[0] if shared else None}

@@ -116,7 +116,7 @@ def _scale(architecture: str, config: _core.MoeConfig) -> float:
 
 
 def _activation_keys(row: Mapping[str, str], keys: _Keys, configs: list[_core.MoeConfig]) -> None:
-    if "key" in row["activation"]:
+    if row["activation"].startswith("swiglu_clamp"):
         keys.number("swiglu_clamp_exp", lambda config: _limit(config.activation))
         if any(config.shared != "none" for config in configs):
             keys.number("swiglu_clamp_shexp", lambda config: _limit(config.shared_activation))
