@@ -143,8 +143,8 @@ class CheckpointSource:
             ):
                 if mine != other:
                     raise _changed(str(Path(self.path) / name), what, mine, other)
-        if self._then != now.tensors:
-            raise _changed(self.path, "a tensor table of hash", self._then, now.tensors)
+        if self.tensors != now.tensors:
+            raise _changed(self.path, "a tensor table of hash", self.tensors, now.tensors)
 
 
 def checkpoint_layer(

@@ -190,6 +190,7 @@ Shard GgufFile::Impl::shard_of(const GgufTensor& tensor) const {
         std::to_string(tensor.type_id) + ": " + std::string(quant_id_remark(tensor.type_id)),
         path.string()};
   });
+  if (tensor.nbytes == 0) return shard;
   // This holds for every tensor of this file; a tensor of another file must not make it read
   // outside.
   require<FormatError>(
@@ -206,6 +207,7 @@ Shard GgufFile::Impl::shard_of(const GgufTensor& tensor) const {
 
 GgufBytes GgufFile::bytes(const GgufTensor& tensor) const {
   const Shard shard = impl_->shard_of(tensor);
+  if (tensor.nbytes == 0) return {};
   if (shard.mapping == nullptr) return read(tensor);
   const auto piece = shard.mapping->bytes().subspan(static_cast<std::size_t>(tensor.offset),
                                                     static_cast<std::size_t>(tensor.nbytes));
