@@ -148,7 +148,7 @@ void ValueClass::check_names(const py::dict& given, const std::string& operation
     const auto distance = [&](std::string_view one) { return edit_distance(text, one); };
     const std::string nearest(*std::ranges::min_element(known, {}, distance));
     set_argument_error(
-        {operation, quoted_word(text), {}, "an unknown field", "nearest: " + nearest});
+        {operation, text.substr(0, 40), {}, "an unknown field", "nearest: " + nearest});
     throw py::error_already_set();
   }
 }

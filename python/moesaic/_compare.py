@@ -3,7 +3,6 @@
 from __future__ import annotations  # numpy.typing and matplotlib cost time that few calls need
 
 from dataclasses import dataclass, field
-from html import escape
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy.typing as npt
 
 from moesaic import _core
 from moesaic._errors import error_of
+from moesaic._report import aligned, html_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,14 +82,15 @@ class Comparison:
         return f"the worst {_WORST_EXPERTS} of {experts} experts; to_dict() has all"
 
     def __str__(self) -> str:
-        parts = [_aligned(self._summary()), "", _aligned(self._experts()), self._note()]
+        parts = [aligned(self._summary()), "", aligned(self._experts()), self._note()]
         return "\n".join(parts).rstrip()
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        note = f"<p>{escape(self._note())}</p>" if self._note() else ""
-        return _html(self._summary()) + _html(self._experts()) + note
+        note = f"<p>{self._note()}</p>" if self._note() else ""
+        tables = (self._summary(), self._experts())
+        return "".join(html_table(rows[0], rows[1:]) for rows in tables) + note
 
     def to_dict(self) -> dict[str, Any]:
         """Return all errors as lists and numbers, for JSON.
@@ -154,19 +155,6 @@ def _mean_and_max(errors: _Errors, what: str) -> list[str]:
         return ["", "", ""]
     worst = int(errors.argmax())
     return [_number(errors.mean()), _number(errors[worst]), f"{what} {worst}"]
-
-
-def _aligned(rows: list[list[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(f"{cell:<{n}}" for cell, n in zip(r, widths, strict=True)) for r in rows]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _html(rows: list[list[str]]) -> str:
-    def line(cells: list[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(c)}</{tag}>" for c in cells) + "</tr>"
-
-    return f"<table>{line(rows[0], 'th')}{''.join(line(r, 'td') for r in rows[1:])}</table>"
 
 
 def _ratio(difference: float, size: float) -> float:

@@ -57,7 +57,7 @@ def html_of_profile(profile: _core.Profile) -> str:
     )
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Return one line a row; the last column may be of any length."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
     lines = []
@@ -71,7 +71,7 @@ class Facts(dict[str, str]):
     """Names and values in order, a ``dict``; ``str`` gives one aligned line each."""
 
     def __str__(self) -> str:
-        return _aligned([(name, str(value)) for name, value in self.items()])
+        return aligned([(name, str(value)) for name, value in self.items()])
 
     def _repr_html_(self) -> str:
         return html_table(("fact", "value"), self.items())
@@ -84,7 +84,7 @@ class ConfigTable(list[_core.ConfigEntry]):
         return [(e.knob, e.value, e.source, e.variable, e.help) for e in self]
 
     def __str__(self) -> str:
-        return _aligned(self._rows())
+        return aligned(self._rows())
 
     def _repr_html_(self) -> str:
         return html_table(("knob", "value", "source", "variable", "help"), self._rows())
@@ -97,7 +97,7 @@ class Table(list[dict[str, str]]):
         return list(self[0]) if self else []
 
     def __str__(self) -> str:
-        return _aligned([self._header(), *([str(v) for v in row.values()] for row in self)])
+        return aligned([self._header(), *([str(v) for v in row.values()] for row in self)])
 
     def _repr_html_(self) -> str:
         return html_table(self._header(), [list(row.values()) for row in self])

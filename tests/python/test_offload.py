@@ -202,7 +202,8 @@ def test_profile(small, store, tmp_path):
 def test_a_plot_goes_where_it_is_asked_to(tmp_path):
     matplotlib = pytest.importorskip("matplotlib")
     profile = mo.ExpertProfile.from_counts([[1, 2, 0, 5], [3, 0, 0, 1]], [4, 7])
-    before = matplotlib.get_backend() if "matplotlib.pyplot" in sys.modules else None
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    before = pyplot and (matplotlib.get_backend(), pyplot.get_fignums())
     own = profile.plot()
     axes = own.axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["4", "7"]
@@ -224,8 +225,7 @@ def test_a_plot_goes_where_it_is_asked_to(tmp_path):
     if before is None:
         assert "matplotlib.pyplot" not in sys.modules
     else:
-        assert matplotlib.get_backend() == before
-        assert not sys.modules["matplotlib.pyplot"].get_fignums()
+        assert (matplotlib.get_backend(), pyplot.get_fignums()) == before
 
 
 def test_forwards_while_experts_move(small, store, layer):
