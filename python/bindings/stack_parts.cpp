@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "arrays.hpp"
+#include "base/first_error.hpp"
 #include "calls.hpp"
 #include "gil.hpp"
 #include "moesaic/thread_pool.hpp"
@@ -35,7 +36,10 @@ void read_rows(const WeightRef& weight, std::int32_t first, std::int32_t last, c
   const InterruptibleRelease release;
   for (std::int32_t e = first; e < last; ++e) {
     Interrupt::check();
-    pool->parallel_for(weight.rows, [&](std::int64_t row, int) { read(e, row); });
+    FirstError error;
+    pool->parallel_for(weight.rows,
+                       [&](std::int64_t row, int) { error.during([&] { read(e, row); }); });
+    error.rethrow();
   }
 }
 

@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/first_error.hpp"
 #include "moesaic/edit.hpp"
 #include "moesaic/quantize.hpp"
 #include "moesaic/thread_pool.hpp"
@@ -64,7 +65,10 @@ RoleWeights baked_role(const RoleWeights& from, QuantType type, const LoadOption
       }
       std::ranges::transform(sum, values.begin(), [](double v) { return static_cast<float>(v); });
     };
-    pool.parallel_for(ref.rows, add);
+    FirstError error;
+    pool.parallel_for(
+        ref.rows, [&](std::int64_t row, int thread) { error.during([&] { add(row, thread); }); });
+    error.rethrow();
     quantize_rows(type, {matrix.data(), DType::F32, {ref.rows, ref.cols}}, {},
                   bytes + e * to.ref.expert_stride, pool);
     done += to.ref.expert_stride;
