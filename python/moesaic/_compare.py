@@ -10,11 +10,12 @@ import numpy.typing as npt
 
 from moesaic import _core
 from moesaic._errors import error_of
+from moesaic._plots import check_axes, new_figure
 from moesaic._report import aligned, html_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
     _Errors = npt.NDArray[np.float64]
 
@@ -40,6 +41,11 @@ class Comparison:
     nbytes : tuple of int
         Bytes of the first and the second stack.
 
+    Raises
+    ------
+    DTypeError
+        Parts of another form.
+
     Examples
     --------
     >>> import moesaic as mo, numpy as np
@@ -57,6 +63,17 @@ class Comparison:
     outputs: _Errors | None = None
     quants: dict[str, tuple[str, str]] = field(default_factory=dict)
     nbytes: tuple[int, int] = (0, 0)
+
+    def __post_init__(self) -> None:
+        arrays = list(self.weights.values()) if isinstance(self.weights, dict) else []
+        errors = arrays if self.outputs is None else [*arrays, self.outputs]
+        if not arrays or any(not isinstance(e, np.ndarray) or e.ndim != 1 for e in errors):
+            raise _wrong("weights, outputs", "arrays of one dimension by role, and one or None")
+        if len({len(e) for e in arrays}) > 1 or any(e.dtype.kind != "f" for e in errors):
+            raise _wrong("weights, outputs", "floats, one for each expert in every role")
+        pairs = (self.nbytes, *(self.quants.values() if isinstance(self.quants, dict) else (None,)))
+        if any(not isinstance(pair, tuple) or len(pair) != 2 for pair in pairs):
+            raise _wrong("quants, nbytes", "a pair by role, and a pair")
 
     def _summary(self) -> list[list[str]]:
         rows = [["", "types", "mean", "max", "worst"]]
@@ -108,7 +125,7 @@ class Comparison:
             "nbytes": list(self.nbytes),
         }
 
-    def plot(self, ax: Axes | None = None) -> Figure:
+    def plot(self, ax: Axes | None = None) -> Figure | SubFigure:
         """Draw the errors of the weights by expert, and a histogram of those of the outputs.
 
         Needs matplotlib, whose backend stays as it is.
@@ -122,12 +139,18 @@ class Comparison:
         -------
         matplotlib.figure.Figure
             The figure of ``ax``, or the new one.
-        """
-        from matplotlib.figure import Figure
 
+        Raises
+        ------
+        UnsupportedError
+            matplotlib is missing (the extra ``plot``).
+        DTypeError
+            ``ax`` cannot be drawn on.
+        """
+        check_axes("Comparison.plot", ax)
         tokens = None
         if ax is None:
-            drawn = Figure(figsize=(9, 3.5), layout="constrained")
+            drawn = new_figure("Comparison.plot", (9, 3.5), "constrained")
             if self.outputs is None:
                 ax = drawn.subplots()
             else:
@@ -139,15 +162,15 @@ class Comparison:
         if tokens is not None and self.outputs is not None:
             tokens.hist(self.outputs[np.isfinite(self.outputs)], bins=30)
             tokens.set(xlabel="relative L2 of outputs", ylabel="tokens")
-        figure = ax.get_figure()
-        while figure is not None and not isinstance(figure, Figure):
-            figure = figure.get_figure()  # axes of a subfigure
-        assert figure is not None
-        return figure
+        return ax.figure
 
 
 def _number(value: float) -> str:
     return f"{value:.4g}"
+
+
+def _wrong(what: str, expected: str) -> _core.Error:
+    return error_of(_core.DTypeError, "Comparison", what, expected, "others")
 
 
 def _mean_and_max(errors: _Errors, what: str) -> list[str]:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from moesaic import _core
 from moesaic._errors import error_of
+from moesaic._plots import check_axes, new_figure
 from moesaic._report import html_table
 
 if TYPE_CHECKING:
@@ -393,21 +394,17 @@ class ExpertProfile:
         ------
         UnsupportedError
             matplotlib is missing (the extra ``plot``).
+        DTypeError
+            ``ax`` cannot be drawn on.
         OSError
             The file cannot be written.
         """
-        try:
-            from matplotlib import figure as figures
-        except ImportError:
-            raise error_of(
-                _core.UnsupportedError, "ExpertProfile.plot", "", "matplotlib", "none",
-                "pip install 'moesaic[plot]' or matplotlib",
-            ) from None  # fmt: skip
+        check_axes("ExpertProfile.plot", ax)
         share = self.counts / np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
         layers, experts = share.shape
         if ax is None:
             size = (min(4 + 0.12 * layers, 16), min(3 + 0.05 * experts, 14))
-            ax = figures.Figure(figsize=size, layout="tight").subplots()
+            ax = new_figure("ExpertProfile.plot", size, "tight").subplots()
         image = ax.imshow(share.T * experts, aspect="auto", interpolation="nearest", cmap="magma")
         across, up = (
             np.unique(np.linspace(0, n - 1, min(n, 12)).astype(int)) for n in (layers, experts)

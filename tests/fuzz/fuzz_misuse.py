@@ -53,7 +53,7 @@ DTYPES = [
 #: Errors of Python and numpy about the caller's own objects, while ours are asked to read them.
 CALLERS = re.compile(
     "sub-views are not implemented|memoryview: format|index-sized integer|could not be broadcast"
-    "|cannot hash writable|Can't pickle local|embedded null|truth value of an array"
+    "|cannot hash writable|Can't pickle local|embedded null|truth value of an"
     "|memoryview: unsupported format"
 )
 

@@ -130,3 +130,28 @@ def test_misuse(stacks, x):
         mo.compare(*stacks, x, ids=ids, routing=mo.Routing(ids, np.ones((T, 1), np.float32)))
     with pytest.raises(mo.ConfigError, match="compare: x"):
         mo.compare(*stacks, ids=ids)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (3,),
+        ({},),
+        ({"up": [0.5]},),
+        ({"up": np.zeros(2), "down": np.zeros(3)},),
+        ({"up": np.zeros(2, int)},),
+        ({"up": np.zeros(2)}, np.zeros((2, 2))),
+        ({"up": np.zeros(2)}, None, 5),
+        ({"up": np.zeros(2)}, None, {}, 7),
+    ],
+)
+def test_parts_of_another_form(parts):
+    with pytest.raises(mo.DTypeError, match="Comparison: "):
+        mo.Comparison(*parts)
+
+
+def test_what_cannot_be_drawn_on():
+    found = mo.Comparison({"up": np.zeros(2)})
+    for plot in (found.plot, mo.ExpertProfile.from_counts([[1, 2]]).plot):
+        with pytest.raises(mo.DTypeError, match="ax: expected Axes"):
+            plot(ax=0.5)

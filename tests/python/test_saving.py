@@ -609,6 +609,22 @@ def test_safetensors_reads_it(layer, tmp_path):
         np.testing.assert_array_equal(tensors[f"{start}.experts.3.{name}.weight"], want)
 
 
+@pytest.mark.parametrize("options", [{"metadata": "x"}, {"metadata": 3}, {"architecture": 1.5}])
+def test_arguments_of_another_kind(layer, tmp_path, options):
+    (name,) = options
+    with pytest.raises(mo.DTypeError, match=rf"MoeLayer\.save: {name}: expected a"):
+        layer.save(tmp_path / "new.gguf", **options)
+    assert not (tmp_path / "new.gguf").exists()
+
+
+@pytest.mark.parametrize("options", [{"model_type": 3}, {"dequantize": []}, {"config": "x"}])
+def test_checkpoints_take_no_arguments_of_another_kind(layer, tmp_path, options):
+    (name,) = options
+    with pytest.raises(mo.DTypeError, match=rf"save_safetensors: {name}: expected a"):
+        mo.save_safetensors(tmp_path / "folder", layer, **options)
+    assert not (tmp_path / "folder").exists()
+
+
 def test_checkpoints_refuse_what_they_cannot_say(layer, tmp_path):
     folder = tmp_path / "folder"
     with pytest.raises(mo.UnsupportedError, match=r"gate: expected F32, F16 or BF16, got Q4_K"):

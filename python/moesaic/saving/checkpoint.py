@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from moesaic import _core
-from moesaic._errors import error_of
+from moesaic._errors import error_of, require_kind
 from moesaic._files import shown
 from moesaic.hf_config import find_family
 from moesaic.hf_config.families import Family
@@ -69,6 +69,9 @@ def save(
     progress: ProgressArgument,
 ) -> None:
     """See ``save_safetensors``."""
+    require_kind(OPERATION, "model_type", model_type, str, "a str")
+    require_kind(OPERATION, "dequantize", dequantize, str, "a str")
+    require_kind(OPERATION, "config", config, Mapping, "a mapping")
     if dequantize is not None and dequantize not in _DENSE:
         expected, got = "f32, f16, bf16 or None", shown(dequantize)
         raise error_of(_core.ConfigError, OPERATION, "dequantize", expected, got)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moesaic import _core
-from moesaic._errors import error_of
+from moesaic._errors import error_of, require_kind
 from moesaic.saving import keys, names, stacks
 from moesaic.saving.atomic import naming, replacing
 from moesaic.saving.container import Value, begin, layout_of, pieces, value_of, write_at
@@ -31,6 +31,8 @@ def write_layers(
     progress: ProgressArgument,
 ) -> None:
     """``write_gguf`` under the name by which it was called."""
+    require_kind(operation, "metadata", metadata, Mapping, "a mapping")
+    require_kind(operation, "architecture", architecture, str, "a str")
     blocks = blocks_of(operation, layers)
     row = keys.known(operation, architecture or _architecture(operation, blocks))
     configs = {block: layer.config for block, layer in blocks.items()}
