@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include "gil.hpp"
 #include "moesaic/error.hpp"
 
 namespace moesaic::python {
@@ -26,10 +27,11 @@ std::optional<void*> current_stream(py::handle like, int index) {
   if (package.is_none() || !py::hasattr(package, "cuda")) return std::nullopt;
   const py::object cuda = package.attr("cuda");
   if (py::hasattr(cuda, "current_stream")) {  // torch
-    return to_pointer(cuda.attr("current_stream")(index).attr("cuda_stream"));
+    return to_pointer(
+        call_python(cuda.attr("current_stream"), py::make_tuple(index)).attr("cuda_stream"));
   }
   if (py::hasattr(cuda, "get_current_stream")) {  // cupy
-    return to_pointer(cuda.attr("get_current_stream")().attr("ptr"));
+    return to_pointer(call_python(cuda.attr("get_current_stream"), py::tuple()).attr("ptr"));
   }
   return std::nullopt;
 }
@@ -41,7 +43,8 @@ void* stream_of(py::handle stream, const char* operation) {
     return to_pointer(py::reinterpret_borrow<py::object>(stream));
   }
   if (py::hasattr(stream, "__cuda_stream__")) {
-    return to_pointer(stream.attr("__cuda_stream__")().cast<py::tuple>()[1]);
+    return to_pointer(
+        call_python(stream.attr("__cuda_stream__"), py::tuple()).cast<py::tuple>()[1]);
   }
   for (const char* name : {"cuda_stream", "ptr"}) {
     if (py::hasattr(stream, name)) return to_pointer(stream.attr(name));
@@ -80,8 +83,10 @@ py::object foreign_empty(py::handle like, bool same_dtype, DType dtype,
   });
   const py::object type = same_dtype ? py::object(like.attr("dtype")) : package.attr(name);
   const py::tuple sizes = py::tuple(py::cast(shape));
-  if (torch) return like.attr("new_empty")(sizes, py::arg("dtype") = type);
-  return package.attr("empty_like")(like, py::arg("dtype") = type, py::arg("shape") = sizes);
+  py::dict named(py::arg("dtype") = type);
+  if (torch) return call_python(like.attr("new_empty"), py::make_tuple(sizes), named);
+  named["shape"] = sizes;
+  return call_python(package.attr("empty_like"), py::make_tuple(like), named);
 }
 
 }  // namespace moesaic::python

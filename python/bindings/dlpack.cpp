@@ -137,7 +137,7 @@ std::optional<std::pair<int, int>> dlpack_device(py::handle object, const char* 
                                                  const char* name) {
   if (!py::hasattr(object, "__dlpack_device__")) return std::nullopt;
   try {
-    return object.attr("__dlpack_device__")().cast<std::pair<int, int>>();
+    return call_python(object.attr("__dlpack_device__"), py::tuple()).cast<std::pair<int, int>>();
   } catch (py::error_already_set& error) {
     if (!error.matches(PyExc_Exception)) throw;
     throw DeviceError(

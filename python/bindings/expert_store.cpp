@@ -137,9 +137,9 @@ void bind_expert_store(py::module_& m) {
            })
       .def("profile",
            [](const py::object& store) {
-             return py::module_::import("moesaic.offload")
-                 .attr("ExpertProfile")
-                 .attr("of_store")(store);
+             const py::object profile =
+                 py::module_::import("moesaic.offload").attr("ExpertProfile");
+             return call_python(profile.attr("of_store"), py::make_tuple(store));
            })
       .def("memory", &memory_of)
       .def("io_stats", &io_of)

@@ -1,5 +1,6 @@
 #include "logging.hpp"
 
+#include "gil.hpp"
 #include "text.hpp"
 
 namespace moesaic::python {
@@ -8,7 +9,7 @@ py::object logger() { return py::module_::import("logging").attr("getLogger")("m
 }  // namespace
 
 void log(int level, const std::string& message) {
-  logger().attr("log")(level, "%s", message_to_python(message));
+  call_python(logger().attr("log"), py::make_tuple(level, "%s", message_to_python(message)));
 }
 
 bool log_enabled(int level) { return logger().attr("isEnabledFor")(level).cast<bool>(); }

@@ -5,6 +5,7 @@
 #include "devices.hpp"
 #include "dlpack.hpp"
 #include "dtypes.hpp"
+#include "gil.hpp"
 #include "moesaic/error.hpp"
 
 namespace moesaic::python {
@@ -13,7 +14,7 @@ namespace {
 /// The from_dlpack of the package that the type of `like` lives in; None when it has none.
 py::object foreign_from_dlpack(py::handle like) {
   if (py::hasattr(like, "__array_namespace__")) {
-    const py::object space = like.attr("__array_namespace__")();
+    const py::object space = call_python(like.attr("__array_namespace__"), py::tuple());
     if (py::hasattr(space, "from_dlpack")) return space.attr("from_dlpack");
   }
   const py::dict modules = py::module_::import("sys").attr("modules");
