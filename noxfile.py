@@ -6,7 +6,9 @@ wheel     sdist -> wheel, its content and symbols, a clean environment without a
 sanitize  ctest under AddressSanitizer + UBSan, the thread tests under ThreadSanitizer; with the
           kernels of two instruction sets, `nox -s sanitize -- all` with those of all
 gpu       nvcc on every CUDA kernel, and all checks of Metal (skips what lacks nvcc or clang 19)
-fuzz      fuzzers of files, layers and calls, half a minute each; `nox -s fuzz -- --hours 2`
+fuzz_python
+          fuzzers of checkpoints, forwards and misuse from Python, half a minute each; those of the
+          C++ library replay their corpus in ctest, under sanitizers too
 race      emulated CUDA kernels under ThreadSanitizer (Linux; skipped without clang 19)
 parity    layers beside the modules of transformers (needs torch, some 200 MB)
 arm       the kernels' tests for 64-bit Arm: cross compiler and qemu (Linux; skipped without them)
@@ -14,6 +16,7 @@ docs      the documentation site in build/docs; a broken link or reference fails
 pythons   every CPython from 3.11 to 3.14 found here: build, install, import, demo
 
 On request:
+fuzz      all fuzzers, on a library that is made for them; `nox -s fuzz -- --hours 2`
 sanitize_python  pytest on the Python module under AddressSanitizer + UBSan, and its tests of
                  threads under ThreadSanitizer (Linux)
 lock      the newest versions within the ranges of pyproject.toml and of this file, with their
@@ -35,7 +38,8 @@ from nox.command import CommandFailed
 nox.needs_version = ">=2024.4.15"
 nox.options.default_venv_backend = "venv"
 SESSIONS = [
-    "tests", "lint", "wheel", "sanitize", "fuzz", "gpu", "race", "parity", "arm", "docs", "pythons",
+    "tests", "lint", "wheel", "sanitize", "fuzz_python", "gpu", "race", "parity", "arm", "docs",
+    "pythons",
 ]  # fmt: skip
 nox.options.sessions = SESSIONS
 
@@ -169,8 +173,19 @@ def sanitize_python(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz_python(session: nox.Session) -> None:
+    """Those that need no build of their own."""
+    install_package(session)
+    names = ["checkpoints", "forward", "misuse"]
+    session.run("python", "tests/fuzz/run.py", *names, *session.posargs)
+
+
+@nox.session
 def fuzz(session: nox.Session) -> None:
-    """Arguments go to tests/fuzz/run.py: names of fuzzers, --seed, --runs, --seconds, --hours."""
+    """Arguments go to tests/fuzz/run.py: names of fuzzers, --seed, --runs, --seconds, --hours.
+
+    It builds the library with clang, sanitizers and counters: five minutes on two cores.
+    """
     need_gtest(session)
     need_clang(session)
     install(session, "cmake")
