@@ -6,9 +6,8 @@ wheel     sdist -> wheel, its content and symbols, a clean environment without a
 sanitize  ctest under AddressSanitizer + UBSan, the thread tests under ThreadSanitizer; with the
           kernels of two instruction sets, `nox -s sanitize -- all` with those of all
 gpu       nvcc on every CUDA kernel, and all checks of Metal (skips what lacks nvcc or clang 19)
-fuzz_python
-          fuzzers of checkpoints, forwards and misuse from Python, half a minute each; those of the
-          C++ library replay their corpus in ctest, under sanitizers too
+fuzz_python  fuzzers of checkpoints, forwards and misuse from Python, half a minute each; those of
+          the C++ library replay their corpus in ctest, under sanitizers too
 race      emulated CUDA kernels under ThreadSanitizer (Linux; skipped without clang 19)
 parity    layers beside the modules of transformers (needs torch, some 200 MB)
 arm       the kernels' tests for 64-bit Arm: cross compiler and qemu (Linux; skipped without them)
