@@ -558,13 +558,14 @@ def test_with_deltas_refuses(changes, error, match):
         ungated.with_deltas({"gate": (normal(E, 2, H), normal(E, I, 2))})
 
 
-def test_delta_beside_shared_experts(tmp_path):
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_delta_beside_shared_experts(tmp_path, scale):
     file = write_small(tmp_path / "m.gguf", hidden=256, intermediate=256)
     layer = mo.MoeLayer.from_gguf(file.path, 0)
     shared = layer.stack.select([0]).with_deltas(
         deltas(hidden=256, inter=256, experts=1, roles=("up", "down"))
     )
-    config = layer.config.replace(shared="plain", shared_intermediate_size=256)
+    config = layer.config.replace(shared="plain", shared_intermediate_size=256, shared_scale=scale)
     other = layer.replace(config=config, shared=shared)
     baked = layer.replace(config=config, shared=shared.bake("F32"))
     assert "low-rank deltas" in mo.explain(other, 1)["parts"]

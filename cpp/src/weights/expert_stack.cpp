@@ -161,6 +161,19 @@ void weights::take_epilogues(const char* operation, ExpertStack::Parts& parts,
   }
 }
 
+ExpertStack::Parts weights::parts_of(const ExpertStack& stack) {
+  ExpertStack::Parts parts;
+  parts.shape = stack.shape();
+  parts.device = stack.device();
+  parts.gate = stack.gate();
+  parts.up = stack.up();
+  parts.down = stack.down();
+  parts.report = stack.report();
+  parts.gate_up_marlin = stack.marlin(Role::Up);
+  parts.down_marlin = stack.marlin(Role::Down);
+  return parts;
+}
+
 ExpertStack weights::finish(ExpertStack::Parts parts, const LoadOptions& options,
                             Clock::time_point start) {
   check_parts(parts);

@@ -29,6 +29,9 @@ void record(LoadReport& report, Role role, const RoleWeights& weights, std::stri
 /// check_parts counts the values.
 void take_epilogues(const char* operation, ExpertStack::Parts& parts, Epilogues epilogues);
 
+/// What `stack` is made of, to make a changed one of.
+ExpertStack::Parts parts_of(const ExpertStack& stack);
+
 /// Checks every role against the shape. Throws ShapeError or UnsupportedError naming the role.
 void check_parts(const ExpertStack::Parts& parts);
 
@@ -61,8 +64,8 @@ ExpertStack load_latent_projections(const BlockReader& block, const MoeTensors& 
 ExpertStack load_shared_experts(const BlockReader& block, const MoeTensors& tensors, float factor,
                                 const LoadOptions& options);
 
-/// `stack` with the scale of its down role multiplied by `factor`. Throws UnsupportedError for a
-/// stack on a device.
+/// `stack` whose down role gives `factor` times as much: scale, bias and low-rank delta. Throws
+/// UnsupportedError for a stack on a device.
 ExpertStack scale_result(const ExpertStack& stack, float factor);
 
 }  // namespace moesaic::weights

@@ -71,15 +71,7 @@ ExpertStack scale_result(const ExpertStack& stack, float factor) {
                    .got = to_string(stack.device()),
                    .hint = "MoeLayer::from_gguf scales them before they reach a device"};
   });
-  ExpertStack::Parts parts;
-  parts.shape = stack.shape();
-  parts.device = stack.device();
-  parts.gate = stack.gate();
-  parts.up = stack.up();
-  parts.down = stack.down();
-  parts.report = stack.report();
-  parts.gate_up_marlin = stack.marlin(Role::Up);
-  parts.down_marlin = stack.marlin(Role::Down);
+  ExpertStack::Parts parts = parts_of(stack);
   const auto experts = static_cast<std::size_t>(stack.num_experts());
   std::vector<float> scale =
       parts.down.scale != nullptr ? *parts.down.scale : std::vector<float>(experts, 1.0F);
@@ -89,6 +81,11 @@ ExpertStack scale_result(const ExpertStack& stack, float factor) {
     std::vector<float> bias = *parts.down.bias;
     for (float& value : bias) value *= factor;
     parts.down.bias = std::make_shared<const std::vector<float>>(std::move(bias));
+  }
+  if (parts.down.delta != nullptr) {
+    LowRankDelta delta = *parts.down.delta;
+    delta.scale *= factor;
+    parts.down.delta = std::make_shared<const LowRankDelta>(std::move(delta));
   }
   return ExpertStack(std::move(parts));
 }

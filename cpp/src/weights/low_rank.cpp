@@ -13,19 +13,6 @@
 namespace moesaic {
 namespace {
 
-ExpertStack::Parts parts_of(const ExpertStack& stack) {
-  ExpertStack::Parts parts;
-  parts.shape = stack.shape();
-  parts.device = stack.device();
-  parts.gate = stack.gate();
-  parts.up = stack.up();
-  parts.down = stack.down();
-  parts.report = stack.report();
-  parts.gate_up_marlin = stack.marlin(Role::Up);
-  parts.down_marlin = stack.marlin(Role::Down);
-  return parts;
-}
-
 /// W + scale * B A of every expert, in rows of `type`. The scales of the role stay outside of the
 /// matrices, but for a 0, which nothing can be divided by.
 RoleWeights baked_role(const RoleWeights& from, QuantType type, const LoadOptions& options,
@@ -81,7 +68,7 @@ RoleWeights baked_role(const RoleWeights& from, QuantType type, const LoadOption
 }  // namespace
 
 ExpertStack with_deltas(const ExpertStack& stack, RoleDeltas deltas) {
-  ExpertStack::Parts parts = parts_of(stack);
+  ExpertStack::Parts parts = weights::parts_of(stack);
   parts.gate.delta = std::move(deltas.gate);
   parts.up.delta = std::move(deltas.up);
   parts.down.delta = std::move(deltas.down);
@@ -103,7 +90,7 @@ ExpertStack bake_deltas(const ExpertStack& stack, const RoleTypes& types,
                         const LoadOptions& options) {
   const auto start = weights::Clock::now();
   weights::check_on_host("bake_deltas", stack);
-  ExpertStack::Parts parts = parts_of(stack);
+  ExpertStack::Parts parts = weights::parts_of(stack);
   struct Baked {
     Role role;
     RoleWeights* weights;
