@@ -100,10 +100,7 @@ def gather_layer(
     UnsupportedError for a tensor of the block that has no place in the layer.
     """
     with as_format_errors(os.fsdecode(path)):
-        checkpoint = of_layer(Checkpoint(path), layer, prefix)
-        if source is not None:
-            source.note(checkpoint)
-        opened = open_layer(checkpoint, layer, exact, prefix, config, top_k)
+        opened = open_layer(Checkpoint(path), layer, exact, prefix, config, top_k, source=source)
         both = [opened.routed] if opened.shared is None else [opened.routed, opened.shared]
         stack, *shared = gather_all(both, carried(progress))
         return {**opened.arguments, "stack": stack, "shared": shared[0] if shared else None}
@@ -127,12 +124,15 @@ def open_layer(
     config: _core.MoeConfig | None = None,
     top_k: int | None = None,
     keep_int4: bool = True,
+    source: CheckpointSource | None = None,
 ) -> OpenedLayer:
     """Checks the tensors of a layer, and reads those that are no experts.
 
     Without ``keep_int4`` INT4 experts are rows of GGUF types too. Raises as ``gather_layer``.
     """
     checkpoint = of_layer(checkpoint, layer, prefix)
+    if source is not None:
+        source.note(checkpoint)
     facts, family = _facts(checkpoint, layer, prefix, config)
     if top_k is not None:
         router = facts.router.replace(top_k=top_k)
