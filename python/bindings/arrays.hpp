@@ -69,7 +69,7 @@ struct TokenRows {
 /// memory is copied; on a GPU that is a ShapeError.
 TokenRows import_tokens(py::handle object, const char* operation, const char* name,
                         const DeviceStream& target = {});
-/// The same for values that import_f32 imports.
+/// [..., width] as import_f32 imports it, as [T, width]; strides and errors as in import_tokens.
 TokenRows import_f32_tokens(py::handle object, const char* operation, const char* name,
                             const DeviceStream& target = {}, RowLayout layout = RowLayout::Rows);
 /// The first `count` dimensions of an imported array as one, of a copy in host memory if need be.

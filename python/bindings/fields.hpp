@@ -127,9 +127,9 @@ struct ValueClass {
 
   /// The fields as the properties give them.
   py::dict values(const void* self) const;
-  /// The same as numbers, text, lists and dicts.
+  /// The fields as numbers, text, lists and dicts.
   py::dict plain(const void* self) const;
-  /// The same as a tuple that can be compared and hashed; arrays count by their bytes.
+  /// The fields as a tuple that can be compared and hashed; arrays count by their bytes.
   py::tuple key(const void* self) const;
   std::string repr(const void* self) const;
   /// Throws ArgumentError naming the field nearest to a name that is none.

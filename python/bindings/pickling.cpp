@@ -67,7 +67,7 @@ struct AddValue {
   }
 };
 
-/// Of the tensor infos and of the metadata, long arrays by their lengths.
+/// The hash of the tensor infos and of the metadata, in which long arrays count by their lengths.
 std::uint64_t hash_of(const GgufFile& file) {
   Hash hash;
   for (const GgufTensor& tensor : file.tensors()) {

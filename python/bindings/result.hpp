@@ -7,11 +7,11 @@ namespace moesaic::python {
 /// Makes the arrays of a package out of memory that was made here.
 class ArrayMaker {
  public:
-  /// Of numpy.
+  /// Makes arrays of numpy.
   ArrayMaker() = default;
-  /// Of the package of `like`, which has this kind.
+  /// Makes arrays of the package of `like`, which has this kind.
   ArrayMaker(py::handle like, ArrayKind kind);
-  /// Of the package of any array of the caller.
+  /// The maker of the package that an array of the caller is of.
   static ArrayMaker like(py::handle array);
   py::object operator()(const std::shared_ptr<Array>& array) const;
   ArrayKind kind() const { return kind_; }

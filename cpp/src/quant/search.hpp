@@ -105,7 +105,7 @@ struct ScaleSums {
   float scale() const { return rr > 0.0f ? rx / rr : 0.0f; }
   /// How much of the squared error of all zeros the best scale takes away.
   float gain() const { return rr > 0.0f ? rx * (rx / rr) : 0.0f; }
-  /// The same for some other scale.
+  /// How much of the squared error of all zeros this scale takes away.
   float gain(float scale) const { return scale * (2.0f * rx - scale * rr); }
 };
 
