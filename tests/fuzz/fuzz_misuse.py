@@ -327,7 +327,7 @@ class Misuse(Fuzzer):
             if kind < 0.85 and names:
                 name = draw.pick(names)
                 label += f".{name}"
-                documentation = inspect.getattr_static(type(subject), name).__doc__
+                documentation = getattr(type(subject), name).__doc__
                 allowed += (*documented(documentation), *PROTOCOLS.get(name, ()))
                 board.say(label)
                 if kind < 0.5:
