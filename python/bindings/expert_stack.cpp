@@ -23,11 +23,19 @@ namespace {
 using Stack = std::shared_ptr<ExpertStack>;
 
 Stack from_dense_stacks(const py::object& gate, const py::object& up, const py::object& down,
-                        const py::object& quant, const py::object& biases, const py::object& scales,
+                        const py::object& quant, const py::object& weights,
+                        const py::object& biases, const py::object& scales,
                         const std::string& device, const std::string& layout,
                         const py::object& progress) {
   constexpr const char* kOperation = "ExpertStack.from_dense_stacks";
   const RoleTypes types = import_role_types(quant, kOperation);
+  ArrayRef importances[3];
+  for_each_role(weights, "weights", kOperation, [&](Role role, py::handle value, const auto& name) {
+    importances[static_cast<std::size_t>(role)] = import_f32(value, kOperation, name.c_str());
+  });
+  const auto importance_of = [&](Role role) {
+    return importances[static_cast<std::size_t>(role)].read();
+  };
   ArrayRef gate_ref;
   if (!gate.is_none()) gate_ref = import_array(gate, kOperation, "gate");
   const ArrayRef up_ref = import_array(up, kOperation, "up");
@@ -42,7 +50,8 @@ Stack from_dense_stacks(const py::object& gate, const py::object& up, const py::
   Loading loading(kOperation, device, layout, std::nullopt, progress);
   return loading.run([&](const LoadOptions& options) {
     return std::make_shared<ExpertStack>(quantize_dense_stacks(
-        gate_ref.read(), view, down_ref.read(), types, options, std::move(epilogues)));
+        gate_ref.read(), view, down_ref.read(), types, options, std::move(epilogues),
+        {importance_of(Role::Gate), importance_of(Role::Up), importance_of(Role::Down)}));
   });
 }
 
@@ -132,9 +141,9 @@ void bind_expert_stack(py::module_& m) {
             [](py::handle self) { return origin_of(self.cast<const Stack&>(), "ExpertStack"); });
   type.def_static("from_dense_stacks", &from_dense_stacks, py::arg("gate"), py::arg("up"),
                   py::arg("down"), py::kw_only(), py::arg("quant") = py::none(),
-                  py::arg("biases") = py::none(), py::arg("scales") = py::none(),
-                  py::arg("device") = "cpu", py::arg("layout") = "auto",
-                  py::arg("progress") = py::none())
+                  py::arg("weights") = py::none(), py::arg("biases") = py::none(),
+                  py::arg("scales") = py::none(), py::arg("device") = "cpu",
+                  py::arg("layout") = "auto", py::arg("progress") = py::none())
       .def_static("from_encoded", &from_encoded, py::arg("gate"), py::arg("up").none(false),
                   py::arg("down").none(false), py::kw_only(), py::arg("biases") = py::none(),
                   py::arg("scales") = py::none(), py::arg("device") = "cpu",

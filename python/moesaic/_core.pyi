@@ -1799,6 +1799,7 @@ class ExpertStack:
         down: _AnyArray,
         *,
         quant: str | Mapping[_Role, str] | None = None,
+        weights: _ByRole = None,
         biases: _ByRole = None,
         scales: _ByRole = None,
         device: str = "cpu",
@@ -1821,6 +1822,10 @@ class ExpertStack:
             The type to encode in, such as 'Q4_K', for all roles or by role; roles without one stay
             as they are. Experts are encoded one after another, on all threads, as ``quantize``
             does; ``report`` says which were.
+        weights : dict, optional
+            Importances of a role's values as in ``quantize``, by role: [K] for all experts, [E, K]
+            for each, or [E, rows, K], where E and rows may be 1. K is H for 'gate' and 'up', I for
+            'down'; f32, f16 or bf16. Only for roles that are encoded, in types that take them.
         biases : dict, optional
             Arrays by role, [E, I] for 'gate' and 'up', [E, H] for 'down'; f32, f16 or bf16.
         scales : dict, optional
@@ -1842,9 +1847,10 @@ class ExpertStack:
         ShapeError, DTypeError
             An array does not fit; the message names it.
         ConfigError
-            An unknown role or type, or a value that the type cannot hold, with its position.
+            An unknown role or type, a value that the type cannot hold or an importance below 0,
+            with its position; ``weights`` of a role that is not encoded.
         UnsupportedError
-            A type without an encoder.
+            A type without an encoder, or ``weights`` for a type that takes none.
         DeviceError, OutOfMemoryError
             The device is absent or full.
         OperationCancelled

@@ -1,4 +1,4 @@
-"""from_dense_stacks(quant=): the bytes of quantize, by role, with a report, and what is refused."""
+"""from_dense_stacks(quant=, weights=): the bytes of quantize by role, a report, what is refused."""
 
 from __future__ import annotations
 
@@ -38,6 +38,90 @@ def test_types_by_role_and_what_the_report_says(matrices):
         "down": ("F32", "Q6_K", "encoded"),
     }
     np.testing.assert_array_equal(stack.dequantize("gate", 1), matrices["gate"][1])
+
+
+ROLES = ("gate", "up", "down")
+
+
+def importances(shape, seed):
+    return np.random.default_rng(seed).lognormal(0, 2, shape).astype(np.float32)
+
+
+def test_weights_by_role_give_the_bytes_of_quantize(matrices):
+    """For all experts, for each, and for each row of each."""
+    weights = {
+        "gate": importances(H, 1),
+        "up": importances((E, H), 2),
+        "down": importances((E, H, I), 3),
+    }
+    types = {"gate": "Q4_K", "up": "IQ2_XS", "down": "Q5_K"}
+    stack = mo.ExpertStack.from_dense_stacks(**matrices, quant=types, weights=weights)
+    wide = {"gate": weights["gate"], "up": weights["up"][:, None], "down": weights["down"]}
+    for role in ROLES:
+        want = mo.quantize(matrices[role], types[role], weights=wide[role])
+        np.testing.assert_array_equal(stack.encoded(role), want)
+        plain = mo.quantize(matrices[role], types[role])
+        assert (stack.encoded(role) != plain).any()
+
+
+def test_weights_of_size_one_repeat_and_roles_may_be_without(matrices):
+    one = importances((1, 1, H), 4)
+    got = mo.ExpertStack.from_dense_stacks(
+        **matrices, quant="Q4_K", weights={"gate": one, "up": one[:, 0], "down": None}
+    )
+    for role in ("gate", "up"):
+        want = mo.quantize(matrices[role], "Q4_K", weights=one[0, 0])
+        np.testing.assert_array_equal(got.encoded(role), want)
+    np.testing.assert_array_equal(got.encoded("down"), mo.quantize(matrices["down"], "Q4_K"))
+
+
+def test_weights_of_narrow_floats_and_strides(matrices):
+    half = importances((H, E), 5).astype(np.float16)
+    got = mo.ExpertStack.from_dense_stacks(**matrices, quant="Q4_K", weights={"up": half.T})
+    want = mo.quantize(matrices["up"], "Q4_K", weights=half.T.astype(np.float32)[:, None])
+    np.testing.assert_array_equal(got.encoded("up"), want)
+
+
+MISFITS = [
+    ({"up": np.ones(I)}, "DTypeError", r"weights\['up'\]"),
+    (
+        {"up": np.ones(I, np.float32)},
+        "ShapeError",
+        r"weights\['up'\]: expected \[256\], or \[3, 25",
+    ),
+    ({"down": np.ones((2, I), np.float32)}, "ShapeError", r"weights\['down'\].*got f32\[2, 512\]"),
+    ({"down": np.ones((E, 2, I), np.float32)}, "ShapeError", r"weights\['down'\]"),
+    ({"down": np.ones((1, 1, 1, I), np.float32)}, "ShapeError", r"weights\['down'\]"),
+    ({"router": np.ones(H, np.float32)}, "ConfigError", "gate"),
+    (np.ones(H, np.float32), "DTypeError", "weights: expected a dict of arrays by role"),
+    ({"gate": np.ones(H, np.float32)}, "ConfigError", r"weights\['gate'\].*not encoded"),
+]
+
+
+@pytest.mark.parametrize(("weights", "error", "message"), MISFITS)
+def test_weights_that_do_not_fit(matrices, weights, error, message):
+    types = {"up": "Q4_K", "down": "Q4_K"}
+    seen = []
+    with pytest.raises(getattr(mo, error), match=message):
+        mo.ExpertStack.from_dense_stacks(
+            **matrices, quant=types, weights=weights, progress=seen.append
+        )
+    assert not seen  # before anything is encoded
+
+
+def test_types_and_roles_without_weights_say_so(matrices):
+    counts = np.ones(I, np.float32)
+    with pytest.raises(mo.UnsupportedError, match=r"weights\['down'\]: expected none for Q8_0"):
+        mo.ExpertStack.from_dense_stacks(
+            **matrices, quant={"up": "Q4_K", "down": "Q8_0"}, weights={"down": counts}
+        )
+    ungated = {"gate": None, "up": matrices["up"], "down": matrices["down"]}
+    with pytest.raises(mo.ConfigError, match=r"weights\['gate'\]"):
+        mo.ExpertStack.from_dense_stacks(**ungated, quant="Q4_K", weights={"gate": counts})
+    bad = np.ones((E, I), np.float32)
+    bad[1, 7] = -2
+    with pytest.raises(mo.ConfigError, match=r"down of expert 1: .*weights\[.*7\].*got -2"):
+        mo.ExpertStack.from_dense_stacks(**matrices, quant="Q4_K", weights={"down": bad})
 
 
 def test_biases_narrow_floats_and_strides(matrices):

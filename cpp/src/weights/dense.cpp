@@ -121,8 +121,62 @@ ConstTensorView expert_rows(const ConstTensorView& view, std::int64_t expert,
   return rows;
 }
 
+/// Throws unless the importances of a role fit it and the type that it becomes.
+void check_importance(const ConstTensorView& importance, const ConstTensorView& values,
+                      bool encoded, QuantType type, Role role) {
+  const std::string what = std::string("weights['") + name_of(role) + "']";
+  require<ConfigError>(encoded, [&] {
+    return Problem{.operation = "from_dense_stacks",
+                   .what = what,
+                   .expected = "none for a role that is not encoded",
+                   .got = "an importance matrix",
+                   .hint = "quant= names the type of the role"};
+  });
+  require<UnsupportedError>(takes_importance(type), [&] {
+    return Problem{.operation = "from_dense_stacks",
+                   .what = what,
+                   .expected = "none for " + std::string(traits(type).name),
+                   .got = "an importance matrix",
+                   .hint = "the encoder of this type has no use for one"};
+  });
+  const int rank = importance.rank;
+  const std::int64_t experts = values.dim(0), cols = values.dim(2);
+  const auto one_or = [&](int dim, std::int64_t size) {
+    return importance.dim(dim) == size || importance.dim(dim) == 1;
+  };
+  require<ShapeError>(rank >= 1 && rank <= 3 && importance.dim(rank - 1) == cols &&
+                          (cols == 1 || importance.stride(rank - 1) == 1) &&
+                          (rank < 2 || one_or(0, experts)) &&
+                          (rank < 3 || one_or(1, values.dim(1))),
+                      [&] {
+                        return Problem{.operation = "from_dense_stacks",
+                                       .what = what,
+                                       .expected = "[" + std::to_string(cols) + "], or [" +
+                                                   std::to_string(experts) + ", " +
+                                                   std::to_string(cols) + "] for each expert",
+                                       .got = describe(importance),
+                                       .hint = {}};
+                      });
+}
+
+/// What of a role's importances is one expert's: [cols] or [1 or rows, cols].
+ConstTensorView importance_of(const ConstTensorView& importance, std::int64_t expert) {
+  if (importance.rank < 2) return importance;
+  ConstTensorView one = importance;
+  one.rank = importance.rank - 1;
+  for (int i = 0; i < one.rank; ++i) {
+    one.shape[static_cast<std::size_t>(i)] = importance.dim(i + 1);
+    one.strides[static_cast<std::size_t>(i)] = importance.stride(i + 1);
+  }
+  if (importance.dim(0) > 1) {
+    one.data = static_cast<const float*>(importance.data) + expert * importance.stride(0);
+  }
+  return one;
+}
+
 /// A role encoded expert after expert, in memory of its own.
-RoleWeights encode_role(const ConstTensorView& view, QuantType type, const char* name,
+RoleWeights encode_role(const ConstTensorView& view, QuantType type,
+                        const ConstTensorView& importance, const char* name,
                         const LoadOptions& options, std::int64_t& done, std::int64_t total) {
   RoleWeights weights = weights::allocate_rows(type, static_cast<std::int32_t>(view.dim(0)),
                                                view.dim(1), view.dim(2));
@@ -133,7 +187,8 @@ RoleWeights encode_role(const ConstTensorView& view, QuantType type, const char*
   std::vector<std::byte> copy;
   for (std::int32_t e = 0; e < ref.num_experts; ++e) {
     try {
-      quantize_rows(type, expert_rows(view, e, copy), {}, bytes + e * ref.expert_stride, pool);
+      quantize_rows(type, expert_rows(view, e, copy), importance_of(importance, e),
+                    bytes + e * ref.expert_stride, pool);
     } catch (const ConfigError& error) {
       throw ConfigError(Problem{
           .operation = "from_dense_stacks",
@@ -158,7 +213,8 @@ ExpertStack ExpertStack::from_dense_stacks(const ConstTensorView& gate, const Co
 
 ExpertStack quantize_dense_stacks(const ConstTensorView& gate, const ConstTensorView& up,
                                   const ConstTensorView& down, const RoleTypes& types,
-                                  const LoadOptions& options, Epilogues epilogues) {
+                                  const LoadOptions& options, Epilogues epilogues,
+                                  const RoleImportances& importances) {
   using Parts = ExpertStack::Parts;
   const auto start = weights::Clock::now();
   require<ShapeError>(up.rank == 3 && !up.empty() && up.dim(0) <= INT32_MAX, [&] {
@@ -180,11 +236,19 @@ ExpertStack quantize_dense_stacks(const ConstTensorView& gate, const ConstTensor
     RoleWeights Parts::* weights;
     QuantType type;
     std::optional<QuantType> wanted;
+    const ConstTensorView* importance;
+
+    bool encoded() const { return view->data != nullptr && wanted && *wanted != type; }
   };
-  const Source sources[] = {{Role::Gate, &gate, &Parts::gate,
-                             gated ? quant_of(gate, "gate") : QuantType::F32, types.gate},
-                            {Role::Up, &up, &Parts::up, quant_of(up, "up"), types.up},
-                            {Role::Down, &down, &Parts::down, quant_of(down, "down"), types.down}};
+  const Source sources[] = {
+      {Role::Gate, &gate, &Parts::gate, gated ? quant_of(gate, "gate") : QuantType::F32, types.gate,
+       &importances.gate},
+      {Role::Up, &up, &Parts::up, quant_of(up, "up"), types.up, &importances.up},
+      {Role::Down, &down, &Parts::down, quant_of(down, "down"), types.down, &importances.down}};
+  for (const Source& s : sources) {
+    if (s.importance->data == nullptr) continue;
+    check_importance(*s.importance, *s.view, s.encoded(), s.wanted.value_or(s.type), s.role);
+  }
 
   Parts parts;
   parts.shape = {static_cast<std::int32_t>(experts), hidden, intermediate};
@@ -197,9 +261,10 @@ ExpertStack quantize_dense_stacks(const ConstTensorView& gate, const ConstTensor
   }
   for (const Source& s : sources) {
     if (s.view->data == nullptr) continue;
-    if (s.wanted && *s.wanted != s.type) {
+    if (s.encoded()) {
       RoleWeights& weights = parts.*s.weights;
-      weights = encode_role(*s.view, *s.wanted, name_of(s.role), options, done, total);
+      weights =
+          encode_role(*s.view, *s.wanted, *s.importance, name_of(s.role), options, done, total);
       weights::record(parts.report, s.role, weights, "array", "encoded", "asked for");
       parts.report.roles.back().stored = s.type;
       continue;
