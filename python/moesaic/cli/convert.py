@@ -65,6 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--architecture", help="GGUF architecture of the file, from a folder (default: its model's)"
     )
+    parser.add_argument(
+        "--imatrix",
+        metavar="FILE",
+        help="importance matrix for the encoders, as llama-imatrix writes it (GGUF or .dat)",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with what is there")
     parser.add_argument("--overwrite", action="store_true", help="replace DST")
     parser.add_argument(
@@ -79,8 +84,17 @@ def run(options: argparse.Namespace) -> int:
     target = Path(options.target)
     try:
         with planned(
-            options.source, types, options.layers, options.other, options.architecture
+            options.source,
+            types,
+            options.layers,
+            options.other,
+            options.architecture,
+            options.imatrix,
         ) as plan:
+            importances = plan.importances
+            if importances is not None and not options.json:
+                # Before the work, which may take hours.
+                print("\n".join(importances.report()), file=sys.stderr)
             write_plan(
                 plan,
                 target,
@@ -95,7 +109,10 @@ def run(options: argparse.Namespace) -> int:
     with mo.GgufFile(target) as file:
         layers, nbytes = file.moe_layers, file.nbytes
     if options.json:
-        print(json.dumps({"path": str(target), "layers": layers, "bytes": nbytes}, indent=2))
+        facts = {"path": str(target), "layers": layers, "bytes": nbytes}
+        if importances is not None:
+            facts["imatrix"] = importances.facts()
+        print(json.dumps(facts, indent=2))
     else:
         print(f"{target}: {len(layers)} MoE layers, {size(nbytes)}")
     return 0

@@ -24,6 +24,7 @@ from moesaic.safetensors.reader import Checkpoint
 from moesaic.safetensors.sets import layers_with_experts
 from moesaic.saving import keys, names
 from moesaic.saving.container import Value
+from moesaic.saving.convert.imatrix import Importances, Rows, rows_of
 from moesaic.saving.convert.others import check_copied, other_tensors
 from moesaic.saving.convert.plan import OPERATION, Plan, Types, check_rows, chosen, encode
 from moesaic.saving.small import small_tensors
@@ -36,6 +37,7 @@ def plan_from_folder(
     layers: Sequence[int] | None,
     architecture: str | None,
     copy: bool,
+    importances: Importances | None,
 ) -> Plan:
     """The MoE layers of a checkpoint, with their experts in the asked types.
 
@@ -49,7 +51,7 @@ def plan_from_folder(
             expected = "all, as other=copy asks for the whole of a checkpoint"
             got = f"{len(asked)} of {len(there)}"
             raise error_of(_core.ConfigError, OPERATION, "layers", expected, got)
-        return _plan(checkpoint, types, asked, architecture, copy)
+        return _plan(checkpoint, types, asked, architecture, copy, importances)
 
 
 def _plan(
@@ -58,6 +60,7 @@ def _plan(
     layers: Sequence[int],
     architecture: str | None,
     copy: bool,
+    importances: Importances | None,
 ) -> Plan:
     tensors: list[Tensor] = []
     configs: dict[int, _core.MoeConfig] = {}
@@ -69,7 +72,7 @@ def _plan(
             row = keys.known(OPERATION, architecture or config.architecture)
             if copy:
                 check_copied(row["architecture"])
-        tensors += _routed(layer, _encoded(opened.routed), types)
+        tensors += _routed(layer, _encoded(opened.routed), types, importances)
         if opened.shared is not None:
             tensors += _shared(layer, _encoded(opened.shared))
         tensors += _small(checkpoint, layer, row["architecture"], opened)
@@ -77,7 +80,7 @@ def _plan(
         tensors += other_tensors(checkpoint, row["architecture"], layers, _blocks(checkpoint))
     metadata = keys.keys_of(row, configs)
     metadata["moesaic.content"] = Value("tensors" if copy else "moe_layers", "STRING")
-    return Plan(metadata, tensors, _identity(checkpoint), configs)
+    return Plan(metadata, tensors, _identity(checkpoint), configs, importances)
 
 
 def _blocks(checkpoint: Checkpoint) -> int:
@@ -135,14 +138,19 @@ def _roles(experts: EncodedExperts) -> Iterator[tuple[str, int, int, list[Encode
             yield role, place, len(roles), group
 
 
-def _routed(layer: int, experts: EncodedExperts, types: Types) -> list[Tensor]:
+def _routed(
+    layer: int, experts: EncodedExperts, types: Types, importances: Importances | None
+) -> list[Tensor]:
     tensors = []
     for role, place, count, group in _roles(experts):
         name, first = f"blk.{layer}.{names.experts(role)}", group[0]
         type = types.of(role, first.type, name)
         check_rows(name, role, first.k, type)
         shape = (len(group), first.n // count, first.k)
-        reader = _rows(experts, group, place, count, type)
+        importance = None
+        if type != first.type:
+            importance = rows_of(importances, name, type, len(group), first.k)
+        reader = _rows(experts, group, place, count, type, importance)
         tensors.append(Tensor(name, type, shape, reader, len(group)))
         scales = _scales(experts, role, group, kept=type == first.type)
         if scales is not None:
@@ -180,7 +188,12 @@ def _shared(layer: int, experts: EncodedExperts) -> list[Tensor]:
 
 
 def _rows(
-    experts: EncodedExperts, group: list[Encoded], place: int, count: int, type: str
+    experts: EncodedExperts,
+    group: list[Encoded],
+    place: int,
+    count: int,
+    type: str,
+    importance: Rows | None = None,
 ) -> Callable[[int], Array]:
     def read(expert: int) -> Array:
         one = group[expert]
@@ -188,7 +201,8 @@ def _rows(
         if one.type == type:
             return one.rows()[0][mine]
         values, factor = one.values()
-        return encode(values[mine] * np.float32(factor), type)
+        counts = None if importance is None else importance(expert)
+        return encode(values[mine] * np.float32(factor), type, counts)
 
     return read
 

@@ -4,40 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
-
-import numpy as np
 
 from moesaic import _core
 from moesaic._errors import error_of
-from moesaic._files import open_regular, read_at
 from moesaic.saving.container import PIECE, Value
+from moesaic.saving.convert.imatrix import Importances, rows_of
 from moesaic.saving.convert.plan import OPERATION, Plan, Types, check_rows, chosen, encode
+from moesaic.saving.convert.shards import Shards
 from moesaic.saving.names import EXPERT_WEIGHTS, MOE_TENSOR
 from moesaic.saving.tensors import Array, Tensor
-
-
-class Shards:
-    """The files of a GGUF file, read by position: a mapping would fill memory with its pages."""
-
-    def __init__(self, paths: Sequence[str]) -> None:
-        self._stack = ExitStack()
-        self._files = [self._stack.enter_context(open_regular(Path(path))) for path in paths]
-
-    def __enter__(self) -> Shards:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def read(self, shard: int, offset: int, count: int) -> Array:
-        """Bytes of a shard; threads may read at the same time. Raises FormatError at its end."""
-        data = np.empty(count, np.uint8)
-        if missing := read_at(self._files[shard], data.data, offset):
-            what, expected = f"shard {shard}", f"{missing} more bytes"
-            raise error_of(_core.FormatError, OPERATION, what, expected, "its end")
-        return data
 
 
 def plan_from_gguf(
@@ -46,6 +22,7 @@ def plan_from_gguf(
     types: Types,
     layers: Sequence[int] | None,
     omit: bool,
+    importances: Importances | None,
 ) -> Plan:
     """Experts of ``layers`` in other types; all else as it is, or left out with ``omit``."""
     layers = chosen(layers, file.moe_layers, file.path)
@@ -55,7 +32,7 @@ def plan_from_gguf(
         if weights is not None and int(weights["layer"]) in layers:
             type = types.of(weights["part"], tensor.quant, tensor.name)
             changed |= type != tensor.quant
-            tensors.append(_encoded(tensor, shards, weights["part"], type))
+            tensors.append(_encoded(tensor, shards, weights["part"], type, importances))
             continue
         of_layer = MOE_TENSOR.fullmatch(tensor.name)
         if not omit or (of_layer is not None and int(of_layer["layer"]) in layers):
@@ -67,7 +44,7 @@ def plan_from_gguf(
     if omit:
         metadata["moesaic.content"] = Value("moe_layers", "STRING")
     source = [[path, *_identity(path)] for path in file.shard_paths]
-    return Plan(metadata, tensors, source)
+    return Plan(metadata, tensors, source, importances=importances)
 
 
 def _identity(path: str) -> list[int]:
@@ -95,7 +72,13 @@ def _units(rows: int, nbytes: int) -> int:
     return units
 
 
-def _encoded(tensor: _core.GgufTensor, shards: Shards, part: str, type: str) -> Tensor:
+def _encoded(
+    tensor: _core.GgufTensor,
+    shards: Shards,
+    part: str,
+    type: str,
+    importances: Importances | None,
+) -> Tensor:
     if type == tensor.quant:
         return _as_it_is(tensor, shards)
     stored, shape = tensor.quant, tensor.shape
@@ -106,10 +89,11 @@ def _encoded(tensor: _core.GgufTensor, shards: Shards, part: str, type: str) -> 
     check_rows(tensor.name, part, shape[-1], type)
     experts = math.prod(shape[:-2])
     size, shard, offset = tensor.nbytes // experts, tensor.shard, tensor.offset
+    importance = rows_of(importances, tensor.name, type, experts, shape[-1])
 
     def expert(index: int) -> Array:
         data = shards.read(shard, offset + index * size, size)
-        return encode(_core.dequantize(data, stored, shape[-2:]), type)
+        return encode(_core.dequantize(data, stored, shape[-2:]), type, importance(index))
 
     return Tensor(tensor.name, type, shape, expert, experts)
 

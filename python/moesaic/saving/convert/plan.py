@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,12 +13,15 @@ from moesaic._errors import error_of
 from moesaic.saving.container import Value
 from moesaic.saving.tensors import Array, Tensor, row_bytes
 
+if TYPE_CHECKING:
+    from moesaic.saving.convert.imatrix import Importances
+
 OPERATION = "convert"
 
 
-def encode(values: Array, type: str) -> Array:
-    """Rows of f32 as rows of a GGUF type, u8 [rows, row bytes]."""
-    return _core.quantize(np.ascontiguousarray(values, np.float32), type)
+def encode(values: Array, type: str, importance: Array | None = None) -> Array:
+    """Rows of f32 as rows of a GGUF type, u8 [rows, row bytes], by importances [cols] or none."""
+    return _core.quantize(np.ascontiguousarray(values, np.float32), type, weights=importance)
 
 
 def check_type(what: str, type: str) -> None:
@@ -95,3 +98,5 @@ class Plan:
     source: list[Any]
     #: The configurations that its layers are to have, by block; empty where none is known.
     configs: dict[int, _core.MoeConfig] = field(default_factory=dict)
+    #: What the encoders are told of the columns; None where they all count alike.
+    importances: Importances | None = None
