@@ -15,8 +15,8 @@ import moesaic as mo
 from moesaic.cli import main
 
 gguf = pytest.importorskip("gguf")
+from converting import E, H, I, checkpoint  # noqa: E402
 from imatrix_files import write_dat_form, write_gguf_form  # noqa: E402
-from test_convert import E, H, I, checkpoint  # noqa: E402
 
 FORMS = {"gguf": write_gguf_form, "dat": write_dat_form}
 NUM, HIDDEN, INNER = 8, 256, 256
