@@ -8,6 +8,10 @@
 ``container``           the GGUF container
 ``verify``, ``facts``   a file read back, and compared with what it is to hold
 ``checkpoint``          layers to a checkpoint folder of Hugging Face
+``gptq``                INT4 experts as tensors of GPTQ
+``hf_names``            names of the tensors of a folder
+``hf_fields``           the fields of its config.json
+``hf_tensors``          a tensor on its way there
 ``convert/``            a checkpoint or GGUF file to a GGUF file of other types
 ``atomic``, ``steps``   files that appear whole, and the progress of a write
 ======================  ===============================================================
@@ -109,7 +113,8 @@ def save_safetensors(
     """Write MoE layers to a folder of Hugging Face: model.safetensors and config.json.
 
     ``MoeLayer.from_safetensors`` opens them again, equal bit by bit where nothing was decoded.
-    Matrices of F32, F16 and BF16 are written as they are, everything beside the experts as F32.
+    Matrices of F32, F16 and BF16 are written as they are, those of INT4 as a GPTQ checkpoint with
+    its ``quantization_config``, everything beside the experts as F32.
     Model types: those whose checkpoints have one tensor for each matrix: mixtral, minimax_m2,
     olmoe, flex_olmo, qwen2_moe, qwen3_moe, qwen3_next, deepseek_v2, deepseek_v3, kimi_k2, glm4_moe,
     glm4_moe_lite, dots1, mimo_v2_flash, ernie4_5_moe, hunyuan_v1_moe, jamba, lfm2_moe. What one of
@@ -126,7 +131,8 @@ def save_safetensors(
     model_type : str, optional
         As in config.json. None: one that the layers' architecture stores.
     dequantize : {'f32', 'f16', 'bf16'}, optional
-        What quantised matrices, and those with scales, are decoded to; None refuses them.
+        What quantised matrices, and those with scales, are decoded to; None refuses them, but for
+        INT4, which is decoded on request only.
     config : mapping, optional
         More fields of config.json.
     overwrite : bool
@@ -139,7 +145,9 @@ def save_safetensors(
     ConfigError
         A file that is there, or a model type that is not among these.
     UnsupportedError
-        What the model type cannot express, by name; quantised matrices without ``dequantize``.
+        What the model type cannot express, by name; quantised matrices without ``dequantize``;
+        INT4 in groups of several sizes, with zero points of both 0 and 16, or of experts that were
+        selected after they were loaded.
     DTypeError
         ``layers`` of another type.
     OperationCancelled

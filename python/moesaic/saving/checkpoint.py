@@ -7,11 +7,9 @@ shape and place, and the data. https://huggingface.co/docs/safetensors
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,40 +20,19 @@ from moesaic._errors import error_of, require_kind
 from moesaic._files import shown
 from moesaic.hf_config import find_family
 from moesaic.hf_config.families import Family
-from moesaic.safetensors.encoded import to_bf16
+from moesaic.saving import gptq
 from moesaic.saving.atomic import check_target, naming, replacing
 from moesaic.saving.container import pieces, write_at
 from moesaic.saving.facts import first_difference
 from moesaic.saving.hf_fields import fields_of
 from moesaic.saving.hf_names import NAMINGS, Naming
+from moesaic.saving.hf_tensors import HfTensor
 from moesaic.saving.layers import blocks_of
 from moesaic.saving.stacks import check_no_deltas
 from moesaic.saving.steps import ProgressArgument, Steps
-from moesaic.saving.tensors import Array
 
 OPERATION = "save_safetensors"
 _DENSE = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
-_SIZES = {"F32": 4, "F16": 2, "BF16": 2}
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    read: Callable[[], Array]
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * _SIZES[self.dtype]
-
-    def data(self) -> memoryview:
-        values = np.ascontiguousarray(self.read(), np.float32)
-        if self.dtype == "F16":
-            values = values.astype(np.float16)
-        elif self.dtype == "BF16":
-            values = to_bf16(values)
-        return values.reshape(-1).view(np.uint8).data
 
 
 def save(
@@ -78,11 +55,22 @@ def save(
     blocks = blocks_of(OPERATION, layers)
     fields = _model(blocks, model_type)
     naming_of = NAMINGS[fields["model_type"]]
-    tensors = [
-        tensor
-        for block, layer in blocks.items()
-        for tensor in _tensors(block, layer, naming_of, dequantize and _DENSE[dequantize])
-    ]
+    decoded = _DENSE[dequantize] if dequantize else None
+    tensors: list[HfTensor] = []
+    floats: list[HfTensor] = []
+    integers: list[gptq.Matrices] = []
+    for block, layer in blocks.items():
+        for part in _parts(block, layer, naming_of, decoded):
+            if isinstance(part, gptq.Matrices):
+                integers.append(part)
+            else:
+                floats += part
+        tensors += _small(block, layer, naming_of)
+    if integers:
+        scheme = gptq.scheme_of(OPERATION, integers)
+        fields["quantization_config"] = scheme.fields([tensor.name for tensor in floats])
+        tensors += [tensor for one in integers for tensor in gptq.tensors_of(scheme, one)]
+    tensors += floats
     _write(Path(os.fsdecode(path)), tensors, {**(config or {}), **fields}, overwrite, progress)
 
 
@@ -155,36 +143,76 @@ def _check(block: int, config: _core.MoeConfig, family: Family, fields: dict[str
         )  # fmt: skip
 
 
-def _tensors(
-    block: int, layer: _core.MoeLayer, naming_of: Naming, decoded: str | None
-) -> Iterator[_Tensor]:
-    where, start = f"layer {block}", f"model.layers.{block}."
-    config, shared = layer.config, layer.shared
+def _small(block: int, layer: _core.MoeLayer, naming_of: Naming) -> Iterator[HfTensor]:
+    """What is no matrix of an expert."""
+    start = f"model.layers.{block}.{naming_of.block}."
     if layer.router_weight is None:
-        what = f"{where}: router_weight"
+        what = f"layer {block}: router_weight"
         raise error_of(_core.UnsupportedError, OPERATION, what, "one", "none")
 
-    def small(name: str, values: Any) -> _Tensor:
+    def small(name: str, values: Any) -> HfTensor:
         array = np.asarray(values, np.float32)
-        return _Tensor(f"{start}{naming_of.block}.{name}", "F32", array.shape, lambda: array)
+        return HfTensor(f"{start}{name}", "F32", array.shape, lambda: array)
 
-    for role in layer.stack.quants:
-        dtype = _dtype(where, layer.stack, role, decoded)
-        for expert in range(layer.stack.num_experts):
-            name = start + naming_of.expert(expert, role)
-            yield _matrix(name, dtype, layer.stack, role, expert)
     yield small(naming_of.router, layer.router_weight)
-    if config.router.selection_bias:
-        bias = np.reshape(config.router.selection_bias, naming_of.bias_shape)
-        yield small(naming_of.selection_bias, bias)
-    if shared is None:
-        return
-    for role in shared.stack.quants:
+    bias = layer.config.router.selection_bias
+    if bias:
+        yield small(naming_of.selection_bias, np.reshape(bias, naming_of.bias_shape))
+    if layer.shared is not None and layer.shared.gate is not None:
+        yield small(naming_of.shared_gate, layer.shared.gate[None])
+
+
+def _parts(
+    block: int, layer: _core.MoeLayer, naming_of: Naming, decoded: str | None
+) -> Iterator[gptq.Matrices | list[HfTensor]]:
+    """The matrices of the experts, and of the shared ones."""
+    start = f"model.layers.{block}."
+
+    def routed(role: str) -> list[str]:
+        experts = range(layer.stack.num_experts)
+        return [start + naming_of.expert(expert, role) for expert in experts]
+
+    def of_shared(role: str) -> list[str]:
+        return [start + naming_of.shared_expert(role)]
+
+    yield from _matrices(f"layer {block}", layer.stack, routed, decoded)
+    if layer.shared is not None:
         # The factor of the model is in the scale of the stack, and comes back with the config.
-        dtype = _dtype(where, shared.stack, role, decoded, shared.scale if role == "down" else 1.0)
-        yield _matrix(start + naming_of.shared_expert(role), dtype, shared.stack, role, 0)
-    if shared.gate is not None:
-        yield small(naming_of.shared_gate, shared.gate[None])
+        where, stack, scale = f"layer {block}: shared", layer.shared.stack, layer.shared.scale
+        yield from _matrices(where, stack, of_shared, decoded, scale)
+
+
+def _matrices(
+    where: str,
+    stack: _core.ExpertStack,
+    names: Callable[[str], list[str]],
+    decoded: str | None,
+    factor: float = 1.0,
+) -> Iterator[gptq.Matrices | list[HfTensor]]:
+    """As integers where they are INT4 and nothing else is asked for."""
+    dtypes = {
+        role: _dtype(where, stack, role, decoded, factor if role == "down" else 1.0)
+        for role in stack.quants
+    }
+    if "INT4" not in dtypes.values():
+        for role, dtype in dtypes.items():
+            yield [
+                _matrix(name, dtype, stack, role, expert) for expert, name in enumerate(names(role))
+            ]
+        return
+    width = stack.intermediate_size
+    both = {"gate": slice(0, width), "up": slice(width, 2 * width)}
+    for columns in (both, {"down": slice(0, stack.hidden_size)}):
+        first = "up" if columns is both else "down"
+        marlin = stack.marlin("up" if columns is both else "down")
+        if marlin is None:
+            raise error_of(
+                _core.UnsupportedError, OPERATION, f"{where}: {first}",
+                "INT4 experts as they were loaded", "a selection of them",
+                "dequantize= decodes them",
+            )  # fmt: skip
+        modules = {role: [name.removesuffix(".weight") for name in names(role)] for role in columns}
+        yield gptq.Matrices(f"{where}: {first}", marlin, columns, modules)
 
 
 def _dtype(
@@ -200,26 +228,28 @@ def _dtype(
         raise error_of(_core.UnsupportedError, OPERATION, what, "1", str(factor))
     type = stack.quants[role]
     scaled = role in stack.scales
-    if type in _SIZES and not scaled:
+    if type in _DENSE.values() and not scaled:
         return type
-    if decoded is None:
+    if decoded is not None:
+        return decoded
+    if type != "INT4" or scaled:
         got = f"{type} with scales" if scaled else type
         raise error_of(
             _core.UnsupportedError, OPERATION, f"{where}: {role}",
-            "F32, F16 or BF16", got, "dequantize= decodes it",
+            "F32, F16, BF16 or INT4", got, "dequantize= decodes it",
         )  # fmt: skip
-    return decoded
+    return type
 
 
-def _matrix(name: str, dtype: str, stack: _core.ExpertStack, role: Any, expert: int) -> _Tensor:
+def _matrix(name: str, dtype: str, stack: _core.ExpertStack, role: Any, expert: int) -> HfTensor:
     hidden, intermediate = stack.hidden_size, stack.intermediate_size
     shape = (hidden, intermediate) if role == "down" else (intermediate, hidden)
-    return _Tensor(name, dtype, shape, lambda: stack.dequantize(role, expert))
+    return HfTensor(name, dtype, shape, lambda: stack.dequantize(role, expert))
 
 
 def _write(
     folder: Path,
-    tensors: list[_Tensor],
+    tensors: list[HfTensor],
     fields: dict[str, Any],
     overwrite: bool,
     progress: ProgressArgument,
@@ -247,7 +277,7 @@ def _write(
         raise
 
 
-def _write_tensors(file_path: Path, named: Path, tensors: list[_Tensor], steps: Steps) -> None:
+def _write_tensors(file_path: Path, named: Path, tensors: list[HfTensor], steps: Steps) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for tensor in tensors:

@@ -38,7 +38,9 @@ def _check(operation: str, where: str, stack: _core.ExpertStack) -> None:
         if type == "INT4":
             raise error_of(
                 _core.UnsupportedError, operation, f"{where}: {role}",
-                "a type that GGUF has", "INT4", "decode it and encode another type",
+                "a type that GGUF has", "INT4",
+                "save_safetensors keeps it as GPTQ; `moesaic convert` with --experts Q4_K or such "
+                "encodes its checkpoint",
             )  # fmt: skip
 
 
