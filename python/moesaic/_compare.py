@@ -11,7 +11,8 @@ import numpy.typing as npt
 from moesaic import _core
 from moesaic._errors import error_of
 from moesaic._plots import check_axes, new_figure
-from moesaic._report import aligned, html_table
+from moesaic._report import html_table
+from moesaic._tables import table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,8 +100,8 @@ class Comparison:
         return f"the worst {_WORST_EXPERTS} of {experts} experts; to_dict() has all"
 
     def __str__(self) -> str:
-        parts = [aligned(self._summary()), "", aligned(self._experts()), self._note()]
-        return "\n".join(parts).rstrip()
+        tables = [table(rows[0], rows[1:]) for rows in (self._summary(), self._experts())]
+        return "\n".join([tables[0], "", tables[1], self._note()]).rstrip()
 
     __repr__ = __str__
 

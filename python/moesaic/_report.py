@@ -5,9 +5,11 @@ from typing import Any
 
 from moesaic import _core
 from moesaic._arguments import checked
+from moesaic._tables import pairs, table
 
 #: Text of a cell beyond this is cut in notebooks: arrays and lists of kernels are long.
 _MOST = 200
+_KNOB = ("knob", "value", "source", "variable", "help")
 
 
 def _cell(value: Any) -> str:
@@ -57,21 +59,11 @@ def html_of_profile(profile: _core.Profile) -> str:
     )
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Return one line a row; the last column may be of any length."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
-    lines = []
-    for row in rows:
-        cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)]
-        lines.append("  ".join([*cells, row[-1]]).rstrip())
-    return "\n".join(lines)
-
-
 class Facts(dict[str, str]):
     """Names and values in order, a ``dict``; ``str`` gives one aligned line each."""
 
     def __str__(self) -> str:
-        return aligned([(name, str(value)) for name, value in self.items()])
+        return pairs([(name, str(value)) for name, value in self.items()])
 
     def _repr_html_(self) -> str:
         return html_table(("fact", "value"), self.items())
@@ -84,10 +76,10 @@ class ConfigTable(list[_core.ConfigEntry]):
         return [(e.knob, e.value, e.source, e.variable, e.help) for e in self]
 
     def __str__(self) -> str:
-        return aligned(self._rows())
+        return table(_KNOB, self._rows())
 
     def _repr_html_(self) -> str:
-        return html_table(("knob", "value", "source", "variable", "help"), self._rows())
+        return html_table(_KNOB, self._rows())
 
 
 class Table(list[dict[str, str]]):
@@ -97,7 +89,7 @@ class Table(list[dict[str, str]]):
         return list(self[0]) if self else []
 
     def __str__(self) -> str:
-        return aligned([self._header(), *([str(v) for v in row.values()] for row in self)])
+        return table(self._header(), [[str(v) for v in row.values()] for row in self])
 
     def _repr_html_(self) -> str:
         return html_table(self._header(), [list(row.values()) for row in self])

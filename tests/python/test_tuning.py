@@ -71,7 +71,9 @@ def test_show_config():
     assert set(entries) == set(mo.Tuning().to_dict())
     assert (entries["block_size"].value, entries["block_size"].source) == ("32", "tuning")
     assert entries["block_size"].variable == "MOESAIC_BLOCK_SIZE"
-    assert len(str(mo.show_config()).splitlines()) == len(entries)
+    lines = str(mo.show_config()).splitlines()
+    assert lines[0].split() == ["knob", "value", "source", "variable", "help"]
+    assert [line.split()[0] for line in lines[2:]] == [entry.knob for entry in mo.show_config()]
 
 
 def run(code, **environment):
