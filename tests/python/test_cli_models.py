@@ -271,6 +271,38 @@ def test_bad_values_are_refused_before_any_work(command, bad, monkeypatch, capsy
     assert f"moesaic {command}: error: " in capsys.readouterr().err
 
 
+LATER = [
+    ("bench", ["--peers", "abacus"], "--peers: expected some of ", "got abacus"),
+    ("simulate-offload", ["--experts", "4", "--top-k", "8"],
+     "--top-k: expected at most --experts, 4, got 8", ""),
+    ("simulate-offload", ["--budgets", "1/0"], "--budgets: expected 0 to 128 experts", "got '1/0'"),
+    ("layers", ["{folder}"], "{folder}: expected one model, got ", "a.gguf, b.gguf"),
+    ("explain", ["{file}", "--layer", "7"], "layer: expected one with experts (0, 1), got 7", ""),
+    ("trace", ["{file}", "--input", "{text}"], "{text}: expected an .npy file, got ", ""),
+    ("trace", ["{file}", "--input", "{array}"], "{array}: expected [tokens, 256], got [3]", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "options", "begin", "end"), LATER)
+def test_what_is_wrong_with_a_file_or_together_is_one_line(
+    command, options, begin, end, gguf_path, tmp_path, capsys
+) -> None:
+    """The name of the command once, then the parts of the error."""
+    folder = tmp_path / "two"
+    folder.mkdir()
+    for name in ("a.gguf", "b.gguf"):
+        (folder / name).touch()
+    places = {"folder": folder, "file": gguf_path, "text": tmp_path / "t", "array": tmp_path / "a"}
+    places["text"].write_text("0.5 0.25")
+    with places["array"].open("wb") as file:
+        np.save(file, np.zeros(3, np.float32))
+    assert main([command, *(option.format(**places) for option in options)]) == 2
+    error = capsys.readouterr().err
+    where = "open: " if command in ("layers", "explain") else ""
+    assert error.startswith(f"moesaic {command}: {where}{begin.format(**places)}"), error
+    assert end in error and error.count("\n") == 1
+
+
 # --- tables and completion --------------------------------------------------------------------
 
 

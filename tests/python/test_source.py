@@ -277,6 +277,29 @@ def test_every_variable_of_a_preset_is_read() -> None:
     assert {name for name in given if name.startswith("MOESAIC_")} <= knob_variables()
 
 
+def bare_errors(text: str) -> list[int]:
+    """Lines that call a class of the family, which makes a message without fields."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and re.fullmatch(r"\w+Error|OperationCancelled", node.func.attr)
+        and ast.unparse(node.func.value) in ("mo", "moesaic", "_core")
+    ]
+
+
+@pytest.mark.parametrize("name", files("python/moesaic/**/*.py", "python/moesaic/*.py"))
+def test_errors_have_fields(name: str) -> None:
+    """make_error gives operation, what, expected, got and hint."""
+    assert bare_errors((ROOT / name).read_text()) == []
+
+
+def test_an_error_without_fields_is_found() -> None:
+    assert bare_errors("import moesaic as mo\n\nraise mo.ShapeError('x')\n") == [3]
+    assert bare_errors("error_of(mo.ShapeError, 'a', 'b', 'c', 'd')\n") == []
+
+
 def presets() -> dict[str, Any]:
     return json.loads((ROOT / "CMakePresets.json").read_text())
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import moesaic as mo
+from moesaic._errors import error_of
 
 from .peers import Peer
 from .weights import INT4_GROUP
@@ -55,9 +56,9 @@ def load_stacks(layers: list[BenchLayer], device: str = "cpu") -> list[mo.Expert
     """Stacks in the layout the backend runs fastest, from bytes as a file holds them."""
     int4 = {w.quant == "INT4" for w in (layers[0].gate, layers[0].up, layers[0].down)}
     if len(int4) > 1:
-        raise mo.ConfigError(
-            "bench: INT4: expected it for gate, up and down, got another type beside it"
-        )
+        types = [w.quant for w in (layers[0].gate, layers[0].up, layers[0].down)]
+        expected = "INT4 for gate, up and down, or for none"
+        raise error_of(mo.ConfigError, "bench", "layers", expected, ", ".join(types))
     return [_int4_stack(l, device) if True in int4 else _encoded_stack(l, device) for l in layers]
 
 

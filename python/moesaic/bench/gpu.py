@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 import moesaic as mo
+from moesaic._errors import error_of
 
 from .engines import load_stacks
 from .peers import PeerUnavailable
@@ -102,11 +103,11 @@ def _torch() -> Any:
     try:
         import torch
     except ImportError as error:
-        raise mo.UnsupportedError(
-            "bench: device: expected torch, got none (pip install torch)"
+        raise error_of(
+            mo.UnsupportedError, "bench", "device", "torch", "none", "pip install torch"
         ) from error
     if not torch.cuda.is_available():
-        raise mo.DeviceError("bench: device: expected a GPU that torch sees, got none")
+        raise error_of(mo.DeviceError, "bench", "device", "a GPU that torch sees", "none")
     return torch
 
 
@@ -214,9 +215,8 @@ def run(
     backend = next((b for b in mo.backends() if b.available and options.device in b.devices), None)
     if backend is None:
         reasons = "; ".join(f"{b.name}: {b.reason}" for b in mo.backends() if not b.available)
-        raise mo.DeviceError(
-            f"bench: device: expected an available one, got {options.device} ({reasons})"
-        )
+        expected = "an available one"
+        raise error_of(mo.DeviceError, "bench", "device", expected, options.device, reasons)
     torch = _torch()
     with torch.cuda.device(options.device), torch.inference_mode():
         properties = torch.cuda.get_device_properties(options.device)

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import moesaic as mo
+from moesaic._errors import error_of
+from moesaic._plots import new_figure
 
+OPERATION = "bench"
 FORMAT = 1
 
 
@@ -45,9 +48,9 @@ def load(path: str | Path) -> list[dict[str, Any]]:
             _identity(result)
             Entry.of(result)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise mo.FormatError(
-            f"{path}: expected a result of moesaic bench --json, format {FORMAT}"
-        ) from error
+        expected = f"a result of moesaic bench --json, format {FORMAT}"
+        got = f"{type(error).__name__}: {error}"[:80]
+        raise error_of(mo.FormatError, OPERATION, str(path), expected, got) from error
     return results
 
 
@@ -55,7 +58,8 @@ def load_folder(folder: str | Path) -> list[dict[str, Any]]:
     """Return the results of every file of a folder, oldest first. Raises as load() does."""
     files = sorted(Path(folder).glob("*.json"))
     if not files:
-        raise mo.FormatError(f"{folder}: expected a folder with results (<date>.json), got none")
+        expected = "a folder with results (<date>.json)"
+        raise error_of(mo.FormatError, OPERATION, str(folder), expected, "none")
     results = [result for file in files for result in load(file)]
     return sorted(results, key=lambda result: str(result["date"]))
 
@@ -128,25 +132,25 @@ def plot_history(entries: Sequence[Entry], path: str | Path) -> None:
     code. Panels show the default precision and the largest number of threads. Raises
     UnsupportedError without matplotlib (the extra ``plot``), FormatError when there are none.
     """
-    pyplot = pyplot_or_error("moesaic bench")
     panels: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
         if entry.engine == "moesaic":
             panels.setdefault((entry.shape, entry.device), []).append(entry)
     if not panels:
-        raise mo.FormatError("moesaic bench: --history: expected results of the default precision")
+        expected = "results of the default precision"
+        raise error_of(mo.FormatError, OPERATION, "--history", expected, "none")
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure, grid = pyplot.subplots(
-        rows, columns, figsize=(4.5 * columns + 1.5, 3.4 * rows), squeeze=False, sharey=True,
-        layout="constrained",
-    )  # fmt: skip
+    figure = new_figure(OPERATION, (4.5 * columns + 1.5, 3.4 * rows), "constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     axes = list(grid.flat)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
+    from matplotlib import colormaps
+
     dates = sorted({entry.date for entry in entries})
     counts = sorted({entry.tokens for entry in entries})
-    colours = pyplot.get_cmap("viridis")
+    colours = colormaps["viridis"]
     shade = {count: colours(0.9 * i / max(len(counts) - 1, 1)) for i, count in enumerate(counts)}
     shown: dict[int, Any] = {}
     for axis, ((shape, device), here) in zip(axes, panels.items(), strict=False):
@@ -171,19 +175,3 @@ def plot_history(entries: Sequence[Entry], path: str | Path) -> None:
     figure.legend(handles, labels, title="tokens", loc="outside right upper")
     figure.suptitle("Time of a layer over the least time that the machine allows (1: as fast)")
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-
-
-def pyplot_or_error(command: str) -> Any:
-    """Return pyplot for files. Raises UnsupportedError without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise mo.UnsupportedError(
-            f"{command}: --plot: expected matplotlib, got none"
-            " (pip install 'moesaic[plot]' or matplotlib)"
-        ) from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot

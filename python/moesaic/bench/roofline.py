@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .records import pyplot_or_error
+from moesaic._plots import new_figure
 
 
 def plot(result: dict[str, Any], path: str) -> None:
@@ -12,10 +12,10 @@ def plot(result: dict[str, Any], path: str) -> None:
 
     Raises UnsupportedError without matplotlib (the extra ``plot``).
     """
-    pyplot = pyplot_or_error("moesaic bench")
     points = [p for p in result["points"] if not p["busy"]]
     threads = sorted({p["threads"] for p in points})
-    figure, axes = pyplot.subplots(1, len(threads), figsize=(6 * len(threads), 4.5), squeeze=False)
+    figure = new_figure("bench", (6 * len(threads), 4.5), "tight")
+    axes = figure.subplots(1, len(threads), squeeze=False)
     for axis, count in zip(axes[0], threads, strict=True):
         here = [p for p in points if p["threads"] == count]
         for engine in dict.fromkeys(p["engine"] for p in here):
@@ -27,5 +27,4 @@ def plot(result: dict[str, Any], path: str) -> None:
         axis.set_title(f"{result['shape']['name']}, {count} thread{'s' if count > 1 else ''}")
         axis.grid(True, which="both", alpha=0.3)
         axis.legend()
-    figure.tight_layout()
     figure.savefig(path, dpi=120)

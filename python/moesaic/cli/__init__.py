@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (moesaic.Error, OSError) as error:
-        message = " ".join(str(error).split())
+        # Errors of a command begin with its name, as those of functions with theirs.
+        message = " ".join(str(error).split()).removeprefix(f"{options.command}: ")
         if isinstance(error, OSError) and error.filename is not None and error.errno:
             message = f"{os.fspath(error.filename)}: {os.strerror(error.errno)}"
         print(f"moesaic {options.command}: {message}", file=sys.stderr)

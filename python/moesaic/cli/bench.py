@@ -108,8 +108,10 @@ def _peers(asked: str, known: dict[str, Any]) -> tuple[str, ...]:
     unknown = [p for p in peers if p not in known]
     if unknown:
         import moesaic as mo
+        from moesaic._errors import error_of
 
-        raise mo.ConfigError(f"bench: unknown peers {unknown}, expected some of {list(known)}")
+        expected = f"some of {', '.join(known)}"
+        raise error_of(mo.ConfigError, "bench", "--peers", expected, ", ".join(unknown))
     return peers
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import moesaic as mo
+from moesaic._errors import error_of
 from moesaic._files import printable, snapshot_of
 from moesaic.safetensors import Checkpoint
 from moesaic.safetensors.names import find_block
@@ -171,8 +172,11 @@ def open_model(path: str) -> Iterator[GgufModel | CheckpointModel]:
             path, place = str(files[0]), files[0]
             names = {re.sub(r"-\d{5}-of-\d{5}", "", file.name) for file in files}
             if len(names) > 1:
-                shown = ", ".join(printable(name) for name in sorted(names)[:3])
-                raise mo.FormatError(f"{place.parent}: expected one model, got {shown}")
+                shown = ", ".join(sorted(names)[:3])
+                raise error_of(
+                    mo.FormatError, "open", str(place.parent), "one model", shown,
+                    "the path of a file names it",
+                )  # fmt: skip
     if place.is_dir() or place.suffix in (".safetensors", ".json"):
         model = CheckpointModel(path)
         _require_layers(model, "layers.N.mlp.experts")
@@ -186,9 +190,8 @@ def open_model(path: str) -> Iterator[GgufModel | CheckpointModel]:
 
 def _require_layers(model: Model, example: str) -> None:
     if not model.layers:
-        raise mo.FormatError(
-            f"{printable(model.path)}: expected a layer with experts ({example}), got none"
-        )
+        expected = f"a layer with experts ({example})"
+        raise error_of(mo.FormatError, "open", model.path, expected, "none")
 
 
 def choose_layer(model: Model, wanted: int | None) -> int:
@@ -204,7 +207,8 @@ def choose_layers(model: Model, wanted: list[int] | None) -> list[int]:
     for layer in wanted:
         if layer not in layers:
             shown = ", ".join(map(str, layers[:8])) + (", ..." if len(layers) > 8 else "")
-            raise mo.ShapeError(f"layer: expected one with experts ({shown}), got {layer}")
+            expected = f"one with experts ({shown})"
+            raise error_of(mo.ShapeError, "open", "layer", expected, str(layer))
     return sorted(set(wanted))
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import moesaic as mo
+from moesaic._errors import error_of
 
 from .options import add_json, integer, number, words
 from .table import table
@@ -19,6 +20,7 @@ from .table import table
 if TYPE_CHECKING:
     from ..simulate import Costs, Outcome, Trace
 
+OPERATION = "simulate-offload"
 MADE = ("zipf", "drift")  # traces that are made here
 HEADER = ("budget", "policy", "hit rate", "experts loaded", "MiB/step", "tokens/s")
 LEGEND = """\
@@ -88,7 +90,8 @@ def run(options: argparse.Namespace) -> int:
     from ..simulate import POLICIES, Costs
 
     if options.top_k > options.experts and options.trace in MADE:
-        raise mo.ConfigError("--top-k: expected at most as many as --experts")
+        expected, got = f"at most --experts, {options.experts}", str(options.top_k)
+        raise error_of(mo.ConfigError, OPERATION, "--top-k", expected, got)
     costs = Costs(
         options.expert_mib * (1 << 20),
         options.fast * 1e9,
@@ -153,9 +156,8 @@ def budgets(options: argparse.Namespace, trace: Trace) -> list[int]:
         except (ValueError, ZeroDivisionError):
             result.append(-1)
         if not 0 <= result[-1] <= trace.num_experts:
-            raise mo.ConfigError(
-                f"--budgets: expected experts or shares such as 1/8,32, got {part!r}"
-            )
+            expected = f"0 to {trace.num_experts} experts or shares, such as 1/8,32"
+            raise error_of(mo.ConfigError, OPERATION, "--budgets", expected, repr(part))
     return result
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 import moesaic as mo
+from moesaic._errors import error_of
 
 from .inputs import other_inputs, rows
 from .models import CheckpointModel, GgufModel, choose_layers, open_model
@@ -84,7 +85,12 @@ def run(options: argparse.Namespace) -> int:
         layers = choose_layers(model, options.layers)
         shapes = {(c.num_experts, c.top_k) for c in map(model.config, layers)}
         if options.save_trace and len(shapes) > 1:
-            raise mo.UnsupportedError("--save-trace: expected layers of one shape, got more")
+            shown = ", ".join(f"top {k} of {e}" for e, k in sorted(shapes))
+            raise error_of(
+                mo.UnsupportedError, "trace", "--save-trace",
+                "layers with one number of experts and of those per token", shown,
+                "--layers chooses some",
+            )  # fmt: skip
         if isinstance(model, GgufModel):
             report(*trace_gguf(model, layers, options), options)
         else:
@@ -207,9 +213,11 @@ def activations(options: argparse.Namespace, hidden: int) -> npt.NDArray[np.floa
     try:
         x = np.load(Path(options.input), allow_pickle=False)
     except ValueError as error:
-        raise mo.FormatError(f"{options.input}: expected an .npy file, got {error}") from error
+        expected, got = "an .npy file", str(error)
+        raise error_of(mo.FormatError, "trace", options.input, expected, got) from error
     if x.ndim != 2 or x.shape[1] != hidden or not len(x):
-        raise mo.ShapeError(f"{options.input}: expected [tokens, {hidden}], got {list(x.shape)}")
+        expected, got = f"[tokens, {hidden}]", str(list(x.shape))
+        raise error_of(mo.ShapeError, "trace", options.input, expected, got)
     return np.ascontiguousarray(x[: options.tokens], np.float32)
 
 
