@@ -7,7 +7,9 @@
 #include "calls.hpp"
 #include "gguf.hpp"
 #include "gil.hpp"
+#include "moesaic/error.hpp"
 #include "offload.hpp"
+#include "pickling.hpp"
 #include "store_views.hpp"
 
 namespace moesaic::python {
@@ -20,8 +22,14 @@ Store store_from_gguf(const py::object& source, std::optional<std::int64_t> memo
                       std::int32_t staging, std::int32_t io_threads, std::int32_t read_ahead) {
   const auto file = gguf_file(source, "MoeExpertStore.from_gguf");
   const StoreOptions options{memory_limit, staging, io_threads, read_ahead};
-  const InterruptibleRelease release;
-  return MoeExpertStore::from_gguf(file, options);
+  const Store store = [&] {
+    const InterruptibleRelease release;
+    return MoeExpertStore::from_gguf(file, options);
+  }();
+  const py::dict given(py::arg("memory_limit") = memory_limit, py::arg("staging") = staging,
+                       py::arg("io_threads") = io_threads, py::arg("read_ahead") = read_ahead);
+  remember_origin(store, reduced("gguf_store", source_of(file), given));
+  return store;
 }
 
 Store from_arrays(const std::vector<std::tuple<py::object, py::object, py::object>>& layers,
@@ -72,6 +80,12 @@ std::int64_t apply_pools(MoeExpertStore& store, const Pools& pools) {
   return store.apply(call.context, pools);
 }
 
+/// Another store would take as much memory again, and have none of the pools.
+[[noreturn]] void refuse_copy(const MoeExpertStore&) {
+  throw DTypeError(Problem{"copy", "MoeExpertStore", "an object without pools of its own",
+                           "a store", "from_gguf opens another one"});
+}
+
 /// What these functions read waits for a forward that may need the GIL to see a signal.
 template <class Read>
 auto without_gil(Read&& read) {
@@ -103,8 +117,10 @@ py::dict io_of(const MoeExpertStore& store) {
 }  // namespace
 
 void bind_expert_store(py::module_& m) {
-  py::class_<MoeExpertStore, Store>(m, "MoeExpertStore", py::is_final())
-      .def_static("from_gguf", &store_from_gguf, py::arg("file"), py::kw_only(),
+  py::class_<MoeExpertStore, Store> type(m, "MoeExpertStore", py::is_final());
+  reduce_by(type,
+            [](py::handle self) { return origin_of(self.cast<const Store&>(), "MoeExpertStore"); });
+  type.def_static("from_gguf", &store_from_gguf, py::arg("file"), py::kw_only(),
                   py::arg("memory_limit") = py::none(), py::arg("staging") = 0,
                   py::arg("io_threads") = 8, py::arg("read_ahead") = 4)
       .def_static("from_arrays", &from_arrays, py::arg("layers"),
@@ -143,6 +159,11 @@ void bind_expert_store(py::module_& m) {
            })
       .def("memory", &memory_of)
       .def("io_stats", &io_of)
+      .def("__copy__", &refuse_copy)
+      .def(
+          "__deepcopy__",
+          [](const MoeExpertStore& store, const py::object&) { refuse_copy(store); },
+          py::arg("memo"), py::pos_only())
       .def("__repr__", [](const MoeExpertStore& store) {
         return "moesaic.MoeExpertStore(num_layers=" + std::to_string(store.num_layers()) + ")";
       });

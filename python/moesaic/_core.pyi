@@ -3838,7 +3838,8 @@ class MoeExpertStore:
 
     That is a mapped file or, under a memory limit, a file that is read with several requests in
     flight. Thread safe. A mapped file must not be truncated meanwhile (SIGBUS); one that is read
-    is not for use in a forked child.
+    is not for use in a forked child. A store of a file pickles as how to open it, without its
+    pools.
 
     Examples
     --------
@@ -4015,6 +4016,12 @@ class MoeExpertStore:
             reads, bytes, most_in_flight, cached (experts asked for that were in staging already),
             ahead (experts read ahead) and ahead_used (those asked for later).
         """
+
+    def __copy__(self) -> Never:
+        """Raise DTypeError: ``from_gguf`` opens another store."""
+
+    def __deepcopy__(self, memo: dict[int, Any], /) -> Never:
+        """Raise DTypeError: ``from_gguf`` opens another store."""
 
     def __repr__(self) -> str: ...
 

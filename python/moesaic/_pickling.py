@@ -84,6 +84,11 @@ def gguf_stack(source: GgufSource, layer: int, options: dict[str, Any]) -> _core
     return _core.ExpertStack.load_from_gguf(source.open(), layer, **options)
 
 
+def gguf_store(source: GgufSource, options: dict[str, Any]) -> _core.MoeExpertStore:
+    """Return what MoeExpertStore.from_gguf made, with pools of its own."""
+    return _core.MoeExpertStore.from_gguf(source.open(), **options)
+
+
 def stack_of(layer: tuple[Callable[..., _core.MoeLayer], tuple[Any, ...]]) -> _core.ExpertStack:
     """Return the stack of a layer that came from files."""
     function, arguments = layer

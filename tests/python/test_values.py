@@ -90,10 +90,10 @@ MADE_OF_DICTS = {
     "Activation", "RouterConfig", "MoeConfig", "Tuning", "Routing", "RefreshPolicy",
 }  # fmt: skip
 #: Those that pickle when they came from files.
-FROM_FILES = {"GgufFile", "MoeLayer", "ExpertStack"}
+FROM_FILES = {"GgufFile", "MoeLayer", "ExpertStack", "MoeExpertStore"}
 REFUSED = {
     "Array", "ExpertPool", "ExpertRole", "GgufMetadata", "GgufTensor", "GgufTensors",
-    "LayerMoeWeights", "MarlinExpertStack", "MarlinLinear", "MarlinStackBuilder", "MoeExpertStore",
+    "LayerMoeWeights", "MarlinExpertStack", "MarlinLinear", "MarlinStackBuilder",
     "Profile", "SharedExperts", "StackBuilder", "Workspace",
 }  # fmt: skip
 
@@ -298,6 +298,42 @@ def test_a_pickle_opens_a_file_once(small):
         opened.close()  # by the stacks, which are of this very file
     del others[:]
     opened.close()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_store_opens_again_with_its_options(own, protocol):
+    limit = 4 << 20
+    stores = [
+        mo.MoeExpertStore.from_gguf(own.path),
+        mo.MoeExpertStore.from_gguf(own.path, memory_limit=limit, staging=3, read_ahead=0),
+    ]
+    x = normal(3, own.hidden)
+    want = mo.MoeLayer.from_gguf(own.path, 1)(x)
+    for store in stores:
+        pool = mo.ExpertPool(own.num_experts, 3)
+        same(mo.MoeLayer.from_store(store, 1, pool, on_miss="stage")(x), want)
+    text = pickle.dumps(stores, protocol)
+    for store, other in zip(stores, pickle.loads(text), strict=True):
+        assert other is not store and other.num_layers == 2
+        assert other.memory()["limit"] == store.memory()["limit"]
+        assert other.io_stats()["reads"] == 0  # what was read stays with the first
+        pool = mo.ExpertPool(own.num_experts, 3)
+        same(mo.MoeLayer.from_store(other, 1, pool, on_miss="stage")(x), want)
+    assert other.memory()["staging"] == store.memory()["staging"]
+    touch(own.path)
+    with pytest.raises(mo.FormatError, match="times of change"):
+        pickle.loads(text)
+
+
+def test_stores_are_not_copied_nor_pickled_without_a_file(small):
+    matrices = tuple(normal(4, *shape) for shape in ((32, 16), (32, 16), (16, 32)))
+    arrays = mo.MoeExpertStore.from_arrays([matrices])
+    with pytest.raises(mo.DTypeError, match=r"MoeExpertStore: expected one read from files"):
+        pickle.dumps(arrays)
+    for store in (arrays, mo.MoeExpertStore.from_gguf(small.path)):
+        for attempt in (copy.copy, copy.deepcopy):
+            with pytest.raises(mo.DTypeError, match="from_gguf opens another one"):
+                attempt(store)
 
 
 def test_copies_of_layers_share_their_weights(small, layer, stack):
