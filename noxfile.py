@@ -237,7 +237,7 @@ def arm(session: nox.Session) -> None:
         if not installed(session, packages):
             session.skip(f"{' and '.join(tools)} are missing and cannot be installed here")
     install(session, "cmake")
-    programs = ["cpu_kernels_test", "cpu_layer_test", "isa_test", "quant_test"]
+    programs = ["cpu_kernels_test", "cpu_layer_test", "encode_test", "isa_test", "quant_test"]
     session.run("cmake", "--preset", "aarch64", "--fresh")
     session.run("cmake", "--build", "--preset", "aarch64", "--target", *programs)
     emulator = ["qemu-aarch64-static", "-cpu", "max", "-L", "/usr/aarch64-linux-gnu"]

@@ -2,10 +2,10 @@
 # this CPU lacks is reported as skipped. Those that run no CPU kernel are listed here and left out;
 # that they run none is checked by a run which forces a set that no build for this processor has.
 set(without_kernels
-  config_test cuda_formats_test cuda_plugin_test error_test gguf_damage_test gguf_hazards_test
+  config_test cuda_formats_test cuda_plugin_test encode_test error_test gguf_damage_test gguf_hazards_test
   gguf_moe_tensors_test gguf_shards_test gguf_sharing_test gguf_size_test gguf_test
   metal_dispatch_test names_test plan_test profile_test quant_test route_test thread_pool_test
-  tuning_test workspace_test)
+  tuning_test types_test workspace_test)
 foreach(name IN LISTS without_kernels)
   if(NOT TARGET ${name})
     message(FATAL_ERROR "tests/per_isa.cmake lists ${name}, which is no program of tests/cpp")
