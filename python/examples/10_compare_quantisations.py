@@ -1,4 +1,4 @@
-"""One layer in several types: bytes, error of weights and outputs, and speed."""
+"""One layer in several types: bytes, error of weights and outputs, speed, and importances."""
 
 import time
 
@@ -40,3 +40,15 @@ for quant in ("BF16", "Q8_0", "Q6_K", "Q4_K", "Q4_0", "MXFP4", "IQ3_XXS", "IQ2_X
         f"{quant:8} {seconds:8.2f} {stack.nbytes / 2**20:4.1f}   {weights:.4f}   "
         f"{found.outputs.mean():.4f} {best_us(stack):8.0f}"
     )
+
+# Columns of the input are of different sizes here: importances say which of them count.
+uneven = x * rng.lognormal(0, 1, H).astype(np.float32)
+squares = np.mean(uneven**2, axis=0)  # [H]; [E, H] would be one row for each expert
+plain = mo.ExpertStack.from_dense_stacks(gate, up, down, quant={"gate": "Q2_K", "up": "Q2_K"})
+told = mo.ExpertStack.from_dense_stacks(
+    gate, up, down, quant={"gate": "Q2_K", "up": "Q2_K"}, weights={"gate": squares, "up": squares}
+)
+for name, stack in (("without", plain), ("with", told)):
+    found = mo.compare(exact, stack, uneven, routing=routing)
+    assert found.outputs is not None
+    print(f"Q2_K {name} importances: error of the outputs {found.outputs.mean():.4f}")
