@@ -69,7 +69,7 @@ def save(
     if integers:
         scheme = gptq.scheme_of(OPERATION, integers)
         fields["quantization_config"] = scheme.fields([tensor.name for tensor in floats])
-        tensors += [tensor for one in integers for tensor in gptq.tensors_of(scheme, one)]
+        tensors += gptq.tensors_of(scheme, integers)
     tensors += floats
     _write(Path(os.fsdecode(path)), tensors, {**(config or {}), **fields}, overwrite, progress)
 

@@ -46,6 +46,8 @@ class Scheme:
     act_order: bool
     symmetric: bool
     format: str  # gptq or gptq_v2
+    #: The dtype of the scales, for each of the matrices in order.
+    scales: tuple[str, ...]
 
     def fields(self, floats: Iterable[str]) -> dict[str, Any]:
         """``quantization_config`` of config.json; ``floats`` are matrices that are no integers."""
@@ -61,24 +63,28 @@ class Scheme:
 
 
 def scheme_of(operation: str, matrices: Sequence[Matrices]) -> Scheme:
-    """Raises UnsupportedError for matrices that no one scheme describes."""
-    least, most = _MIDDLE, _MIDDLE
+    """Looks at every matrix. Raises UnsupportedError for some that no one scheme describes."""
+    group_size = _group_size(operation, matrices)
+    least, most, dtypes = _MIDDLE, _MIDDLE, []
     for one in matrices:
-        if one.stack.symmetric:
-            continue
+        fits = set(_NARROW)
         for expert in range(one.stack.num_experts):
-            zeros = one.stack.unpack(expert)["zeros"]
+            unpacked = one.stack.unpack(expert)
+            zeros, scales = unpacked["zeros"], unpacked["scales"]
             least, most = min(least, int(zeros.min())), max(most, int(zeros.max()))
+            fits = {dtype for dtype in fits if _same(_NARROW[dtype](scales), scales)}
+        dtypes.append(next((dtype for dtype in _NARROW if dtype in fits), "F32"))
     if least == 0 and most == 16:
         raise error_of(
             _core.UnsupportedError, operation, matrices[0].where,
             "zero points of 0 to 15 or of 1 to 16, as GPTQ stores them", "0 to 16",
         )  # fmt: skip
     return Scheme(
-        _group_size(operation, matrices),
+        group_size,
         any(one.stack.act_order for one in matrices),
         all(one.stack.symmetric for one in matrices),
         "gptq" if least > 0 else "gptq_v2",
+        tuple(dtypes),
     )
 
 
@@ -96,12 +102,16 @@ def _group_size(operation: str, matrices: Sequence[Matrices]) -> int:
     return size
 
 
-def tensors_of(scheme: Scheme, one: Matrices) -> Iterator[HfTensor]:
-    """The tensors of each matrix. An expert is unpacked for one after another of its own."""
+def tensors_of(scheme: Scheme, matrices: Sequence[Matrices]) -> Iterator[HfTensor]:
+    """The tensors of all matrices, in the order in which an expert is unpacked once."""
+    for one, dtype in zip(matrices, scheme.scales, strict=True):
+        yield from _tensors(scheme, one, dtype)
+
+
+def _tensors(scheme: Scheme, one: Matrices, dtype: str) -> Iterator[HfTensor]:
     stack = one.stack
     unpacked: Callable[[int], dict[str, Any]] = lru_cache(maxsize=1)(stack.unpack)
     groups = -(-stack.k // stack.group_size)
-    dtype = _scale_type(unpacked(expert)["scales"] for expert in range(stack.num_experts))
 
     def part(expert: int, kind: str, columns: slice) -> Callable[[], Array]:
         def read() -> Array:
@@ -135,16 +145,19 @@ def tensors_of(scheme: Scheme, one: Matrices) -> Iterator[HfTensor]:
             yield HfTensor(f"{name}.g_idx", "I32", (stack.k,), order(expert))
 
 
-def _scale_type(scales: Iterable[Array]) -> str:
-    """The narrowest dtype that has them all."""
-    f16 = bf16 = True
-    for values in scales:
-        with np.errstate(over="ignore"):
-            f16 = f16 and _same(values.astype(np.float16).astype(np.float32), values)
-        wide = to_bf16(values).astype(np.uint32) << np.uint32(16)
-        bf16 = bf16 and _same(wide.view(np.float32), values)
-    return "F16" if f16 else "BF16" if bf16 else "F32"
-
-
 def _same(a: Array, b: Array) -> bool:
     return np.array_equal(a.view(np.uint32), b.view(np.uint32))
+
+
+def _as_f16(values: Array) -> Array:
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float16)
+    return narrow.astype(np.float32)
+
+
+def _as_bf16(values: Array) -> Array:
+    return (to_bf16(values).astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+#: What becomes of scales in types narrower than f32, the first choice first.
+_NARROW: dict[str, Callable[[Array], Array]] = {"F16": _as_f16, "BF16": _as_bf16}
