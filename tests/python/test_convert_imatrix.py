@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -304,12 +305,12 @@ MISFITS = [
     ),
     (other_columns, r"blk\.0\.ffn_gate_exps\.weight: expected 8 x 256 values, got 1024"),
     (other_names, r"expected data of blk\.0\.ffn_gate_exps\.weight or of others.*got none of them"),
-    (without_counts, r"blk\.0\.ffn_gate_exps\.weight\.counts: expected 8 numbers, got none"),
+    (without_counts, r"blk\.0\.ffn_gate_exps\.weight\.counts': expected 8 numbers, got none"),
     (bad_value(np.nan), r"blk\.1\.ffn_up_exps\.weight\[3, 7\]: expected a finite number.*got nan"),
     (bad_value(-1.5), r"blk\.1\.ffn_up_exps\.weight\[3, 7\].*got -1\.5"),
-    (bad_count, r"blk\.1\.ffn_up_exps\.weight\.counts: expected finite numbers, 0 or more"),
+    (bad_count, r"blk\.1\.ffn_up_exps\.weight\.counts': expected finite numbers, 0 or more"),
     (a_model, r"expected tensors NAME\.in_sum2 of an importance matrix, got none"),
-    (cut, r"entry 5 \(blk\.1\.ffn_down_exps\.weight\): expected 1 to \d+ values"),
+    (cut, r"entry 5, 'blk\.1\.ffn_down_exps\.weight': expected 1 to \d+ values"),
     (text, "entry 0: expected the name of a tensor"),
     (empty, "number of entries: expected at most the 0 bytes to its end, got 4"),
     (no_entries, r"expected an importance matrix, as a GGUF file or \.dat, got 0 entries"),
@@ -328,6 +329,42 @@ def test_a_file_that_does_not_fit_is_one_line(source, tmp_path, capsys, write, m
     assert re.search(message, error), error
     assert str(imatrix) in error and error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["imatrix"]
+
+
+def test_names_of_a_file_are_shortened_and_escaped(source, tmp_path, capsys):
+    name = b"\x1b[2J\n" + b"x" * 60000
+    entry = struct.pack("<i", len(name)) + name + struct.pack("<iif", 1, 1, 1.0)
+    imatrix = tmp_path / "i.dat"
+    for data in (struct.pack("<i", 1) + entry, struct.pack("<i", 2) + entry + entry[:-4]):
+        imatrix.write_bytes(data)
+        assert convert(source, tmp_path / "t.gguf", "--up", "Q4_K", "--imatrix", imatrix) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and len(error) < 500 and "\x1b" not in error
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_damaged_files_give_errors_of_the_family_or_importances(form, tmp_path):
+    from moesaic.saving.convert.imatrix import opened
+
+    path = FORMS[form](tmp_path / "i", measured(layers=(0,), experts=2, hidden=32, inner=32))
+    whole = path.read_bytes()
+    rng = np.random.default_rng(6)
+    ends = {"error": 0, "rows": 0}
+    for _ in range(300):
+        data = bytearray(whole[: rng.integers(1, len(whole) + 1)] if rng.random() < 0.3 else whole)
+        for at in rng.integers(0, len(data), rng.integers(1, 5)):
+            data[at if rng.random() < 0.5 else at % 400 % len(data)] = rng.integers(0, 256)
+        path.write_bytes(data)
+        try:
+            with opened(path) as importances:
+                rows = importances.of("blk.0.ffn_up_exps.weight", "Q4_K", 2, 32)
+                found = [row for row in map(rows, range(2)) if row is not None]
+                assert all(row.shape == (32,) and (row >= 0).all() for row in found)
+            ends["rows"] += 1
+        except mo.Error as error:
+            assert len(str(error)) < 500
+            ends["error"] += 1
+    assert min(ends.values()) > 10, ends
 
 
 def test_a_file_that_is_not_there(source, tmp_path, capsys):

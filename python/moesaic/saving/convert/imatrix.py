@@ -24,7 +24,7 @@ import numpy as np
 
 from moesaic import _core
 from moesaic._errors import error_of
-from moesaic._files import open_regular, printable, read_into, size_of
+from moesaic._files import open_regular, printable, read_into, shown, size_of
 from moesaic.saving import names
 from moesaic.saving.container import Value
 from moesaic.saving.convert.plan import OPERATION, Plan
@@ -103,7 +103,7 @@ class Importances:
         wanted = next(iter(self.uniform))
         raise error_of(
             _core.FormatError, OPERATION, self.path, f"data of {wanted} or of others to encode",
-            f"none of them, but {printable(next(iter(self._entries)))[:60]}",
+            f"none of them, but {shown(next(iter(self._entries)))}",
             "it may be of another model",
         )  # fmt: skip
 
@@ -155,7 +155,7 @@ class Importances:
             rows = max(index + 1, entry.values // cols)
         if entry.values != rows * cols:
             raise error_of(
-                _core.FormatError, OPERATION, f"{self.path}: {printable(entry.name)}",
+                _core.FormatError, OPERATION, f"{self.path}: {entry.name}",
                 f"{rows} x {cols} values", str(entry.values), "it may be of another model",
             )  # fmt: skip
         count = 1.0 if entry.counts is None else float(entry.counts[index])
@@ -165,7 +165,7 @@ class Importances:
         row = np.asarray(data.view("<f4"), np.float32)
         if not (np.isfinite(row).all() and (row >= 0).all()):
             at = int(np.flatnonzero(~(np.isfinite(row) & (row >= 0)))[0])
-            where = f"{self.path}: {printable(entry.name)}[{index}, {at}]"
+            where = f"{self.path}: {entry.name}[{index}, {at}]"
             expected = "a finite number, 0 or more"
             raise error_of(_core.FormatError, OPERATION, where, expected, f"{row[at]:g}")
         return row / np.float32(count)
@@ -218,14 +218,14 @@ def _entries_of_gguf(path: Path, gguf: _core.GgufFile, shards: Shards) -> dict[s
         rows = math.prod(sums.shape[:-1])
         if counts is None or math.prod(counts.shape) != rows:
             got = "none" if counts is None else str(list(counts.shape))
-            raise _wrong(path, name + _COUNTS, f"{rows} numbers", got)
+            raise _wrong(path, shown(name + _COUNTS), f"{rows} numbers", got)
         for tensor in (sums, counts):
             if tensor.quant != "F32":
-                raise _wrong(path, tensor.name, "F32", tensor.quant)
+                raise _wrong(path, shown(tensor.name), "F32", tensor.quant)
         data = shards.read(counts.shard, counts.offset, 4 * rows)
         tokens = np.asarray(data.view("<f4"), np.float32)
         if not (np.isfinite(tokens).all() and (tokens >= 0).all()):
-            raise _wrong(path, counts.name, "finite numbers, 0 or more", "others")
+            raise _wrong(path, shown(counts.name), "finite numbers, 0 or more", "others")
         entries[name] = _Entry(name, sums.shard, sums.offset, math.prod(sums.shape), tokens)
     if not entries:
         raise _wrong(path, "", f"tensors NAME{_SUMS} of an importance matrix", "none")
@@ -259,7 +259,7 @@ def _entries_of_dat(path: Path) -> dict[str, _Entry]:
             values, offset = number(what), file.tell()
             if not 0 < values <= (size - offset) // 4:
                 expected = f"1 to {(size - offset) // 4} values, which are there"
-                raise _wrong(path, f"{what} ({name})", expected, str(values))
+                raise _wrong(path, f"{what}, {shown(name)}", expected, str(values))
             entries[name] = _Entry(name, 0, offset, values)
             file.seek(offset + 4 * values)
     if not entries:
