@@ -210,8 +210,10 @@ def test_a_conversion_goes_on_with_the_same_file_alone(source, tmp_path, monkeyp
 
     monkeypatch.setattr(run, "RECORD_EVERY", 1)
     target = tmp_path / "target.gguf"
-    one = write_gguf_form(tmp_path / "one.gguf", measured())
-    other = write_gguf_form(tmp_path / "other.gguf", measured(idle=(1,)))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    one = write_gguf_form(tmp_path / "a" / "imatrix.gguf", measured())
+    other = write_gguf_form(tmp_path / "b" / "imatrix.gguf", measured(idle=(1,)))
     steps: list[mo.Progress] = []
 
     def progress(step: mo.Progress) -> bool:
