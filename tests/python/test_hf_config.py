@@ -310,6 +310,14 @@ def test_whatever_escapes_is_an_error(case, layer):
         mo.MoeConfig.from_hf(ESCAPES[case], layer)
 
 
+@pytest.mark.parametrize("case", ESCAPES)
+def test_whatever_escapes_is_wrong_in_the_file(case):
+    """At a layer that has experts, where nothing else is wrong."""
+    config = ESCAPES[case]
+    with pytest.raises(mo.FormatError):
+        mo.MoeConfig.from_hf(config, config.get("first_k_dense_replace", 0))
+
+
 @pytest.mark.parametrize("layer", [-1, 4, 1 << 20])
 def test_layers_outside(layer):
     with pytest.raises(mo.ShapeError, match="0 to 3"):

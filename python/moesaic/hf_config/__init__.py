@@ -233,8 +233,12 @@ def layer_facts(config: Any, layer: int, is_part: bool = False) -> tuple[_core.M
         "averaged": _averaged(family, fields),
         "latent_size": 0 if family.latent is None else fields.size(family.latent, least=0),
     }
-    if family.input_norm or family.router_norm:
-        values["norm_eps"] = fields.number(key("rms_norm_eps", default=1e-6))
+    has_norm = family.input_norm or family.router_norm
+    # One that is no number tells of a damaged file, also where this layer needs none.
+    if has_norm or fields.fields.get("rms_norm_eps") is not None:
+        norm_eps = fields.number(key("rms_norm_eps", default=1e-6))
+        if has_norm:
+            values["norm_eps"] = norm_eps
     try:
         config = _core.model_config(family.model, architecture=name, layer=layer, **values)
     except _core.ConfigError as error:

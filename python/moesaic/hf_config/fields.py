@@ -73,6 +73,13 @@ class Fields:
             raise wrong(field.names[0], f"a number of at least {least}", shown(value))
         return value
 
+    def size_of_model(self, field: Key, least: int = 1) -> int:
+        """A size that is not one of a layer, so that a list of one by layer means nothing."""
+        for name in field.names:
+            if isinstance(self.fields.get(name), list | tuple):
+                raise wrong(name, "one number", shown(self.fields[name]))
+        return self.size(field, least)
+
     def number(self, field: Key) -> float:
         """A finite number that f32 holds, as everything that computes with it is f32."""
         value = self.value(field)

@@ -98,8 +98,8 @@ def check_layer(family: Family, fields: Fields) -> None:
     # Longcat counts its blocks in num_layers, and two attentions of each in num_hidden_layers.
     counted = {"num_layers"} & (fields.fields.keys() | fields.defaults.keys())
     names = counted or {"num_hidden_layers"}
-    count = fields.size(key(*names, default=1 << 30))
-    count += fields.size(key("num_nextn_predict_layers", default=0, null=0), least=0)
+    count = fields.size_of_model(key(*names, default=1 << 30))
+    count += fields.size_of_model(key("num_nextn_predict_layers", default=0, null=0), least=0)
     if fields.layer < 0 or fields.layer >= count:
         raise _core.make_error(
             _core.ShapeError, OPERATION, "layer", f"0 to {count - 1}", str(fields.layer)
