@@ -166,7 +166,8 @@ void for_each_run(const BlockBits& bits, Row* row, std::int64_t first, int count
 }  // namespace
 
 const BlockBits* find_block_bits(QuantType type) {
-  static const std::vector<BlockBits> all = describe_all();
+  // Never destroyed: where a process ends during a call, threads read on.
+  static const auto& all = *new std::vector<BlockBits>(describe_all());
   for (const BlockBits& bits : all) {
     if (bits.type == type) return &bits;
   }

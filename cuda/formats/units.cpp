@@ -2,6 +2,7 @@
 
 #include <cstring>
 #include <map>
+#include <memory>
 
 namespace moesaic::cuda {
 namespace {
@@ -79,14 +80,15 @@ UnitMap::UnitMap(QuantType type, int words) {
 }
 
 const UnitMap& UnitMap::of(QuantType type) {
-  static const std::map<QuantType, UnitMap> all = [] {
-    std::map<QuantType, UnitMap> map;
+  // Never destroyed: where a process ends during a call, threads read on.
+  static const auto& all = *[] {
+    auto map = std::make_unique<std::map<QuantType, UnitMap>>();
     for (const FormatRow& row : kFormats) {
       const auto of = static_cast<QuantType>(row.type);
-      map.emplace(of, UnitMap(of, row.unit_bytes / 4));
+      map->emplace(of, UnitMap(of, row.unit_bytes / 4));
     }
-    map.emplace(QuantType::INT4, UnitMap(QuantType::INT4, kInt4UnitBytes / 4));
-    return map;
+    map->emplace(QuantType::INT4, UnitMap(QuantType::INT4, kInt4UnitBytes / 4));
+    return map.release();
   }();
   return all.at(type);
 }

@@ -7,7 +7,7 @@ endif()
 file(GENERATE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/objects.txt CONTENT "$<JOIN:$<TARGET_OBJECTS:moesaic>,\n>\n")
 get_target_property(isas moesaic MOESAIC_ISAS)
 list(JOIN isas "," isas)
-foreach(check IN ITEMS baseline isolation)
+foreach(check IN ITEMS baseline isolation lifetime)
   add_test(NAME build.${check}
     COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/build/check_objects.py ${check}
             --objects ${CMAKE_CURRENT_BINARY_DIR}/objects.txt --isas "${isas}"

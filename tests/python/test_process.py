@@ -37,6 +37,7 @@ class Exports:
         return x.__dlpack__()
     def __dlpack_device__(self):
         return x.__dlpack_device__()
+noise = np.random.default_rng(0).standard_normal((64, 1024), np.float32)
 def loops(progress):
     for _ in range(1000):
         pass
@@ -58,6 +59,7 @@ CALLS = {
     "gemv": "layer.stack.gemv_up(x, np.zeros((64, 2), np.int32))",
     "gemm": "layer.stack.gemm_up(x, plan)",
     "quantize": "mo.testing.quantize(big, 'Q4_K')",
+    "quantize_to_a_grid": "mo.testing.quantize(noise, 'IQ1_S', weights=big[0, :1024])",
     "dequantize": "mo.testing.dequantize(coded, 'Q4_K', big.shape)",
     "decode": "layer.stack.dequantize('up', 0)",
     "open": "mo.GgufFile(path)",

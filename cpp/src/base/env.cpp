@@ -147,7 +147,8 @@ std::vector<Knob> make_knobs() {
 }  // namespace
 
 std::span<const Knob> knobs() {
-  static const std::vector<Knob> table = make_knobs();
+  // Never destroyed: where a process ends during a call, threads read on.
+  static const auto& table = *new std::vector<Knob>(make_knobs());
   return table;
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <memory>
 
 #include "base/env.hpp"
 #include "base/nearest.hpp"
@@ -58,11 +59,12 @@ struct ProcessTuning {
 };
 
 const ProcessTuning& process_tuning() {
-  static const ProcessTuning process = [] {
-    ProcessTuning read;
-    read.tuning = Tuning::from_env(read_environment(),
-                                   [&](const std::string& text) { read.warnings.push_back(text); });
-    return read;
+  // Never destroyed: where a process ends during a call, threads read on.
+  static const ProcessTuning& process = *[] {
+    auto read = std::make_unique<ProcessTuning>();
+    read->tuning = Tuning::from_env(
+        read_environment(), [&](const std::string& text) { read->warnings.push_back(text); });
+    return read.release();
   }();
   return process;
 }

@@ -186,28 +186,30 @@ struct GridBlock {
   }
 };
 
+// Never destroyed: where a process ends during a call, threads search on.
 const auto& search_iq2xxs() {
-  static const GridSearch<256, 8, 3> search(kGridIq2xxs, {8, 25, 43});
+  static const auto& search = *new GridSearch<256, 8, 3>(kGridIq2xxs, {8, 25, 43});
   return search;
 }
 const auto& search_iq2xs() {
-  static const GridSearch<512, 8, 3> search(kGridIq2xs, {8, 25, 43});
+  static const auto& search = *new GridSearch<512, 8, 3>(kGridIq2xs, {8, 25, 43});
   return search;
 }
 const auto& search_iq2s() {
-  static const GridSearch<1024, 8, 3> search(kGridIq2s, {8, 25, 43});
+  static const auto& search = *new GridSearch<1024, 8, 3>(kGridIq2s, {8, 25, 43});
   return search;
 }
 const auto& search_iq3xxs() {
-  static const GridSearch<256, 4, 8> search(kGridIq3xxs, {4, 12, 20, 28, 36, 44, 52, 62});
+  static const auto& search =
+      *new GridSearch<256, 4, 8>(kGridIq3xxs, {4, 12, 20, 28, 36, 44, 52, 62});
   return search;
 }
 const auto& search_iq3s() {
-  static const GridSearch<512, 4, 8> search(kGridIq3s, {1, 3, 5, 7, 9, 11, 13, 15});
+  static const auto& search = *new GridSearch<512, 4, 8>(kGridIq3s, {1, 3, 5, 7, 9, 11, 13, 15});
   return search;
 }
 const auto& search_iq1() {
-  static const GridSearch<2048, 8, 3> search(kGridIq1, {-1, 0, 1});
+  static const auto& search = *new GridSearch<2048, 8, 3>(kGridIq1, {-1, 0, 1});
   return search;
 }
 
