@@ -7,6 +7,7 @@
 #include "calls.hpp"
 #include "gguf.hpp"
 #include "gil.hpp"
+#include "lists.hpp"
 #include "moesaic/error.hpp"
 #include "offload.hpp"
 #include "pickling.hpp"
@@ -64,6 +65,7 @@ std::vector<RefreshResult> refresh_pools(MoeExpertStore& store, const Pools& poo
                                          std::int64_t step, bool is_prefill_block,
                                          const std::string& mode) {
   constexpr const char* kOperation = "MoeExpertStore.refresh_pools";
+  require_no_none(pools, kOperation, "pools", "ExpertPool");
   std::vector<Ids> ids;
   for (const py::object& one : captured_ids) {
     ids.push_back(import_id_list(one, kOperation, "captured_ids"));
@@ -75,6 +77,7 @@ std::vector<RefreshResult> refresh_pools(MoeExpertStore& store, const Pools& poo
 }
 
 std::int64_t apply_pools(MoeExpertStore& store, const Pools& pools) {
+  require_no_none(pools, "MoeExpertStore.apply", "pools", "ExpertPool");
   Call call;
   const InterruptibleRelease release;
   return store.apply(call.context, pools);

@@ -3,7 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "expert_pool.hpp"
-#include "moesaic/error.hpp"
+#include "lists.hpp"
 
 namespace moesaic::python {
 
@@ -19,13 +19,9 @@ void bind_placement(py::module_& m) {
   m.def(
       "merged_resident_mask",
       [](const std::vector<std::shared_ptr<ExpertPool>>& pools) {
+        require_no_none(pools, "merged_resident_mask", "pools", "ExpertPool");
         std::vector<const ExpertPool*> pointers;
-        for (const auto& pool : pools) {
-          require<DTypeError>(pool != nullptr, [] {
-            return Problem{"merged_resident_mask", "pools", "a list of ExpertPool", "None", {}};
-          });
-          pointers.push_back(pool.get());
-        }
+        for (const auto& pool : pools) pointers.push_back(pool.get());
         return copied(std::span<const std::uint8_t>(merged_resident_mask(pointers)))
             .attr("astype")("bool");
       },

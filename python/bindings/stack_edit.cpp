@@ -7,6 +7,7 @@
 #include "arrays.hpp"
 #include "calls.hpp"
 #include "expert_ids.hpp"
+#include "lists.hpp"
 #include "load.hpp"
 #include "moesaic/edit.hpp"
 #include "stack_parts.hpp"
@@ -26,11 +27,9 @@ Edited select_stack(const ExpertStack& stack, const std::vector<std::int32_t>& i
 }
 
 Edited concat_stacks(const std::vector<Edited>& stacks) {
+  require_no_none(stacks, "ExpertStack.concat", "stacks", "ExpertStack");
   std::vector<ExpertSource> sources;
   for (const Edited& stack : stacks) {
-    require<DTypeError>(stack != nullptr, [] {
-      return Problem{"ExpertStack.concat", "stacks", "ExpertStacks", "None among them", {}};
-    });
     for (std::int32_t e = 0; e < stack->num_experts(); ++e) sources.push_back({stack.get(), e});
   }
   return share(gather_experts(sources));

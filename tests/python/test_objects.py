@@ -4,8 +4,11 @@ An attempt that succeeded would crash later, so each class is tried in a process
 and members are those that the module has: a new one is tried without a line here.
 """
 
+import ast
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -166,24 +169,52 @@ for one in objects:
     )
 
 
-def test_none_in_lists_of_objects():
+# A call for every function that takes a list of objects, with "_" in the place of the list.
+LISTS = {
+    "merged_resident_mask": ("mo.merged_resident_mask(_)", "pool"),
+    "ExpertStack.concat": ("mo.ExpertStack.concat(_)", "layer.stack"),
+    "MoeExpertStore.apply": ("store.apply(_)", "pool"),
+    "MoeExpertStore.refresh_pools": ("store.refresh_pools(_, [[0]] * len(_), 0)", "pool"),
+}
+
+
+def functions_with_lists():
+    stub = ast.parse((Path(mo.__file__).parent / "_core.pyi").read_text(encoding="utf-8"))
+    scopes = [("", stub.body)]
+    scopes += [(f"{node.name}.", node.body) for node in stub.body if isinstance(node, ast.ClassDef)]
+    lists = re.compile(rf"Sequence\[({'|'.join(CLASSES)})\b")
+    for scope, body in scopes:
+        for node in body:
+            if isinstance(node, ast.FunctionDef) and lists.search(ast.unparse(node.args)):
+                yield scope + node.name
+
+
+def test_every_function_that_takes_a_list_of_objects_is_tried():
+    assert set(functions_with_lists()) == set(LISTS)
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_what_is_no_object_in_a_list_of_them(name):
     run(
         EXAMPLES
         + """
-for call in [
-    lambda: mo.merged_resident_mask([None]),
-    lambda: mo.merged_resident_mask([pool, None]),
-    lambda: _core.merged_resident_mask([None]),
-]:
-    refused(call)
-for call in [
-    lambda: store.apply([None]),
-    lambda: store.refresh_pools([None], [[0]], 0),
-]:
+good = eval(sys.argv[2])
+for bad in (None, 1, "a", Own(), mo.Tuning(), type(good)):
+    for given in ([bad], [good, bad], (bad,)):
+        refused(lambda: eval(sys.argv[1], {**globals(), "_": given}))
+class Shrinks(list):
+    def __len__(self):
+        return super().__len__() + 3
+class Clears:
+    def __getattribute__(self, name):
+        changing.clear()
+        return object.__getattribute__(self, name)
+changing = [Clears(), good, good]
+for given in (Shrinks([good]), changing):
     try:
-        call()
-        raise AssertionError("taken")
-    except (TypeError, mo.ShapeError):
+        eval(sys.argv[1], {**globals(), "_": given})
+    except (TypeError, IndexError, mo.Error):
         pass
-"""
+""",
+        *LISTS[name],
     )
