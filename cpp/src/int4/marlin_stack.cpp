@@ -239,7 +239,7 @@ RoleWeights MarlinExpertStack::columns(std::int64_t first_col, std::int64_t cols
 RoleWeights MarlinExpertStack::copy_columns(std::int64_t first_col, std::int64_t cols) const {
   require<ShapeError>(first_col >= 0 && cols >= 1 && first_col <= n_per_expert() - cols, [&] {
     return problem("columns", "a part of " + std::to_string(n_per_expert()),
-                   std::to_string(first_col) + " to " + std::to_string(first_col + cols));
+                   std::to_string(cols) + " from " + std::to_string(first_col));
   });
   const WeightRef& from = weights_.ref;
   struct Copy {
@@ -311,7 +311,7 @@ MarlinLinear MarlinExpertStack::make_expert_linear(std::int32_t expert, std::int
       [&] {
         return problem("make_expert_linear columns",
                        "multiples of 64 within " + std::to_string(n) + ", or up to its end",
-                       std::to_string(first_col) + " to " + std::to_string(first_col + cols));
+                       std::to_string(cols) + " from column " + std::to_string(first_col));
       });
   require<ShapeError>(bias.empty() || static_cast<std::int64_t>(bias.size()) == cols, [&] {
     return problem("make_expert_linear bias", std::to_string(cols) + " values",

@@ -165,10 +165,10 @@ std::shared_ptr<MoeExpertStore> MoeExpertStore::from_gguf(std::shared_ptr<GgufFi
   if (options.memory_limit) {
     impl.limit = *options.memory_limit;
     const std::int32_t staging = staging_of(options, largest);
-    require<ConfigError>(staging * largest <= impl.limit, [&] {
+    require<ConfigError>(largest <= impl.limit / staging, [&] {
       return problem("MoeExpertStore", "memory_limit",
-                     "at least " + std::to_string(staging * largest) + " bytes, " +
-                         std::to_string(staging) + " experts",
+                     "at least " + std::to_string(staging) + " experts of " +
+                         std::to_string(largest) + " bytes",
                      std::to_string(impl.limit));
     });
     impl.parts.read_ahead = options.read_ahead;
