@@ -127,6 +127,7 @@ def test_nothing_is_quadratic(tmp_path, case):
     assert time.process_time() - start < 2
 
 
+@pytest.mark.cost
 def test_a_hundred_thousand_tensors(tmp_path):
     entry = '"model.layers.7.mlp.experts.{0}.up_proj.weight":'
     entry += '{{"dtype":"F32","shape":[0,8],"data_offsets":[0,0]}}'

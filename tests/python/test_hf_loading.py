@@ -22,6 +22,7 @@ def test_progress_counts_bytes(tmp_path):
         mo.ExpertStack.load_from_safetensors(folder, LAYER, progress=lambda p: False)
 
 
+@pytest.mark.cost
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_at_load(tmp_path):
     """Beside its result a load holds one role, while that is repacked, and one expert."""

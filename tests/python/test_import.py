@@ -1,6 +1,8 @@
 import subprocess
 import sys
 
+import pytest
+
 
 def run(code):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -31,6 +33,7 @@ def test_import_brings_numpy_and_nothing_heavier():
     assert {m for m in ours - with_numpy if not m.startswith("_")} <= {"moesaic"}
 
 
+@pytest.mark.cost
 def test_import_is_fast():
     code = (
         "import numpy, logging, importlib.metadata, dataclasses, time; t = time.perf_counter()\n"

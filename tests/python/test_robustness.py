@@ -552,6 +552,7 @@ def wide_capsule(n):
     return capsule_of(4096, (ctypes.c_int64 * 2)(n, n))
 
 
+@pytest.mark.cost
 @pytest.mark.skipif(not STATM.exists(), reason="limits memory as Linux does")
 def test_huge_sizes_are_errors_that_cost_nothing():
     done = subprocess.run(

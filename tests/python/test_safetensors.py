@@ -146,6 +146,7 @@ def test_compressed_tensors_configs(tmp_path):
     expect_format_error(model, tmp_path, r"down_proj\.weight_zero_point")
 
 
+@pytest.mark.cost
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_at_load(tmp_path):
     """A load holds at most 1.2 times its result."""
