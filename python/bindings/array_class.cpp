@@ -7,6 +7,7 @@
 #include "array_index.hpp"
 #include "dlpack.hpp"
 #include "dtypes.hpp"
+#include "gil.hpp"
 #include "moesaic/error.hpp"
 
 namespace moesaic::python {
@@ -53,8 +54,9 @@ py::capsule dlpack(const std::shared_ptr<Array>& array, const py::object& stream
 /// The values as numpy writes them, which leaves most of a large array out.
 std::string array_repr(const std::shared_ptr<Array>& array) {
   constexpr const char* kName = "moesaic.Array(";
-  const py::object text = py::module_::import("numpy").attr("array2string")(
-      numpy_values(array), py::arg("separator") = ", ", py::arg("prefix") = kName);
+  const py::object text = call_python(
+      py::module_::import("numpy").attr("array2string"), py::make_tuple(numpy_values(array)),
+      py::dict(py::arg("separator") = ", ", py::arg("prefix") = kName));
   return kName + std::string(py::str(text)) + ", dtype='" + name_of(array->view.dtype) + "')";
 }
 

@@ -6,6 +6,7 @@
 
 #include "arrays.hpp"
 #include "dtypes.hpp"
+#include "gil.hpp"
 #include "moesaic/error.hpp"
 
 namespace moesaic::python {
@@ -51,7 +52,8 @@ SharedArray by_numpy(const py::object& x, DType wanted) {
   py::object converted;
   try {
     // Not astype of a list: numpy decides here whether it is one of numbers.
-    converted = py::module_::import("numpy").attr("array")(x).attr("astype")(descriptor);
+    converted = call_python(py::module_::import("numpy").attr("array"), py::make_tuple(x));
+    converted = call_python(converted.attr("astype"), py::make_tuple(descriptor));
   } catch (const py::error_already_set& error) {
     if (!error.matches(PyExc_ValueError) && !error.matches(PyExc_TypeError)) throw;
     throw DTypeError(Problem{kAsArray, "x", "numbers, in lists of equal lengths", type_name(x),
@@ -110,7 +112,7 @@ SharedArray copy_of(const Array& source) {
   auto copy = new_array(source.view.dtype, sizes_of(source.view));
   // numpy copies any strides. It has no bfloat16, but sees the bits as uint16, which are copied.
   const auto bits = py::cast(source, py::return_value_policy::reference);
-  py::array(py::cast(copy)).attr("__setitem__")(py::ellipsis(), bits);
+  call_python(py::array(py::cast(copy)).attr("__setitem__"), py::make_tuple(py::ellipsis(), bits));
   return copy;
 }
 

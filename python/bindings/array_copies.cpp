@@ -7,6 +7,7 @@
 
 #include "arrays.hpp"
 #include "dtypes.hpp"
+#include "gil.hpp"
 #include "logging.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/types.hpp"
@@ -52,7 +53,7 @@ void make_dense(ArrayRef& ref, const char* operation, const char* name, const ch
   log_copy(operation, name, ref.view, why);
   if (py::isinstance<py::array>(ref.keep)) {
     // A result takes the descriptor of a numpy array, so the copy stays one.
-    ref = import_array(ref.keep.attr("copy")(), operation, name);
+    ref = import_array(call_python(ref.keep.attr("copy"), py::tuple()), operation, name);
     return;
   }
   const auto copy = new_array(ref.view.dtype, shape_of(ref.view));
@@ -104,7 +105,7 @@ ArrayRef import_f32(py::handle object, const char* operation, const char* name,
     // The package that holds GPU memory converts it, on its own current stream.
     if (dtype == DType::F32 || !py::hasattr(object, "float")) return ref;
     log_copy(operation, name, ref.view, why);
-    return import_array(object.attr("float")(), operation, name, target);
+    return import_array(call_python(object.attr("float"), py::tuple()), operation, name, target);
   }
   log_copy(operation, name, ref.view, why);
   const auto copy = new_array(DType::F32, shape_of(ref.view));

@@ -145,7 +145,8 @@ py::object load_layer(const py::object& path, std::int32_t layer,
 }
 
 py::object config_from_hf(const py::object& config, std::int32_t layer) {
-  return py::module_::import("moesaic.hf_config").attr("config_from_hf")(config, layer);
+  return call_python(py::module_::import("moesaic.hf_config").attr("config_from_hf"),
+                     py::make_tuple(config, layer));
 }
 
 /// Adds a static method to a class that another file made.

@@ -46,7 +46,8 @@ Loading::Loading(const char* operation, const std::string& device, const std::st
   options_.layout = parse_name<StackLayout>(layout, operation, "layout");
   if (dequantize) options_.dequantize = parse_dense(*dequantize, operation);
   if (py::isinstance<py::bool_>(progress)) {
-    if (progress.cast<bool>()) callback_ = py::module_::import("moesaic._progress").attr("bar")();
+    if (progress.cast<bool>())
+      callback_ = call_python(py::module_::import("moesaic._progress").attr("bar"), py::tuple());
   } else if (!progress.is_none()) {
     require<DTypeError>(PyCallable_Check(progress.ptr()) != 0, [&] {
       return Problem{

@@ -5,13 +5,17 @@
 
 namespace moesaic::python {
 namespace {
-py::object logger() { return py::module_::import("logging").attr("getLogger")("moesaic"); }
+py::object logger() {
+  return call_python(py::module_::import("logging").attr("getLogger"), py::make_tuple("moesaic"));
+}
 }  // namespace
 
 void log(int level, const std::string& message) {
   call_python(logger().attr("log"), py::make_tuple(level, "%s", message_to_python(message)));
 }
 
-bool log_enabled(int level) { return logger().attr("isEnabledFor")(level).cast<bool>(); }
+bool log_enabled(int level) {
+  return call_python(logger().attr("isEnabledFor"), py::make_tuple(level)).cast<bool>();
+}
 
 }  // namespace moesaic::python

@@ -152,7 +152,8 @@ void remember_file(const std::shared_ptr<GgufFile>& file) {
 py::object source_of(const std::shared_ptr<GgufFile>& file) { return find_origin(file); }
 
 py::object html_of(const std::string& label, const py::dict& fields) {
-  return py::module_::import("moesaic._report").attr("html_of_fields")(label, fields);
+  return call_python(py::module_::import("moesaic._report").attr("html_of_fields"),
+                     py::make_tuple(label, fields));
 }
 
 }  // namespace moesaic::python

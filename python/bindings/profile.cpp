@@ -8,6 +8,7 @@
 
 #include "calls.hpp"
 #include "fields.hpp"
+#include "gil.hpp"
 #include "moesaic/error.hpp"
 
 namespace moesaic::python {
@@ -87,7 +88,8 @@ void bind_profile(py::module_& m) {
       .def("reset", &Profiler::reset)
       .def("_repr_html_",
            [](const py::object& p) {
-             return py::module_::import("moesaic._report").attr("html_of_profile")(p);
+             return call_python(py::module_::import("moesaic._report").attr("html_of_profile"),
+                                py::make_tuple(p));
            })
       .def("__repr__", [](const Profiler& p) {
         return "moesaic.Profile(calls=" + std::to_string(p.counter(Counter::Calls)) + ")";

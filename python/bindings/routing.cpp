@@ -100,7 +100,9 @@ py::object routing_array(const RoutingObject& routing, DType dtype, const void* 
 /// A list as an array [T, top_k] of this type; arrays stay.
 py::object rows_of(const py::object& value, const py::dtype& dtype, std::int64_t top_k) {
   if (!py::isinstance<py::list>(value)) return value;
-  return py::module_::import("numpy").attr("array")(value, dtype).attr("reshape")(-1, top_k);
+  const py::object rows =
+      call_python(py::module_::import("numpy").attr("array"), py::make_tuple(value, dtype));
+  return rows.attr("reshape")(-1, top_k);
 }
 
 /// The routing of its fields.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_changing_arguments
 from values import normal
 
 import moesaic as mo
@@ -101,6 +102,37 @@ time.sleep(0.2)
         assert done.returncode == 0, done.stderr[-2000:]
 
 
+def test_a_process_ends_while_every_call_with_arrays_runs():
+    """One daemon thread for each of them, in few processes: they crash at once or do not matter."""
+    calls = [code for code, _ in test_changing_arguments.CALLS.values()]
+    for _ in range(3):
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                test_changing_arguments.PRELUDE
+                + """
+def work(code):
+    while True:
+        try:
+            eval(code, globals())
+        except (mo.Error, ValueError):  # objects are used by others, too
+            pass
+for code in sys.argv[1:]:
+    threading.Thread(target=work, args=(compile(code, "call", "eval"),), daemon=True).start()
+time.sleep(1)
+""",
+                *calls,
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert "Traceback" not in done.stderr, done.stderr[-2000:]
+
+
 # What to make before the clock runs, and what runs longer than the test lets it.
 LONG = {
     "layer": ("np.ones((200000, 256), np.float32)", "layer(made)"),
@@ -157,6 +189,7 @@ LONG = {
 }
 
 
+@pytest.mark.cost
 @pytest.mark.parametrize("name", LONG)
 def test_an_interrupt_ends_a_long_call(name):
     done = run(
