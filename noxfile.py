@@ -138,7 +138,7 @@ def sanitize(session: nox.Session) -> None:
 def sanitize_python(session: nox.Session) -> None:
     """One sanitizer by name, or both: `nox -s sanitize_python -- tsan`.
 
-    The tests take 14 minutes of one core with the first and 5 with the second, the modules 10 to
+    The tests take 17 minutes of one core with the first and 6 with the second, the modules 10 to
     compile, beside the library. Tests marked cost are left out.
     """
     if platform.system() != "Linux":
