@@ -2,6 +2,8 @@
 
 from __future__ import annotations  # numpy.typing and matplotlib cost time that few calls need
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -10,11 +12,13 @@ import numpy.typing as npt
 
 from moesaic import _core
 from moesaic._errors import error_of
-from moesaic._plots import check_axes, new_figure
+from moesaic._plots import check_axes, check_picture, new_figure
 from moesaic._report import html_table
 from moesaic._tables import table
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
@@ -27,7 +31,7 @@ _ROLES: tuple[_Role, ...] = ("gate", "up", "down")
 _WORST_EXPERTS = 8  # rows that a printed table has for experts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Comparison:
     """What ``compare`` found; it prints as a table, also in notebooks.
 
@@ -75,6 +79,19 @@ class Comparison:
         pairs = (self.nbytes, *(self.quants.values() if isinstance(self.quants, dict) else (None,)))
         if any(not isinstance(pair, tuple) or len(pair) != 2 for pair in pairs):
             raise _wrong("quants, nbytes", "a pair by role, and a pair")
+
+    def _key(self) -> tuple[object, ...]:
+        # Bytes compare and hash as values, which arrays do not.
+        arrays = [*self.weights.items(), ("outputs", self.outputs)]
+        errors = tuple((name, None if e is None else e.tobytes()) for name, e in arrays)
+        return errors, tuple(self.quants.items()), self.nbytes
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether all errors, types and sizes are equal."""
+        return self._key() == other._key() if isinstance(other, Comparison) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key())
 
     def _summary(self) -> list[list[str]]:
         rows = [["", "types", "mean", "max", "worst"]]
@@ -126,13 +143,17 @@ class Comparison:
             "nbytes": list(self.nbytes),
         }
 
-    def plot(self, ax: Axes | None = None) -> Figure | SubFigure:
+    def plot(
+        self, path: str | PathLike[str] | None = None, *, ax: Axes | None = None
+    ) -> Figure | SubFigure:
         """Draw the errors of the weights by expert, and a histogram of those of the outputs.
 
         Needs matplotlib, whose backend stays as it is.
 
         Parameters
         ----------
+        path : str or path-like, optional
+            A file to write, which is overwritten; its ending says in which format.
         ax : matplotlib.axes.Axes, optional
             Where to draw the errors by expert, and nothing else. None: in a new figure.
 
@@ -147,7 +168,12 @@ class Comparison:
             matplotlib is missing (the extra ``plot``).
         DTypeError
             ``ax`` cannot be drawn on.
+        ConfigError
+            An ending of ``path`` that matplotlib has no format for.
+        OSError
+            The file cannot be written.
         """
+        check_picture("Comparison.plot", path)
         check_axes("Comparison.plot", ax)
         tokens = None
         if ax is None:
@@ -163,6 +189,9 @@ class Comparison:
         if tokens is not None and self.outputs is not None:
             tokens.hist(self.outputs[np.isfinite(self.outputs)], bins=30)
             tokens.set(xlabel="relative L2 of outputs", ylabel="tokens")
+        if path is not None:
+            # A part of a figure is written as the whole.
+            ax.figure.figure.savefig(path, dpi=120)
         return ax.figure
 
 
@@ -187,11 +216,23 @@ def _ratio(difference: float, size: float) -> float:
     return 0.0 if difference == 0 else float("inf")
 
 
+def _matrices(stack: _core.ExpertStack, role: _Role) -> Callable[[int], npt.NDArray[np.float32]]:
+    """What multiplies tokens of an expert: its matrix, with its low-rank delta if it has one."""
+    delta = stack.deltas.get(role)
+    if delta is None:
+        return functools.partial(stack.dequantize, role)
+    a, b, scale = delta
+    return lambda expert: (
+        stack.dequantize(role, expert) + np.float32(scale) * (b[expert] @ a[expert])
+    )
+
+
 def _weight_errors(a: _core.ExpertStack, b: _core.ExpertStack, role: _Role) -> _Errors:
     errors = np.empty(a.num_experts)
+    wanted, got = _matrices(a, role), _matrices(b, role)
     for expert in range(a.num_experts):
-        want = a.dequantize(role, expert)
-        rest = b.dequantize(role, expert) - want
+        want = wanted(expert)
+        rest = got(expert) - want
         errors[expert] = _ratio(
             float(np.sqrt(np.mean(rest * rest, dtype=np.float64))),
             float(np.sqrt(np.mean(want * want, dtype=np.float64))),
@@ -224,6 +265,8 @@ def compare(
     routing: _core.Routing | None = None,
 ) -> Comparison:
     """Compare the weights and outputs of two stacks, or of two layers, of equal shape.
+
+    A low-rank delta counts as a part of its expert's matrix.
 
     Parameters
     ----------

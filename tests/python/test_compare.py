@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 
 import numpy as np
@@ -156,3 +157,36 @@ def test_what_cannot_be_drawn_on():
     for plot in (found.plot, mo.ExpertProfile.from_counts([[1, 2]]).plot):
         with pytest.raises(mo.DTypeError, match="ax: expected Axes"):
             plot(ax=0.5)
+
+
+def test_a_delta_counts_as_part_of_the_matrix(stacks):
+    rng = np.random.default_rng(3)
+    a = rng.standard_normal((E, 2, H), dtype=np.float32) / 8
+    b = rng.standard_normal((E, I, 2), dtype=np.float32) / 8
+    tuned = stacks[0].with_deltas({"up": (a, b, 0.5)})
+    found = mo.compare(tuned, tuned.bake())  # f32 holds the sum but for its last bits
+    assert found.weights["up"].max() < 1e-6
+    up = stacks[0].dequantize("up")
+    change = np.linalg.norm(0.5 * b @ a, axis=(1, 2)) / np.linalg.norm(up, axis=(1, 2))
+    np.testing.assert_allclose(mo.compare(stacks[0], tuned).weights["up"], change, rtol=1e-5)
+
+
+def test_comparisons_are_values(stacks, x):
+    found = mo.compare(*stacks, x)
+    assert found == mo.compare(*stacks, x) and hash(found) == hash(mo.compare(*stacks, x))
+    assert found == pickle.loads(pickle.dumps(found))
+    assert found != mo.compare(*stacks) and found != mo.compare(stacks[0], stacks[0], x)
+    assert found != 1
+
+
+def test_plot_writes_a_file(stacks, tmp_path):
+    pytest.importorskip("matplotlib")
+    found = mo.compare(*stacks)
+    found.plot(tmp_path / "errors.svg")
+    assert "<svg" in (tmp_path / "errors.svg").read_text()
+    with pytest.raises(
+        mo.ConfigError, match=r"path: expected one that ends in .*\.png.*, got '.xyz'"
+    ):
+        found.plot(tmp_path / "errors.xyz")
+    with pytest.raises(mo.DTypeError, match=r"path: expected a path or None, got Axes .*ax="):
+        found.plot(found.plot().axes[0])
