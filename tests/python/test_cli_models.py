@@ -181,7 +181,31 @@ def test_trace_saves_what_it_found(folder: Path, tmp_path: Path, capsys) -> None
     assert profile.counts.sum(axis=1).tolist() == [8 * K] * 2
     capsys.readouterr()
     assert main(["simulate-offload", "--trace", out["trace.npz"], "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)[0]["budget"] == "0"
+    first = json.loads(capsys.readouterr().out)[0]
+    assert first["budget"] == 0 and isinstance(first["tokens/s"], float)
+    assert 0 <= first["hit rate"] <= 1
+
+
+@pytest.mark.parametrize("content", ["archive", "text", "words"])
+def test_trace_refuses_other_input(gguf_path: Path, tmp_path: Path, capsys, content) -> None:
+    path = tmp_path / "x.npy"
+    with path.open("wb") as file:
+        if content == "archive":
+            np.savez(file, x=np.zeros(3))
+        elif content == "words":
+            np.save(file, np.array([["a"]]))
+        else:
+            file.write(b"no array")
+    assert main(["trace", str(gguf_path), "--input", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"moesaic trace: {path}: expected") and error.count("\n") == 1
+
+
+def test_trace_refuses_a_picture_of_no_format_before_any_work(gguf_path: Path, capsys) -> None:
+    pytest.importorskip("matplotlib")
+    with pytest.raises(SystemExit):
+        main(["trace", str(gguf_path), "--plot", "heat.xyz"])
+    assert "--plot: expected one that ends in .png" in capsys.readouterr().err
 
 
 # --- fit --------------------------------------------------------------------------------------

@@ -58,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     import moesaic
 
     # Paths and texts of files need not be UTF-8; their bytes go out as they came in.
+    if sys.stdout is None:  # closed by the caller, who wants the exit status alone
+        sys.stdout = io.StringIO()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")
@@ -71,8 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (moesaic.Error, OSError) as error:
-        # Errors of a command begin with its name, as those of functions with theirs.
+        # Errors of a command begin with its name, as those of functions with theirs, and name options
+        # where functions name arguments.
         message = " ".join(str(error).split()).removeprefix(f"{options.command}: ")
+        message = message.replace("overwrite=True", "--overwrite")
         if isinstance(error, OSError) and error.filename is not None and error.errno:
             message = f"{os.fspath(error.filename)}: {os.strerror(error.errno)}"
         print(f"moesaic {options.command}: {message}", file=sys.stderr)

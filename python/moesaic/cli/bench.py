@@ -110,8 +110,8 @@ def _peers(asked: str, known: dict[str, Any]) -> tuple[str, ...]:
         import moesaic as mo
         from moesaic._errors import error_of
 
-        expected = f"some of {', '.join(known)}"
-        raise error_of(mo.ConfigError, "bench", "--peers", expected, ", ".join(unknown))
+        expected = f"installed, none or some of {', '.join(known)}"
+        raise error_of(mo.ConfigError, "bench", "--peers", expected, repr(unknown[0]))
     return peers
 
 

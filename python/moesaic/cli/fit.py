@@ -19,7 +19,7 @@ import moesaic as mo
 
 from .models import Tensors, choose_layers, open_model
 from .options import add_json, add_model, integer, integers, memory
-from .table import size, table
+from .table import filled, size, table
 
 HEADER = ("layers", "experts", "types", "as stored", "repacked", "other parts")
 LEGEND = """\
@@ -96,9 +96,9 @@ def run(options: argparse.Namespace) -> int:
         print()
         print(table(HEADER, [cells(k, n) for k, n in kinds.items()], left=("experts", "types")))
         print()
-        print(LEGEND)
+        print(filled(LEGEND))
         print()
-        print("\n".join(lines(found, options.tokens)))
+        print("\n".join(map(filled, lines(found, options.tokens))))
     return 0 if found["layout"] in ("auto", "file") else 1
 
 

@@ -103,6 +103,13 @@ def picture(text: str) -> str:
     """An output that matplotlib is to draw."""
     if importlib.util.find_spec("matplotlib") is None:
         raise argparse.ArgumentTypeError("needs matplotlib (pip install 'moesaic[plot]')")
+    from moesaic import ConfigError
+    from moesaic._plots import check_picture
+
+    try:
+        check_picture("--plot", text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(f"expected {error.expected}, got {text!r}") from None
     return output(text)
 
 

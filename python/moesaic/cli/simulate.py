@@ -15,7 +15,7 @@ import moesaic as mo
 from moesaic._errors import error_of
 
 from .options import add_json, integer, number, words
-from .table import table
+from .table import filled, table
 
 if TYPE_CHECKING:
     from ..simulate import Costs, Outcome, Trace
@@ -120,10 +120,11 @@ def run(options: argparse.Namespace) -> int:
             for name in options.policies
         ]
     if options.json:
-        print(json.dumps([dict(zip(header, row, strict=True)) for row in rows], indent=2))
+        cells = [dict(zip(header, map(plain, row), strict=True)) for row in rows]
+        print(json.dumps(cells, indent=2))
         return 0
     print((markdown if options.markdown else table)(header, rows))
-    print("\n" + LEGEND)
+    print("\n" + filled(LEGEND))
     return 0
 
 
@@ -179,6 +180,18 @@ def figures(outcomes: list[Outcome], costs: Costs) -> list[str]:
     rate = statistics.median(tokens_per_second(o, costs) for o in outcomes)
     hit_rate = statistics.median(o.hit_rate for o in outcomes)
     return [f"{hit_rate:.1%}", f"{loads:.0f}", f"{step:.1f}", f"{rate:.1f}"]
+
+
+def plain(cell: str) -> str | int | float:
+    """Return a cell of the table for JSON: a number, a share as a fraction, or a name."""
+    if cell.endswith("%"):
+        return round(float(cell[:-1]) / 100, 6)
+    for number_of in (int, float):
+        try:
+            return number_of(cell)
+        except ValueError:
+            continue
+    return cell
 
 
 def markdown(header: tuple[str, ...], rows: list[list[str]]) -> str:

@@ -17,6 +17,14 @@ def terminal_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
+def filled(text: str) -> str:
+    """Return words as a paragraph, wrapped to the terminal where they are wider."""
+    limit = terminal_width()
+    if limit is None or max(map(len, text.splitlines()), default=0) <= limit:
+        return text
+    return textwrap.fill(" ".join(text.split()), max(limit, _NARROWEST))
+
+
 def table(
     header: Sequence[str],
     rows: Sequence[Sequence[str]],

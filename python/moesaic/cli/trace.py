@@ -23,7 +23,7 @@ from moesaic._errors import error_of
 from .inputs import other_inputs, rows
 from .models import CheckpointModel, GgufModel, choose_layers, open_model
 from .options import add_json, add_model, integer, integers, number, output, picture
-from .table import size, table
+from .table import filled, size, table
 
 HEADER = (
     "layer", "experts used", "effective experts", "most used", "best fixed set", "hit rate",
@@ -202,7 +202,7 @@ def report(runs: list[LayerRun], profile: mo.ExpertProfile, options: argparse.Na
     print()
     print(table(HEADER, [layer_cells(one) for one in facts]))
     print()
-    print(LEGEND)
+    print(filled(LEGEND))
 
 
 def activations(options: argparse.Namespace, hidden: int) -> npt.NDArray[np.float32]:
@@ -213,8 +213,15 @@ def activations(options: argparse.Namespace, hidden: int) -> npt.NDArray[np.floa
     try:
         x = np.load(Path(options.input), allow_pickle=False)
     except ValueError as error:
-        expected, got = "an .npy file", str(error)
-        raise error_of(mo.FormatError, "trace", options.input, expected, got) from error
+        # numpy speaks of a file that is none of its own as of one that cannot be trusted.
+        expected = "an .npy file"
+        raise error_of(mo.FormatError, "trace", options.input, expected, "another") from error
+    if not isinstance(x, np.ndarray):
+        expected, got = "an .npy file", "an archive of arrays"
+        raise error_of(mo.FormatError, "trace", options.input, expected, got)
+    if x.dtype.kind not in "fiu":
+        expected, got = f"f32 [tokens, {hidden}]", str(x.dtype)
+        raise error_of(mo.DTypeError, "trace", options.input, expected, got)
     if x.ndim != 2 or x.shape[1] != hidden or not len(x):
         expected, got = f"[tokens, {hidden}]", str(list(x.shape))
         raise error_of(mo.ShapeError, "trace", options.input, expected, got)
