@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from moesaic import _core
 from moesaic._errors import error_of
-from moesaic._plots import check_axes, new_figure
-from moesaic._report import html_table
+from moesaic._plots import check_axes, check_picture, new_figure
+from moesaic._report import aligned, html_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ExpertProfile", "MoEExecMode"]
 
+
+#: Of the table that a profile prints as.
+_COLUMNS = ("layer", "tokens", "pairs", "effective experts", "most used")
 
 #: What reading a file that is no archive of arrays, or a damaged one, may raise.
 _NOT_A_PROFILE = (
@@ -354,21 +357,32 @@ class ExpertProfile:
                     ),
                 )
         except _NOT_A_PROFILE as error:
+            # Of a file that is none of its own numpy speaks as of one that cannot be trusted.
+            got = str(error) if zipfile.is_zipfile(name) else "no .npz file"
             raise _wrong(
-                _core.FormatError, str(path), "a profile by save()", str(error), ".load"
+                _core.FormatError, str(path), "a profile by save()", got, ".load"
             ) from error
 
-    def _repr_html_(self) -> str:
-        """Return one row a layer for a notebook."""
-        rows = [
-            (int(index), int(tokens), int(counts.sum()), f"{spread:.1f}", int(counts.argmax()))
+    def _rows(self) -> list[tuple[str, ...]]:
+        """One row a layer: index, tokens, pairs, effective experts, the most used one."""
+        return [
+            (str(index), str(tokens), str(counts.sum()), f"{spread:.1f}", str(counts.argmax()))
             for index, tokens, counts, spread in zip(
                 self.layer_indices, self.tokens, self.counts, self.effective_experts(), strict=True
             )
         ]
-        return html_table(
-            ("layer", "tokens", "pairs", "effective experts", "most used"), rows, "ExpertProfile"
-        )
+
+    def __repr__(self) -> str:
+        layers, experts = self.counts.shape
+        pairs = int(self.counts.sum())
+        return f"moesaic.ExpertProfile(layers={layers}, experts={experts}, pairs={pairs})"
+
+    def __str__(self) -> str:
+        return aligned([_COLUMNS, *self._rows()])
+
+    def _repr_html_(self) -> str:
+        """Return one row a layer for a notebook."""
+        return html_table(_COLUMNS, self._rows(), "ExpertProfile")
 
     def plot(
         self, path: str | PathLike[str] | None = None, *, ax: Axes | None = None
@@ -396,9 +410,12 @@ class ExpertProfile:
             matplotlib is missing (the extra ``plot``).
         DTypeError
             ``ax`` cannot be drawn on.
+        ConfigError
+            An ending of ``path`` that matplotlib has no format for.
         OSError
             The file cannot be written.
         """
+        check_picture("ExpertProfile.plot", path)
         check_axes("ExpertProfile.plot", ax)
         share = self.counts / np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
         layers, experts = share.shape

@@ -355,3 +355,12 @@ def test_arrays_that_are_no_profile(tmp_path):
     for name in ("one.npy", "other.npz"):
         with pytest.raises(mo.FormatError, match=name):
             mo.ExpertProfile.load(tmp_path / name)
+
+
+def test_a_profile_prints_as_a_table():
+    profile = mo.ExpertProfile.from_counts(np.array([[1, 2, 3], [9, 0, 0]]), [4, 7])
+    assert repr(profile) == "moesaic.ExpertProfile(layers=2, experts=3, pairs=15)"
+    header, first, second = str(profile).splitlines()
+    assert header.split()[:3] == ["layer", "tokens", "pairs"]
+    assert first.split() == ["4", "0", "6", "2.7", "2"]
+    assert second.split() == ["7", "0", "9", "1.0", "0"]

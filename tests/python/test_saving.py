@@ -156,3 +156,12 @@ def test_fused_has_one_type(tmp_path):
     ungated = open_layer(latent_file().path(tmp_path))
     with pytest.raises(mo.ConfigError, match="fused"):
         ungated.save(tmp_path / "new.gguf", fused=True)
+
+
+def test_numbers_of_numpy_name_blocks(tmp_path):
+    mo.testing.write_moe_gguf(tmp_path / "model.gguf", layers=2)
+    layers = {np.int32(i): mo.MoeLayer.from_gguf(tmp_path / "model.gguf", i) for i in (1, 0)}
+    mo.write_gguf(tmp_path / "again.gguf", layers)
+    assert mo.GgufFile(tmp_path / "again.gguf").moe_layers == [0, 1]
+    with pytest.raises(mo.ConfigError, match="expected blocks of 0 to"):
+        mo.write_gguf(tmp_path / "again.gguf", {np.int64(-1): layers[0]}, overwrite=True)

@@ -35,6 +35,10 @@ def value_of(operation: str, key: str, value: Any) -> Value:
     """The GGUF form of a Python value: bool, int, float, str or a list of one of them."""
     if isinstance(value, Value):
         return value
+    if not isinstance(key, str):
+        raise error_of(
+            _core.DTypeError, operation, "metadata", "keys that are str", type(key).__name__
+        )
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, str):

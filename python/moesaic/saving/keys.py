@@ -4,6 +4,7 @@ Which of them an architecture reads stands in ``architecture_table``. What no ke
 model's; whether all of it came out as it was is seen by reading the file back.
 """
 
+import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,9 +32,10 @@ def known(operation: str, architecture: str) -> dict[str, str]:
     row = row or next((row for row in rows if model_type in row["model_types"].split()), None)
     if row is None:
         got = repr(architecture) if architecture else "none"
+        near = difflib.get_close_matches(architecture, [row["architecture"] for row in rows], 1)
         raise error_of(
-            _core.ConfigError, operation, "architecture",
-            "one of mo.known_architectures()", got, "architecture= names it",
+            _core.ConfigError, operation, "architecture", "one of known_architectures()", got,
+            f"nearest: {near[0]}" if near else "architecture= names it",
         )  # fmt: skip
     if row["missing"]:
         raise error_of(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 from moesaic import _core
 from moesaic._errors import error_of, require_kind
@@ -70,16 +71,27 @@ def blocks_of(operation: str, layers: Any) -> dict[int, _core.MoeLayer]:
             _core.DTypeError, operation, "layers",
             "a MoeLayer, a sequence or a mapping of them by block", type(layers).__name__,
         )  # fmt: skip
+    blocks = {}
     for block, layer in layers.items():
         if not isinstance(layer, _core.MoeLayer):
             what, got = f"layers[{block!r}]", type(layer).__name__
             raise error_of(_core.DTypeError, operation, what, "a MoeLayer", got)
-        if isinstance(block, bool) or not isinstance(block, int) or not 0 <= block < 1 << 20:
+        number = _block_number(block)
+        if number is None:
             expected = f"blocks of 0 to {(1 << 20) - 1}"
             raise error_of(_core.ConfigError, operation, "layers", expected, repr(block))
-    if not layers:
+        blocks[number] = layer
+    if not blocks:
         raise error_of(_core.ConfigError, operation, "layers", "at least one", "none")
-    return dict(sorted(layers.items()))
+    return dict(sorted(blocks.items()))
+
+
+def _block_number(block: object) -> int | None:
+    """An integer of Python or numpy as one of Python; None for what is no number of a block."""
+    if isinstance(block, bool) or not isinstance(block, SupportsIndex):
+        return None
+    number = operator.index(block)
+    return number if 0 <= number < 1 << 20 else None
 
 
 def _architecture(operation: str, blocks: Mapping[int, _core.MoeLayer]) -> str:
