@@ -297,10 +297,32 @@ void replace_error(PyObject* self, PyObject* const* arguments, Py_ssize_t flagge
   error.restore();
 }
 
+/// The call as users write it; empty for what only Python and this package call.
+std::string public_call(PyObject* self) {
+  const Record* record = py::detail::function_record_ptr_from_PyObject(self);
+  if (record == nullptr) return {};
+  std::string name = operation_of(*record);
+  return name.starts_with('_') || name.find("._") != std::string::npos ? std::string() : name;
+}
+
+void explain_error(PyObject* self, PyObject* const* arguments, Py_ssize_t flagged,
+                   PyObject* names) {
+  if (is_library_error(PyErr_Occurred())) {
+    std::string called;
+    {
+      const py::error_scope in_flight;  // Python must not be asked for names while an error is set
+      called = public_call(self);
+    }
+    if (!called.empty()) name_called(called);
+  } else if (PyErr_ExceptionMatches(PyExc_TypeError) != 0) {
+    replace_error(self, arguments, flagged, names);
+  }
+}
+
 PyObject* guarded(PyObject* self, PyObject* const* arguments, Py_ssize_t flagged, PyObject* names) {
   PyObject* const result = dispatch(self, arguments, flagged, names);
-  if (result == nullptr && PyErr_ExceptionMatches(PyExc_TypeError) != 0) [[unlikely]]
-    replace_error(self, arguments, flagged, names);
+  if (result == nullptr && PyErr_Occurred() != nullptr) [[unlikely]]
+    explain_error(self, arguments, flagged, names);
   return result;
 }
 

@@ -66,6 +66,15 @@ void make_dense(ArrayRef& ref, const char* operation, const char* name, const ch
   hold(ref, copy);
 }
 
+TokenRows merge_rows(ArrayRef ref, const char* operation, const char* name,
+                     const DeviceStream& target) {
+  const int leading = ref.view.rank - 1;
+  const TensorView rows = leading > 1 ? merged_in(ref, leading, operation, name, target) : ref.view;
+  return {std::move(ref), rows};
+}
+
+}  // namespace
+
 void require_float(const ArrayRef& ref, py::handle object, const char* operation,
                    const char* name) {
   require<DTypeError>(is_float(ref.view.dtype), [&] {
@@ -75,15 +84,6 @@ void require_float(const ArrayRef& ref, py::handle object, const char* operation
     return Problem{operation, name, "f32, f16 or bf16", name_of(ref.view.dtype), hint};
   });
 }
-
-TokenRows merge_rows(ArrayRef ref, const char* operation, const char* name,
-                     const DeviceStream& target) {
-  const int leading = ref.view.rank - 1;
-  const TensorView rows = leading > 1 ? merged_in(ref, leading, operation, name, target) : ref.view;
-  return {std::move(ref), rows};
-}
-
-}  // namespace
 
 ArrayRef import_rows(py::handle object, const char* operation, const char* name,
                      const DeviceStream& target) {

@@ -52,11 +52,9 @@ ArrayRef from_numpy(const py::array& array, const char* operation, const char* n
   const py::dtype descriptor = array.dtype();
   const auto dtype = descriptor.byteorder() == '>' ? std::nullopt : dtype_of(descriptor);
   require<DTypeError>(dtype.has_value(), [&] {
-    return Problem{operation,
-                   name,
-                   "f32, f16, bf16, i32 or i64",
+    return Problem{operation, name, "f32, f16, bf16, i32 or i64",
                    std::string("numpy ") + std::string(py::str(descriptor)),
-                   {}};
+                   descriptor.byteorder() == '>' ? "other byte order: it.astype('float32')" : ""};
   });
   check_rank(array.ndim(), operation, name);
   ArrayRef ref;

@@ -41,6 +41,9 @@ struct DeviceStream {
 ArrayRef import_array(py::handle object, const char* operation, const char* name,
                       const DeviceStream& target = {});
 
+/// Throws DTypeError for other elements than f32, f16 or bf16, with the call that converts `object`.
+void require_float(const ArrayRef& ref, py::handle object, const char* operation, const char* name);
+
 /// How the rows of an array have to lie.
 enum class RowLayout : std::uint8_t {
   Rows,   ///< the elements of a row one behind the other

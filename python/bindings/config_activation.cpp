@@ -1,4 +1,8 @@
+#include <algorithm>
 #include <cmath>
+#include <string>
+#include <string_view>
+#include <utility>
 
 #include "config.hpp"
 #include "fields.hpp"
@@ -6,6 +10,23 @@
 
 namespace moesaic::python {
 namespace {
+
+/// Other libraries name an activation by what it does to the gate alone, and "silu" is one letter
+/// from another kind of ours.
+ActivationKind parse_kind(const std::string& text, const char* operation) {
+  constexpr std::pair<std::string_view, const char*> kOtherNames[] = {
+      {"silu", "swiglu"}, {"swish", "swiglu"}, {"relu", "reglu"}, {"relu2", "relu_squared"}};
+  try {
+    return parse_name<ActivationKind>(text, operation, "activation");
+  } catch (const ConfigError& error) {
+    const auto* const other =
+        std::ranges::find(kOtherNames, text, [](const auto& pair) { return pair.first; });
+    if (other == std::end(kOtherNames)) throw;
+    Problem problem = error.problem();
+    problem.hint = std::string("here: ") + other->second;
+    throw ConfigError(problem);
+  }
+}
 
 Activation make_activation(const std::string& kind, float limit, float alpha, float beta,
                            float linear_beta) {
@@ -19,8 +40,7 @@ Activation make_activation(const std::string& kind, float limit, float alpha, fl
   check(std::isfinite(beta) && beta > 0.0F, "beta", "a positive number", beta);
   check(std::isfinite(linear_beta) && linear_beta >= 0.0F, "linear_beta",
         "a finite number, not negative", linear_beta);
-  return {parse_name<ActivationKind>(kind, "Activation", "activation"), limit, alpha, beta,
-          linear_beta};
+  return {parse_kind(kind, "Activation"), limit, alpha, beta, linear_beta};
 }
 
 }  // namespace
@@ -32,7 +52,7 @@ Activation parse_activation(const py::object& value, const char* operation) {
         operation, "activation", "an Activation or its kind", Py_TYPE(value.ptr())->tp_name, {}};
   });
   Activation activation;
-  activation.kind = parse_name<ActivationKind>(text_bytes(value), operation, "activation");
+  activation.kind = parse_kind(text_bytes(value), operation);
   return activation;
 }
 

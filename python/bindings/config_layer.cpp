@@ -20,6 +20,22 @@ void check_router(const MoeConfig& config) {
   check("top_k", config.top_k, config.router.top_k);
 }
 
+/// Sizes that no layer can have are found here, by their names.
+void check_sizes(const MoeConfig& config) {
+  const auto check = [](const char* name, std::int64_t least, std::int64_t got) {
+    require<ConfigError>(got >= least, [&] {
+      return Problem{
+          "MoeConfig", name, "at least " + std::to_string(least), std::to_string(got), {}};
+    });
+  };
+  check("hidden_size", 1, config.hidden_size);
+  check("intermediate_size", 1, config.intermediate_size);
+  check("shared_intermediate_size", 0, config.shared_intermediate_size);
+  check("latent_size", 0, config.latent_size);
+  check("vocab_size", 0, config.vocab_size);
+  check("layer", 0, config.layer);
+}
+
 }  // namespace
 
 void bind_moe_config(py::module_& m) {
@@ -55,6 +71,7 @@ void bind_moe_config(py::module_& m) {
              c.vocab_size = vocab_size;
              c.architecture = architecture.bytes;
              c.layer = layer;
+             check_sizes(c);
              check_router(c);
              return c;
            }),

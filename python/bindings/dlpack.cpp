@@ -18,6 +18,7 @@
 #include <pybind11/stl.h>
 
 #include <cstring>
+#include <string>
 #include <utility>
 
 #include "devices.hpp"
@@ -60,7 +61,7 @@ struct DLManagedTensorVersioned {
 };
 constexpr std::uint64_t kFlagReadOnly = 1;
 constexpr std::uint64_t kFlagCopied = 2;
-enum Code : std::uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBFloat = 4, kBool = 6 };
+enum Code : std::uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBFloat = 4, kComplex = 5, kBool = 6 };
 constexpr int kCuda = 2, kCudaHost = 3, kRocmHost = 11, kCudaManaged = 13;
 /// What __dlpack__(stream=) calls the default stream of CUDA.
 constexpr std::uintptr_t kLegacyStream = 1;
@@ -78,18 +79,24 @@ constexpr TypePair kTypes[] = {
     {DType::U8, {kUInt, 8, 1}},    {DType::U16, {kUInt, 16, 1}},  {DType::Bool, {kBool, 8, 1}},
 };
 
+/// A type that there is no DType for, as a message names it.
+std::string name_of_other(const DLDataType& type) {
+  constexpr std::pair<std::uint8_t, const char*> kWords[] = {
+      {kInt, "i"}, {kUInt, "u"}, {kFloat, "f"}, {kBFloat, "bf"}, {kComplex, "complex"}};
+  const std::string bits = std::to_string(type.bits);
+  const std::string lanes = type.lanes == 1 ? "" : " x " + std::to_string(type.lanes);
+  for (const auto& [code, word] : kWords) {
+    if (code == type.code) return word + bits + lanes;
+  }
+  return "DLPack type " + std::to_string(type.code) + " of " + bits + " bits" + lanes;
+}
+
 DType dtype_of(const DLDataType& type, const char* operation, const char* name) {
   for (const auto& pair : kTypes) {
     if (pair.dl.code == type.code && pair.dl.bits == type.bits && type.lanes == 1)
       return pair.dtype;
   }
-  throw DTypeError(Problem{operation,
-                           name,
-                           "f32, f16, bf16, i32 or i64",
-                           "DLPack type code " + std::to_string(type.code) + ", " +
-                               std::to_string(type.bits) + " bits, " + std::to_string(type.lanes) +
-                               " lanes",
-                           {}});
+  throw DTypeError(Problem{operation, name, "f32, f16, bf16, i32 or i64", name_of_other(type), {}});
 }
 
 const char* device_name(int type) {

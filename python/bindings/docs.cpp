@@ -97,6 +97,11 @@ void attach_docs(py::module_& m) {
   // Never released, as the module is not.
   bound_signatures = new py::object(py::dict());
   for (std::size_t i = 0; i < kNumDocs; ++i) attach(m, kDocs[i]);
+  // help() names the class of what a builtin is bound to, which is a record of pybind11's.
+  const py::object record = m.attr("route").attr("__self__").attr("__class__");
+  for (const char* name : {"__name__", "__qualname__"})
+    py::setattr(record, name, py::str("builtin"));
+  py::setattr(record, "__module__", py::str("moesaic"));
   m.def("_bound_signatures", [] { return *bound_signatures; });
 }
 

@@ -3,12 +3,16 @@
 
 #include "errors.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <new>
+#include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 
+#include "docs.hpp"
 #include "gil.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/expert_stack.hpp"
@@ -54,6 +58,16 @@ std::string with_dots(std::string name) {
   return name;
 }
 
+/// Whether help() has the function: one with a docstring, or one that is written in Python.
+bool is_python_operation(std::string_view name) {
+  constexpr std::string_view kWrittenInPython[] = {
+      "convert", "environment", "pickle", "profile", "tuning", "unpickle",
+  };
+  return std::ranges::find(kWrittenInPython, name) != std::end(kWrittenInPython) ||
+         std::ranges::any_of(std::span(kDocs, kNumDocs),
+                             [&](const Doc& doc) { return doc.name == name; });
+}
+
 py::object make_error(py::handle type, Problem problem) {
   problem.operation = with_dots(problem.operation);
   py::object error = type(message_to_python(format_problem(problem)));
@@ -72,8 +86,10 @@ void raise_os_error(const IoError& error) {
     set_error(classes.out_of_memory, error);
     return;
   }
-  // OSError(errno, text, path) picks the subclass, e.g. FileNotFoundError.
-  const py::object value = py::handle(PyExc_OSError)(error.code(), message_to_python(error.what()),
+  // OSError(errno, text, path) picks the subclass, e.g. FileNotFoundError, and says the path itself.
+  std::string text = error.problem().got;
+  if (error.code() == EISDIR) text += " (MoeLayer.from_safetensors opens a checkpoint folder)";
+  const py::object value = py::handle(PyExc_OSError)(error.code(), message_to_python(text),
                                                      path_to_python(error.path()));
   PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(value.ptr())), value.ptr());
 }
@@ -143,6 +159,30 @@ void bind_errors(py::module_& m) {
       },
       py::arg("kind"), py::arg("operation"), py::arg("what"), py::arg("expected") = "",
       py::arg("got") = "", py::arg("hint") = "");
+}
+
+void name_called(const std::string& called) {
+  py::error_already_set error;
+  const py::object value = error.value();
+  try {
+    Problem problem;
+    for (const auto& [name, field] : kFields) {
+      problem.*field = text_from_python(value.attr(name)).value_or("");
+    }
+    if (!problem.operation.empty() && !is_python_operation(problem.operation)) {
+      problem.operation = called;
+      value.attr("operation") = called;
+      value.attr("args") = py::make_tuple(message_to_python(format_problem(problem)));
+    }
+  } catch (const std::exception&) {
+    // The message as it was says more than an error about it.
+    PyErr_Clear();
+  }
+  error.restore();
+}
+
+bool is_library_error(PyObject* type) {
+  return classes.error != nullptr && PyErr_GivenExceptionMatches(type, classes.error) != 0;
 }
 
 void set_argument_error(Problem problem) {

@@ -36,10 +36,15 @@ Stack from_dense_stacks(const py::object& gate, const py::object& up, const py::
   const auto importance_of = [&](Role role) {
     return importances[static_cast<std::size_t>(role)].read();
   };
+  const auto import = [&](const py::object& array, const char* name) {
+    ArrayRef ref = import_array(array, kOperation, name);
+    require_float(ref, array, kOperation, name);
+    return ref;
+  };
   ArrayRef gate_ref;
-  if (!gate.is_none()) gate_ref = import_array(gate, kOperation, "gate");
-  const ArrayRef up_ref = import_array(up, kOperation, "up");
-  const ArrayRef down_ref = import_array(down, kOperation, "down");
+  if (!gate.is_none()) gate_ref = import(gate, "gate");
+  const ArrayRef up_ref = import(up, "up");
+  const ArrayRef down_ref = import(down, "down");
   const ConstTensorView view = up_ref.read();
   Epilogues epilogues;
   // The library refuses arrays of another rank or size, and names them.
@@ -127,6 +132,11 @@ std::string stack_repr(const ExpertStack& stack) {
   std::string types;
   for (const auto& [role, type] : quants(stack))
     types += (types.empty() ? "" : "/") + std::string(py::str(type));
+  std::int64_t rank = 0;
+  for (const Role role : {Role::Gate, Role::Up, Role::Down}) {
+    if (const auto& delta = stack.role(role).delta) rank = std::max(rank, delta->rank);
+  }
+  if (rank > 0) types += ", deltas of rank " + std::to_string(rank);
   return "moesaic.ExpertStack(num_experts=" + std::to_string(stack.num_experts()) +
          ", hidden_size=" + std::to_string(stack.shape().hidden_size) +
          ", intermediate_size=" + std::to_string(stack.shape().intermediate_size) + ", " + types +

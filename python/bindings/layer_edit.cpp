@@ -65,8 +65,15 @@ py::object replace_parts(const LayerObject& object, bool drop_biases, bool drop_
   all.attr("update")(changes);
   const py::object stack = all["stack"];
   if (py::isinstance<ExpertStack>(stack)) {
-    check_nothing_dropped(layer->stack(), stack.cast<const ExpertStack&>(), drop_biases,
-                          drop_scales);
+    const auto& after = stack.cast<const ExpertStack&>();
+    const std::int32_t experts = layer->config().num_experts;
+    require<ShapeError>(changes.contains("config") || after.num_experts() == experts, [&] {
+      return Problem{"MoeLayer.replace", "stack",
+                     std::to_string(experts) + " experts, as the layer has",
+                     std::to_string(after.num_experts()),
+                     "select_experts takes the router along, or give config= too"};
+    });
+    check_nothing_dropped(layer->stack(), after, drop_biases, drop_scales);
   }
   return py::type::of(self)(**all);
 }
@@ -75,6 +82,7 @@ LayerObject select_of_layer(const LayerObject& self, const py::object& ids) {
   constexpr const char* kOperation = "MoeLayer.select_experts";
   const auto layer = self.get(kOperation);
   const auto experts = import_expert_ids(ids, kOperation, "ids");
+  check_experts(experts, layer->config().num_experts, kOperation);
   return {std::make_shared<const MoeLayer>(select_experts(*layer, experts)), self.precision()};
 }
 

@@ -134,10 +134,10 @@ std::shared_ptr<const LowRankDelta> import_delta(const ExpertStack& stack, Role 
   });
   const std::int64_t experts = stack.num_experts();
   delta->rank = a.dim(1);
-  delta->a = values_of_shape(parts[0], {experts, delta->rank, cols_of_role(stack, role)}, name,
-                             kOperation);
-  delta->b = values_of_shape(parts[1], {experts, rows_of_role(stack, role), delta->rank}, name,
-                             kOperation);
+  delta->a = values_of_shape(parts[0], {experts, delta->rank, cols_of_role(stack, role)},
+                             name + "[0], A [E, r, columns]", kOperation);
+  delta->b = values_of_shape(parts[1], {experts, rows_of_role(stack, role), delta->rank},
+                             name + "[1], B [E, rows, r]", kOperation);
   if (parts.size() == 3) {
     try {
       delta->scale = parts[2].cast<float>();
@@ -171,7 +171,10 @@ void define_edits(StackClass& type) {
   type.def(
           "select",
           [](const ExpertStack& stack, const py::object& ids) {
-            return select_stack(stack, import_expert_ids(ids, "ExpertStack.select", "ids"));
+            constexpr const char* kOperation = "ExpertStack.select";
+            const auto experts = import_expert_ids(ids, kOperation, "ids");
+            check_experts(experts, stack.num_experts(), kOperation);
+            return select_stack(stack, experts);
           },
           py::arg("ids"))
       .def(

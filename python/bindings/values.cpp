@@ -77,10 +77,8 @@ void Ids::merge_first(int count) {
 
 std::vector<float> import_floats(py::handle object, const char* operation, const char* name) {
   const ArrayRef ref = import_array(object, operation, name);
+  require_float(ref, object, operation, name);
   const DType dtype = ref.view.dtype;
-  require<DTypeError>(dtype == DType::F32 || dtype == DType::F16 || dtype == DType::BF16, [&] {
-    return Problem{operation, name, "f32, f16 or bf16", name_of(dtype), {}};
-  });
   std::vector<float> values;
   values.reserve(static_cast<std::size_t>(ref.view.num_elements()));
   for_each_element(ref.view, [&](const std::byte* element) {

@@ -159,8 +159,10 @@ TEST(FromGguf, LayerWithoutExperts) {
 
 TEST(FromGguf, UnknownArchitectures) {
   const std::string text = error_of<UnsupportedError>(FileBuilder("gpt-j").sizes().stacks());
-  expect_contains(text, "\"gpt-j\"");
-  for (const std::string& name : known_architectures()) expect_contains(text, name);
+  expect_contains(text, "'gpt-j'");
+  // All of them would be some 700 characters.
+  expect_contains(text, "known_architectures()");
+  EXPECT_LE(text.size(), 200U) << text;
   FileBuilder nameless;
   nameless.writer = {};
   expect_contains(error_of<FormatError>(nameless.stacks()), "general.architecture");

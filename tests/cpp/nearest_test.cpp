@@ -40,6 +40,12 @@ TEST(Nearest, FindsMisspeltAndShortenedNames) {
   EXPECT_EQ(nearest_word("memory", kNames), "memory_limit");
 }
 
+TEST(Nearest, PassesByWordsThatAreInOthersByChance) {
+  constexpr std::string_view kWords[] = {"out", "return_routing", "activation"};
+  EXPECT_EQ(nearest_word("return_router", kWords), "return_routing");
+  EXPECT_EQ(nearest_word("act", kWords), "activation");
+}
+
 TEST(Nearest, FindsNothingWhereNothingIsClose) {
   for (const std::string_view text : {"", "zzzzzz", "precision"})
     EXPECT_EQ(nearest_word(text, kNames), "") << text;

@@ -2,6 +2,7 @@
 
 import inspect
 import pickle
+import pydoc
 
 import numpy as np
 import pytest
@@ -29,6 +30,8 @@ class Ready:
         self.f8, self.f4 = self.x.astype("f8"), np.ones((2, 8, 4), np.float32)
         self.closed = mo.MoeLayer.from_gguf(self.file, 0)
         self.closed.close()
+        mo.testing.write_moe_gguf(folder / "wide.gguf", hidden=512)
+        self.other = mo.MoeLayer.from_gguf(folder / "wide.gguf", 0).stack
         self.closed_file = mo.GgufFile(self.path)
         self.closed_file.close()
 
@@ -55,6 +58,8 @@ MISTAKES = [
     ("layer(routing)", D, "x: Routing"),
     ("layer(x, logits, routing)", A, "at most 2 by position 3 routing=..."),
     ("layer(x, rooting=routing)", A, "rooting: unknown nearest: routing"),
+    ("layer(x, return_router=True)", A, "return_router: unknown nearest: return_routing"),
+    ("layer(x.astype('>f4'))", D, "x: numpy >f4 byte order astype('float32')"),
     ("layer(x, Routing=routing)", A, "Routing: unknown nearest: routing"),
     ("layer(x, top_k=2)", A, "top_k: unknown config.replace(top_k=...)"),
     ("layer(x, routing=logits)", A, "routing: a Routing or None ndarray float32 [3, 8] route("),
@@ -82,7 +87,8 @@ MISTAKES = [
     ("mo.MoeLayer.from_gguf(path, 0, device='gpu')", C, "device: cpu cuda gpu"),
     ("mo.MoeLayer.from_gguf(path, 0, top_k=-1)", C, "top_k: 1 to 8 -1"),
     ("mo.MoeLayer.from_gguf(None, 0)", D, "file: GgufFile path NoneType"),
-    ("mo.MoeLayer.from_gguf(closed_file, 0)", mo.DeviceError, "GgufFile.bytes open closed"),
+    ("mo.MoeLayer.from_gguf(closed_file, 0)", mo.DeviceError, "MoeLayer.from_gguf: open closed"),
+    ("mo.MoeLayer.from_gguf(path, 0, device='CPU')", C, "MoeLayer.from_gguf: device: cpu CPU"),
     ("mo.MoeLayer.from_safetensors(path, 0)", mo.UnsupportedError, "MoeLayer.from_gguf opens it"),
     ("mo.MoeLayer.from_safetensors(folder, 0)", mo.UnsupportedError, "MoeLayer.from_gguf opens it"),
     ("mo.MoeLayer(path)", A, "config: a MoeConfig nothing MoeLayer(stack, config, ...)"),
@@ -95,6 +101,23 @@ MISTAKES = [
     ("mo.ExpertStack(stack)", A, "ExpertStack: from_dense_stacks load_from_gguf"),
     ("mo.ExpertStack.load_from_gguf(path, 0, 'float16')", C, "dequantize: nearest: f16"),
     ("mo.ExpertStack.from_dense_stacks(f4, f4, f4)", S, "down: [2, 4, 8] transposed"),
+    (
+        "mo.ExpertStack.from_dense_stacks(f4, f4, f4.astype('f8'))",
+        D,
+        "down: f64 .astype('float32')",
+    ),
+    # editing
+    ("layer.select_experts([0, 99])", S, "MoeLayer.select_experts: ids[1]: 0 to 7 99"),
+    ("layer.select_experts(np.arange(8) < 4)", D, "ids: bool numpy.flatnonzero(mask)"),
+    ("layer.select_experts([0])", C, "MoeLayer.select_experts: at least 2 1"),
+    ("stack.select([-1])", S, "ExpertStack.select: ids[0]: 0 to 7 -1"),
+    ("layer.replace(stack=stack.select([0, 1]))", S, "MoeLayer.replace: stack: select_experts"),
+    ("stack.with_expert(99)", S, "ExpertStack.with_expert: expert: 0 to 7 99"),
+    ("stack.with_expert(0, down=f8)", S, "down: [256, 256] f64[3, 256]"),
+    ("layer.replace(router_weight=np.ones((8, 256)))", D, "router_weight: f64 .astype('float32')"),
+    ("stack.with_deltas({'up': (logits, logits)})", S, "deltas['up']: A of [E, r, 256]"),
+    ("mo.ExpertStack.concat([stack, other])", S, "ExpertStack.concat: H 256 H 512"),
+    ("mo.quantize(logits, 'Q4_K')", S, "quantize: cols of Q4_K: multiple of 256 8"),
     # loose parts
     ("mo.moe_forward(x, logits)", A, "moe_forward: stack: nothing moe_forward(x, logits, stack"),
     ("mo.moe_forward(x, logits, stack)", C, "moe_forward: top_k"),
@@ -136,6 +159,12 @@ MISTAKES = [
     ("mo.RouterConfig(8, 2, score='Softmax')", C, "score: nearest: softmax"),
     ("mo.RouterConfig(8, 2, scores='softmax')", A, "scores: nearest: score"),
     ("mo.Activation('swiglo')", C, "nearest: swiglu"),
+    ("mo.Activation('silu')", C, "'silu' here: swiglu"),
+    ("mo.moe_forward(x, logits, stack, top_k=2, activation='relu2')", C, "here: relu_squared"),
+    ("mo.MoeConfig(-1, 256, 8, 2)", C, "MoeConfig: hidden_size: at least 1 -1"),
+    ("config.replace(intermediate_size=0)", C, "intermediate_size: at least 1 0"),
+    ("mo.MoeConfig.from_hf({'model_type': 'qwen3moe'})", mo.UnsupportedError, "perhaps qwen3_moe"),
+    ("mo.MoeConfig.from_hf({'model_type': 'zzz'})", mo.UnsupportedError, "known 'zzz' config=)"),
     ("config.replace(topk=2)", A, "topk: nearest: top_k"),
     ("config.replace(top_k='2')", A, "top_k: an int str '2'"),
     ("mo.Tuning(treads=2)", A, "treads: nearest: threads"),
@@ -153,6 +182,13 @@ MISTAKES = [
     ("mo.MoeExpertStore.from_gguf(file, memory=1)", A, "memory: nearest: memory_limit"),
     # types
     ("mo.asarray(x, 'float32')", D, "dtype: 'float32' write 'f32'"),
+    (
+        "mo.write_gguf(folder + '/a', layer, architecture='qwen3')",
+        C,
+        "known_architectures nearest:",
+    ),
+    ("mo.write_gguf(folder + '/a', layer, metadata={1: 2})", D, "metadata: keys str int"),
+    ("mo.ExpertProfile.load(path)", mo.FormatError, "a profile by save() no .npz file"),
     ("mo.asarray(x, np.float32)", D, "dtype: 'float32' write 'f32'"),
     ("mo.asarray(x.tolist())", D, "dtype list asarray(x, 'f32')"),
     ("mo.asarray([[1], [2, 3]], 'f32')", D, "x: lists of equal lengths"),
@@ -294,3 +330,23 @@ def test_errors_of_callbacks_stay_what_they_are(ready):
     with pytest.raises(TypeError, match="of my own") as raised:
         mo.ExpertStack.load_from_gguf(ready.file, 0, progress=progress)
     assert type(raised.value) is TypeError
+
+
+# --- what is no error of ours -----------------------------------------------------------------
+
+
+def test_a_missing_file_is_named_once(ready):
+    with pytest.raises(FileNotFoundError) as raised:
+        mo.MoeLayer.from_gguf("no.gguf", 0)
+    assert str(raised.value) == "[Errno 2] No such file or directory: 'no.gguf'"
+
+
+def test_a_folder_in_place_of_a_gguf_file_says_what_opens_it(ready):
+    with pytest.raises(IsADirectoryError, match=r"MoeLayer\.from_safetensors"):
+        mo.GgufFile(ready.folder)
+
+
+@pytest.mark.parametrize("function", [mo.route, mo.MoeLayer.from_gguf])
+def test_help_names_no_class_of_pybind11(function):
+    text = pydoc.plain(pydoc.render_doc(function))
+    assert "pybind11" not in text.splitlines()[2], text

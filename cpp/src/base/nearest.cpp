@@ -31,12 +31,14 @@ std::string plain_type(std::string_view text) {
   return std::string(text);
 }
 
-/// How unlike two words are; what one holds of the other counts as alike.
+/// How unlike two words are. One that begins with the other counts as alike, and one that holds the
+/// other as half of it or more: "out" is in "return_router" by chance.
 std::size_t distance(std::string_view text, std::string_view word) {
-  const bool part =
-      std::min(text.size(), word.size()) >= 3 &&
-      (word.find(text) != std::string_view::npos || text.find(word) != std::string_view::npos);
-  return part ? 1 : edit_distance(text, word);
+  const std::string_view part = text.size() < word.size() ? text : word;
+  const std::string_view whole = text.size() < word.size() ? word : text;
+  const bool held = whole.find(part) != std::string_view::npos;
+  const bool alike = whole.starts_with(part) || (held && 2 * part.size() >= whole.size());
+  return part.size() >= 3 && alike ? 1 : edit_distance(text, word);
 }
 
 }  // namespace

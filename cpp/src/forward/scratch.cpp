@@ -105,7 +105,7 @@ Scratch carve_workspace(const char* operation, Context& context, const LayerRef&
                    .expected = "at least " + std::to_string(counter.used()) + " bytes for " +
                                std::to_string(num_tokens) + " tokens",
                    .got = std::to_string(workspace.size()),
-                   .hint = "workspace_bytes gives the size"};
+                   .hint = "Workspace.for_layer makes one of the right size"};
   });
   // 0xFF in every byte is NaN in f32 and -1 in int32.
   if (context.tuning().poison) {

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/nearest.hpp"
 #include "model/layer_reader.hpp"
 #include "model/presets.hpp"
 #include "moesaic/error.hpp"
@@ -358,13 +359,12 @@ MoeConfig read_config(const BlockReader& block) {
       for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
       return text;
     };
-    // The near ones come first: the list of all is long, and messages get cut.
+    // The list of all is too long for a message.
     const std::string near = list(near_architectures(*architecture));
-    return Problem{
-        "MoeConfig::from_gguf", "general.architecture",
-        (near.empty() ? "" : "perhaps " + near + "; ") + "one of " + list(known_architectures()),
-        "\"" + *architecture + "\"",
-        "MoeLayer.from_gguf(..., config=) runs its layers with a MoeConfig of your own"};
+    return Problem{"MoeConfig::from_gguf", "general.architecture",
+                   (near.empty() ? "" : "perhaps " + near + "; ") + "one of known_architectures()",
+                   quoted_word(*architecture),
+                   "from_gguf(..., config=) takes a MoeConfig of your own"};
   });
   return config_from_preset(block, *preset);
 }

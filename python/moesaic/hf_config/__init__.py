@@ -8,6 +8,7 @@
 ======================  ===============================================================
 """
 
+import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -166,7 +167,13 @@ def find_family(config: Any) -> tuple[Family, dict[str, Any]]:
     if not isinstance(model_type, str):
         raise wrong("model_type", "a name", shown(model_type))
     known = sorted(name for family in FAMILIES if not family.missing for name in family.model_types)
-    raise unsupported("model_type", f"one of {', '.join(known)}", shown(model_type))
+    near = ", ".join(difflib.get_close_matches(model_type, known, 3, 0.7))
+    raise unsupported(
+        "model_type",
+        f"{f'perhaps {near}; ' if near else ''}one of the {len(known)} that are known",
+        shown(model_type),
+        "from_safetensors(..., config=) takes a MoeConfig of your own",
+    )
 
 
 def section(config: Any, prefix: str | None) -> Any:

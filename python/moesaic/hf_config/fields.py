@@ -18,8 +18,8 @@ def wrong(where: str, expected: str, got: object) -> _core.FormatError:
     return error_of(_core.FormatError, OPERATION, where, expected, str(got))
 
 
-def unsupported(where: str, expected: str, got: object) -> _core.UnsupportedError:
-    return error_of(_core.UnsupportedError, OPERATION, where, expected, str(got))
+def unsupported(where: str, expected: str, got: object, hint: str = "") -> _core.UnsupportedError:
+    return error_of(_core.UnsupportedError, OPERATION, where, expected, str(got), hint)
 
 
 class Fields:
