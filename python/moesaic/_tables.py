@@ -71,3 +71,10 @@ def pairs(entries: Sequence[tuple[str, str]], width: int | None = None) -> str:
         for i, part in enumerate(wrapped):
             lines.append(f"{(name if i == 0 else '').ljust(indent)}{part}".rstrip())
     return "\n".join(lines)
+
+
+def filled(text: str, width: int | None = None) -> str:
+    """Return words as a paragraph, wrapped where a line is wider than ``width``, None: never."""
+    if width is None or max(map(len, text.splitlines()), default=0) <= width:
+        return text
+    return textwrap.fill(" ".join(text.split()), max(width, _NARROWEST))

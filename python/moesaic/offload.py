@@ -17,7 +17,8 @@ import numpy.typing as npt
 from moesaic import _core
 from moesaic._errors import error_of
 from moesaic._plots import check_axes, check_picture, new_figure
-from moesaic._report import aligned, html_table
+from moesaic._report import html_table
+from moesaic._tables import table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -378,7 +379,7 @@ class ExpertProfile:
         return f"moesaic.ExpertProfile(layers={layers}, experts={experts}, pairs={pairs})"
 
     def __str__(self) -> str:
-        return aligned([_COLUMNS, *self._rows()])
+        return table(_COLUMNS, self._rows(), left=())
 
     def _repr_html_(self) -> str:
         """Return one row a layer for a notebook."""

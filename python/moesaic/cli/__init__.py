@@ -73,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (moesaic.Error, OSError) as error:
-        # Errors of a command begin with its name, as those of functions with theirs, and name options
-        # where functions name arguments.
+        # Errors of a command begin with its name, as those of functions with theirs, and name
+        # options where functions name arguments.
         message = " ".join(str(error).split()).removeprefix(f"{options.command}: ")
         message = message.replace("overwrite=True", "--overwrite")
         if isinstance(error, OSError) and error.filename is not None and error.errno:

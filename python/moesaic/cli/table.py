@@ -19,10 +19,7 @@ def terminal_width() -> int | None:
 
 def filled(text: str) -> str:
     """Return words as a paragraph, wrapped to the terminal where they are wider."""
-    limit = terminal_width()
-    if limit is None or max(map(len, text.splitlines()), default=0) <= limit:
-        return text
-    return textwrap.fill(" ".join(text.split()), max(limit, _NARROWEST))
+    return _tables.filled(text, terminal_width())
 
 
 def table(
