@@ -49,6 +49,7 @@ pool = mo.ExpertPool(8, 4)
 store = mo.MoeExpertStore.from_gguf(file)
 bias, packed = floats(64), floats(T, 128)
 rows, pairs, hidden = floats(T * 3, 256), floats(T * 3, 256), floats(T * 3, 256)
+blocks, by_column = floats(2, 256, 256), np.abs(floats(2, 256))
 spec = ("F32", "a", "b", "c")
 y, yp = floats(T, 256), floats(T * 3, 256)
 def builder():
@@ -124,6 +125,11 @@ CALLS = {
         "mo.ExpertStack.from_dense_stacks(gate, up, down, biases={'up': stack_bias}, "
         "scales={'down': factors})",
         "gate up down stack_bias factors",
+    ),
+    "ExpertStack.from_dense_stacks encoded": (
+        "mo.ExpertStack.from_dense_stacks(None, blocks, blocks, quant='Q4_K', "
+        "weights={'up': by_column})",
+        "blocks by_column",
     ),
     "ExpertStack.from_marlin": (
         "mo.ExpertStack.from_marlin(halves, halves_down, biases={'up': bias2}, "

@@ -296,7 +296,8 @@ def test_bad_values_are_refused_before_any_work(command, bad, monkeypatch, capsy
 
 
 LATER = [
-    ("bench", ["--peers", "abacus"], "--peers: expected some of ", "got abacus"),
+    ("bench", ["--peers", "abacus"],
+     "--peers: expected installed, none or some of ", "got 'abacus'"),
     ("simulate-offload", ["--experts", "4", "--top-k", "8"],
      "--top-k: expected at most --experts, 4, got 8", ""),
     ("simulate-offload", ["--budgets", "1/0"], "--budgets: expected 0 to 128 experts", "got '1/0'"),

@@ -360,7 +360,8 @@ def test_arrays_that_are_no_profile(tmp_path):
 def test_a_profile_prints_as_a_table():
     profile = mo.ExpertProfile.from_counts(np.array([[1, 2, 3], [9, 0, 0]]), [4, 7])
     assert repr(profile) == "moesaic.ExpertProfile(layers=2, experts=3, pairs=15)"
-    header, first, second = str(profile).splitlines()
+    header, line, first, second = str(profile).splitlines()
+    assert set(line) == {"-", " "}
     assert header.split()[:3] == ["layer", "tokens", "pairs"]
     assert first.split() == ["4", "0", "6", "2.7", "2"]
     assert second.split() == ["7", "0", "9", "1.0", "0"]
