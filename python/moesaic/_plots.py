@@ -52,7 +52,9 @@ def check_picture(operation: str, path: str | PathLike[str] | None) -> None:
 
 def picture_formats(operation: str) -> dict[str, str]:
     """The formats that figures are written in, by ending. Raises UnsupportedError as new_figure."""
-    return new_figure(operation, (1, 1), "tight").canvas.get_supported_filetypes()
+    figure = new_figure(operation, (1, 1), "tight")
+    formats: dict[str, str] = figure.canvas.get_supported_filetypes()
+    return formats
 
 
 def check_axes(operation: str, ax: Axes | None) -> None:
