@@ -112,6 +112,15 @@ std::vector<Device> FieldCast<std::vector<Device>>::from(py::handle object, cons
   return devices;
 }
 
+void check_fields(const py::dict& values, const char* operation,
+                  std::initializer_list<const char*> names) {
+  for (const char* name : names) {
+    require<ConfigError>(values.contains(name), [&] {
+      return Problem{operation, name, "a field of the class", "none", {}};
+    });
+  }
+}
+
 py::dict ValueClass::values(const void* self) const {
   py::dict all;
   for (const Field& field : fields) all[py::str(field.name)] = field.get(self);

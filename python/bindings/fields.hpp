@@ -7,6 +7,7 @@
 #include <pybind11/stl.h>
 
 #include <functional>
+#include <initializer_list>
 #include <memory>
 #include <string>
 #include <type_traits>
@@ -117,6 +118,10 @@ class Fields {
   const char* label_;
   std::vector<Field> all_;
 };
+
+/// Throws ConfigError naming the first of these fields that a dict of them lacks.
+void check_fields(const py::dict& values, const char* operation,
+                  std::initializer_list<const char*> names);
 
 /// The functions of a value class, which know no type.
 struct ValueClass {

@@ -67,6 +67,8 @@ class PairExperts {
 
 /// The plan of its fields, built again from the experts of its pairs, so that it is sorted.
 py::object plan_of(const py::dict& values) {
+  check_fields(values, "BucketPlan",
+               {"expert_offsets", "row_pair", "num_tokens", "top_k", "num_experts"});
   const auto offsets = numbers(values, "expert_offsets"), row_pair = numbers(values, "row_pair");
   PairExperts experts(values["num_tokens"].cast<std::int64_t>(),
                       values["top_k"].cast<std::int32_t>());
@@ -82,6 +84,9 @@ py::object plan_of(const py::dict& values) {
 /// The aligned routing of its fields. Rows that are packed do not say which pairs they were, and
 /// the result depends on their number alone.
 py::object aligned_of(const py::dict& values) {
+  check_fields(
+      values, "AlignedRouting",
+      {"num_pairs", "block_size", "sorted_ids", "block_experts", "row_space", "num_experts"});
   const auto num_pairs = values["num_pairs"].cast<std::int32_t>();
   const auto block_size = values["block_size"].cast<std::int32_t>();
   const auto ids = numbers(values, "sorted_ids"), blocks = numbers(values, "block_experts");

@@ -8,6 +8,8 @@ namespace {
 
 /// The usage of its fields. Throws ShapeError where they do not fit together.
 py::object make_usage(const py::dict& values) {
+  check_fields(values, "ExpertUsage",
+               {"forwards", "tokens", "interval", "counts", "history", "coactivation"});
   const auto array = [&](const char* name) -> std::vector<std::int64_t> {
     const py::object value = values[name];
     if (value.is_none()) return {};

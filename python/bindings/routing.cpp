@@ -107,11 +107,7 @@ py::object rows_of(const py::object& value, const py::dtype& dtype, std::int64_t
 
 /// The routing of its fields.
 py::object routing_of(const py::dict& values) {
-  for (const char* name : {"top_k", "topk_ids", "topk_weights"}) {
-    require<ConfigError>(values.contains(name), [&] {
-      return Problem{"Routing.from_dict", name, "a field of to_dict()", "none", {}};
-    });
-  }
+  check_fields(values, "Routing.from_dict", {"top_k", "topk_ids", "topk_weights"});
   const auto top_k = values["top_k"].cast<std::int64_t>();
   return py::cast(make_routing(rows_of(values["topk_ids"], py::dtype::of<std::int32_t>(), top_k),
                                rows_of(values["topk_weights"], py::dtype::of<float>(), top_k)));

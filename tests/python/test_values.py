@@ -263,6 +263,9 @@ def test_fields_of_a_pickle_are_checked():
     for name, bad in [("history", np.zeros((2, 3), np.int64)), ("interval", 0), ("counts", [])]:
         with pytest.raises(ValueError, match="ExpertUsage"):
             type(usage)._from_fields({**fields, name: bad})
+    for kind in (mo.BucketPlan, mo.AlignedRouting, mo.ExpertUsage, mo.Routing):
+        with pytest.raises(mo.ConfigError, match=rf"{kind.__name__}\b.*got none"):
+            kind._from_fields({})
 
 
 # --- what came from files ---------------------------------------------------------------------
