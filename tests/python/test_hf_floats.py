@@ -128,3 +128,8 @@ def test_factors_on_outputs_belong_to_the_stack(tmp_path):
         mo.FormatError, match=r"per_expert_scale' shape: expected \[\d\], got \[2\]"
     ):
         mo.ExpertStack.load_from_safetensors(path, LAYER)
+    del tensors[f"{block}.router.per_expert_scale"]
+    (tmp_path / "without").mkdir()
+    folder = write(tmp_path / "without", tensors, "gemma4_text")
+    with pytest.raises(mo.FormatError, match=r"per_expert_scale'.*no such tensor"):
+        mo.ExpertStack.load_from_safetensors(folder, LAYER)

@@ -9,7 +9,7 @@ import numpy as np
 
 from moesaic import _core
 from moesaic._pickling import CheckpointSource
-from moesaic.hf_config import OUTPUT_SCALES, Family, find_family, section
+from moesaic.hf_config import OUTPUT_SCALES, Family, find_family, given_facts, section
 from moesaic.safetensors.bnb import Bnb4
 from moesaic.safetensors.dense import DENSE, Dense, dense_name
 from moesaic.safetensors.encoded import Decoded, Encoded
@@ -275,15 +275,18 @@ def read_floats(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> Ar
     return np.ascontiguousarray(values, np.float32)
 
 
-def _scale_outputs(checkpoint: Checkpoint, block: Block, experts: Experts) -> None:
+def _scale_outputs(checkpoint: Checkpoint, block: Block, experts: Experts, family: Family) -> None:
     """Factors on the outputs of experts are theirs, though the block keeps them beside its router.
 
-    By name alone: no other model has tensors of these names.
+    They are known by name alone, as no other model has tensors of these names; where config.json
+    names a model that has them, they must be there.
     """
     for name in OUTPUT_SCALES:
         full = f"{block.name}.{name}"
         if full in checkpoint.tensors:
             experts.scale_outputs(read_floats(checkpoint, full, (block.num_experts,)))
+        elif name == family.output_scale:
+            raise wrong(f"tensor {full!r}", "to be there, as the model has it", "no such tensor")
 
 
 def gather_all(experts: list[Experts], progress: Progress | None) -> list[Gathered]:
@@ -333,5 +336,5 @@ def gather_experts(
             interleaved(family, block),
         )
         check_all_used(checkpoint, names_of_experts(checkpoint, block), experts.tensors())
-        _scale_outputs(checkpoint, block, experts)
+        _scale_outputs(checkpoint, block, experts, given_facts(section(config, prefix)))
         return gather_all([experts], carried(progress))[0]
