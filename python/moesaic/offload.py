@@ -358,7 +358,7 @@ class ExpertProfile:
                     ),
                 )
         except _NOT_A_PROFILE as error:
-            # Of a file that is none of its own numpy speaks as of one that cannot be trusted.
+            # numpy says of any file that is no .npz one that it cannot be trusted.
             got = str(error) if zipfile.is_zipfile(name) else "no .npz file"
             raise _wrong(
                 _core.FormatError, str(path), "a profile by save()", got, ".load"

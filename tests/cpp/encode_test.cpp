@@ -214,7 +214,7 @@ TEST(QuantEncode, TheNearestPointOfAGridIsTheNearest) {
   }
 }
 
-/// The same bytes on every machine, with every compiler. They change with the search alone.
+/// An encoder gives the same bytes on every machine, with every compiler, until its search changes.
 TEST(QuantEncode, BytesArePinned) {
   const std::pair<QuantType, std::uint32_t> pinned[] = {
       {QuantType::F32, 0x30dcce0eu},    {QuantType::F16, 0x42721861u},

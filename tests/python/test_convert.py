@@ -7,12 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ZOO
-from converting import (
-    convert,
-    encoded,
-    leftovers,
-    small_source,
-)
+from converting import convert, encoded, leftovers, small_source
 from files import write_small
 from values import normal
 

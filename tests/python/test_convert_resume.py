@@ -11,11 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from converting import (
-    convert,
-    leftovers,
-    small_source,
-)
+from converting import convert, leftovers, small_source
 
 import moesaic as mo
 from moesaic.cli import main

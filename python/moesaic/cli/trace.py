@@ -213,7 +213,7 @@ def activations(options: argparse.Namespace, hidden: int) -> npt.NDArray[np.floa
     try:
         x = np.load(Path(options.input), allow_pickle=False)
     except ValueError as error:
-        # numpy speaks of a file that is none of its own as of one that cannot be trusted.
+        # numpy says of any file that is no .npy one that it cannot be trusted.
         expected = "an .npy file"
         raise error_of(mo.FormatError, "trace", options.input, expected, "another") from error
     if not isinstance(x, np.ndarray):

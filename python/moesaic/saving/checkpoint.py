@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -201,10 +201,12 @@ def _matrices(
             ]
         return
     width = stack.intermediate_size
-    both = {"gate": slice(0, width), "up": slice(width, 2 * width)}
-    for columns in (both, {"down": slice(0, stack.hidden_size)}):
-        first = "up" if columns is both else "down"
-        marlin = stack.marlin("up" if columns is both else "down")
+    phases: dict[Literal["up", "down"], dict[str, slice]] = {
+        "up": {"gate": slice(0, width), "up": slice(width, 2 * width)},
+        "down": {"down": slice(0, stack.hidden_size)},
+    }
+    for first, columns in phases.items():
+        marlin = stack.marlin(first)
         if marlin is None:
             raise error_of(
                 _core.UnsupportedError, OPERATION, f"{where}: {first}",

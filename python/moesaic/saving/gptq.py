@@ -56,7 +56,7 @@ class Scheme:
             "desc_act": self.act_order, "sym": self.symmetric, "lm_head": False,
             "checkpoint_format": self.format, "pack_dtype": "int32",
         }  # fmt: skip
-        # Of whole blocks, as their readers join matrices under names of their own.
+        # A rule leaves out a whole block: readers join its matrices under names of their own.
         blocks = dict.fromkeys(re.sub(r"(\.\d+)?\.\w+\.weight$", "", name) for name in floats)
         rules: dict[str, Any] = {f"-:^{re.escape(block)}\\.": {} for block in blocks}
         return {**fields, "dynamic": rules} if rules else fields
