@@ -285,6 +285,45 @@ TEST_P(Contract, GemmLeavesPaddingAlone) {
   });
 }
 
+TEST_P(Contract, LinearAssignsAndAdds) {
+  Case c = GetParam();
+  c.experts = 1;
+  const TestLayer layer(c);
+  const Floats x = random_values(c.tokens * c.hidden, 3);
+  const Floats before = random_values(c.tokens * c.intermediate, 4);
+  Doubles want, sum(before.begin(), before.end());
+  for (std::int64_t t = 0; t < c.tokens; ++t) {
+    const Doubles row(x.begin() + t * c.hidden, x.begin() + (t + 1) * c.hidden);
+    const Doubles y = apply_f64(layer.up, 0, row.data());
+    want.insert(want.end(), y.begin(), y.end());
+  }
+  for (std::size_t i = 0; i < want.size(); ++i) sum[i] += want[i];
+  on_every_backend([&](const Backend& backend, Context& context) {
+    const auto stack = stack_on(backend, layer);
+    if (!stack) return;
+    const auto scratch = scratch_for(backend, c);
+    const DeviceArray<float> in(backend, x), rows(backend, c.tokens * c.intermediate);
+    const DeviceArray<std::int32_t> ids(backend, c.tokens);
+    const DeviceArray<float> weights(backend, c.tokens);
+    const auto run = [&](const DeviceArray<float>& out, bool accumulate) {
+      backend.linear(context, {.weight = stack->up().view(),
+                               .in = rows_of(in, c.tokens, c.hidden),
+                               .out = {out.data(), DType::F32, c.intermediate, c.intermediate},
+                               .accumulate = accumulate,
+                               .rows = rows.data(),
+                               .once = {ids.data(), weights.data(), c.tokens, 1},
+                               .scratch = scratch.data()});
+    };
+    const DeviceArray<float> assigned(backend, c.tokens * c.intermediate), added(backend, before);
+    run(assigned, false);
+    EXPECT_LE(rel_l2(assigned.host(), want), kExactBound);
+    const Floats untouched = rows.host();
+    EXPECT_TRUE(std::ranges::all_of(untouched, [](float v) { return std::isnan(v); }));
+    run(added, true);
+    EXPECT_LE(rel_l2(added.host(), sum), kExactBound);
+  });
+}
+
 TEST_P(Contract, NormsIdentityExpertsAndTables) {
   const Case& c = GetParam();
   const auto cols = static_cast<std::size_t>(c.hidden);

@@ -88,7 +88,7 @@ class Backend {
                          std::string_view operation) const;
 
   // Operations (operations.hpp), in the order of the context's stream. The default of each throws
-  // UnsupportedError, but for the two phases, whose defaults compose the operations above them.
+  // UnsupportedError, but for linear and the two phases, whose defaults compose other operations.
 
   virtual void router_logits(Context& context, const op::RouterLogits& call) const;
   virtual RouteStats route(Context& context, const op::Route& call) const;
@@ -103,6 +103,7 @@ class Backend {
   virtual void zero_skipped(Context& context, const op::ZeroSkipped& call) const;
   virtual void rms_norm(Context& context, const op::RmsNorm& call) const;
   virtual void add_identity(Context& context, const op::AddIdentity& call) const;
+  virtual void linear(Context& context, const op::Linear& call) const;
   virtual void gate_up(Context& context, const op::GateUp& call) const;
   virtual void down(Context& context, const op::Down& call) const;
 

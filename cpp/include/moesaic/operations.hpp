@@ -95,6 +95,22 @@ struct Gemm {
   std::byte* scratch = nullptr;  ///< Backend::scratch_bytes of this size, 64-byte aligned
 };
 
+/// out[r] = W * in[r] with one matrix, for every row of `in`: f32, rounded once to the type of
+/// `out`.
+struct Linear {
+  RoleRef weight{};  ///< num_experts is 1
+  InputRows in{};
+  OutputRows out{};         ///< [rows of in, rows of W]
+  bool accumulate = false;  ///< add to out instead of assigning
+  Precision precision = Precision::Exact;
+  /// [rows of in, rows of W] and a routing of as many tokens with top_k 1, for a backend that
+  /// composes this of smaller operations. Neither is touched where `out` is dense f32 that is
+  /// assigned.
+  float* rows = nullptr;
+  RoutingView once{};
+  std::byte* scratch = nullptr;  ///< as in Gemm, whose rows are those of `in`
+};
+
 /// hidden [rows, I] f32 = activation(gate row, up row), from rows `row_stride` elements apart.
 struct Activate {
   Activation activation{};

@@ -74,6 +74,23 @@ void Backend::zero_skipped(Context&, const op::ZeroSkipped&) const { refuse("zer
 void Backend::rms_norm(Context&, const op::RmsNorm&) const { refuse("rms_norm"); }
 void Backend::add_identity(Context&, const op::AddIdentity&) const { refuse("add_identity"); }
 
+void Backend::linear(Context& context, const op::Linear& call) const {
+  const auto rows = static_cast<std::int32_t>(call.in.num_rows);
+  const bool direct = call.out.dtype == DType::F32 && !call.accumulate &&
+                      (rows == 1 || call.out.stride == call.out.cols);
+  expert_gemm(context, {.weight = call.weight,
+                        .map = {.num_segments = 1, .width = rows, .limit = rows},
+                        .in = call.in,
+                        .out = direct ? call.out.data : call.rows,
+                        .precision = call.precision,
+                        .scratch = call.scratch});
+  if (direct) return;
+  shared_routing(context, {.out = call.once});
+  combine(
+      context,
+      {.rows = call.rows, .routing = call.once, .out = call.out, .accumulate = call.accumulate});
+}
+
 void Backend::gate_up(Context& context, const op::GateUp& call) const {
   const std::int64_t rows = call.map.limit;
   const std::int64_t intermediate = call.up.ref.rows;

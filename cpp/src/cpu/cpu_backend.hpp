@@ -41,6 +41,7 @@ class CpuBackend final : public Backend {
   void zero_skipped(Context& context, const op::ZeroSkipped& call) const override;
   void rms_norm(Context& context, const op::RmsNorm& call) const override;
   void add_identity(Context& context, const op::AddIdentity& call) const override;
+  void linear(Context& context, const op::Linear& call) const override;
   void gate_up(Context& context, const op::GateUp& call) const override;
   void down(Context& context, const op::Down& call) const override;
 };

@@ -115,9 +115,9 @@ inline void copy_products(float* to, const float* from, int rows) {
   }
 }
 
-/// Runs one role over one job. target(t) is where the products of token t belong: row r goes to
-/// target(t)[r]. sink(row, rows, values, to) puts the f32 products of rows [row, row + rows) there,
-/// to = target(t) + row. `next_weights` is what the thread reads after this job (null if unknown);
+/// Runs one role over one job. target(t) points to where the products of token t belong: row r goes
+/// to target(t)[r]. sink(row, rows, values, to) puts the f32 products of rows [row, row + rows)
+/// there, to = target(t) + row. `next_weights` is what the thread reads after this job (null if unknown);
 /// its loads start while the last panel is worked on. The lines that the sink will write are
 /// fetched before the kernel runs.
 template <class Target, class Sink>
@@ -125,7 +125,7 @@ void run_job(const IsaKernels& kernels, const WeightRef& weight, const Activatio
              const RowMap& map, const Buckets& buckets, const Job& job,
              const std::uint8_t* next_weights, const Target& target, const Sink& sink) {
   alignas(64) float values[kMaxTaskTokens * kPanel];
-  float* to[kMaxTaskTokens];
+  decltype(target(0)) to[kMaxTaskTokens];
   for (int t = 0; t < job.tokens; ++t) to[t] = target(t);
   PanelTask task = job_task(weight, activations, map, buckets, job);
   task.out = values;

@@ -35,35 +35,33 @@ InputRows project_down(const Call& call) {
   if (call.layer.latent == nullptr) return call.x;
   const ScopedZone zone(call.context, Zone::GateUp);
   const std::int64_t tokens = call.sizes.num_tokens;
-  call.backend().expert_gemm(
-      call.context, {.weight = call.layer.latent->projections.up().view(),
-                     .map = single_expert_maps(tokens).gate_up,
-                     .in = call.x,
-                     .out = call.scratch.latent,
-                     .precision = choose_precision(tokens, 1, call.context.tuning()).precision,
-                     .scratch = call.scratch.backend});
-  return dense_rows(call.scratch.latent, DType::F32, tokens, call.stack().shape().hidden_size);
+  const std::int64_t width = call.stack().shape().hidden_size;
+  call.backend().linear(call.context,
+                        {.weight = call.layer.latent->projections.up().view(),
+                         .in = call.x,
+                         .out = {call.scratch.latent, DType::F32, width, width},
+                         .precision = choose_precision(tokens, 1, call.context.tuning()).precision,
+                         .scratch = call.scratch.backend});
+  return dense_rows(call.scratch.latent, DType::F32, tokens, width);
 }
 
 void project_up(const Call& call, const TensorView& sum, bool accumulate) {
+  const ScopedZone zone(call.context, Zone::Down);
   const Scratch& s = call.scratch;
   const LatentExperts& latent = *call.layer.latent;
   const std::int64_t tokens = call.sizes.num_tokens;
   const std::int64_t width = call.stack().shape().hidden_size;
   const InputRows rows = norm_rows(call.context, &latent.norm,
                                    dense_rows(s.latent_sum, DType::F32, tokens, width), s.latent);
-  call.backend().down(call.context,
-                      {.weight = latent.projections.down().view(),
-                       .map = single_expert_maps(tokens).down,
-                       .in = rows,
-                       .rows = s.rows,
-                       .combine = {.rows = s.rows,
-                                   .pair_row = nullptr,
-                                   .routing = every_token_once(call),
-                                   .out = output_rows(sum),
-                                   .accumulate = accumulate},
-                       .precision = choose_precision(tokens, 1, call.context.tuning()).precision,
-                       .scratch = s.backend});
+  call.backend().linear(call.context,
+                        {.weight = latent.projections.down().view(),
+                         .in = rows,
+                         .out = output_rows(sum),
+                         .accumulate = accumulate,
+                         .precision = choose_precision(tokens, 1, call.context.tuning()).precision,
+                         .rows = s.rows,
+                         .once = s.token_routing,
+                         .scratch = s.backend});
 }
 
 }  // namespace moesaic::forward
