@@ -5,6 +5,7 @@
 #include <string>
 
 #include "forward/parts.hpp"
+#include "ops/check_workspace.hpp"
 
 namespace moesaic {
 namespace forward {
@@ -88,31 +89,9 @@ Scratch carve(const Context& context, const LayerRef& layer, std::int32_t top_k,
 
 Scratch carve_workspace(const char* operation, Context& context, const LayerRef& layer,
                         std::int32_t top_k, std::int64_t num_tokens, Workspace& workspace) {
-  // Other devices reach the host's memory too.
-  const Device device = context.backend().device();
-  require<WorkspaceError>(device.type != DeviceType::Cuda || workspace.device() == device, [&] {
-    return Problem{.operation = operation,
-                   .what = "workspace",
-                   .expected = "memory on " + to_string(device),
-                   .got = to_string(workspace.device()),
-                   .hint = "Workspace(bytes, backend)"};
-  });
   Carver counter = Carver::counting();
   carve(context, layer, top_k, num_tokens, counter);
-  require<WorkspaceError>(workspace.size() >= counter.used(), [&] {
-    return Problem{.operation = operation,
-                   .what = "workspace",
-                   .expected = "at least " + std::to_string(counter.used()) + " bytes for " +
-                               std::to_string(num_tokens) + " tokens",
-                   .got = std::to_string(workspace.size()),
-                   .hint = "Workspace.for_layer makes one of the right size"};
-  });
-  // 0xFF in every byte is NaN in f32 and -1 in int32.
-  if (context.tuning().poison) {
-    context.backend().fill(context, {.data = workspace.data(),
-                                     .bytes = static_cast<std::int64_t>(counter.used()),
-                                     .value = 0xFF});
-  }
+  ops::check_workspace(operation, context, workspace, counter.used(), num_tokens, "tokens");
   Carver carver(workspace.data(), workspace.size());
   return carve(context, layer, top_k, num_tokens, carver);
 }

@@ -15,10 +15,13 @@ namespace moesaic {
 /// it is called: a scale that nobody applied gives plausible numbers.
 class BlockReader {
  public:
-  BlockReader(const GgufFile& file, std::int32_t layer) : file_(file), layer_(layer) {}
+  /// `operation` is what errors about a tensor name.
+  BlockReader(const GgufFile& file, std::int32_t layer, const char* operation = "load_from_gguf")
+      : file_(file), layer_(layer), operation_(operation) {}
 
   const GgufFile& file() const { return file_; }
   std::int32_t layer() const { return layer_; }
+  const char* operation() const { return operation_; }
 
   /// GgufFile::bytes; the tensor counts as used from now on.
   GgufBytes bytes(const GgufTensor& tensor) const {
@@ -44,6 +47,7 @@ class BlockReader {
  private:
   const GgufFile& file_;
   std::int32_t layer_;
+  const char* operation_;
   mutable std::unordered_set<const GgufTensor*> used_;
 };
 

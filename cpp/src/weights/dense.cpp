@@ -1,38 +1,18 @@
 #include <cstring>
-#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "base/pages.hpp"
-#include "moesaic/interrupt.hpp"
 #include "moesaic/quantize.hpp"
 #include "moesaic/quantize_stack.hpp"
 #include "moesaic/thread_pool.hpp"
 #include "weights/load.hpp"
 #include "weights/reencode.hpp"
+#include "weights/role_sources.hpp"
 
 namespace moesaic {
 namespace {
-
-QuantType quant_of(const ConstTensorView& view, const char* name) {
-  switch (view.dtype) {
-    case DType::F32:
-      return QuantType::F32;
-    case DType::F16:
-      return QuantType::F16;
-    case DType::BF16:
-      return QuantType::BF16;
-    default:
-      break;
-  }
-  throw DTypeError(Problem{.operation = "from_dense_stacks",
-                           .what = name,
-                           .expected = "f32, f16 or bf16",
-                           .got = describe(view),
-                           .hint = {}});
-}
 
 void check_view(const ConstTensorView& view, const char* name, const char* expected,
                 const std::int64_t (&shape)[3]) {
@@ -58,41 +38,6 @@ void check_view(const ConstTensorView& view, const char* name, const char* expec
                    .got = to_string(view.device),
                    .hint = {}};
   });
-}
-
-/// A dense copy of a view that may be strided, in memory of its own.
-RoleWeights copy_role(const ConstTensorView& view, QuantType type) {
-  const std::size_t size = size_of(view.dtype);
-  RoleWeights weights;
-  WeightRef& ref = weights.ref;
-  ref.type = type;
-  ref.num_experts = static_cast<std::int32_t>(view.dim(0));
-  ref.rows = view.dim(1);
-  ref.cols = view.dim(2);
-  ref.row_stride = row_bytes(type, ref.cols);
-  ref.expert_stride = ref.rows * ref.row_stride;
-  const std::shared_ptr<std::byte> memory =
-      allocate_pages(static_cast<std::size_t>(ref.num_experts * ref.expert_stride));
-  const auto* from = static_cast<const std::byte*>(view.data);
-  std::byte* to = memory.get();
-  for (std::int64_t e = 0; e < ref.num_experts; ++e) {
-    for (std::int64_t row = 0; row < ref.rows; ++row, to += ref.row_stride) {
-      Interrupt::check();
-      const std::byte* source =
-          from + (e * view.stride(0) + row * view.stride(1)) * static_cast<std::int64_t>(size);
-      if (view.stride(2) == 1 || ref.cols == 1) {
-        std::memcpy(to, source, static_cast<std::size_t>(ref.row_stride));
-        continue;
-      }
-      for (std::int64_t col = 0; col < ref.cols; ++col) {
-        std::memcpy(to + col * static_cast<std::int64_t>(size),
-                    source + col * view.stride(2) * static_cast<std::int64_t>(size), size);
-      }
-    }
-  }
-  ref.base = memory.get();
-  weights.owner = memory;
-  return weights;
 }
 
 /// One expert of a role, [rows, cols], with the elements of a row one behind the other; a copy in
@@ -230,6 +175,9 @@ ExpertStack quantize_dense_stacks(const ConstTensorView& gate, const ConstTensor
   check_view(up, "up", "[E, I, H]", {experts, intermediate, hidden});
   check_view(down, "down", "[E, H, I]", {experts, hidden, intermediate});
 
+  const auto type_of = [](const char* name, const ConstTensorView& view) {
+    return weights::dense_type("from_dense_stacks", name, view);
+  };
   struct Source {
     Role role;
     const ConstTensorView* view;
@@ -241,10 +189,10 @@ ExpertStack quantize_dense_stacks(const ConstTensorView& gate, const ConstTensor
     bool encoded() const { return view->data != nullptr && wanted && *wanted != type; }
   };
   const Source sources[] = {
-      {Role::Gate, &gate, &Parts::gate, gated ? quant_of(gate, "gate") : QuantType::F32, types.gate,
+      {Role::Gate, &gate, &Parts::gate, gated ? type_of("gate", gate) : QuantType::F32, types.gate,
        &importances.gate},
-      {Role::Up, &up, &Parts::up, quant_of(up, "up"), types.up, &importances.up},
-      {Role::Down, &down, &Parts::down, quant_of(down, "down"), types.down, &importances.down}};
+      {Role::Up, &up, &Parts::up, type_of("up", up), types.up, &importances.up},
+      {Role::Down, &down, &Parts::down, type_of("down", down), types.down, &importances.down}};
   for (const Source& s : sources) {
     if (s.importance->data == nullptr) continue;
     check_importance(*s.importance, *s.view, s.encoded(), s.wanted.value_or(s.type), s.role);
@@ -269,7 +217,7 @@ ExpertStack quantize_dense_stacks(const ConstTensorView& gate, const ConstTensor
       parts.report.roles.back().stored = s.type;
       continue;
     }
-    parts.*s.weights = copy_role(*s.view, s.type);
+    parts.*s.weights = weights::copy_role(*s.view);
     weights::record(parts.report, s.role, parts.*s.weights, "array", "copied",
                     "arrays belong to the caller");
     done += bytes(s);

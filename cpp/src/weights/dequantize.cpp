@@ -89,9 +89,10 @@ std::string shape_text(std::span<const std::int64_t> shape) {
   return text + "]";
 }
 
-void check_shape(const GgufTensor& tensor, std::initializer_list<std::int64_t> shape) {
+void check_shape(const GgufTensor& tensor, std::initializer_list<std::int64_t> shape,
+                 const char* operation) {
   require<FormatError>(tensor.has_shape(shape), [&] {
-    return Problem{.operation = "load_from_gguf",
+    return Problem{.operation = operation,
                    .what = tensor.name,
                    .expected = "shape " + shape_text({shape.begin(), shape.size()}),
                    .got = tensor.shape_text(),
@@ -101,12 +102,12 @@ void check_shape(const GgufTensor& tensor, std::initializer_list<std::int64_t> s
 
 std::vector<float> decode_tensor(const BlockReader& block, const GgufTensor& tensor,
                                  std::initializer_list<std::int64_t> shape) {
-  check_shape(tensor, shape);
+  check_shape(tensor, shape, block.operation());
   std::int64_t count = 1;
   for (const std::int64_t d : shape) count *= d;
   const QuantTraits& facts = traits(tensor.quant);
   require<UnsupportedError>(facts.dequantize != nullptr, [&] {
-    return Problem{.operation = "load_from_gguf",
+    return Problem{.operation = block.operation(),
                    .what = tensor.name,
                    .expected = "a type with a decoder",
                    .got = std::string(facts.name),
@@ -117,7 +118,7 @@ std::vector<float> decode_tensor(const BlockReader& block, const GgufTensor& ten
       count % facts.block_elems == 0 &&
           static_cast<std::int64_t>(bytes.bytes.size()) >= row_bytes(tensor.quant, count),
       [&] {
-        return Problem{.operation = "load_from_gguf",
+        return Problem{.operation = block.operation(),
                        .what = tensor.name,
                        .expected = "whole blocks for " + std::to_string(count) + " elements",
                        .got = std::to_string(bytes.bytes.size()) + " bytes",
@@ -147,8 +148,8 @@ std::vector<std::int32_t> read_ids(const BlockReader& block, const GgufTensor& t
 namespace {
 
 /// Decodes one role to `type`, expert after expert.
-void dequantize_role(RoleWeights& weights, QuantType type, const LoadOptions& options,
-                     std::int64_t& done, std::int64_t total) {
+void decode_role(RoleWeights& weights, QuantType type, const LoadOptions& options,
+                 std::int64_t& done, std::int64_t total) {
   const WeightRef from = weights.ref;
   WeightRef to = from;
   to.type = type;
@@ -201,9 +202,7 @@ void dequantize_role(RoleWeights& weights, QuantType type, const LoadOptions& op
   weights.read = nullptr;
 }
 
-}  // namespace
-
-void dequantize_roles(ExpertStack::Parts& parts, QuantType type, const LoadOptions& options) {
+void require_dense(QuantType type) {
   require<UnsupportedError>(
       type == QuantType::F32 || type == QuantType::F16 || type == QuantType::BF16, [&] {
         return Problem{.operation = "load",
@@ -212,16 +211,34 @@ void dequantize_roles(ExpertStack::Parts& parts, QuantType type, const LoadOptio
                        .got = std::string(traits(type).name),
                        .hint = {}};
       });
+}
+
+/// Bytes of a role in rows of `type`.
+std::int64_t decoded_bytes(const WeightRef& ref, QuantType type) {
+  return ref.num_experts * ref.rows * row_bytes(type, ref.cols);
+}
+
+}  // namespace
+
+void dequantize_role(RoleWeights& weights, QuantType type, const LoadOptions& options) {
+  require_dense(type);
+  if (weights.ref.type == type) return;
+  std::int64_t done = 0;
+  decode_role(weights, type, options, done, decoded_bytes(weights.ref, type));
+}
+
+void dequantize_roles(ExpertStack::Parts& parts, QuantType type, const LoadOptions& options) {
+  require_dense(type);
   const std::pair<Role, RoleWeights*> roles[] = {
       {Role::Gate, &parts.gate}, {Role::Up, &parts.up}, {Role::Down, &parts.down}};
   std::int64_t total = 0, done = 0;
   for (const auto& [role, weights] : roles) {
     if (!weights->ref || weights->ref.type == type) continue;
-    total += weights->ref.num_experts * weights->ref.rows * row_bytes(type, weights->ref.cols);
+    total += decoded_bytes(weights->ref, type);
   }
   for (const auto& [role, weights] : roles) {
     if (!weights->ref || weights->ref.type == type) continue;
-    dequantize_role(*weights, type, options, done, total);
+    decode_role(*weights, type, options, done, total);
     for (RoleReport& report : parts.report.roles) {
       if (report.role != role) continue;
       report.kept = type;

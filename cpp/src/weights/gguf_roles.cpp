@@ -11,14 +11,14 @@ RoleWeights stacked_role(const BlockReader& block, const GgufTensor& tensor, std
                          std::int64_t cols) {
   const QuantTraits& facts = traits(tensor.quant);
   require<UnsupportedError>(facts.dequantize != nullptr, [&] {
-    return Problem{.operation = "load_from_gguf",
+    return Problem{.operation = block.operation(),
                    .what = tensor.name,
                    .expected = "a weight type with a decoder",
                    .got = std::string(facts.name),
                    .hint = {}};
   });
   require<FormatError>(cols % facts.block_elems == 0, [&] {
-    return Problem{.operation = "load_from_gguf",
+    return Problem{.operation = block.operation(),
                    .what = tensor.name,
                    .expected = "rows of a multiple of " + std::to_string(facts.block_elems) +
                                " elements (" + std::string(facts.name) + ")",
@@ -36,7 +36,7 @@ RoleWeights stacked_role(const BlockReader& block, const GgufTensor& tensor, std
   GgufBytes bytes = block.bytes(tensor);
   require<FormatError>(
       static_cast<std::int64_t>(bytes.bytes.size()) >= experts * ref.expert_stride, [&] {
-        return Problem{.operation = "load_from_gguf",
+        return Problem{.operation = block.operation(),
                        .what = tensor.name,
                        .expected = std::to_string(experts * ref.expert_stride) + " bytes",
                        .got = std::to_string(bytes.bytes.size()),
@@ -84,6 +84,14 @@ RoleWeights single_role(const BlockReader& block, const GgufTensor& tensor, std:
                         std::int64_t cols) {
   check_shape(tensor, {rows, cols});
   return stacked_role(block, tensor, 1, rows, 0, rows, cols);
+}
+
+std::shared_ptr<const std::vector<float>> single_scale(const BlockReader& block,
+                                                       const GgufTensor* tensor, float factor) {
+  std::vector<float> values{factor};
+  if (tensor != nullptr) values.front() *= decode_tensor(block, *tensor, {1}).front();
+  if (values.front() == 1.0F) return nullptr;
+  return std::make_shared<const std::vector<float>>(std::move(values));
 }
 
 void record_roles(const BlockReader& block, ExpertStack::Parts& parts, const Sources& sources,

@@ -3,8 +3,10 @@
 /// Tensors of a GGUF file as the roles of a stack, without a copy.
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "model/block_reader.hpp"
 #include "weights/load.hpp"
@@ -25,6 +27,11 @@ RoleWeights per_expert_role(const BlockReader& block, std::span<const GgufTensor
 /// A [rows, cols] tensor as a stack of one matrix. Throws FormatError unless it has this shape.
 RoleWeights single_role(const BlockReader& block, const GgufTensor& tensor, std::int64_t rows,
                         std::int64_t cols);
+
+/// The one factor of a matrix, by a tensor [1] or null, times `factor`; null for 1.
+std::shared_ptr<const std::vector<float>> single_scale(const BlockReader& block,
+                                                       const GgufTensor* tensor,
+                                                       float factor = 1.0F);
 
 /// The names of the tensors that the roles of a stack come from.
 struct Sources {

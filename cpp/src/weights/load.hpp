@@ -37,6 +37,8 @@ void check_parts(const ExpertStack::Parts& parts);
 
 /// Decodes every role to `type` (F32, F16 or BF16) in own memory.
 void dequantize_roles(ExpertStack::Parts& parts, QuantType type, const LoadOptions& options);
+/// The same of a role on its own.
+void dequantize_role(RoleWeights& weights, QuantType type, const LoadOptions& options);
 
 /// The end of every loader: check, dequantize when asked, let the backend prepare.
 ExpertStack finish(ExpertStack::Parts parts, const LoadOptions& options, Clock::time_point start);
@@ -45,7 +47,8 @@ ExpertStack finish(ExpertStack::Parts parts, const LoadOptions& options, Clock::
 std::string shape_text(std::span<const std::int64_t> shape);
 
 /// Throws FormatError unless the tensor has this shape.
-void check_shape(const GgufTensor& tensor, std::initializer_list<std::int64_t> shape);
+void check_shape(const GgufTensor& tensor, std::initializer_list<std::int64_t> shape,
+                 const char* operation = "load_from_gguf");
 
 /// Decodes a whole tensor to f32. Throws FormatError unless it has this shape.
 std::vector<float> decode_tensor(const BlockReader& block, const GgufTensor& tensor,

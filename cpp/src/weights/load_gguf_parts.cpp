@@ -8,19 +8,6 @@
 #include "weights/gguf_roles.hpp"
 
 namespace moesaic::weights {
-namespace {
-
-/// The one factor of a matrix, times `factor`; null for 1.
-std::shared_ptr<const std::vector<float>> single_scale(const BlockReader& block,
-                                                       const GgufTensor* tensor,
-                                                       float factor = 1.0F) {
-  std::vector<float> values{factor};
-  if (tensor != nullptr) values.front() *= decode_tensor(block, *tensor, {1}).front();
-  if (values.front() == 1.0F) return nullptr;
-  return std::make_shared<const std::vector<float>>(std::move(values));
-}
-
-}  // namespace
 
 ExpertStack load_shared_experts(const BlockReader& block, const MoeTensors& tensors, float factor,
                                 const LoadOptions& options) {
