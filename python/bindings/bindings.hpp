@@ -25,6 +25,7 @@ void bind_marlin_stack(py::module_& m);
 void bind_marlin_builder(py::module_& m);
 void bind_expert_stack(py::module_& m);
 void bind_shared_experts(py::module_& m);
+void bind_quant_matrix(py::module_& m);
 void bind_layer(py::module_& m);
 void bind_refresh(py::module_& m);
 void bind_pool_stats(py::module_& m);

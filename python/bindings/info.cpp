@@ -8,6 +8,7 @@
 #include "layer.hpp"
 #include "moesaic/backend.hpp"
 #include "moesaic/forward.hpp"
+#include "moesaic/quant_matrix.hpp"
 
 namespace moesaic::python {
 namespace {
@@ -23,14 +24,21 @@ std::vector<BackendObject> list_backends() {
   return all;
 }
 
+py::dict facts_of(const Explanation& explanation) {
+  py::dict facts;
+  for (const auto& [name, value] : explanation.facts) facts[py::str(name)] = value;
+  return facts;
+}
+
 py::dict explain_layer(const LayerObject& object, std::int64_t num_tokens) {
   const auto layer = object.get("explain");
   const Call call(object.precision(), layer->stack().device());
-  py::dict facts;
-  for (const auto& [name, value] :
-       explain(call.context, LayerRef(*layer), layer->config().top_k, num_tokens).facts)
-    facts[py::str(name)] = value;
-  return facts;
+  return facts_of(explain(call.context, LayerRef(*layer), layer->config().top_k, num_tokens));
+}
+
+py::dict explain_matrix(const std::shared_ptr<QuantMatrix>& matrix, std::int64_t num_rows) {
+  const Call call({}, matrix->device());
+  return facts_of(explain(call.context, *matrix, num_rows));
 }
 
 py::dict build_info() {
@@ -68,6 +76,7 @@ void bind_info(py::module_& m) {
 
   m.def("backends", &list_backends);
   m.def("explain", &explain_layer, py::arg("layer"), py::arg("num_tokens") = 8);
+  m.def("explain_matrix", &explain_matrix, py::arg("matrix").none(false), py::arg("num_rows") = 8);
   m.def("build_info", &build_info);
 }
 

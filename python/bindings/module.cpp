@@ -25,6 +25,7 @@ PYBIND11_MODULE(_core, m) {
   bind_marlin_builder(m);
   bind_expert_stack(m);
   bind_shared_experts(m);
+  bind_quant_matrix(m);
   bind_layer(m);
   bind_refresh(m);
   bind_pool_stats(m);

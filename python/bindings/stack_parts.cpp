@@ -77,6 +77,17 @@ py::array dequantize_role(const ExpertStack& stack, const std::string& name,
   return decoded_matrices(weights.ref, expert, weights.scale.get(), kOperation);
 }
 
+/// The stored rows of all experts in memory of `shape`, [.., row bytes].
+py::array encoded_rows(const WeightRef& ref, const std::vector<py::ssize_t>& shape) {
+  const std::int64_t bytes = row_bytes(ref.type, ref.cols);
+  py::array_t<std::uint8_t> out(shape);
+  auto* const to = reinterpret_cast<std::byte*>(out.mutable_data());
+  read_rows(ref, 0, ref.num_experts, [&](std::int32_t e, std::int64_t row) {
+    encoded_expert_row(ref, e, row, to + (e * ref.rows + row) * bytes);
+  });
+  return out;
+}
+
 py::array encoded_bytes(const ExpertStack& stack, const std::string& name) {
   constexpr const char* kOperation = "ExpertStack.encoded";
   const WeightRef& ref = stack.role(role_of(stack, name, kOperation)).ref;
@@ -84,13 +95,7 @@ py::array encoded_bytes(const ExpertStack& stack, const std::string& name) {
     return Problem{kOperation, name, "a type with blocks along a row", "INT4",
                    "marlin(role) is the stack that holds them, and its unpack() gives the groups"};
   });
-  const std::int64_t bytes = row_bytes(ref.type, ref.cols);
-  py::array_t<std::uint8_t> out(std::vector<py::ssize_t>{ref.num_experts, ref.rows, bytes});
-  auto* const to = reinterpret_cast<std::byte*>(out.mutable_data());
-  read_rows(ref, 0, ref.num_experts, [&](std::int32_t e, std::int64_t row) {
-    encoded_expert_row(ref, e, row, to + (e * ref.rows + row) * bytes);
-  });
-  return out;
+  return encoded_rows(ref, {ref.num_experts, ref.rows, row_bytes(ref.type, ref.cols)});
 }
 
 py::dict biases_of(const ExpertStack& stack) {
@@ -123,6 +128,15 @@ Epilogues::Values& values_of(Epilogues& epilogues, Role role) {
 
 py::array decoded_expert(const WeightRef& weight, std::int32_t expert, const char* operation) {
   return decoded_matrices(weight, expert, nullptr, operation);
+}
+
+py::array decoded_matrix(const RoleWeights& weights, const char* operation) {
+  return decoded_matrices(weights.ref, 0, weights.scale.get(), operation);
+}
+
+py::array encoded_matrix(const RoleWeights& weights) {
+  const WeightRef& ref = weights.ref;
+  return encoded_rows(ref, {ref.rows, row_bytes(ref.type, ref.cols)});
 }
 
 std::vector<float> values_of_shape(py::handle value, const std::vector<std::int64_t>& shape,

@@ -50,6 +50,11 @@ RoleTypes import_role_types(const py::object& quant, const char* operation);
 std::vector<float> values_of_shape(py::handle value, const std::vector<std::int64_t>& shape,
                                    const std::string& name, const char* operation);
 
+/// A matrix on its own as f32 [rows, cols], times its scale.
+py::array decoded_matrix(const RoleWeights& weights, const char* operation);
+/// Its stored rows, uint8 [rows, row bytes].
+py::array encoded_matrix(const RoleWeights& weights);
+
 /// Adds what makes stacks of the experts of others.
 void define_edits(StackClass& type);
 

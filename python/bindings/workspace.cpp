@@ -8,6 +8,7 @@
 #include "gil.hpp"
 #include "layer.hpp"
 #include "moesaic/forward.hpp"
+#include "moesaic/quant_matrix.hpp"
 
 namespace moesaic::python {
 
@@ -121,6 +122,14 @@ void bind_workspace(py::module_& m) {
             return make_workspace(layer, top_k, max_tokens, "Workspace.for_stack");
           },
           py::arg("stack").none(false), py::arg("top_k"), py::arg("max_tokens") = 512)
+      .def_static(
+          "for_matrix",
+          [](const std::shared_ptr<QuantMatrix>& matrix, std::int64_t max_rows) {
+            const Call call({}, matrix->device());
+            return std::make_shared<Workspace>(workspace_bytes(call.context, *matrix, max_rows),
+                                               call.context.backend());
+          },
+          py::arg("matrix").none(false), py::arg("max_rows") = 512)
       .def_property_readonly("nbytes", &Workspace::size)
       .def("__repr__", [](const Workspace& w) {
         return "moesaic.Workspace(" + std::to_string(w.size()) + " bytes)";

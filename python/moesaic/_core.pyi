@@ -2694,6 +2694,284 @@ class SharedExperts:
     def __repr__(self) -> str: ...
 
 @final
+class QuantMatrix:
+    """One matrix of weights W [N, K] outside of any expert, kept in its own type.
+
+    What an attention or output projection is: y = x @ W.T * scale + bias, by the kernels that run
+    experts, on the CPU. Calls from several threads at once are fine. A matrix that came from a file
+    pickles as the way to read it again.
+
+    Examples
+    --------
+    >>> import moesaic as mo, numpy as np
+    >>> w = np.random.default_rng(0).standard_normal((64, 256), np.float32)  # [N, K]
+    >>> matrix = mo.QuantMatrix.from_dense(w, "Q8_0")
+    >>> matrix(np.ones((2, 3, 256), np.float32)).shape
+    (2, 3, 64)
+    """
+
+    def __init__(self, *args: Never, **kwargs: Never) -> None: ...
+    @staticmethod
+    def from_dense(
+        values: _AnyArray,
+        quant: str | None = None,
+        weights: _AnyArray | None = None,
+        *,
+        bias: _AnyArray | None = None,
+        device: str = "cpu",
+        layout: _Layout = "auto",
+        progress: _Progress = None,
+    ) -> QuantMatrix:
+        """Copy a dense matrix, or encode it.
+
+        Parameters
+        ----------
+        values : array [N, K]
+            f32, f16 or bf16.
+        quant : str, optional
+            The type to encode in, such as 'Q4_K'; None keeps the type of the values.
+        weights : array [K] or [N, K], optional
+            What the squared error of each value counts, as in ``quantize``.
+        bias : array [N], optional
+            f32, f16 or bf16; added to every row of the result.
+        device : str
+            'cpu'. Matrices on their own run on no other device yet.
+        layout : str
+            'auto' or 'file', as in ``from_gguf``.
+        progress : callable or bool, optional
+            As in ``from_gguf``.
+
+        Returns
+        -------
+        QuantMatrix
+
+        Raises
+        ------
+        ShapeError, DTypeError
+            An array does not fit; the message names it.
+        ConfigError
+            An unknown type, or a value that the type cannot hold, with its position.
+        UnsupportedError
+            A type without an encoder, ``weights`` for a type that takes none, or another device.
+        DeviceError, OutOfMemoryError
+            The device is absent, or the memory full.
+        OperationCancelled
+            The progress callback returned False.
+        """
+
+    @staticmethod
+    def from_encoded(
+        data: _AnyArray,
+        quant: str,
+        shape: tuple[int, int] | None = None,
+        *,
+        scale: float = 1.0,
+        bias: _AnyArray | None = None,
+        device: str = "cpu",
+        layout: _Layout = "auto",
+    ) -> QuantMatrix:
+        """Take encoded bytes, as ``encoded`` and ``quantize`` give them.
+
+        Parameters
+        ----------
+        data : array [N, row bytes]
+            Rows of whole blocks one behind the other; bytes of any shape with ``shape``.
+        quant : str
+            Their type, such as 'Q4_K'.
+        shape : tuple of int, optional
+            (N, K); None: as the rows of ``data`` have it.
+        scale : float
+            Factor of the products.
+        bias : array [N], optional
+            f32, f16 or bf16; added to every row of the result.
+        device : str
+            'cpu', as in ``from_dense``.
+        layout : str
+            'file' keeps the array where it is; 'auto' takes what runs fastest.
+
+        Returns
+        -------
+        QuantMatrix
+
+        Raises
+        ------
+        ShapeError, ConfigError, DTypeError, UnsupportedError
+            Sizes, a name, a type or a device that does not fit.
+        DeviceError, OutOfMemoryError
+            The device is absent, or the memory full.
+
+        Examples
+        --------
+        >>> import moesaic as mo, numpy as np
+        >>> data = mo.quantize(np.ones((4, 32), np.float32), "Q8_0")
+        >>> mo.QuantMatrix.from_encoded(data, "Q8_0")
+        moesaic.QuantMatrix([4, 32], Q8_0, 136 bytes)
+        """
+
+    @staticmethod
+    def from_gguf(
+        file: _GgufSource,
+        name: str,
+        dequantize: _Dense | None = None,
+        *,
+        bias: str | None = None,
+        device: str = "cpu",
+        layout: _Layout = "auto",
+        progress: _Progress = None,
+    ) -> QuantMatrix:
+        """Load one tensor of a GGUF file.
+
+        Parameters
+        ----------
+        file : GgufFile or path
+            The model. A path is opened for this call.
+        name : str
+            A tensor [N, K], such as 'blk.0.attn_q.weight' or 'output.weight', or [K], which is one
+            row. A factor that the file keeps beside it ('blk.0.attn_q.scale') is applied.
+        dequantize : str, optional
+            'f32', 'f16' or 'bf16' asks for dense weights of that type.
+        bias : str, optional
+            A tensor [N] to add to every row of the result, such as 'blk.0.attn_q.bias'.
+        device : str
+            'cpu', as in ``from_dense``.
+        layout : str
+            'auto' takes what runs fastest; 'file' keeps the stored bytes without a copy: the
+            process ends with SIGBUS when such a file is truncated while it is used.
+        progress : callable or bool, optional
+            Called with a ``Progress``; may return False to stop. True shows a tqdm bar.
+
+        Returns
+        -------
+        QuantMatrix
+
+        Raises
+        ------
+        FileNotFoundError, OSError
+            ``file`` is a path that is absent or cannot be read.
+        FormatError
+            A tensor that is missing, or no matrix, or a file that became shorter.
+        UnsupportedError
+            A weight type without a decoder or kernels, or another device.
+        DeviceError
+            The file is closed, or the device absent.
+        OperationCancelled
+            ``progress`` returned False.
+        OutOfMemoryError
+            The weights do not fit.
+
+        Examples
+        --------
+        >>> import moesaic as mo
+        >>> _ = mo.testing.write_moe_gguf("model.gguf")  # a small model with random weights
+        >>> mo.QuantMatrix.from_gguf("model.gguf", "blk.0.ffn_gate_inp.weight")
+        moesaic.QuantMatrix([8, 256], F32, 8192 bytes)
+        """
+
+    def __call__(
+        self,
+        x: _A,
+        *,
+        out: _A | None = None,
+        workspace: Workspace | None = None,
+        accumulate: bool = False,
+        precision: _Precision | None = None,
+    ) -> _A:
+        """Return x @ W.T * scale + bias.
+
+        A row of the result does not depend on the rows beside it but for the precision, which is
+        'exact' for one or two rows and 'fast' for more, unless it is asked for. After an error
+        nothing was written to ``out``.
+
+        Parameters
+        ----------
+        x : array [..., K]
+            f32, f16 or bf16.
+        out : array [..., N], optional
+            f32, f16 or bf16; written to and returned.
+        workspace : Workspace, optional
+            Scratch memory; None: one from a cache.
+        accumulate : bool
+            Whether to add to ``out`` in place of overwriting it.
+        precision : str, optional
+            'exact' or 'fast'; None and 'auto' leave the choice to the tuning.
+
+        Returns
+        -------
+        array [..., N]
+            ``out``, or a new array of the element type and kind of ``x``; sums are f32, rounded
+            once.
+
+        Raises
+        ------
+        ShapeError, DTypeError
+            An array does not fit; the message names it.
+        DeviceError
+            An array lies elsewhere.
+        WorkspaceError
+            The workspace is too small or in use.
+        ConfigError
+            ``accumulate`` without ``out``, a read-only ``out``, or an unknown precision.
+        UnsupportedError
+            The tuning's ``strict`` and a type without a kernel of its own.
+        OutOfMemoryError
+            The memory is full.
+        """
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+
+    @property
+    def quant(self) -> str:
+        """Type of the weights, such as 'Q4_K'."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights, without bias."""
+
+    @property
+    def layout(self) -> Literal["rows", "panels"]:
+        """How the weights lie: as a file has them, or repacked in panels of 16 rows."""
+
+    @property
+    def device(self) -> str:
+        """Where the weights lie: 'cpu'."""
+
+    @property
+    def bias(self) -> _F32 | None:
+        """The bias, f32 [N], read-only; None without one."""
+
+    @property
+    def scale(self) -> float:
+        """Factor of the products, 1.0 where there is none."""
+
+    def dequantize(self) -> _F32:
+        """Return the weights as f32 [N, K], times the scale.
+
+        Raises
+        ------
+        OutOfMemoryError
+            The memory is full.
+        """
+
+    def encoded(self) -> npt.NDArray[np.uint8]:
+        """Return the stored rows, uint8 [N, row bytes], whatever the layout.
+
+        Raises
+        ------
+        OutOfMemoryError
+            The memory is full.
+        """
+
+    def __copy__(self) -> Self:
+        """Return the same matrix; it never changes."""
+
+    def __deepcopy__(self, memo: dict[int, Any], /) -> Self:
+        """Return the same matrix; it never changes."""
+
+    def __repr__(self) -> str: ...
+
+@final
 class MoeLayer:
     """A whole MoE layer: router, experts and shared experts, as the model defines them.
 
@@ -4094,6 +4372,29 @@ class Workspace:
             The memory is full.
         """
 
+    @staticmethod
+    def for_matrix(matrix: QuantMatrix, max_rows: int = 512) -> Workspace:
+        """Return one that is enough for products with a matrix.
+
+        Parameters
+        ----------
+        matrix : QuantMatrix
+            The matrix that will be called.
+        max_rows : int
+            Rows of x at most, 0 to 2^30 - 1.
+
+        Returns
+        -------
+        Workspace
+
+        Raises
+        ------
+        ShapeError
+            A number outside these bounds.
+        OutOfMemoryError
+            The memory is full.
+        """
+
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
@@ -5174,6 +5475,9 @@ def backends() -> list[BackendInfo]:
     """
 
 def explain(layer: MoeLayer, num_tokens: int = 8) -> dict[str, str]:
+    """Return what a call would do under the current tuning, as ``moesaic.explain``."""
+
+def explain_matrix(matrix: QuantMatrix, num_rows: int = 8) -> dict[str, str]:
     """Return what a call would do under the current tuning, as ``moesaic.explain``."""
 
 def show_config() -> list[ConfigEntry]:

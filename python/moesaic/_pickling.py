@@ -89,6 +89,11 @@ def gguf_store(source: GgufSource, options: dict[str, Any]) -> _core.MoeExpertSt
     return _core.MoeExpertStore.from_gguf(source.open(), **options)
 
 
+def gguf_matrix(source: GgufSource, name: str, options: dict[str, Any]) -> _core.QuantMatrix:
+    """Return what QuantMatrix.from_gguf made."""
+    return _core.QuantMatrix.from_gguf(source.open(), name, **options)
+
+
 def stack_of(layer: tuple[Callable[..., _core.MoeLayer], tuple[Any, ...]]) -> _core.ExpertStack:
     """Return the stack of a layer that came from files."""
     function, arguments = layer

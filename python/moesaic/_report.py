@@ -140,15 +140,15 @@ def architecture_table() -> Table:
 
 
 @checked
-def explain(layer: _core.MoeLayer, num_tokens: int = 8) -> Facts:
+def explain(layer: _core.MoeLayer | _core.QuantMatrix, num_tokens: int = 8) -> Facts:
     """Return what a call would do under the current tuning, and why.
 
     Parameters
     ----------
-    layer : MoeLayer
-        The layer that would be called.
+    layer : MoeLayer or QuantMatrix
+        The layer or the matrix that would be called.
     num_tokens : int
-        T of the call.
+        T of the call, the rows of x.
 
     Returns
     -------
@@ -159,6 +159,8 @@ def explain(layer: _core.MoeLayer, num_tokens: int = 8) -> Facts:
     ------
     DeviceError
         The layer is closed.
+    ShapeError
+        More tokens than a call can have.
 
     Examples
     --------
@@ -168,4 +170,6 @@ def explain(layer: _core.MoeLayer, num_tokens: int = 8) -> Facts:
     ...     mo.explain(layer, num_tokens=1)["path"]
     'gemv'
     """
+    if isinstance(layer, _core.QuantMatrix):
+        return Facts(_core.explain_matrix(layer, num_tokens))
     return Facts(_core.explain(layer, num_tokens))

@@ -16,6 +16,7 @@
 
 #include "gptq_checkpoint.hpp"
 #include "moesaic/offload.hpp"
+#include "moesaic/quant_matrix.hpp"
 #include "offload_file.hpp"
 #include "run_case.hpp"
 
@@ -222,6 +223,18 @@ const Named kOperations[] = {
        Floats y(static_cast<std::size_t>(kTokens * kTopK * kWidth));
        expert_gemm(w.context, w.layer.stack(), Role::Up, rows_of(w.x, kHidden), w.plan,
                    rows_of(y, kWidth), Precision::Auto);
+     }},
+    {"matrix of a file",
+     [](World& w) { QuantMatrix::from_gguf(w.open, "blk.0.ffn_gate_inp.weight", {}, w.options); }},
+    {"matrix",
+     [](World& w) {
+       const QuantMatrix matrix =
+           QuantMatrix::from_dense({w.gate.data(), DType::F32, {kWidth, kHidden}}, QuantType::Q8_0,
+                                   {}, w.options, Floats(kWidth));
+       Workspace workspace(workspace_bytes(w.context, matrix, kTokens));
+       Floats y(static_cast<std::size_t>(kTokens * kWidth));
+       multiply(w.context, matrix, rows_of(w.x, kHidden), rows_of(y, kWidth), workspace);
+       explain(w.context, matrix, kTokens);
      }},
     {"pool", [](World&) { World::make_pool(); }},
     {"pool refresh",

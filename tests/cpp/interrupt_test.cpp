@@ -15,6 +15,7 @@
 #include "cpu/ops/ranges.hpp"
 #include "gptq_checkpoint.hpp"
 #include "moesaic/offload.hpp"
+#include "moesaic/quant_matrix.hpp"
 #include "offload/source.hpp"
 #include "offload_file.hpp"
 #include "run_case.hpp"
@@ -38,6 +39,8 @@ struct World {
   Floats wide = random_values(kTokens * kTopK * 2 * kWidth, 6);
   Floats half = Floats(static_cast<std::size_t>(kTokens * kTopK * kWidth));
   Floats gate = random_values(kExperts * kWidth * kHidden, 7);
+  QuantMatrix matrix =
+      QuantMatrix::from_dense({gate.data(), DType::F32, {kWidth, kHidden}}, QuantType::Q8_0);
   Checkpoint checkpoint = make_checkpoint({.experts = 2});
   Routing routing;
   BucketPlan plan = BucketPlan::build(Routing(0, 1), kExperts);
@@ -116,6 +119,20 @@ const std::pair<const char*, std::function<void(World&)>> kOperations[] = {
        ExpertStack::from_dense_stacks(w.stacked(kWidth, kHidden), w.stacked(kWidth, kHidden),
                                       w.stacked(kHidden, kWidth), w.options);
      }},
+    {"multiply",
+     [](World& w) {
+       Workspace workspace(workspace_bytes(w.context, w.matrix, kTokens));
+       Floats y(static_cast<std::size_t>(kTokens * kWidth));
+       multiply(w.context, w.matrix, rows_of(std::as_const(w.x), kHidden), rows_of(y, kWidth),
+                workspace);
+     }},
+    {"QuantMatrix.from_dense",
+     [](World& w) {
+       QuantMatrix::from_dense({w.gate.data(), DType::F32, {kWidth, kHidden}}, QuantType::Q8_0, {},
+                               w.options);
+     }},
+    {"QuantMatrix.from_gguf",
+     [](World& w) { QuantMatrix::from_gguf(w.open, "blk.0.ffn_gate_inp.weight", {}, w.options); }},
     {"from_gptq",
      [](World& w) { MarlinExpertStack::from_gptq(w.checkpoint.tensors(), w.pool.get()); }},
     {"store of arrays",

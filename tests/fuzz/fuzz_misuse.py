@@ -105,6 +105,8 @@ class World:
         floats = np.random.default_rng(0).standard_normal
         ids = np.arange(12, dtype=np.int32).reshape(4, 3) % 8
         self.objects += [mo.current_tuning(), routing, plan, mo.explain(layer)]
+        matrix = mo.QuantMatrix.from_dense(floats((64, 256)).astype("f4"), "Q8_0")
+        self.objects.append(matrix)
         x, pairs = floats((4, 256)).astype("f4"), floats((12, 256)).astype("f4")
         dense = [floats((2, 32, 32)).astype("f4") for _ in range(3)]
         coded = (mo.testing.quantize(floats((2, 32, 32)).astype("f4"), "Q8_0"), "Q8_0", (2, 32, 32))
@@ -128,6 +130,8 @@ class World:
             "expert": [0, 7], "layout": ["auto", "file"], "mode": ["counters", "events", "reuse"],
             "values": [x], "data": [coded[0]], "budget": [4], "target": [[0, 1]],
             "captured": [[ids]], "router_weight": [floats((8, 256)).astype("f4")],
+            "name": ["blk.0.ffn_gate_inp.weight", *file.tensors], "matrix": [matrix],
+            "bias": [None, floats(32).astype("f4"), "blk.0.ffn_gate_inp.weight"],
             "experts": [8], "intermediate_size": [32], "hidden_size": [32], "step": [0, 1],
         }  # fmt: skip
         self.likely["router_logits"] = self.likely["logits"]

@@ -74,6 +74,7 @@ router_rows, biases, bias2 = floats(T, 16), floats(8, 256), floats(2, 128)
 halves_down = mo.MarlinExpertStack.from_gptq(
     words(2, 16, 128), np.ones((2, 1, 128), np.float16), group_size=128)
 separate = mo.MoeLayer(dense, mo.MoeConfig(16, 16, 8, 3, router_input="separate"), router)
+matrix = mo.QuantMatrix.from_encoded(coded[0], "Q4_K")
 """
 
 # What to call, the arrays that change, and what other objects do meanwhile.
@@ -158,6 +159,15 @@ CALLS = {
         "low high",
     ),
     "SharedExperts.__init__": ("mo.SharedExperts(one, factors)", "factors"),
+    "QuantMatrix.from_dense": (
+        "mo.QuantMatrix.from_dense(x, 'Q4_0', weights=bias4, bias=narrow[:, 0])",
+        "x bias4 narrow",
+    ),
+    "QuantMatrix.from_encoded": (
+        "mo.QuantMatrix.from_encoded(coded[0], 'Q4_K', layout='file', bias=bias4)(x)",
+        "coded bias4",
+    ),
+    "QuantMatrix.__call__": ("matrix(x, out=y, accumulate=True)", "x y"),
     **{
         f"ExpertStack.gemv_{name}": (f"stack.gemv_{name}(x, ids, out=out256)", "x ids out256")
         for name in ("gate", "up", "gate_up_silu")

@@ -74,6 +74,16 @@ def test_products(layer, small, x):
     np.testing.assert_array_equal(flat(down), stack.gemv_down(flat(up), ids))
 
 
+def test_a_matrix(small, x):
+    matrix = mo.QuantMatrix.from_dense(normal(48, small.hidden, seed=1), "Q8_0")
+    y = matrix(x)
+    assert y.shape == (B, S, 48)
+    np.testing.assert_array_equal(flat(y), matrix(flat(x)))
+    np.testing.assert_array_equal(matrix(far_apart(x)), y)
+    with pytest.raises(mo.ShapeError, match=r"out: .*one distance"):
+        matrix(x, out=far_apart(np.zeros_like(y)))
+
+
 def far_apart(values):
     """The same values where no single stride walks the rows."""
     wide = np.zeros((B, S + 1, 2 * values.shape[2]), values.dtype)

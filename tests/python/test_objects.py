@@ -131,6 +131,7 @@ objects = [
     pool.refresh(), pool.stats, pool.usage, pool, store, store.layers[0], store.layers[0].up,
     _core.StackBuilder(2, 32, 32, gate=None, up=spec, down=spec), mo.Workspace(64),
     mo.backends()[0], mo.backends()[0].kernels[0], mo.SharedExperts(layer.stack.select([0])),
+    mo.QuantMatrix.from_gguf(file, "blk.0.ffn_gate_inp.weight"),
 ]
 """
 

@@ -38,6 +38,11 @@ def x(small) -> np.ndarray:
         lambda layer: mo.ExpertStack.from_dense_stacks(None, None, None),
         lambda layer: mo.Workspace.for_layer(None),
         lambda layer: mo.Workspace.for_stack(None, 2),
+        lambda layer: mo.Workspace.for_matrix(None),
+        lambda layer: mo.QuantMatrix.from_dense(None),
+        lambda layer: mo.QuantMatrix.from_encoded(None, "Q8_0"),
+        lambda layer: mo.QuantMatrix.from_gguf(None, "output.weight"),
+        lambda layer: mo.QuantMatrix.from_gguf("model.gguf", None),
         lambda layer: mo.BucketPlan.build(None, 8),
         lambda layer: mo.align_block_size(None, 8, 16),
         lambda layer: mo.combine(None, None, None),
@@ -214,6 +219,9 @@ LOADS = {
     "layer": lambda file, **given: mo.MoeLayer.from_gguf(file, 1, **given),
     "stack": lambda file, **given: mo.ExpertStack.load_from_gguf(file, 1, **given),
     "decoded": lambda file, **given: mo.ExpertStack.load_from_gguf(file, 1, "f16", **given),
+    "matrix": lambda file, **given: mo.QuantMatrix.from_gguf(
+        file, "blk.1.ffn_gate_inp.weight", **given
+    ),
 }
 
 
@@ -442,6 +450,11 @@ SIZES = {
     ),
     "from_encoded, cols": lambda n: mo.ExpertStack.from_encoded(
         None, (EMPTY, "F32", (2, 64, n)), (EMPTY, "F32", (2, 64, n))
+    ),
+    "QuantMatrix, rows": lambda n: mo.QuantMatrix.from_encoded(EMPTY, "Q4_K", (n, 256)),
+    "QuantMatrix, cols": lambda n: mo.QuantMatrix.from_encoded(EMPTY, "F32", (64, n)),
+    "Workspace.for_matrix": lambda n: mo.Workspace.for_matrix(
+        mo.QuantMatrix.from_dense(np.zeros((1, 1 << 20), np.float32)), n
     ),
     "StackBuilder, E": lambda n: mo._core.StackBuilder(
         limited(n), 2**20, 2**20, gate=None, up=SPEC, down=SPEC

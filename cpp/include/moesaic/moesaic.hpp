@@ -34,8 +34,9 @@
 // The call.
 #include "moesaic/forward.hpp"
 
-// Beside it: ending a call, edited and quantised layers, INT4 checkpoints, experts in slow memory,
-// the limits of the machine.
+// Beside it: matrices that are no experts, ending a call, edited and quantised layers, INT4
+// checkpoints, experts in slow memory, the limits of the machine.
+#include "moesaic/quant_matrix.hpp"
 #include "moesaic/interrupt.hpp"
 #include "moesaic/edit.hpp"
 #include "moesaic/quantize.hpp"
