@@ -90,7 +90,7 @@ MADE_OF_DICTS = {
     "Activation", "RouterConfig", "MoeConfig", "Tuning", "Routing", "RefreshPolicy",
 }  # fmt: skip
 #: Those that pickle when they came from files.
-FROM_FILES = {"GgufFile", "MoeLayer", "ExpertStack", "MoeExpertStore"}
+FROM_FILES = {"GgufFile", "MoeLayer", "ExpertStack", "MoeExpertStore", "QuantMatrix"}
 REFUSED = {
     "Array", "ExpertPool", "ExpertRole", "GgufMetadata", "GgufTensor", "GgufTensors",
     "LayerMoeWeights", "MarlinExpertStack", "MarlinLinear", "MarlinStackBuilder",
@@ -281,13 +281,16 @@ def test_a_file_and_its_layers_open_again(small, protocol):
     layer = mo.MoeLayer.from_gguf(file, 1, top_k=2, precision="exact")
     in_place = mo.ExpertStack.load_from_gguf(file, 0, layout="file")
     decoded = mo.ExpertStack.load_from_gguf(small.path, 0, "f16")
-    everything = [file, layer, layer.stack, in_place, decoded]
+    matrix = mo.QuantMatrix.from_gguf(file, "blk.1.ffn_gate_inp.weight", "f16", layout="file")
+    everything = [file, layer, layer.stack, in_place, decoded, matrix]
     others = pickle.loads(pickle.dumps(everything, protocol))
     assert others[0].path == str(small.path) and others[0].moe_layers == file.moe_layers
     assert others[1].config == layer.config and others[1].precision == "exact"
     x = normal(5, small.hidden)
     same(others[1](x), layer(x))
-    for one, other in zip(everything[2:], others[2:], strict=True):
+    assert others[5].quant == "F16" and others[5].layout == matrix.layout
+    same(others[5](x), matrix(x))
+    for one, other in zip(everything[2:5], others[2:5], strict=True):
         assert other.quants == one.quants
         assert [r.decision for r in other.report.roles] == [r.decision for r in one.report.roles]
         same(other.dequantize("down", 3), one.dequantize("down", 3))
