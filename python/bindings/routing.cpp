@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <utility>
@@ -40,9 +41,14 @@ std::shared_ptr<Routing> host_routing(const RoutingObject& routing, const char* 
 
 namespace {
 
-RoutingObject make_routing(const py::object& topk_ids, const py::object& topk_weights) {
+RoutingObject make_routing(const py::object& topk_ids, const py::object& topk_weights,
+                           std::int32_t skipped) {
   constexpr const char* kOperation = "Routing";
   if (auto device = device_routing(topk_ids, topk_weights)) {
+    require<UnsupportedError>(skipped == -1, [&] {
+      return Problem{kOperation, "skipped", "-1 for ids on a GPU", std::to_string(skipped),
+                     "an id out of range counts as -1 there"};
+    });
     RoutingObject routing;
     routing.device = std::move(device);
     return routing;
@@ -69,6 +75,7 @@ RoutingObject make_routing(const py::object& topk_ids, const py::object& topk_we
   Routing& value = routing.resized(ids.view.dim(0), static_cast<std::int32_t>(ids.view.dim(1)));
   if (!ids.view.empty())
     std::memcpy(value.topk_ids().data(), ids.view.data, value.topk_ids().size_bytes());
+  std::ranges::replace(value.topk_ids(), skipped, -1);
   auto to = value.topk_weights().begin();
   const auto* from = static_cast<const float*>(weights.view.data);
   for (std::int64_t t = 0; t < weights.view.dim(0); ++t) {
@@ -110,7 +117,7 @@ py::object routing_of(const py::dict& values) {
   check_fields(values, "Routing.from_dict", {"top_k", "topk_ids", "topk_weights"});
   const auto top_k = values["top_k"].cast<std::int64_t>();
   return py::cast(make_routing(rows_of(values["topk_ids"], py::dtype::of<std::int32_t>(), top_k),
-                               rows_of(values["topk_weights"], py::dtype::of<float>(), top_k)));
+                               rows_of(values["topk_weights"], py::dtype::of<float>(), top_k), -1));
 }
 
 /// The ids that a router with select_on "given" weighs.
@@ -179,7 +186,8 @@ py::object route_logits(const py::object& logits, const std::optional<RouterConf
 
 void bind_routing(py::module_& m) {
   py::class_<RoutingObject> type(m, "Routing", py::is_final());
-  type.def(py::init(&make_routing), py::arg("topk_ids"), py::arg("topk_weights"))
+  type.def(py::init(&make_routing), py::arg("topk_ids"), py::arg("topk_weights"), py::kw_only(),
+           py::arg("skipped") = -1)
       .def_property_readonly("num_tokens", [](const RoutingObject& r) { return r.num_tokens(); })
       .def("__repr__", [](const RoutingObject& r) {
         return "moesaic.Routing(num_tokens=" + std::to_string(r.num_tokens()) +

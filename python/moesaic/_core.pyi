@@ -4434,21 +4434,31 @@ class Routing:
         Expert of each pair.
     topk_weights : array [T, top_k]
         Weight of each pair; f32, in host memory f16 or bf16 too.
+    skipped : int
+        An id that counts as -1, such as the number of experts, by which expert parallelism marks
+        the pairs of other machines. It is asked for, because from a caller that counts from 1 that
+        id is an expert.
 
     Raises
     ------
     ShapeError, DTypeError, DeviceError
         An array does not fit; the message names it.
+    UnsupportedError
+        ``skipped`` for ids on a GPU.
 
     Examples
     --------
     >>> import moesaic as mo, numpy as np
-    >>> ids = np.array([[0, 2], [1, -1]])
-    >>> mo.Routing(ids, np.full((2, 2), 0.5, np.float32)).top_k
+    >>> weights = np.full((2, 2), 0.5, np.float32)
+    >>> mo.Routing(np.array([[0, 2], [1, -1]]), weights).top_k
     2
+    >>> mo.Routing(np.array([[0, 3], [3, 1]]), weights, skipped=3).topk_ids.tolist()
+    [[0, -1], [-1, 1]]
     """
 
-    def __init__(self, topk_ids: _AnyArray, topk_weights: _AnyArray) -> None: ...
+    def __init__(
+        self, topk_ids: _AnyArray, topk_weights: _AnyArray, *, skipped: int = -1
+    ) -> None: ...
     @property
     def topk_ids(self) -> Any:
         """Expert of each pair, int32 [T, top_k], an array of the kind that the routing was made of.

@@ -133,6 +133,25 @@ def test_bad_arguments(logits, arguments, error):
         mo.route(logits, **arguments)
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_another_skipped_id(stack, dtype):
+    experts = stack.num_experts
+    ids = np.array([[0, experts], [experts, 2], [experts, experts]], dtype)
+    weights, x = np.ones((3, 2), np.float32), normal(3, stack.hidden_size)
+    routing = mo.Routing(ids, weights, skipped=experts)
+    np.testing.assert_array_equal(routing.topk_ids, np.where(ids == experts, -1, ids))
+    want = mo.moe_forward(x, None, stack, routing=mo.Routing(routing.topk_ids, weights))
+    np.testing.assert_array_equal(mo.moe_forward(x, None, stack, routing=routing), want)
+    np.testing.assert_array_equal(want[2], 0)
+    # It stays an error where nobody asked, as does any other id out of range.
+    for bad in (mo.Routing(ids, weights), mo.Routing(ids + dtype(1), weights, skipped=experts)):
+        with pytest.raises(mo.ShapeError, match=rf"-1 \(skipped\) or 0 to {experts - 1}"):
+            mo.moe_forward(x, None, stack, routing=bad)
+    assert ids.max() == experts  # a copy was changed
+    with pytest.raises(TypeError):
+        mo.Routing(ids, weights, experts)
+
+
 def test_routing_from_arrays():
     ids = np.array([[3, -1], [0, 1]])
     routing = mo.Routing(ids, np.ones((4, 2), np.float32)[::2])
