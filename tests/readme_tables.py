@@ -20,10 +20,11 @@ from moesaic.bench import report
 from moesaic.hf_config.families import family_table
 
 ROOT = Path(__file__).parents[1]
-# One file per date. The tables show the last date of every shape, of formats and of encoders.
+# One file per date. The tables show the last date of every shape, of formats, encoders, matrices.
 RESULTS = Path(__file__).parent / "bench" / "results"
 FORMATS = Path(__file__).parent / "bench" / "formats"
 ENCODERS = Path(__file__).parent / "bench" / "encoders"
+MATRICES = Path(__file__).parent / "bench" / "matrices"
 # What the first table of speed shows: a row per number of tokens, all threads.
 SUMMARY_ENGINES = ("moesaic", "moesaic exact", "ggml (repack)", "torch bf16")
 FAMILIES = (
@@ -188,6 +189,27 @@ def encoders() -> str:
     return about + "\n\n" + markdown(header, rows, numbers_from=1)
 
 
+def matrix_speed() -> str:
+    """One matrix of several types at every number of rows, beside ggml."""
+    kept = json.loads(max(MATRICES.glob("*.json")).read_text())
+    rows = []
+    for point in kept["points"]:
+        cells = [f"`{point['type']}`", str(point["rows"]), f"{point['floor_us']:,.0f}"]
+        ours = point["engines"]["moesaic"]
+        peers = [one for name, one in point["engines"].items() if name.startswith("ggml")]
+        for one in (ours, *peers):
+            cells.append(f"{one['us']:,.0f} ±{100 * one['spread']:.0f} % ({one['rel_l2']:.0e})")
+        cells += ["-"] * (not peers)
+        rows.append([*cells, f"{ours['us'] / point['floor_us']:.2f}"])
+    shape, machine, threads = kept["shape"], kept["machine"], kept["points"][0]["threads"]
+    about = (
+        f"Microseconds (relative error), W {shape}, {threads} thread{'s' * (threads > 1)}, "
+        f"{machine['cpu']}, {machine['isa']}; {kept['date']}; `{kept['command']}`."
+    )
+    header = ("type", "rows of x", "limit", "moesaic", "ggml", "time / limit")
+    return about + "\n\n" + markdown(header, rows, numbers_from=1)
+
+
 def architectures() -> str:
     """The presets of GGUF architectures; those that agree in everything share a row."""
     rows: dict[tuple[str, ...], list[str]] = {}
@@ -261,6 +283,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed": speed,
     "format_speed": format_speed,
     "encoders": encoders,
+    "matrix_speed": matrix_speed,
 }
 
 
