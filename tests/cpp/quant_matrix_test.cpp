@@ -12,6 +12,7 @@
 
 #include "count_allocations.hpp"
 #include "cpu/isa.hpp"
+#include "fake_backend.hpp"
 #include "layers.hpp"
 #include "moesaic/gguf.hpp"
 #include "moesaic/interrupt.hpp"
@@ -374,6 +375,40 @@ TEST(QuantMatrix, BadWeightsAreRefused) {
   EXPECT_THROW(QuantMatrix::from_dense({bytes.data(), DType::F32, {36}}), ShapeError);
   EXPECT_THROW(QuantMatrix::from_dense({bytes.data(), DType::F32, {0, 36}}), ShapeError);
   EXPECT_THROW(QuantMatrix::from_dense({bytes.data(), DType::U8, {4, 36}}), DTypeError);
+}
+
+/// A device whose memory is somewhere else.
+class Elsewhere : public FakeBackend {
+ public:
+  DeviceType device_type() const override { return DeviceType::Cuda; }
+};
+
+TEST(QuantMatrix, OtherDevicesAreRefusedBeforeAnythingIsLoaded) {
+  const Elsewhere backend;
+  LoadOptions options;
+  options.backend = &backend;
+  options.progress = [](const Progress&) -> bool { throw ConfigError("something was loaded"); };
+  const TestMatrix test(QuantType::Q8_0, kN, 64, false);
+  const auto refused = [](const auto& load) {
+    try {
+      load();
+      ADD_FAILURE() << "loaded";
+    } catch (const UnsupportedError& error) {
+      EXPECT_EQ(error.problem().expected, "cpu");
+      EXPECT_EQ(error.problem().got, "cuda:0");
+      EXPECT_NE(error.problem().hint.find("only on the CPU"), std::string::npos);
+    }
+  };
+  const Floats& values = test.role.decoded;
+  refused([&] {
+    QuantMatrix::from_dense({values.data(), DType::F32, {kN, 64}}, QuantType::Q4_0, {}, options);
+  });
+  refused([&] {
+    QuantMatrix::from_encoded({QuantType::Q8_0, kN, 64, test.role.bytes->data(),
+                               test.role.bytes->size(), test.role.bytes},
+                              options);
+  });
+  refused([&] { QuantMatrix::from_gguf(nullptr, "output.weight", {}, options); });
 }
 
 TEST(QuantMatrix, ExplainsWhatACallWouldDo) {
