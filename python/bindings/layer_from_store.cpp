@@ -14,7 +14,7 @@ namespace {
 
 using Store = std::shared_ptr<MoeExpertStore>;
 
-LayerObject layer_from_store(const Store& store, std::int32_t i,
+LayerObject layer_from_store(const Store& store, std::int32_t block,
                              const std::shared_ptr<ExpertPool>& pool, const std::string& on_miss,
                              const std::optional<MoeConfig>& given,
                              std::optional<std::int32_t> top_k, const py::object& router_weight,
@@ -23,6 +23,7 @@ LayerObject layer_from_store(const Store& store, std::int32_t i,
   constexpr const char* kOperation = "MoeLayer.from_store";
   const OnMiss miss = parse_name<OnMiss>(on_miss, kOperation, "on_miss");
   const auto default_precision = parse_precision(precision, kOperation);
+  const std::int32_t i = store->place_of(block);
   const LayerMoeWeights& weights = store->layer(i);
   const auto used =
       pool ? pool
@@ -71,7 +72,7 @@ LayerObject layer_from_store(const Store& store, std::int32_t i,
 
 void bind_layer_from_store(py::module_& m) {
   auto layer = py::reinterpret_borrow<py::class_<LayerObject>>(m.attr("MoeLayer"));
-  layer.def_static("from_store", &layer_from_store, py::arg("store").none(false), py::arg("i"),
+  layer.def_static("from_store", &layer_from_store, py::arg("store").none(false), py::arg("layer"),
                    py::arg("pool") = py::none(), py::arg("on_miss") = "compute", py::kw_only(),
                    py::arg("config") = py::none(), py::arg("top_k") = py::none(),
                    py::arg("router_weight") = py::none(), py::arg("shared") = py::none(),

@@ -14,7 +14,8 @@ import moesaic as mo
 
 def decode(store: mo.MoeExpertStore, pools: list[mo.ExpertPool], steps: int) -> None:
     """Missing experts are computed where they lie; every few steps the pools take stock."""
-    layers = [mo.MoeLayer.from_store(store, i, pool) for i, pool in enumerate(pools)]
+    blocks = [view.layer_index for view in store.layers]
+    layers = [mo.MoeLayer.from_store(store, i, p) for i, p in zip(blocks, pools, strict=True)]
     rng = np.random.default_rng(0)
     for step in range(steps):
         x = rng.standard_normal((1, layers[0].config.hidden_size), np.float32)

@@ -17,7 +17,8 @@ def measure(store: mo.MoeExpertStore, steps: int, tokens: int) -> mo.ExpertProfi
     """Pools that hold every expert only count: the results are those of the layers alone."""
     experts = [layer.up.num_experts for layer in store.layers]
     pools = [mo.ExpertPool(count, count, coactivation=True) for count in experts]
-    layers = [mo.MoeLayer.from_store(store, i, pool) for i, pool in enumerate(pools)]
+    blocks = [view.layer_index for view in store.layers]
+    layers = [mo.MoeLayer.from_store(store, i, p) for i, p in zip(blocks, pools, strict=True)]
     rng = np.random.default_rng(0)
     hidden = layers[0].config.hidden_size
     for _ in range(steps):

@@ -3165,7 +3165,7 @@ class MoeLayer:
     @staticmethod
     def from_store(
         store: MoeExpertStore,
-        i: int,
+        layer: int,
         pool: ExpertPool | None = None,
         on_miss: _OnMiss = "compute",
         *,
@@ -3177,7 +3177,7 @@ class MoeLayer:
         device: str = "cpu",
         precision: _Precision = "auto",
     ) -> MoeLayer:
-        """Make layer ``i`` of a store, with as many experts in fast memory as the pool says.
+        """Make a layer of a store, with as many experts in fast memory as the pool says.
 
         Its results are those of a layer with everything resident. Experts are cold until
         ``MoeExpertStore.apply`` or, with 'stage', until they are needed.
@@ -3186,8 +3186,9 @@ class MoeLayer:
         ----------
         store : MoeExpertStore
             Where the experts lie.
-        i : int
-            Index into ``store.layers``.
+        layer : int
+            Block number in the model, as in ``from_gguf``: the ``layer_index`` of one of
+            ``store.layers``.
         pool : ExpertPool, optional
             Which experts have a slot. None: all of them, loaded now.
         on_miss : str
@@ -3213,7 +3214,8 @@ class MoeLayer:
         Raises
         ------
         ShapeError
-            No such layer, a pool of another size, or parts that disagree with the config.
+            No such block (the message lists those there are), a pool of another size, or parts that
+            disagree with the config.
         ConfigError
             Another pool already runs this layer, or arguments that contradict each other.
         UnsupportedError, DeviceError, FormatError, OSError

@@ -60,7 +60,7 @@ def test_bad_arguments(store, file):
         mo.ExpertPool(4, 2).observe([4])
     with pytest.raises(mo.ConfigError, match="on_miss"):
         mo.MoeLayer.from_store(store, 0, on_miss="wait")
-    with pytest.raises(mo.ShapeError, match="layer"):
+    with pytest.raises(mo.ShapeError, match="experts: 0, 1"):
         mo.MoeLayer.from_store(store, 9)
     with pytest.raises(mo.ShapeError, match="8 experts"):
         mo.MoeLayer.from_store(store, 0, mo.ExpertPool(7, 2))
@@ -141,16 +141,46 @@ def test_store_of_arrays(dense):
     router, x = normal(5, 24), normal(6, 24, seed=1)
     whole = mo.MoeLayer(stack, config, router)
     part = mo.MoeLayer.from_store(
-        store, 0, mo.ExpertPool(5, 2), "stage", config=config, router_weight=router
+        store, 5, mo.ExpertPool(5, 2), "stage", config=config, router_weight=router
     )
     np.testing.assert_array_equal(part(x), whole(x))
     with pytest.raises(mo.UnsupportedError, match="router"):
-        mo.MoeLayer.from_store(store, 0)
+        mo.MoeLayer.from_store(store, 5)
     with pytest.raises(mo.ShapeError, match="down"):
         mo.MoeExpertStore.from_arrays([(gate, up, gate)])
     with pytest.raises(mo.ShapeError, match="gate"):
         mo.MoeExpertStore.from_arrays([(down, up, down)])
     assert mo.MoeExpertStore.from_arrays([(None, up, down)]).layers[0].gate is None
+
+
+def test_blocks_of_a_store_count_as_those_of_the_file(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    path = tmp_path / "late.gguf"
+    rng = np.random.default_rng(0)
+    writer = gguf.GGUFWriter(path, "qwen3moe")
+    for key, value in {
+        "block_count": 4, "embedding_length": 32, "feed_forward_length": 32, "expert_count": 4,
+        "expert_used_count": 2, "expert_feed_forward_length": 32,
+    }.items():  # fmt: skip
+        writer.add_uint32(f"qwen3moe.{key}", value)
+    for block in (1, 3):  # 0 and 2 are dense
+        writer.add_tensor(f"blk.{block}.ffn_gate_inp.weight", rng.random((4, 32), np.float32))
+        for role in ("gate", "up", "down"):
+            weights = rng.random((4, 32, 32), np.float32)
+            writer.add_tensor(f"blk.{block}.ffn_{role}_exps.weight", weights)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = mo.GgufFile(path)
+    store = mo.MoeExpertStore.from_gguf(file)
+    x = normal(2, 32)
+    for block in (1, 3):
+        layer = mo.MoeLayer.from_store(store, block)
+        assert layer.config.layer == block
+        np.testing.assert_array_equal(layer(x), mo.MoeLayer.from_gguf(file, block)(x))
+    with pytest.raises(mo.ShapeError, match=r"one with experts: 1, 3"):
+        mo.MoeLayer.from_store(store, 0)
 
 
 def test_a_miss_can_be_an_error(small, store):

@@ -114,6 +114,9 @@ class MoeExpertStore : public std::enable_shared_from_this<MoeExpertStore> {
   std::int32_t num_layers() const;
   /// Errors: ShapeError.
   const LayerMoeWeights& layer(std::int32_t i) const;
+  /// Where the store has a block of the model (LayerMoeWeights::layer_index). Throws ShapeError that
+  /// lists the blocks.
+  std::int32_t place_of(std::int32_t block) const;
   const std::shared_ptr<GgufFile>& file() const;  ///< null for arrays
 
   using Pools = std::span<const std::shared_ptr<ExpertPool>>;

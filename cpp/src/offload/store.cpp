@@ -228,6 +228,17 @@ const LayerMoeWeights& MoeExpertStore::layer(std::int32_t i) const {
   return impl_->parts.layers[static_cast<std::size_t>(i)];
 }
 
+std::int32_t MoeExpertStore::place_of(std::int32_t block) const {
+  std::string blocks;
+  for (std::int32_t i = 0; i < num_layers(); ++i) {
+    const std::int32_t index = layer(i).layer_index;
+    if (index == block) return i;
+    blocks += (i == 0 ? "" : ", ") + std::to_string(index);
+  }
+  throw ShapeError(
+      problem("MoeExpertStore", "block", "one with experts: " + blocks, std::to_string(block)));
+}
+
 namespace {
 
 void check_pool(const LayerMoeWeights& layer, const std::shared_ptr<ExpertPool>& pool) {

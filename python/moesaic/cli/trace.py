@@ -141,7 +141,7 @@ def trace_gguf(
     for index in layers:
         i = places[index]
         pool = new_pool(store.layers[i].up.num_experts, options)
-        with mo.MoeLayer.from_store(store, i, pool, options.on_miss) as layer:
+        with mo.MoeLayer.from_store(store, index, pool, options.on_miss) as layer:
             x = activations(options, layer.config.hidden_size)
             ids = np.stack(list(forwards(layer, x, options)))
         runs.append(LayerRun(index, pool, ids, pool.stats.hit_rate, pool.stats.bytes))
