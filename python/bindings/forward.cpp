@@ -14,6 +14,7 @@ namespace {
 struct Model {
   std::shared_ptr<const ExpertStack> stack;
   std::shared_ptr<const MoeLayer> layer;
+  std::shared_ptr<UsageCounter> usage;
   RouterConfig router;
   LayerRef ref;
   std::int32_t top_k = 0;
@@ -46,7 +47,9 @@ void fill_model(Model& model, const py::object& stack, const RouterArguments& ar
     });
     model.layer = object.get(operation);
     model.precision = object.precision();
+    model.usage = object.usage();
     model.ref = LayerRef(*model.layer);
+    model.ref.usage = model.usage.get();
     model.top_k = model.layer->config().top_k;
     return;
   }

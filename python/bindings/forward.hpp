@@ -88,56 +88,83 @@ class GivenInputs {
   ArrayRef router_input_;
 };
 
+/// The inputs of one call, imported, and kept while it runs.
+struct CallInputs {
+  explicit CallInputs(const ForwardRequest& request)
+      : device(request.needs_workspace ? request.layer.stack->device() : Device{}),
+        target(device_stream(device, request.stream, request.x, request.operation)),
+        x(import_rows(request.x, request.operation, "x", target)),
+        call(request.precision, device) {
+    const char* operation = request.operation;
+    io.x = token_rows(x, operation, "x", target);
+    const bool as_it_came = io.x.rank == 2 && io.x.dim(1) == request.layer.hidden_size();
+    forward::check_x(operation, device, request.layer, as_it_came ? io.x : x.read());
+    if (!request.logits.is_none()) {
+      logits_ = import_f32(request.logits, operation, "router_logits", target);
+      io.logits = token_rows(logits_, operation, "router_logits", target);
+    }
+    call.context.set_stream(target.stream);
+    if (request.routing != nullptr) {
+      held_.emplace(*request.routing, target, request.x, call.context, operation);
+      io.routing = held_->view();
+    }
+    given_.emplace(request, target, io);
+    top_k = held_ ? held_->view().top_k : request.top_k;
+  }
+  CallInputs(const CallInputs&) = delete;
+  CallInputs& operator=(const CallInputs&) = delete;
+
+  /// Where the call leaves its routing.
+  CallRouting make_routing(const ForwardRequest& request) {
+    CallRouting routing(io.x.dim(0), top_k, target, request.x, request.operation);
+    io.routing_out = routing.view();
+    return routing;
+  }
+
+  /// Runs run(workspace) without the GIL, in the caller's workspace or one for this call.
+  template <class Run>
+  void run(const ForwardRequest& request, Run&& run) {
+    const InterruptibleRelease release;
+    const CallWorkspace workspace(request.workspace, call.context, [&]() -> std::size_t {
+      if (!request.needs_workspace) return 0;
+      return workspace_bytes(call.context, request.layer, top_k, io.x.dim(0));
+    });
+    run(*workspace);
+  }
+
+  Device device;  ///< where the call runs: the reference on the host whatever it is given
+  DeviceStream target;
+  ArrayRef x;
+  Call call;
+  ForwardIo io;
+  std::int32_t top_k = 0;
+
+ private:
+  ArrayRef logits_;
+  std::optional<CallRouting> held_;  ///< another thread may give the object a new value meanwhile
+  std::optional<GivenInputs> given_;
+};
+
 /// Imports, checks what only Python has (kinds of arrays, out=), calls run(context, layer, io,
 /// workspace) without the GIL, and returns y or (y, Routing).
 template <class Run>
 py::object run_forward(const ForwardRequest& request, Run&& run) {
   const char* operation = request.operation;
-  // The reference runs on the host whatever it is given.
-  const Device device = request.needs_workspace ? request.layer.stack->device() : Device{};
-  const DeviceStream target = device_stream(device, request.stream, request.x, operation);
-  ArrayRef x = import_rows(request.x, operation, "x", target);
-  const TensorView rows = token_rows(x, operation, "x", target);
-  const bool as_it_came = rows.rank == 2 && rows.dim(1) == request.layer.hidden_size();
-  forward::check_x(operation, device, request.layer, as_it_came ? ConstTensorView(rows) : x.read());
-  const std::int64_t num_tokens = rows.dim(0);
+  CallInputs inputs(request);
   require<ConfigError>(!request.accumulate || !request.out.is_none(), [&] {
     return Problem{operation, "accumulate", "an out= to add to", "none", {}};
   });
-  ArrayRef logits;
-  ForwardIo io;
-  io.x = rows;
-  if (!request.logits.is_none()) {
-    logits = import_f32(request.logits, operation, "router_logits", target);
-    io.logits = token_rows(logits, operation, "router_logits", target);
-  }
-  Call call(request.precision, device);
-  call.context.set_stream(target.stream);
-  std::optional<CallRouting> held;  // another thread may give the object a new value meanwhile
-  if (request.routing != nullptr) {
-    held.emplace(*request.routing, target, request.x, call.context, operation);
-    io.routing = held->view();
-  }
-  GivenInputs given(request, target, io);
+  const ArrayRef& x = inputs.x;
   std::optional<CallRouting> routed;
-  const std::int32_t top_k = held ? held->view().top_k : request.top_k;
-  if (request.return_routing) {
-    routed.emplace(num_tokens, top_k, target, request.x, operation);
-    io.routing_out = routed->view();
-  }
-  Result result(request.x, x, rows.dtype,
+  if (request.return_routing) routed.emplace(inputs.make_routing(request));
+  Result result(request.x, x, inputs.io.x.dtype,
                 {x.view.shape.begin(), x.view.shape.begin() + x.view.rank}, request.out, operation,
-                true, target);
-  io.out = merged_out(result.view(), x.view.rank - 1, operation);
-  io.accumulate = request.accumulate;
-  {
-    const InterruptibleRelease release;
-    const CallWorkspace workspace(request.workspace, call.context, [&]() -> std::size_t {
-      if (!request.needs_workspace) return 0;
-      return workspace_bytes(call.context, request.layer, top_k, num_tokens);
-    });
-    run(call.context, request.layer, io, *workspace);
-  }
+                true, inputs.target);
+  inputs.io.out = merged_out(result.view(), x.view.rank - 1, operation);
+  inputs.io.accumulate = request.accumulate;
+  inputs.run(request, [&](Workspace& workspace) {
+    run(inputs.call.context, request.layer, inputs.io, workspace);
+  });
   py::object y = result.finish();
   if (!request.return_routing) return y;
   return py::make_tuple(std::move(y), py::cast(routed->object()));

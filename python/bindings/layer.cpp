@@ -56,7 +56,9 @@ py::object call_layer(const LayerObject& self, const py::object& x, const py::ob
                       bool accumulate, const std::optional<std::string>& precision,
                       const py::object& stream) {
   const auto layer = self.get(kMoeLayer);
+  const auto usage = self.usage();
   ForwardRequest request{kMoeLayer, LayerRef(*layer), layer->config().top_k, x};
+  request.layer.usage = usage.get();
   request.logits = router_logits;
   request.routing = routing;
   request.topk_ids = topk_ids;
@@ -153,6 +155,7 @@ void bind_layer(py::module_& m) {
   });
   define_layer_parts(type);
   define_layer_edits(type);
+  define_layer_calls(type);
   type.def_static("from_gguf", &layer_from_gguf, py::arg("file"), py::arg("layer"), py::kw_only(),
                   py::arg("config") = py::none(), py::arg("top_k") = py::none(),
                   py::arg("device") = "cpu", py::arg("layout") = "auto",

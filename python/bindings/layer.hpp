@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "bindings.hpp"
+#include "moesaic/expert_pool.hpp"
 #include "moesaic/layer.hpp"
 #include "moesaic/tuning.hpp"
 
@@ -19,9 +20,13 @@ class LayerObject {
   std::optional<Precision> precision() const { return precision_; }
   bool closed() const { return layer_ == nullptr; }
   void close() { layer_.reset(); }
+  /// Counts calls from here on; null until count_usage().
+  const std::shared_ptr<UsageCounter>& usage() const { return usage_; }
+  void count_usage(std::shared_ptr<UsageCounter> usage) { usage_ = std::move(usage); }
 
  private:
-  std::shared_ptr<const MoeLayer> layer_;  // changed with the GIL only
+  std::shared_ptr<const MoeLayer> layer_;  // both changed with the GIL only
+  std::shared_ptr<UsageCounter> usage_;
   std::optional<Precision> precision_;
 };
 

@@ -19,6 +19,9 @@ std::optional<SharedExperts> import_shared(const py::object& shared, const py::o
 /// Adds what makes layers of others.
 void define_layer_edits(LayerClass& type);
 
+/// Adds a forward in three calls, and the counts of experts.
+void define_layer_calls(LayerClass& type);
+
 /// Adds the constructor and what gives its arguments back.
 void define_layer_parts(LayerClass& type);
 

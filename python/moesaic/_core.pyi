@@ -3351,6 +3351,156 @@ class MoeLayer:
     def token_experts(self) -> npt.NDArray[np.int32] | None:
         """The experts of each token id, int32 [vocab_size, top_k], read-only; None without some."""
 
+    def route(
+        self,
+        x: _AnyArray,
+        router_logits: _AnyArray | None = None,
+        *,
+        topk_ids: _AnyArray | None = None,
+        token_ids: _AnyArray | None = None,
+        router_input: _AnyArray | None = None,
+        workspace: Workspace | None = None,
+        stream: _Stream = None,
+    ) -> Routing:
+        """Return what the layer's router gives; a call with ``return_routing`` gives the same bits.
+
+        With ``expert_rows`` and ``finish`` a call comes apart: experts can run in several places.
+        ``finish(expert_rows(x, r), r, x)`` with ``r = route(x)`` is ``layer(x)``, bit for bit with
+        a given precision or ``batch_invariant``.
+
+        Parameters
+        ----------
+        x, router_logits, topk_ids, token_ids, router_input, workspace, stream
+            As in a call.
+
+        Returns
+        -------
+        Routing
+            Ids and weights [T, top_k], T the product of the leading dimensions of ``x``.
+
+        Raises
+        ------
+        ShapeError, DTypeError, DeviceError, WorkspaceError, ConfigError
+            As a call.
+        """
+
+    def expert_rows(
+        self,
+        x: _A,
+        routing: Routing,
+        *,
+        out: _AnyArray | None = None,
+        workspace: Workspace | None = None,
+        precision: _Precision | None = None,
+    ) -> _A:
+        """Return what the expert of each pair gives for its token, unweighted.
+
+        Parameters
+        ----------
+        x : array [..., H]
+            f32, f16 or bf16.
+        routing : Routing
+            Ids [T, top_k]; pairs with id -1 are skipped, as are those of identity experts. Its
+            weights are read only where they act on the input (weight_on 'input').
+        out : f32 array [P, H'], optional
+            Written to and returned.
+        workspace : Workspace, optional
+            As in a call.
+        precision : str, optional
+            As in a call; 'auto' counts the pairs that are computed.
+
+        Returns
+        -------
+        f32 array [P, H']
+            A row for each of the P pairs that are not skipped, by token and then by slot. H' is
+            the hidden size of ``stack``: that of the layer, or the latent size of latent experts.
+
+        Raises
+        ------
+        ShapeError, DTypeError, WorkspaceError
+            As a call.
+        DeviceError
+            As a call, and a routing that names an expert which the stack does not keep.
+        UnsupportedError
+            A layer that is not on the CPU.
+
+        Examples
+        --------
+        >>> import moesaic as mo, numpy as np
+        >>> _ = mo.testing.write_moe_gguf("model.gguf")  # a small model with random weights
+        >>> x = np.ones((3, 256), np.float32)  # [T, H]
+        >>> with mo.tuning(precision="exact"), mo.MoeLayer.from_gguf("model.gguf", 0) as layer:
+        ...     routing = layer.route(x)
+        ...     rows = layer.expert_rows(x, routing)
+        ...     same = np.array_equal(layer.finish(rows, routing, x), layer(x))
+        >>> rows.shape, same
+        ((6, 256), True)
+        """
+
+    def finish(
+        self,
+        rows: _AnyArray,
+        routing: Routing,
+        x: _A,
+        *,
+        out: _A | None = None,
+        workspace: Workspace | None = None,
+        accumulate: bool = False,
+        precision: _Precision | None = None,
+    ) -> _A:
+        """Return the layer's result from the rows of its experts, wherever those were computed.
+
+        The weighted sum of the rows in slot order, then all that a layer adds to it: projection and
+        norm of latent experts, identity experts, shared experts. The routed experts' weights are
+        not read, and need not be here.
+
+        Parameters
+        ----------
+        rows : f32 array [P, H']
+            As ``expert_rows`` gives them for this routing: for all pairs that are not skipped.
+        routing : Routing
+            Ids and weights [T, top_k].
+        x : array [..., H]
+            What the layer was given; identity and shared experts read it.
+        out, workspace, accumulate, precision
+            As in a call.
+
+        Returns
+        -------
+        array [..., H]
+            ``out``, or a new array of the shape, element type and kind of ``x``.
+
+        Raises
+        ------
+        ShapeError, DTypeError, DeviceError, WorkspaceError, ConfigError
+            As a call.
+        UnsupportedError
+            A layer that is not on the CPU.
+        """
+
+    def count_usage(self, *, coactivation: bool = False) -> None:
+        """Count which experts the calls of this layer compute, from zero.
+
+        It costs a call some 10 ns a pair and a lock. Layers of a store count always, in the pool.
+
+        Parameters
+        ----------
+        coactivation : bool
+            Whether to count pairs of experts too, int64 [E, E].
+
+        Raises
+        ------
+        UnsupportedError
+            A layer of a store, or on a device.
+        """
+
+    @property
+    def usage(self) -> ExpertUsage:
+        """Which experts were computed since ``count_usage``; ConfigError before it.
+
+        Of a layer of a store: what was asked of its pool.
+        """
+
     def replace(
         self,
         *,

@@ -80,23 +80,22 @@ TEST(Forward, DefaultPhasesOpenTheirZones) {
 }
 
 TEST(ChoosePath, IsAPureFunctionOfSizesAndTuning) {
-  const StackShape shape{32, 256, 256};
   Tuning tuning;
-  EXPECT_EQ(choose_path(1, 8, shape, tuning).path, Path::Gemv);
-  EXPECT_EQ(choose_path(2, 8, shape, tuning).path, Path::Bucketed);
-  EXPECT_EQ(choose_path(2, 8, shape, tuning).row_space, RowSpace::TokenPairs);
-  EXPECT_EQ(choose_path(8, 8, shape, tuning).precision, Precision::Exact);  // 64 = 2 * 32 pairs
-  EXPECT_EQ(choose_path(9, 8, shape, tuning).precision, Precision::Fast);
+  EXPECT_EQ(choose_path(1, 8, 32, tuning).path, Path::Gemv);
+  EXPECT_EQ(choose_path(2, 16, 32, tuning).path, Path::Bucketed);
+  EXPECT_EQ(choose_path(2, 16, 32, tuning).row_space, RowSpace::TokenPairs);
+  EXPECT_EQ(choose_path(8, 64, 32, tuning).precision, Precision::Exact);  // 64 = 2 * 32 pairs
+  EXPECT_EQ(choose_path(9, 72, 32, tuning).precision, Precision::Fast);
   tuning.batch_invariant = true;
-  EXPECT_EQ(choose_path(512, 8, shape, tuning).precision, Precision::Exact);
+  EXPECT_EQ(choose_path(512, 4096, 32, tuning).precision, Precision::Exact);
   tuning.precision = Precision::Fast;
-  EXPECT_EQ(choose_path(1, 8, shape, tuning).precision, Precision::Fast);
+  EXPECT_EQ(choose_path(1, 8, 32, tuning).precision, Precision::Fast);
   tuning.gemm = GemmMode::Aligned;
   tuning.row_space = RowSpaceMode::PackedRows;
-  EXPECT_EQ(choose_path(512, 8, shape, tuning).path, Path::Aligned);
-  EXPECT_EQ(choose_path(1, 8, shape, tuning).path, Path::Aligned);
-  EXPECT_EQ(choose_path(512, 8, shape, tuning).row_space, RowSpace::PackedRows);
-  EXPECT_FALSE(choose_path(512, 8, shape, tuning).reason.empty());
+  EXPECT_EQ(choose_path(512, 4096, 32, tuning).path, Path::Aligned);
+  EXPECT_EQ(choose_path(1, 8, 32, tuning).path, Path::Aligned);
+  EXPECT_EQ(choose_path(512, 4096, 32, tuning).row_space, RowSpace::PackedRows);
+  EXPECT_FALSE(choose_path(512, 4096, 32, tuning).reason.empty());
 }
 
 TEST(Explain, NamesPathKernelsAndSizes) {

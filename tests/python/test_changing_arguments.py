@@ -208,6 +208,9 @@ CALLS = {
         "narrow router_rows",
     ),
     "MoeLayer.__call__ with a routing": ("layer(x, routing=routing)", "x"),
+    "MoeLayer.route": ("layer.route(x, logits)", "x logits"),
+    "MoeLayer.expert_rows": ("layer.expert_rows(x, routing)", "x"),
+    "MoeLayer.finish": ("layer.finish(rows, routing, x)", "rows x"),
     "MoeLayer.__call__ with logits": ("layer(x, logits, return_routing=True)", "x logits"),
     "MoeLayer.__call__ with token ids": (
         "by_ids(narrow, logits, token_ids=tokens)",

@@ -117,6 +117,20 @@ class ExpertUsage {
   std::vector<std::int64_t> counts_, history_, coactivation_;
 };
 
+/// Counts the experts of calls (LayerRef::usage), as an ExpertPool does of its own. Thread safe.
+class UsageCounter {
+ public:
+  explicit UsageCounter(std::int32_t num_experts, bool coactivation = false)
+      : usage_(num_experts, coactivation) {}
+  /// ids [T, top_k] of one call; those outside the experts are skipped.
+  void add(std::span<const std::int32_t> ids, std::int32_t top_k);
+  ExpertUsage usage() const;
+
+ private:
+  mutable LeafMutex mutex_;
+  ExpertUsage usage_;
+};
+
 /// Thread safe. Invariants: the number of residents is the budget at all times; an expert keeps its
 /// slot while it stays; equal inputs give equal placements.
 class ExpertPool {

@@ -110,6 +110,9 @@ struct LoadOptions {
   const Backend* backend = nullptr;     ///< prepares the weights; null: kept as stored
   ThreadPool* pool = nullptr;
   ProgressFn progress;
+  /// The routed experts that loaders of files read and keep, by their ids in the file; unset: all.
+  /// Only the CPU runs stacks that keep some.
+  std::optional<std::vector<std::int32_t>> experts{};
 };
 
 class ExpertStack {
@@ -147,8 +150,10 @@ class ExpertStack {
   static ExpertStack from_encoded(const EncodedRole& gate, const EncodedRole& up,
                                   const EncodedRole& down, const LoadOptions& options = {},
                                   Epilogues epilogues = {});
-  /// Shapes come from the file. Errors: FormatError (missing or inconsistent tensors, a file
-  /// without experts), UnsupportedError (a type without a decoder).
+  /// Shapes come from the file. With LoadOptions::experts only those are read; they go by their ids
+  /// in the file, and a call that needs another is an error. Errors: FormatError (missing or
+  /// inconsistent tensors, a file without experts), UnsupportedError (a type without a decoder, some
+  /// experts on a device), ShapeError (an id that is not there, or named twice).
   static ExpertStack load_from_gguf(const std::shared_ptr<GgufFile>& file, std::int32_t layer,
                                     const LoadOptions& options = {});
   static ExpertStack open_and_load(const std::filesystem::path& path, std::int32_t layer,
@@ -163,18 +168,25 @@ class ExpertStack {
   const StackShape& shape() const { return parts_.shape; }
   Device device() const { return parts_.device; }
   std::int32_t num_experts() const { return parts_.shape.num_experts; }
+  /// Whether expert `e` of 0 .. E-1 is in memory: LoadOptions::experts may have left it out.
+  bool keeps(std::int32_t e) const {
+    return parts_.down.ref.slot_map == nullptr || parts_.down.ref.slot_map[e] >= 0;
+  }
+  std::int32_t num_kept() const;                   ///< experts in memory
+  std::vector<std::int32_t> kept_experts() const;  ///< their ids, ascending
   bool gated() const { return static_cast<bool>(parts_.gate.ref); }
   const RoleWeights& gate() const { return parts_.gate; }
   const RoleWeights& up() const { return parts_.up; }
   const RoleWeights& down() const { return parts_.down; }
   const RoleWeights& role(Role role) const;
-  /// The Marlin stack that holds this role (gate and up: one for both), or null.
+  /// The Marlin stack that holds this role (gate and up: one for both); null for others, and where
+  /// some experts are left out.
   const std::shared_ptr<const MarlinExpertStack>& marlin(Role role) const;
   const LoadReport& report() const { return parts_.report; }
   /// "stacked", "per_expert" or "marlin"; derived from the references, so it cannot contradict
   /// them.
   const char* kind() const;
-  std::int64_t nbytes() const;  ///< bytes of all roles as they are in memory
+  std::int64_t nbytes() const;  ///< bytes of all roles of the experts in memory, as they are there
   std::int64_t bytes_per_expert() const;
   std::int64_t packed_cols() const;  ///< packed columns of the widest INT4 role; 0 without one
   bool shares_units() const;         ///< whether gate and up share units (UnitHalf)

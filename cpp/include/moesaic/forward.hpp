@@ -17,6 +17,8 @@
 
 namespace moesaic {
 
+class UsageCounter;
+
 /// The model's part of a call: what a MoeLayer holds, or loose parts put together by the caller.
 struct LayerRef {
   const ExpertStack* stack = nullptr;
@@ -31,6 +33,7 @@ struct LayerRef {
   bool separate_router_input = false;    ///< the router reads `router_input` of each call
   std::span<const std::int32_t> token_experts;  ///< empty, or [vocabulary, top_k]
   ExpertResidency* residency = nullptr;         ///< null: all experts run from `stack`
+  UsageCounter* usage = nullptr;  ///< null, or counts the pairs that are computed (on the CPU)
 
   LayerRef() = default;
   LayerRef(const MoeLayer& layer);  // NOLINT(google-explicit-constructor)
@@ -66,14 +69,16 @@ enum class Path : std::uint8_t { Gemv, Bucketed, Aligned };
 /// How a call will run; a pure function of sizes and tuning.
 /// Path: tuning.gemm when given; else gemv for one token, buckets from two on (experts can repeat).
 /// Precision: tuning.precision when given; else exact for batch_invariant and while there are at
-/// most two pairs per expert (memory is the limit and exact costs nothing), fast above.
+/// most two pairs per expert (memory is the limit and exact costs nothing), fast above. On the CPU
+/// only pairs that are computed count: not those with id -1, nor those of identity experts. Experts
+/// are those in memory (ExpertStack::num_kept).
 struct PathChoice {
   Path path = Path::Gemv;
   RowSpace row_space = RowSpace::TokenPairs;
   Precision precision = Precision::Exact;
   std::string_view reason;
 };
-PathChoice choose_path(std::int64_t num_tokens, std::int32_t top_k, const StackShape& shape,
+PathChoice choose_path(std::int64_t num_tokens, std::int64_t num_pairs, std::int32_t num_experts,
                        const Tuning& tuning);
 
 /// Bytes a workspace must have for up to `max_tokens` tokens on every path, by running the carve
@@ -91,12 +96,38 @@ void moe_forward_bucketed(Context& context, const LayerRef& layer, const Forward
                           Workspace& workspace, GemmMode gemm = GemmMode::Auto,
                           RowSpaceMode row_space = RowSpaceMode::Auto);
 
+/// A forward in three calls, for whoever runs the experts of one layer in several places: moe_route,
+/// then moe_expert_rows with parts of the routing (ids of -1 in place of the others), then
+/// moe_finish with all rows. With a given precision or batch_invariant the three give what
+/// moe_forward gives, bit for bit: it is made of the same steps.
+///
+/// What the layer's router gives for io.x, into io.routing_out; io.out is not read. Errors: as
+/// moe_forward; ConfigError for a ready routing.
+void moe_route(Context& context, const LayerRef& layer, const ForwardIo& io, Workspace& workspace);
+
+/// Pairs of `routing`, in host memory, that experts with weights compute: the rows of
+/// moe_expert_rows.
+std::int64_t count_expert_rows(const LayerRef& layer, const RoutingView& routing);
+
+/// rows [count_expert_rows, H'] f32, dense: what the expert of each pair gives, unweighted, in the
+/// order of the pairs; skipped pairs and those of identity experts have none. H' is the experts'
+/// width, which latent experts have of their own. Weights that act on the input (WeightOn::Input) are
+/// in. Reads io.x and io.routing. Errors: as moe_forward; UnsupportedError on a device.
+void moe_expert_rows(Context& context, const LayerRef& layer, const ForwardIo& io, TensorView rows,
+                     Workspace& workspace);
+
+/// io.out from such rows: their weighted sum in slot order, the projection of latent experts,
+/// identity and shared experts, rounding to the type of out. Reads io.x and io.routing, and no
+/// weights of the routed experts. Errors: as moe_expert_rows.
+void moe_finish(Context& context, const LayerRef& layer, const ForwardIo& io,
+                const ConstTensorView& rows, Workspace& workspace);
+
 /// The reference: f32, one pair after another, written for reading. Ignores tuning and workspace;
 /// may allocate.
 void moe_forward_cpu(const LayerRef& layer, const ForwardIo& io);
 
-/// What moe_forward would do with `num_tokens`: path, precision, block size, kernels, bytes,
-/// reasons.
+/// What moe_forward would do with `num_tokens` of which no pair is skipped: path, precision, block
+/// size, kernels, bytes, reasons.
 struct Explanation {
   std::vector<std::pair<std::string, std::string>> facts;  ///< ordered name, value
 };

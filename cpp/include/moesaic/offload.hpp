@@ -33,6 +33,8 @@ class ExpertResidency {
   /// replaced. Nothing is written to the output on an error. Errors: DeviceError (OnMiss::Error),
   /// IoError and FormatError (reading), OutOfMemoryError.
   virtual void run(Context& context, const op::GateUp& gate_up, const op::Down& down) = 0;
+  /// What was asked for so far.
+  virtual ExpertUsage usage() const = 0;
 };
 
 /// One role of a layer in the store, in the matrix form y[n] = sum_k x[k] * w[k, n].

@@ -189,15 +189,36 @@ void check_device_ids(const char* operation, Context& context, const LayerRef& l
   check_token_ids(operation, layer, on_host);
 }
 
+void check_kept(const char* operation, const ExpertStack& stack, const RoutingView& routing) {
+  if (stack.num_kept() == stack.num_experts()) return;
+  for (std::int64_t pair = 0; pair < routing.num_pairs(); ++pair) {
+    const std::int32_t id = routing.topk_ids[pair];
+    require<DeviceError>(id < 0 || id >= stack.num_experts() || stack.keeps(id), [&] {
+      return Problem{.operation = operation,
+                     .what = "topk_ids[" + std::to_string(pair / routing.top_k) + ", " +
+                             std::to_string(pair % routing.top_k) + "]",
+                     .expected = "one of the " + std::to_string(stack.num_kept()) +
+                                 " experts in memory, or -1",
+                     .got = std::to_string(id) + ", which is not kept",
+                     .hint = "stack.experts lists those that are"};
+    });
+  }
+}
+
 CallSizes check_forward(const char* operation, Device device, const LayerRef& layer,
                         const ForwardIo& io) {
+  const CallSizes sizes = check_inputs(operation, device, layer, io);
+  ops::check_out(operation, device, io.out, sizes.num_tokens, layer.hidden_size());
+  ops::check_apart(operation, "x", io.x, io.out);
+  return sizes;
+}
+
+CallSizes check_inputs(const char* operation, Device device, const LayerRef& layer,
+                       const ForwardIo& io) {
   check_layer(operation, layer);
   check_x(operation, device, layer, io.x);
   CallSizes sizes;
   sizes.num_tokens = io.x.dim(0);
-  ops::check_out(operation, device, io.out, sizes.num_tokens, layer.hidden_size());
-  ops::check_apart(operation, "x", io.x, io.out);
-
   sizes.ready_routing = io.routing.topk_ids != nullptr && io.routing.topk_weights != nullptr;
   if (io.routing.topk_ids != nullptr) {
     check_routing_view(operation, "routing", io.routing, sizes.num_tokens);

@@ -22,6 +22,14 @@ struct CallSizes {
 CallSizes check_forward(const char* operation, Device device, const LayerRef& layer,
                         const ForwardIo& io);
 
+/// check_forward without what concerns `out`, for calls that write something else.
+CallSizes check_inputs(const char* operation, Device device, const LayerRef& layer,
+                       const ForwardIo& io);
+
+/// Every expert that a routing in host memory asks for is in memory. Throws DeviceError naming the
+/// first that LoadOptions::experts left out.
+void check_kept(const char* operation, const ExpertStack& stack, const RoutingView& routing);
+
 /// The input alone, for callers that make an output like it before the call: [T, H] of the layer,
 /// f32, f16 or bf16 on `device`, with a contiguous last dimension.
 void check_x(const char* operation, Device device, const LayerRef& layer, const ConstTensorView& x);

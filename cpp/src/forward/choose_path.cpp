@@ -1,5 +1,7 @@
 #include "forward/choose_path.hpp"
 
+#include <algorithm>
+
 #include "moesaic/forward.hpp"
 
 namespace moesaic {
@@ -16,6 +18,11 @@ PrecisionChoice choose_precision(std::int64_t num_pairs, std::int32_t num_expert
   return {Precision::Fast, "more than two pairs per expert: arithmetic is the limit"};
 }
 
+std::int64_t computed_pairs(std::span<const std::int32_t> ids, std::int32_t num_experts) {
+  return std::ranges::count_if(
+      ids, [num_experts](std::int32_t id) { return id >= 0 && id < num_experts; });
+}
+
 Precision decide(Precision asked, std::int64_t num_pairs, std::int32_t num_experts,
                  const Tuning& tuning) {
   if (asked != Precision::Auto) return asked;
@@ -24,11 +31,10 @@ Precision decide(Precision asked, std::int64_t num_pairs, std::int32_t num_exper
 
 }  // namespace forward
 
-PathChoice choose_path(std::int64_t num_tokens, std::int32_t top_k, const StackShape& shape,
+PathChoice choose_path(std::int64_t num_tokens, std::int64_t num_pairs, std::int32_t num_experts,
                        const Tuning& tuning) {
   PathChoice choice;
-  choice.precision =
-      forward::choose_precision(num_tokens * top_k, shape.num_experts, tuning).precision;
+  choice.precision = forward::choose_precision(num_pairs, num_experts, tuning).precision;
   if (tuning.gemm == GemmMode::Auto && num_tokens <= 1) {
     choice.path = Path::Gemv;
     choice.reason = "one token: no expert repeats";

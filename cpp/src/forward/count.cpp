@@ -1,10 +1,15 @@
 #include <algorithm>
 
 #include "forward/steps.hpp"
+#include "moesaic/expert_pool.hpp"
 
 namespace moesaic::forward {
 
 void count_call(const Call& call, const RoutingView& routing) {
+  if (call.layer.usage != nullptr && call.backend().device_type() == DeviceType::Cpu) {
+    call.layer.usage->add({routing.topk_ids, static_cast<std::size_t>(call.sizes.num_pairs)},
+                          call.sizes.top_k);
+  }
   Profiler* profiler = call.context.profiler();
   if (profiler == nullptr) return;
   profiler->add(Counter::Calls, 1);

@@ -67,9 +67,10 @@ Explanation explain(const Context& context, const LayerRef& layer, std::int32_t 
   const std::size_t scratch = workspace_bytes(context, layer, top_k, num_tokens);
   const ExpertStack& stack = *layer.stack;
   const Tuning& tuning = context.tuning();
-  const PathChoice choice = choose_path(num_tokens, top_k, stack.shape(), tuning);
+  const std::int32_t kept = stack.num_kept();
+  const PathChoice choice = choose_path(num_tokens, num_tokens * top_k, kept, tuning);
   const forward::PrecisionChoice precision =
-      forward::choose_precision(num_tokens * top_k, stack.num_experts(), tuning);
+      forward::choose_precision(num_tokens * top_k, kept, tuning);
 
   Explanation explanation;
   Facts& facts = explanation.facts;
@@ -77,6 +78,10 @@ Explanation explain(const Context& context, const LayerRef& layer, std::int32_t 
   facts.emplace_back("threads", std::to_string(context.pool().threads()));
   facts.emplace_back("tokens", std::to_string(num_tokens));
   facts.emplace_back("pairs", std::to_string(num_tokens * top_k));
+  if (kept != stack.num_experts()) {
+    facts.emplace_back("experts in memory",
+                       std::to_string(kept) + " of " + std::to_string(stack.num_experts()));
+  }
   facts.emplace_back("path", name_of(choice.path));
   facts.emplace_back("path reason", choice.reason);
   facts.emplace_back("row_space", name_of(choice.row_space));
@@ -92,7 +97,8 @@ Explanation explain(const Context& context, const LayerRef& layer, std::int32_t 
   if (const std::string parts = parts_fact(layer); !parts.empty()) {
     facts.emplace_back("parts", parts);
   }
-  const double experts = expected_experts(num_tokens, top_k, stack.num_experts());
+  const double experts =
+      expected_experts(num_tokens, top_k, stack.num_experts()) * kept / stack.num_experts();
   const Pairs every_token{num_tokens, num_tokens > 1};
   double weight_bytes = experts * static_cast<double>(stack.bytes_per_expert());
   if (layer.shared != nullptr) {
@@ -107,9 +113,8 @@ Explanation explain(const Context& context, const LayerRef& layer, std::int32_t 
     }
     if (num_tokens > 0) weight_bytes += static_cast<double>(layer.latent->projections.nbytes());
   }
-  facts.emplace_back(
-      "experts touched (uniform routing)",
-      std::to_string(std::llround(experts)) + " of " + std::to_string(stack.num_experts()));
+  facts.emplace_back("experts touched (uniform routing)",
+                     std::to_string(std::llround(experts)) + " of " + std::to_string(kept));
   facts.emplace_back("weight bytes read (uniform routing)",
                      std::to_string(std::llround(weight_bytes)));
   facts.emplace_back("workspace bytes", std::to_string(scratch));

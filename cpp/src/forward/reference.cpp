@@ -298,6 +298,7 @@ void moe_forward_cpu(const LayerRef& layer, const ForwardIo& io) {
   const Rows x = normed(to_rows(io.x), layer.input_norm);
   Routing storage;
   const RoutingView routing = reference_routing(layer, io, sizes, x, storage);
+  forward::check_kept("moe_forward_cpu", *layer.stack, routing);
   if (io.routing_out.topk_ids != nullptr) {
     const auto pairs = static_cast<std::size_t>(sizes.num_pairs);
     std::memmove(io.routing_out.topk_ids, routing.topk_ids, pairs * sizeof(std::int32_t));

@@ -66,6 +66,7 @@ Scratch carve(const Context& context, const LayerRef& layer, std::int32_t top_k,
   if (identity && backend.device_type() == DeviceType::Cpu) {
     s.pair_ids = carver.take<std::int32_t>(pairs, "pair_ids");
   }
+  s.row_pairs = carver.take<std::int32_t>(pairs, "row_pairs");
   if (input_weights) s.row_weights = carver.take<float>(pairs, "row_weights");
   if (has_norm(layer.input_norm)) s.normed = carver.take<float>(num_tokens * hidden, "normed");
   if (latent) {

@@ -22,6 +22,11 @@ struct Call {
   const Backend& backend() const { return context.backend(); }
 };
 
+/// What a call with tokens needs before its scratch is carved: a backend for its weights and parts,
+/// ids on a device looked at, values uploaded that a device still lacks.
+void make_ready(const char* operation, Context& context, const LayerRef& layer, const ForwardIo& io,
+                const CallSizes& sizes);
+
 /// All steps, with the path chosen by `tuning`.
 void run(const char* operation, Context& context, const LayerRef& layer, const ForwardIo& io,
          Workspace& workspace, const Tuning& tuning);
@@ -58,6 +63,34 @@ const float* row_weights(const Call& call, const RoutingView& routing, RowSpace 
 PhaseMaps plan_buckets(const Call& call, const RoutingView& routing, const PathChoice& choice,
                        InputRows& in);
 
+/// How the pairs will run: choose_path of those that are computed.
+PathChoice choose(const Call& call, const RoutingView& pairs, const Tuning& tuning);
+
+/// Both phases of the routed experts, with everything but the sum of the second.
+struct ExpertPhases {
+  op::GateUp gate_up;
+  op::Down down;
+  const std::int32_t* pair_row;  ///< as in PhaseMaps
+};
+ExpertPhases expert_phases(const Call& call, const RoutingView& routing, const RoutingView& pairs,
+                           const PathChoice& choice);
+/// Runs both, where the layer's experts are.
+void run_experts(const Call& call, const ExpertPhases& phases);
+
+/// Where the terms of the result meet. Several are summed in f32 and rounded once.
+struct Sums {
+  TensorView sum;           ///< of all terms, at the full width
+  TensorView routed;        ///< of the routed experts: `sum`, or latent_sum of latent ones
+  bool direct = true;       ///< `sum` is the output
+  bool accumulate = false;  ///< `routed` holds a term already
+};
+Sums sums_of(const Call& call);
+/// The weighted sum of the pairs' rows into sums.routed.
+op::Combine sum_of_rows(const Call& call, const RoutingView& pairs, const Sums& sums,
+                        const void* rows, DType rows_dtype, const std::int32_t* pair_row);
+/// All that follows that sum: projection up, identity experts, shared experts, rounding.
+void add_rest(const Call& call, const RoutingView& routing, const Sums& sums, const Tuning& tuning);
+
 /// What the routed experts read: x, projected down for latent experts.
 InputRows project_down(const Call& call);
 /// The weighted sum of latent experts, normed and projected up into `sum`.
@@ -70,7 +103,7 @@ void add_identity(const Call& call, const RoutingView& routing, const TensorView
 /// Adds the shared experts to `sum`.
 void add_shared(const Call& call, const TensorView& sum, const Tuning& tuning);
 
-/// Counters of one call; nothing without a profiler.
+/// Counts the experts of one call and what it read, for whoever asked.
 void count_call(const Call& call, const RoutingView& routing);
 
 }  // namespace moesaic::forward

@@ -44,6 +44,7 @@ class PooledExperts final : public ExpertResidency {
                 std::shared_ptr<SlotTable> table, OnMiss on_miss);
   ~PooledExperts() override;
   void run(Context& context, const op::GateUp& gate_up, const op::Down& down) override;
+  ExpertUsage usage() const override { return table_->pool().usage(); }
 
  private:
   std::unique_ptr<ForwardState> take_state();

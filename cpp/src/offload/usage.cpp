@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <mutex>
 #include <string>
 #include <utility>
 
@@ -67,6 +68,16 @@ void ExpertUsage::add(std::span<const std::int32_t> ids, std::int32_t top_k) {
       if (ids[j] >= 0) ++coactivation_[e * experts + static_cast<std::size_t>(ids[j])];
     }
   }
+}
+
+void UsageCounter::add(std::span<const std::int32_t> ids, std::int32_t top_k) {
+  const std::lock_guard lock(mutex_);
+  usage_.add(ids, top_k);
+}
+
+ExpertUsage UsageCounter::usage() const {
+  const std::lock_guard lock(mutex_);
+  return usage_;
 }
 
 }  // namespace moesaic

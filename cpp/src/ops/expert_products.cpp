@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "forward/check_call.hpp"
 #include "forward/choose_path.hpp"
 #include "moesaic/forward.hpp"
 #include "ops/call_memory.hpp"
@@ -30,12 +31,14 @@ struct GemvCall {
   RowMap map;
   InputRows x;
   std::int64_t num_tokens, num_pairs;
+  std::int64_t computed;  ///< pairs that are not skipped, as far as the host knows
   std::int32_t top_k;
 };
 
-GemvCall check_gemv(const char* operation, Context& context, const StackShape& shape,
+GemvCall check_gemv(const char* operation, Context& context, const ExpertStack& stack,
                     std::int64_t cols, std::int64_t rows, const ConstTensorView& x,
                     const ConstTensorView& ids, const ConstTensorView& out) {
+  const StackShape& shape = stack.shape();
   const Device device = context.backend().device();
   if (ids.rank != 1 && ids.rank != 2) ops::wrong_shape(operation, "ids", "[k] or [T, k]", ids);
   const bool batched = ids.rank == 2;
@@ -77,6 +80,12 @@ GemvCall check_gemv(const char* operation, Context& context, const StackShape& s
   if (x.rank == 1) call.map.source_divisor = pairs;
   const RoutingView view{const_cast<std::int32_t*>(call.map.expert), nullptr, tokens, call.top_k};
   context.backend().check_ids(context, view, shape.num_experts, operation);
+  call.computed = call.num_pairs;
+  if (context.backend().device_type() == DeviceType::Cpu) {
+    forward::check_kept(operation, stack, view);
+    call.computed = forward::computed_pairs(
+        {view.topk_ids, static_cast<std::size_t>(call.num_pairs)}, shape.num_experts);
+  }
   return call;
 }
 
@@ -94,7 +103,7 @@ void expert_gemv(Context& context, const ExpertStack& stack, Role role, const Co
   constexpr const char* kName = "expert_gemv";
   const RoleWeights& weights = role_of(kName, context, stack, role);
   const GemvCall call =
-      check_gemv(kName, context, stack.shape(), weights.ref.cols, weights.ref.rows, x, ids, out);
+      check_gemv(kName, context, stack, weights.ref.cols, weights.ref.rows, x, ids, out);
   if (call.num_pairs == 0) return;
   const Backend& backend = context.backend();
   ops::CallMemory memory(kName, context);
@@ -110,8 +119,8 @@ void expert_gemv(Context& context, const ExpertStack& stack, Role role, const Co
                                 .map = call.map,
                                 .in = call.x,
                                 .out = y,
-                                .precision = forward::decide(precision, call.num_pairs,
-                                                             stack.num_experts(), context.tuning()),
+                                .precision = forward::decide(precision, call.computed,
+                                                             stack.num_kept(), context.tuning()),
                                 .scratch = scratch});
   memory.finish();
 }
@@ -132,7 +141,7 @@ void expert_gemv_gate_up(Context& context, const ExpertStack& stack, const Activ
   });
   const StackShape& shape = stack.shape();
   const GemvCall call =
-      check_gemv(kName, context, shape, shape.hidden_size, shape.intermediate_size, x, ids, out);
+      check_gemv(kName, context, stack, shape.hidden_size, shape.intermediate_size, x, ids, out);
   if (call.num_pairs == 0) return;
   const Backend& backend = context.backend();
   ops::CallMemory memory(kName, context);
@@ -148,8 +157,8 @@ void expert_gemv_gate_up(Context& context, const ExpertStack& stack, const Activ
                             .map = call.map,
                             .in = call.x,
                             .hidden = hidden,
-                            .precision = forward::decide(precision, call.num_pairs,
-                                                         shape.num_experts, context.tuning()),
+                            .precision = forward::decide(precision, call.computed, stack.num_kept(),
+                                                         context.tuning()),
                             .gate_up = gate_up,
                             .scratch = scratch});
   // Only now: a backend without a fused activation writes all rows, those of skipped pairs too.
@@ -184,6 +193,18 @@ void expert_gemm(Context& context, const ExpertStack& stack, Role role, const Co
   ops::check_input(kName, "x", device, x);
   ops::check_dense(kName, "out", device, out, DType::F32, {pairs, weights.ref.rows});
   ops::check_apart(kName, "x", x, out);
+  for (std::int32_t e = 0; e < plan.num_experts(); ++e) {
+    require<DeviceError>(
+        stack.keeps(e) || plan.expert_offsets()[static_cast<std::size_t>(e)] ==
+                              plan.expert_offsets()[static_cast<std::size_t>(e) + 1],
+        [&] {
+          return Problem{.operation = kName,
+                         .what = "plan",
+                         .expected = "rows of experts in memory",
+                         .got = "rows of expert " + std::to_string(e),
+                         .hint = "stack.experts lists those that are"};
+        });
+  }
   if (pairs == 0) return;
   const Backend& backend = context.backend();
   ops::CallMemory memory(kName, context);
@@ -208,8 +229,8 @@ void expert_gemm(Context& context, const ExpertStack& stack, Role role, const Co
                                 .map = map,
                                 .in = input_rows(x),
                                 .out = y,
-                                .precision = forward::decide(precision, pairs, stack.num_experts(),
-                                                             context.tuning()),
+                                .precision = forward::decide(precision, plan.num_rows(),
+                                                             stack.num_kept(), context.tuning()),
                                 .scratch = scratch});
   memory.finish();
 }

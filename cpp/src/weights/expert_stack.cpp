@@ -235,6 +235,21 @@ bool ExpertStack::shares_units() const {
          gate.table == up.table;
 }
 
-std::int64_t ExpertStack::nbytes() const { return bytes_per_expert() * num_experts(); }
+std::int32_t ExpertStack::num_kept() const {
+  const std::int32_t* const slots = parts_.down.ref.slot_map;
+  if (slots == nullptr) return num_experts();
+  return static_cast<std::int32_t>(
+      std::count_if(slots, slots + num_experts(), [](std::int32_t slot) { return slot >= 0; }));
+}
+
+std::vector<std::int32_t> ExpertStack::kept_experts() const {
+  std::vector<std::int32_t> ids;
+  for (std::int32_t e = 0; e < num_experts(); ++e) {
+    if (keeps(e)) ids.push_back(e);
+  }
+  return ids;
+}
+
+std::int64_t ExpertStack::nbytes() const { return bytes_per_expert() * num_kept(); }
 
 }  // namespace moesaic
