@@ -4,6 +4,7 @@
 #include <span>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "arrays.hpp"
 #include "gil.hpp"
@@ -39,12 +40,13 @@ Builder::RoleSpec role_spec(const RoleArgument& argument) {
 std::unique_ptr<Builder> make_stack_builder(std::int32_t num_experts, std::int64_t hidden_size,
                                             std::int64_t intermediate_size,
                                             const std::optional<RoleArgument>& gate,
-                                            const RoleArgument& up, const RoleArgument& down) {
+                                            const RoleArgument& up, const RoleArgument& down,
+                                            std::optional<std::vector<std::int32_t>> experts) {
   std::optional<Builder::RoleSpec> gate_spec;
   if (gate) gate_spec = role_spec(*gate);
   return std::make_unique<Builder>(StackShape{num_experts, hidden_size, intermediate_size},
                                    gate_spec ? &*gate_spec : nullptr, role_spec(up),
-                                   role_spec(down));
+                                   role_spec(down), std::move(experts));
 }
 
 void add_expert(Builder& builder, const std::string& role_name, std::int32_t expert,
@@ -64,14 +66,22 @@ void add_expert(Builder& builder, const std::string& role_name, std::int32_t exp
   builder.add(role, expert, bytes, scale, values);
 }
 
-/// The stack of what Python gathered: a StackBuilder, or the Marlin stacks of gate_up and down.
+/// The stack of what Python gathered: a StackBuilder, or the Marlin stacks of gate_up and down with
+/// the number of experts of the model and those that the stacks have, None for all.
 Stack finish(Loading& loading, const char* operation, const py::handle& gathered) {
   Stack stack;
   if (py::isinstance<py::tuple>(gathered)) {
-    const auto [gate_up, down] = gathered.cast<
-        std::pair<std::shared_ptr<MarlinExpertStack>, std::shared_ptr<MarlinExpertStack>>>();
-    stack = loading.run([&, gate_up = gate_up, down = down](const LoadOptions& options) {
-      return std::make_shared<ExpertStack>(ExpertStack::from_marlin(gate_up, down, options));
+    using Marlin = std::shared_ptr<MarlinExpertStack>;
+    const auto [gate_up, down, num_experts, ids] = gathered.cast<
+        std::tuple<Marlin, Marlin, std::int32_t, std::optional<std::vector<std::int32_t>>>>();
+    stack = loading.run([&, gate_up = gate_up, down = down, num_experts = num_experts,
+                         ids = ids](const LoadOptions& options) {
+      ExpertStack all = ExpertStack::from_marlin(gate_up, down, options);
+      if (!ids) return std::make_shared<ExpertStack>(std::move(all));
+      const auto start = weights::Clock::now();
+      return std::make_shared<ExpertStack>(weights::finish_kept(
+          weights::parts_of(all), weights::keep_experts(operation, *ids, num_experts), options,
+          start));
     });
   } else {
     Builder& builder = gathered.cast<Builder&>();
@@ -102,16 +112,17 @@ py::object loader(const char* name) {
 
 Stack load_stack(const py::object& path, std::int32_t layer,
                  const std::optional<std::string>& dequantize, const std::optional<py::str>& prefix,
-                 const std::string& device, const py::object& progress) {
+                 const py::object& experts, const std::string& device, const py::object& progress) {
   constexpr const char* kOperation = "ExpertStack.load_from_safetensors";
   Loading loading(kOperation, device, "auto", dequantize, progress);
+  const auto kept = loading.keep(experts, kOperation);
   const py::object source = checkpoint_source(path, layer, prefix);
   const py::object gathered = call_python(
       loader("gather_experts"),
-      py::make_tuple(path, layer, step_of(loading), dequantize.has_value(), prefix, source));
+      py::make_tuple(path, layer, step_of(loading), dequantize.has_value(), prefix, source, kept));
   const Stack stack = finish(loading, kOperation, gathered);
   const py::dict options(py::arg("dequantize") = dequantize, py::arg("prefix") = prefix,
-                         py::arg("device") = device);
+                         py::arg("experts") = kept, py::arg("device") = device);
   remember_origin(stack, reduced("checkpoint_stack", source, layer, options));
   return stack;
 }
@@ -119,16 +130,18 @@ Stack load_stack(const py::object& path, std::int32_t layer,
 py::object load_layer(const py::object& path, std::int32_t layer,
                       const std::optional<std::string>& dequantize,
                       const std::optional<py::str>& prefix, const std::optional<MoeConfig>& config,
-                      std::optional<std::int32_t> top_k, const std::string& device,
-                      const std::string& precision, const py::object& progress) {
+                      std::optional<std::int32_t> top_k, const py::object& experts,
+                      const std::string& device, const std::string& precision,
+                      const py::object& progress) {
   constexpr const char* kOperation = "MoeLayer.from_safetensors";
   Loading loading(kOperation, device, "auto", dequantize, progress);
+  const auto kept = loading.keep(experts, kOperation);
   // The arguments of MoeLayer by name, with stacks still in their builders.
   const py::object source = checkpoint_source(path, layer, prefix);
   const auto parts =
       call_python(loader("gather_layer"),
                   py::make_tuple(path, layer, step_of(loading), dequantize.has_value(), prefix,
-                                 config, top_k, source))
+                                 config, top_k, source, kept))
           .cast<py::dict>();
   for (const char* name : {"stack", "shared"}) {
     const py::object gathered = parts[name];
@@ -138,7 +151,8 @@ py::object load_layer(const py::object& path, std::int32_t layer,
   py::object made = py::type::of<LayerObject>()(**parts);
   const py::dict options(py::arg("dequantize") = dequantize, py::arg("prefix") = prefix,
                          py::arg("config") = config, py::arg("top_k") = top_k,
-                         py::arg("device") = device, py::arg("precision") = precision);
+                         py::arg("experts") = kept, py::arg("device") = device,
+                         py::arg("precision") = precision);
   remember_layer(made.cast<const LayerObject&>().get(kOperation),
                  reduced("checkpoint_layer", source, layer, options));
   return made;
@@ -163,7 +177,7 @@ void bind_checkpoints(py::module_& m) {
   py::class_<Builder>(m, "StackBuilder", py::is_final())
       .def(py::init(&make_stack_builder), py::arg("num_experts"), py::arg("hidden_size"),
            py::arg("intermediate_size"), py::kw_only(), py::arg("gate"), py::arg("up"),
-           py::arg("down"))
+           py::arg("down"), py::arg("experts") = py::none())
       .def("add", &add_expert, py::arg("role"), py::arg("expert"), py::arg("rows"),
            py::arg("scale") = 1.0F, py::arg("bias") = py::none());
 
@@ -171,13 +185,13 @@ void bind_checkpoints(py::module_& m) {
              py::arg("layer") = 0);
   def_static(m.attr("ExpertStack"), "load_from_safetensors", &load_stack, py::arg("path"),
              py::arg("layer"), py::arg("dequantize") = py::none(), py::kw_only(),
-             py::arg("prefix") = py::none(), py::arg("device") = "cpu",
-             py::arg("progress") = py::none());
+             py::arg("prefix") = py::none(), py::arg("experts") = py::none(),
+             py::arg("device") = "cpu", py::arg("progress") = py::none());
   def_static(m.attr("MoeLayer"), "from_safetensors", &load_layer, py::arg("path"), py::arg("layer"),
              py::arg("dequantize") = py::none(), py::kw_only(), py::arg("prefix") = py::none(),
              py::arg("config") = py::none(), py::arg("top_k") = py::none(),
-             py::arg("device") = "cpu", py::arg("precision") = "auto",
-             py::arg("progress") = py::none());
+             py::arg("experts") = py::none(), py::arg("device") = "cpu",
+             py::arg("precision") = "auto", py::arg("progress") = py::none());
 }
 
 }  // namespace moesaic::python

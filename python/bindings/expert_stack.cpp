@@ -77,25 +77,28 @@ Stack from_encoded(const py::object& gate, const py::object& up, const py::objec
 }
 
 Stack load_from_gguf(const py::object& source, std::int32_t layer,
-                     const std::optional<std::string>& dequantize, const std::string& device,
-                     const std::string& layout, const py::object& progress) {
+                     const std::optional<std::string>& dequantize, const py::object& experts,
+                     const std::string& device, const std::string& layout,
+                     const py::object& progress) {
   constexpr const char* kOperation = "ExpertStack.load_from_gguf";
   const auto file = gguf_file(source, kOperation);
   Loading loading(kOperation, device, layout, dequantize, progress);
+  const auto kept = loading.keep(experts, kOperation);
   const Stack stack = loading.run([&](const LoadOptions& options) {
     return std::make_shared<ExpertStack>(ExpertStack::load_from_gguf(file, layer, options));
   });
   log_report(kOperation, stack->report());
-  const py::dict options(py::arg("dequantize") = dequantize, py::arg("device") = device,
-                         py::arg("layout") = layout);
+  const py::dict options(py::arg("dequantize") = dequantize, py::arg("experts") = kept,
+                         py::arg("device") = device, py::arg("layout") = layout);
   remember_origin(stack, reduced("gguf_stack", source_of(file), layer, options));
   return stack;
 }
 
 Stack open_and_load(const std::filesystem::path& path, std::int32_t layer,
-                    const std::optional<std::string>& dequantize, const std::string& device,
-                    const std::string& layout, const py::object& progress) {
-  return load_from_gguf(py::cast(path), layer, dequantize, device, layout, progress);
+                    const std::optional<std::string>& dequantize, const py::object& experts,
+                    const std::string& device, const std::string& layout,
+                    const py::object& progress) {
+  return load_from_gguf(py::cast(path), layer, dequantize, experts, device, layout, progress);
 }
 
 Stack from_marlin(const std::shared_ptr<MarlinExpertStack>& gate_up,
@@ -137,7 +140,9 @@ std::string stack_repr(const ExpertStack& stack) {
     if (const auto& delta = stack.role(role).delta) rank = std::max(rank, delta->rank);
   }
   if (rank > 0) types += ", deltas of rank " + std::to_string(rank);
+  const std::int32_t kept = stack.num_kept();
   return "moesaic.ExpertStack(num_experts=" + std::to_string(stack.num_experts()) +
+         (kept < stack.num_experts() ? ", " + std::to_string(kept) + " of them in memory" : "") +
          ", hidden_size=" + std::to_string(stack.shape().hidden_size) +
          ", intermediate_size=" + std::to_string(stack.shape().intermediate_size) + ", " + types +
          ", " + std::to_string(stack.nbytes()) + " bytes)";
@@ -159,10 +164,12 @@ void bind_expert_stack(py::module_& m) {
                   py::arg("scales") = py::none(), py::arg("device") = "cpu",
                   py::arg("layout") = "auto")
       .def_static("load_from_gguf", &load_from_gguf, py::arg("file"), py::arg("layer"),
-                  py::arg("dequantize") = py::none(), py::kw_only(), py::arg("device") = "cpu",
+                  py::arg("dequantize") = py::none(), py::kw_only(),
+                  py::arg("experts") = py::none(), py::arg("device") = "cpu",
                   py::arg("layout") = "auto", py::arg("progress") = py::none())
       .def_static("open_and_load", &open_and_load, py::arg("path"), py::arg("layer"),
-                  py::arg("dequantize") = py::none(), py::kw_only(), py::arg("device") = "cpu",
+                  py::arg("dequantize") = py::none(), py::kw_only(),
+                  py::arg("experts") = py::none(), py::arg("device") = "cpu",
                   py::arg("layout") = "auto", py::arg("progress") = py::none())
       .def_static("from_marlin", &from_marlin, py::arg("gate_up").none(false),
                   py::arg("down").none(false), py::kw_only(), py::arg("biases") = py::none(),
@@ -173,6 +180,7 @@ void bind_expert_stack(py::module_& m) {
                              [](const ExpertStack& s) { return s.shape().hidden_size; })
       .def_property_readonly("intermediate_size",
                              [](const ExpertStack& s) { return s.shape().intermediate_size; })
+      .def_property_readonly("experts", &ExpertStack::kept_experts)
       .def_property_readonly("kind", &ExpertStack::kind)
       .def_property_readonly("gated", &ExpertStack::gated)
       .def_property_readonly("quants", &quants)

@@ -26,9 +26,9 @@ constexpr const char* kMoeLayer = "MoeLayer";
 
 LayerObject layer_from_gguf(const py::object& source, std::int32_t layer,
                             const std::optional<MoeConfig>& config,
-                            std::optional<std::int32_t> top_k, const std::string& device,
-                            const std::string& layout, const std::string& precision,
-                            const py::object& progress) {
+                            std::optional<std::int32_t> top_k, const py::object& experts,
+                            const std::string& device, const std::string& layout,
+                            const std::string& precision, const py::object& progress) {
   constexpr const char* kOperation = "MoeLayer.from_gguf";
   const auto file = gguf_file(source, kOperation);
   const auto default_precision = parse_precision(precision, kOperation);
@@ -36,6 +36,7 @@ LayerObject layer_from_gguf(const py::object& source, std::int32_t layer,
   if (top_k)
     own = with_top_k(config ? *config : MoeConfig::from_gguf(*file, layer), *top_k, kOperation);
   Loading loading(kOperation, device, layout, std::nullopt, progress);
+  const auto kept = loading.keep(experts, kOperation);
   auto loaded = loading.run([&](const LoadOptions& options) {
     return std::make_shared<const MoeLayer>(
         own ? MoeLayer::from_gguf_with_config(file, layer, *own, options)
@@ -43,8 +44,8 @@ LayerObject layer_from_gguf(const py::object& source, std::int32_t layer,
   });
   log_report(kOperation, loaded->stack().report());
   const py::dict options(py::arg("config") = config, py::arg("top_k") = top_k,
-                         py::arg("device") = device, py::arg("layout") = layout,
-                         py::arg("precision") = precision);
+                         py::arg("experts") = kept, py::arg("device") = device,
+                         py::arg("layout") = layout, py::arg("precision") = precision);
   remember_layer(loaded, reduced("gguf_layer", source_of(file), layer, options));
   return {std::move(loaded), default_precision};
 }
@@ -158,8 +159,9 @@ void bind_layer(py::module_& m) {
   define_layer_calls(type);
   type.def_static("from_gguf", &layer_from_gguf, py::arg("file"), py::arg("layer"), py::kw_only(),
                   py::arg("config") = py::none(), py::arg("top_k") = py::none(),
-                  py::arg("device") = "cpu", py::arg("layout") = "auto",
-                  py::arg("precision") = "auto", py::arg("progress") = py::none())
+                  py::arg("experts") = py::none(), py::arg("device") = "cpu",
+                  py::arg("layout") = "auto", py::arg("precision") = "auto",
+                  py::arg("progress") = py::none())
       .def("__call__", &call_layer, py::arg("x"), py::arg("router_logits") = py::none(),
            py::kw_only(), py::arg("routing") = py::none(), py::arg("topk_ids") = py::none(),
            py::arg("token_ids") = py::none(), py::arg("router_input") = py::none(),

@@ -4,6 +4,7 @@
 
 #include "base/nearest.hpp"
 #include "calls.hpp"
+#include "expert_ids.hpp"
 #include "fields.hpp"
 #include "gil.hpp"
 #include "logging.hpp"
@@ -56,6 +57,12 @@ Loading::Loading(const char* operation, const std::string& device, const std::st
     callback_ = progress;
   }
   options_.progress = [this](const Progress& p) { return report(p); };
+}
+
+std::optional<std::vector<std::int32_t>> Loading::keep(const py::object& experts,
+                                                       const char* operation) {
+  if (!experts.is_none()) options_.experts = import_expert_ids(experts, operation, "experts");
+  return options_.experts;
 }
 
 bool Loading::report(const Progress& progress) {

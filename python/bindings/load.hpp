@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "bindings.hpp"
 #include "gil.hpp"
@@ -20,6 +21,10 @@ class Loading {
           const std::optional<std::string>& dequantize, const py::object& progress);
   Loading(const Loading&) = delete;
   Loading& operator=(const Loading&) = delete;
+
+  /// Keeps only the experts of a list, a range or an array of ids; None: all. Returns the ids, for the
+  /// arguments that pickles have.
+  std::optional<std::vector<std::int32_t>> keep(const py::object& experts, const char* operation);
 
   /// Calls load(options) without the GIL; an exception of the callback and Ctrl-C come out as
   /// themselves.

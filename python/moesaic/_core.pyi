@@ -1728,11 +1728,15 @@ class StackBuilder:
     gate, up, down : tuple of str
         (type name, source, decision, reason) of each role, as a ``RoleReport`` shows them; gate is
         None for ungated experts.
+    experts : sequence of int, optional
+        The experts that the stack keeps. None: all.
 
     Raises
     ------
     ConfigError
         An unknown type name.
+    ShapeError
+        ``experts`` that are not there or named twice.
     """
 
     def __init__(
@@ -1744,6 +1748,7 @@ class StackBuilder:
         gate: _EncodedRole | None,
         up: _EncodedRole,
         down: _EncodedRole,
+        experts: Sequence[int] | None = None,
     ) -> None: ...
     def add(
         self,
@@ -1760,7 +1765,7 @@ class StackBuilder:
         role : str
             'gate', 'up' or 'down'.
         expert : int
-            0 to E - 1.
+            0 to E - 1, one that is kept.
         rows : array
             The encoded bytes, dense.
         scale : float
@@ -1907,6 +1912,7 @@ class ExpertStack:
         layer: int,
         dequantize: _Dense | None = None,
         *,
+        experts: _ExpertIds | None = None,
         device: str = "cpu",
         layout: _Layout = "auto",
         progress: _Progress = None,
@@ -1921,6 +1927,8 @@ class ExpertStack:
             Block number; ``GgufFile.moe_layers`` lists those with experts.
         dequantize : str, optional
             'f32', 'f16' or 'bf16' asks for dense weights of that type.
+        experts : sequence of int, range or int array [n], optional
+            The experts to read and keep, by their ids in the file, which stay their ids. None: all.
         device : str
             'cpu', 'cuda:0' or 'metal'.
         layout : str
@@ -1939,6 +1947,8 @@ class ExpertStack:
             ``file`` is a path that is absent or cannot be read.
         FormatError
             Missing or inconsistent tensors, or a file that became shorter.
+        ShapeError
+            ``experts`` that are not there or named twice.
         UnsupportedError
             A weight type without a decoder or kernels.
         DeviceError
@@ -1955,6 +1965,7 @@ class ExpertStack:
         layer: int,
         dequantize: _Dense | None = None,
         *,
+        experts: _ExpertIds | None = None,
         device: str = "cpu",
         layout: _Layout = "auto",
         progress: _Progress = None,
@@ -1965,7 +1976,7 @@ class ExpertStack:
         ----------
         path : str or path-like
             The file, or one of its shards.
-        layer, dequantize, device, layout, progress
+        layer, dequantize, experts, device, layout, progress
             As in ``load_from_gguf``.
 
         Returns
@@ -2022,6 +2033,7 @@ class ExpertStack:
         dequantize: _Dense | None = None,
         *,
         prefix: str | None = None,
+        experts: _ExpertIds | None = None,
         device: str = "cpu",
         progress: _Progress = None,
     ) -> ExpertStack:
@@ -2043,6 +2055,8 @@ class ExpertStack:
         prefix : str, optional
             Of which part of the model, where several have a layer of this number: the beginning of
             its names, as 'talker', 'eagle' or 'mtp'. None: the model, without what drafts for it.
+        experts : sequence of int, range or int array [n], optional
+            The experts to read and keep, as in ``load_from_gguf``.
         device : str
             'cpu', 'cuda:0' or 'metal'.
         progress : callable or bool, optional
@@ -2065,7 +2079,7 @@ class ExpertStack:
         """
 
     def marlin(self, role: Literal["gate_up", "gate", "up", "down"]) -> MarlinExpertStack | None:
-        """Return the INT4 stack of a role; None for other kinds of experts.
+        """Return the INT4 stack of a role; None for other kinds, and where experts are left out.
 
         Parameters
         ----------
@@ -2095,6 +2109,14 @@ class ExpertStack:
         """I."""
 
     @property
+    def experts(self) -> list[int]:
+        """The ids of the experts in memory, ascending: all, or those that the load was asked for.
+
+        Whatever needs the weights of another raises DeviceError (products and layers) or
+        UnsupportedError (``dequantize``, ``encoded``, edits).
+        """
+
+    @property
     def kind(self) -> Literal["stacked", "per_expert", "marlin"]:
         """How the matrices lie in memory."""
 
@@ -2108,7 +2130,7 @@ class ExpertStack:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all roles in memory."""
+        """Bytes of all roles of the experts in memory."""
 
     @property
     def bytes_per_expert(self) -> int:
@@ -3045,6 +3067,7 @@ class MoeLayer:
         *,
         config: MoeConfig | None = None,
         top_k: int | None = None,
+        experts: _ExpertIds | None = None,
         device: str = "cpu",
         layout: _Layout = "auto",
         precision: _Precision = "auto",
@@ -3066,6 +3089,10 @@ class MoeLayer:
             router that it leaves empty come from the file. None: from the metadata.
         top_k : int, optional
             Experts per token, instead of the config's.
+        experts : sequence of int, range or int array [n], optional
+            The routed experts to read and keep, by their ids in the file, which stay their ids; no
+            byte of the others is read. The rest of the layer is whole. A call that needs another
+            expert is a DeviceError before anything is computed. None: all.
         device : str
             'cpu', 'cuda:0' or 'metal'; ``backends`` lists those that are here.
         layout : str
@@ -3092,7 +3119,7 @@ class MoeLayer:
             A ``config`` with other biases than the file's, or a ``top_k`` that the experts do not
             allow.
         ShapeError
-            A layer without experts.
+            A layer without experts, or ``experts`` that are not there or named twice.
         DeviceError
             The file is closed, or the device absent.
         OperationCancelled
@@ -3110,6 +3137,7 @@ class MoeLayer:
         prefix: str | None = None,
         config: MoeConfig | None = None,
         top_k: int | None = None,
+        experts: _ExpertIds | None = None,
         device: str = "cpu",
         precision: _Precision = "auto",
         progress: _Progress = None,
@@ -3135,6 +3163,8 @@ class MoeLayer:
             here, or without such a file.
         top_k : int, optional
             Experts per token, in place of the number in the configuration.
+        experts : sequence of int, range or int array [n], optional
+            The routed experts to read and keep, as in ``from_gguf``.
         device : str
             'cpu', 'cuda:0' or 'metal'.
         precision : str
@@ -3157,7 +3187,7 @@ class MoeLayer:
         ConfigError
             A ``top_k`` that the router cannot have.
         ShapeError
-            A layer without experts.
+            A layer without experts, or ``experts`` that are not there or named twice.
         DeviceError, OperationCancelled, OutOfMemoryError
             As in ``from_gguf``.
         """

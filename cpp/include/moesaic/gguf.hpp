@@ -118,6 +118,8 @@ class GgufFile {
   /// The tensor's bytes: the mapping itself, or a fresh read. Throws DeviceError after close(),
   /// UnsupportedError for a tensor of an unknown type.
   GgufBytes bytes(const GgufTensor& tensor) const;
+  /// `size` of them from byte `begin` on; a file opened without mmap is read no further than that.
+  GgufBytes bytes(const GgufTensor& tensor, std::uint64_t begin, std::uint64_t size) const;
   /// A copy, read from the file even where that is mapped: for bytes that are looked at once, since
   /// a mapping whose file was cut short ends the program with SIGBUS. Throws what bytes() throws,
   /// IoError, and FormatError for a file that was cut short.

@@ -205,18 +205,11 @@ Shard GgufFile::Impl::shard_of(const GgufTensor& tensor) const {
   return shard;
 }
 
-GgufBytes GgufFile::bytes(const GgufTensor& tensor) const {
-  const Shard shard = impl_->shard_of(tensor);
-  if (tensor.nbytes == 0) return {};
-  if (shard.mapping == nullptr) return read(tensor);
-  const auto piece = shard.mapping->bytes().subspan(static_cast<std::size_t>(tensor.offset),
-                                                    static_cast<std::size_t>(tensor.nbytes));
-  return {gguf::lend(shard.mapping, piece), piece};
-}
+namespace {
 
-GgufBytes GgufFile::read(const GgufTensor& tensor) const {
-  const Shard shard = impl_->shard_of(tensor);
-  const auto size = static_cast<std::size_t>(tensor.nbytes);
+/// A copy of `size` bytes of a tensor, from `begin` of its file on.
+GgufBytes read_piece(const gguf::InputFile& file, const GgufTensor& tensor, std::uint64_t begin,
+                     std::size_t size) {
   if (size == 0) return {};
   constexpr std::align_val_t kAlignment{64};
   auto* memory = static_cast<std::byte*>(::operator new(size, kAlignment, std::nothrow));
@@ -229,8 +222,37 @@ GgufBytes GgufFile::read(const GgufTensor& tensor) const {
   });
   const std::shared_ptr<std::byte> buffer(
       memory, [](std::byte* bytes) { ::operator delete(bytes, kAlignment); });
-  shard.file->read(tensor.offset, {buffer.get(), size});
+  file.read(begin, {buffer.get(), size});
   return {buffer, {buffer.get(), size}};
+}
+
+}  // namespace
+
+GgufBytes GgufFile::bytes(const GgufTensor& tensor) const {
+  return bytes(tensor, 0, tensor.nbytes);
+}
+
+GgufBytes GgufFile::bytes(const GgufTensor& tensor, std::uint64_t begin, std::uint64_t size) const {
+  const Shard shard = impl_->shard_of(tensor);
+  require<ShapeError>(begin <= tensor.nbytes && size <= tensor.nbytes - begin, [&] {
+    return Problem{"GgufFile::bytes",
+                   "tensor " + gguf::quote(tensor.name),
+                   "some of " + std::to_string(tensor.nbytes) + " bytes",
+                   std::to_string(size) + " from byte " + std::to_string(begin) + " on",
+                   {}};
+  });
+  if (size == 0) return {};
+  if (shard.mapping == nullptr) {
+    return read_piece(*shard.file, tensor, tensor.offset + begin, static_cast<std::size_t>(size));
+  }
+  const auto piece = shard.mapping->bytes().subspan(static_cast<std::size_t>(tensor.offset + begin),
+                                                    static_cast<std::size_t>(size));
+  return {gguf::lend(shard.mapping, piece), piece};
+}
+
+GgufBytes GgufFile::read(const GgufTensor& tensor) const {
+  const Shard shard = impl_->shard_of(tensor);
+  return read_piece(*shard.file, tensor, tensor.offset, static_cast<std::size_t>(tensor.nbytes));
 }
 
 ReadBytes GgufFile::reader() const {

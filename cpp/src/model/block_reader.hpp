@@ -28,6 +28,13 @@ class BlockReader {
     used_.insert(&tensor);
     return file_.bytes(tensor);
   }
+  /// Some bytes of the tensor, by GgufFile::bytes; the tensor counts as used from now on.
+  GgufBytes bytes(const GgufTensor& tensor, std::int64_t begin, std::int64_t size) const {
+    used_.insert(&tensor);
+    return file_.bytes(tensor, static_cast<std::uint64_t>(begin), static_cast<std::uint64_t>(size));
+  }
+  /// Counts the tensor as used: it is left out on purpose.
+  void pass_over(const GgufTensor& tensor) const { used_.insert(&tensor); }
   /// GgufFile::read; the tensor counts as used from now on.
   GgufBytes read(const GgufTensor& tensor) const {
     used_.insert(&tensor);

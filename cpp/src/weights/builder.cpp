@@ -22,13 +22,17 @@ Problem problem(std::string what, std::string expected, std::string got) {
 }  // namespace
 
 Builder::Builder(const StackShape& shape, const RoleSpec* gate, const RoleSpec& up,
-                 const RoleSpec& down)
+                 const RoleSpec& down, std::optional<std::vector<std::int32_t>> ids)
     : shape_(shape) {
   const auto [experts, hidden, intermediate] = shape;
   require<ShapeError>(experts >= 1 && hidden >= 1 && intermediate >= 1, [&] {
     return problem("shape", "E, I and H of at least 1",
                    shape_text(std::vector<std::int64_t>{experts, intermediate, hidden}));
   });
+  if (ids) {
+    kept_ = keep_experts("ExpertStack builder", *std::move(ids), experts);
+    shape_.num_experts = kept_->count();
+  }
   if (gate != nullptr) make(Role::Gate, *gate, intermediate, hidden);
   make(Role::Up, up, intermediate, hidden);
   make(Role::Down, down, hidden, intermediate);
@@ -58,7 +62,9 @@ void Builder::make(Role role, const RoleSpec& spec, std::int64_t rows, std::int6
   const std::int64_t bytes =
       product_of({shape_.num_experts, rows, ref.row_stride}, "ExpertStack builder", name_of(role));
   ref.expert_stride = rows * ref.row_stride;
-  const std::shared_ptr<std::byte> memory = allocate_pages(static_cast<std::size_t>(bytes));
+  // A role without experts has memory too: a reference without any is one of no weights.
+  const std::shared_ptr<std::byte> memory =
+      allocate_pages(static_cast<std::size_t>(std::max(bytes, ref.row_stride)));
   buffer.seen.assign(experts, false);
   buffer.scales.assign(experts, 1.0F);
   buffer.memory = memory.get();
@@ -72,10 +78,18 @@ void Builder::add(Role role, std::int32_t expert, std::span<const std::byte> row
   require<ShapeError>(buffer != buffers_.end(),
                       [&] { return problem("role", "a role of this stack", name_of(role)); });
   const std::string what = std::string(name_of(role)) + " of expert " + std::to_string(expert);
-  require<ShapeError>(expert >= 0 && expert < shape_.num_experts, [&] {
-    return problem(what, "an expert of 0 to " + std::to_string(shape_.num_experts - 1), "another");
+  const std::int32_t place =
+      kept_ ? static_cast<std::int32_t>(std::ranges::lower_bound(kept_->ids, expert) -
+                                        kept_->ids.begin())
+            : expert;
+  const bool there = place >= 0 && place < shape_.num_experts;
+  const auto e = static_cast<std::size_t>(place);
+  require<ShapeError>(there && id_of(e) == expert, [&] {
+    return problem(what,
+                   kept_ ? "an expert that is kept"
+                         : "an expert of 0 to " + std::to_string(shape_.num_experts - 1),
+                   "another");
   });
-  const auto e = static_cast<std::size_t>(expert);
   require<ShapeError>(!buffer->seen[e], [&] { return problem(what, "it once", "it again"); });
   const WeightRef& ref = buffer->weights.ref;
   require<ShapeError>(std::cmp_equal(rows.size(), ref.expert_stride), [&] {
@@ -85,7 +99,7 @@ void Builder::add(Role role, std::int32_t expert, std::span<const std::byte> row
     return problem(what + " bias", std::to_string(ref.rows) + " values",
                    std::to_string(bias.size()));
   });
-  std::memcpy(buffer->memory + expert * ref.expert_stride, rows.data(), rows.size());
+  std::memcpy(buffer->memory + place * ref.expert_stride, rows.data(), rows.size());
   buffer->scales[e] = scale;
   if (!bias.empty()) {
     const auto width = static_cast<std::size_t>(ref.rows);
@@ -96,12 +110,18 @@ void Builder::add(Role role, std::int32_t expert, std::span<const std::byte> row
   buffer->seen[e] = true;
 }
 
+std::int32_t Builder::id_of(std::size_t place) const {
+  return kept_ ? kept_->ids[place] : static_cast<std::int32_t>(place);
+}
+
 RoleWeights Builder::take(RoleBuffer& buffer, LoadReport& report) const {
   const std::string name = name_of(buffer.role);
   const auto missing = std::ranges::find(buffer.seen, false);
   require<ShapeError>(missing == buffer.seen.end(), [&] {
-    return problem(name, "every expert",
-                   "nothing for expert " + std::to_string(missing - buffer.seen.begin()));
+    return problem(
+        name, "every expert",
+        "nothing for expert " +
+            std::to_string(id_of(static_cast<std::size_t>(missing - buffer.seen.begin()))));
   });
   require<ShapeError>(buffer.with_bias == 0 || buffer.with_bias == shape_.num_experts, [&] {
     return problem(name + " bias", "one for every expert or for none",
@@ -129,7 +149,8 @@ ExpertStack Builder::build(const LoadOptions& options) && {
                                                 : parts.down;
     to = take(buffer, parts.report);
   }
-  return finish(std::move(parts), options, start_);
+  return kept_ ? finish_kept(std::move(parts), *kept_, options, start_)
+               : finish(std::move(parts), options, start_);
 }
 
 }  // namespace moesaic::weights

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -23,12 +24,15 @@ class Builder {
     std::string source, decision, reason;
   };
 
-  /// `gate` may be null (ungated experts). Errors: ShapeError (a size below 1, columns that are no
-  /// multiple of the type's block), UnsupportedError (a type without a decoder), OutOfMemoryError.
-  Builder(const StackShape& shape, const RoleSpec* gate, const RoleSpec& up, const RoleSpec& down);
+  /// `gate` may be null (ungated experts). With `experts` the stack keeps those of the shape's alone.
+  /// Errors: ShapeError (a size below 1, columns that are no multiple of the type's block, an id of
+  /// `experts` that is not there or named twice), UnsupportedError (a type without a decoder),
+  /// OutOfMemoryError.
+  Builder(const StackShape& shape, const RoleSpec* gate, const RoleSpec& up, const RoleSpec& down,
+          std::optional<std::vector<std::int32_t>> experts = {});
 
   /// One expert's matrix, row after row, with its scale and its bias (empty: none).
-  /// Errors: ShapeError (sizes, an expert out of range or given twice, no such role).
+  /// Errors: ShapeError (sizes, an expert that is not kept or given twice, no such role).
   void add(Role role, std::int32_t expert, std::span<const std::byte> rows, float scale = 1.0F,
            std::span<const float> bias = {});
 
@@ -36,21 +40,23 @@ class Builder {
   ExpertStack build(const LoadOptions& options) &&;
 
  private:
-  /// What was gathered of one role so far.
+  /// What was gathered of one role so far, by the places of the experts that are kept.
   struct RoleBuffer {
     Role role;
     RoleWeights weights;
     std::byte* memory = nullptr;
     std::vector<bool> seen;
-    std::vector<float> scales;  ///< [E]
-    std::vector<float> biases;  ///< empty or [E * rows]
+    std::vector<float> scales;  ///< [n]
+    std::vector<float> biases;  ///< empty or [n * rows]
     std::int64_t with_bias = 0;
     RoleSpec spec;
   };
   void make(Role role, const RoleSpec& spec, std::int64_t rows, std::int64_t cols);
   RoleWeights take(RoleBuffer& buffer, LoadReport& report) const;
+  std::int32_t id_of(std::size_t place) const;
 
-  StackShape shape_;
+  StackShape shape_;  ///< of the experts that are kept
+  std::optional<KeptExperts> kept_;
   std::vector<RoleBuffer> buffers_;
   Clock::time_point start_ = Clock::now();
 };

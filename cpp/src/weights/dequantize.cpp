@@ -31,9 +31,9 @@ void check_readable(const char* operation, const WeightRef& weight, std::int32_t
   require<UnsupportedError>(weight.slot_map == nullptr || weight.slot_map[expert] >= 0, [&] {
     return Problem{.operation = operation,
                    .what = "expert " + std::to_string(expert),
-                   .expected = "a resident expert",
-                   .got = "slot -1",
-                   .hint = {}};
+                   .expected = "an expert in memory",
+                   .got = "one that is not kept",
+                   .hint = "stack.experts lists those that are"};
   });
   require<UnsupportedError>(weight.layout != WeightLayout::CudaUnits, [&] {
     return Problem{.operation = operation,

@@ -56,7 +56,8 @@ void check_source(const ExpertSource& source, Sources sources, Role role) {
                    "load the stacks with the same layout=");
   });
   require<UnsupportedError>(ref.slot_map == nullptr || ref.slot_map[source.expert] >= 0, [&] {
-    return problem("expert " + std::to_string(source.expert), "a resident expert", "slot -1");
+    return problem("expert " + std::to_string(source.expert), "an expert in memory",
+                   "one that is not kept", "stack.experts lists those that are");
   });
 }
 

@@ -1,14 +1,40 @@
 #include "weights/gguf_roles.hpp"
 
+#include <algorithm>
 #include <memory>
 #include <utility>
 #include <vector>
 
 namespace moesaic::weights {
+namespace {
+
+/// Where the matrices of a role lie that are no steps apart.
+struct MatrixTable {
+  std::vector<const std::byte*> pointers;
+  std::vector<std::shared_ptr<const void>> owners;
+
+  void add(const std::byte* matrix, std::shared_ptr<const void> owner) {
+    pointers.push_back(matrix);
+    owners.push_back(std::move(owner));
+  }
+};
+
+/// Makes `weights` a role of the matrices in the table.
+void point_to(const std::shared_ptr<MatrixTable>& table, RoleWeights& weights) {
+  WeightRef& ref = weights.ref;
+  ref.num_experts = static_cast<std::int32_t>(table->pointers.size());
+  table->pointers.push_back(nullptr);  // so that there is a table where no expert is kept
+  ref.base = nullptr;
+  ref.table = table->pointers.data();
+  ref.expert_stride = 0;
+  weights.owner = table;
+}
+
+}  // namespace
 
 RoleWeights stacked_role(const BlockReader& block, const GgufTensor& tensor, std::int64_t experts,
                          std::int64_t total_rows, std::int64_t first_row, std::int64_t rows,
-                         std::int64_t cols) {
+                         std::int64_t cols, const KeptExperts* kept) {
   const QuantTraits& facts = traits(tensor.quant);
   require<UnsupportedError>(facts.dequantize != nullptr, [&] {
     return Problem{.operation = block.operation(),
@@ -33,50 +59,56 @@ RoleWeights stacked_role(const BlockReader& block, const GgufTensor& tensor, std
   ref.cols = cols;
   ref.row_stride = row_bytes(tensor.quant, cols);
   ref.expert_stride = total_rows * ref.row_stride;
+  require<FormatError>(std::cmp_greater_equal(tensor.nbytes, experts * ref.expert_stride), [&] {
+    return Problem{.operation = block.operation(),
+                   .what = tensor.name,
+                   .expected = std::to_string(experts * ref.expert_stride) + " bytes",
+                   .got = std::to_string(tensor.nbytes),
+                   .hint = {}};
+  });
+  weights.read = block.file().reader();
+  if (kept != nullptr) {
+    const auto table = std::make_shared<MatrixTable>();
+    for (const std::int32_t e : kept->ids) {
+      const std::int64_t begin = e * ref.expert_stride + first_row * ref.row_stride;
+      GgufBytes matrix = block.bytes(tensor, begin, rows * ref.row_stride);
+      table->add(matrix.bytes.data(), std::move(matrix.owner));
+    }
+    if (kept->ids.empty()) block.pass_over(tensor);
+    point_to(table, weights);
+    return weights;
+  }
   GgufBytes bytes = block.bytes(tensor);
-  require<FormatError>(
-      static_cast<std::int64_t>(bytes.bytes.size()) >= experts * ref.expert_stride, [&] {
-        return Problem{.operation = block.operation(),
-                       .what = tensor.name,
-                       .expected = std::to_string(experts * ref.expert_stride) + " bytes",
-                       .got = std::to_string(bytes.bytes.size()),
-                       .hint = {}};
-      });
   ref.base = bytes.bytes.data() + first_row * ref.row_stride;
   weights.owner = std::move(bytes.owner);
-  weights.read = block.file().reader();
   return weights;
 }
 
 RoleWeights per_expert_role(const BlockReader& block, std::span<const GgufTensor* const> tensors,
-                            std::int64_t rows, std::int64_t cols) {
-  struct Table {
-    std::vector<const std::byte*> pointers;
-    std::vector<std::shared_ptr<const void>> owners;
-  };
-  const auto table = std::make_shared<Table>();
+                            std::int64_t rows, std::int64_t cols, const KeptExperts* kept) {
+  const auto table = std::make_shared<MatrixTable>();
   RoleWeights weights;
-  for (const GgufTensor* tensor : tensors) {
-    check_shape(*tensor, {rows, cols});
-    require<FormatError>(tensor->quant == tensors.front()->quant, [&] {
+  const KeptExperts left_out{1, {}};
+  for (std::size_t e = 0; e < tensors.size(); ++e) {
+    const GgufTensor& tensor = *tensors[e];
+    check_shape(tensor, {rows, cols});
+    require<FormatError>(tensor.quant == tensors.front()->quant, [&] {
       return Problem{
           .operation = "load_from_gguf",
-          .what = tensor->name,
+          .what = tensor.name,
           .expected = "the type of expert 0, " + std::string(traits(tensors.front()->quant).name),
-          .got = std::string(traits(tensor->quant).name),
+          .got = std::string(traits(tensor.quant).name),
           .hint = {}};
     });
-    RoleWeights one = stacked_role(block, *tensor, 1, rows, 0, rows, cols);
-    table->pointers.push_back(one.ref.base);
-    table->owners.push_back(std::move(one.owner));
+    const bool here =
+        kept == nullptr || std::ranges::binary_search(kept->ids, static_cast<std::int32_t>(e));
+    RoleWeights one =
+        stacked_role(block, tensor, 1, rows, 0, rows, cols, here ? nullptr : &left_out);
     weights.ref = one.ref;
     weights.read = std::move(one.read);
+    if (here) table->add(one.ref.base, std::move(one.owner));
   }
-  weights.ref.base = nullptr;
-  weights.ref.table = table->pointers.data();
-  weights.ref.expert_stride = 0;
-  weights.ref.num_experts = static_cast<std::int32_t>(tensors.size());
-  weights.owner = table;
+  point_to(table, weights);
   return weights;
 }
 
@@ -96,11 +128,10 @@ std::shared_ptr<const std::vector<float>> single_scale(const BlockReader& block,
 
 void record_roles(const BlockReader& block, ExpertStack::Parts& parts, const Sources& sources,
                   const LoadOptions& options) {
-  const std::int64_t total = static_cast<std::int64_t>(parts.shape.num_experts) *
-                                 (parts.gate.ref ? parts.gate.ref.expert_bytes() : 0) +
-                             static_cast<std::int64_t>(parts.shape.num_experts) *
-                                 (parts.up.ref.expert_bytes() + parts.down.ref.expert_bytes());
-  std::int64_t done = 0;
+  std::int64_t total = 0, done = 0;
+  for (const RoleWeights* role : {&parts.gate, &parts.up, &parts.down}) {
+    if (role->ref) total += role->ref.num_experts * role->ref.expert_bytes();
+  }
   const auto note = [&](Role role, const RoleWeights& weights, const std::string& source) {
     if (!weights.ref) return;
     record(parts.report, role, weights, source, block.file().mapped() ? "mapped" : "read",

@@ -13,16 +13,18 @@
 
 namespace moesaic::weights {
 
-/// Rows [first_row, first_row + rows) of each [total_rows, cols] matrix in a stacked tensor.
+/// Rows [first_row, first_row + rows) of each [total_rows, cols] matrix in a stacked tensor; with
+/// `kept` of those matrices alone, behind a pointer table, and nothing else is read.
 /// Throws UnsupportedError for a type without a decoder, FormatError when the tensor is too small.
 RoleWeights stacked_role(const BlockReader& block, const GgufTensor& tensor, std::int64_t experts,
                          std::int64_t total_rows, std::int64_t first_row, std::int64_t rows,
-                         std::int64_t cols);
+                         std::int64_t cols, const KeptExperts* kept = nullptr);
 
-/// The [rows, cols] matrices of one role, one tensor per expert, behind a pointer table. Throws
-/// FormatError when they differ in shape or type.
+/// The [rows, cols] matrices of one role, one tensor per expert, behind a pointer table; with `kept`
+/// only those are read. Throws FormatError when they differ in shape or type.
 RoleWeights per_expert_role(const BlockReader& block, std::span<const GgufTensor* const> tensors,
-                            std::int64_t rows, std::int64_t cols);
+                            std::int64_t rows, std::int64_t cols,
+                            const KeptExperts* kept = nullptr);
 
 /// A [rows, cols] tensor as a stack of one matrix. Throws FormatError unless it has this shape.
 RoleWeights single_role(const BlockReader& block, const GgufTensor& tensor, std::int64_t rows,

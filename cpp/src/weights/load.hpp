@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdint>
 #include <initializer_list>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -42,6 +43,29 @@ void dequantize_role(RoleWeights& weights, QuantType type, const LoadOptions& op
 
 /// The end of every loader: check, dequantize when asked, let the backend prepare.
 ExpertStack finish(ExpertStack::Parts parts, const LoadOptions& options, Clock::time_point start);
+
+/// The experts that a stack keeps of a model's.
+struct KeptExperts {
+  std::int32_t num_experts = 0;   ///< of the model
+  std::vector<std::int32_t> ids;  ///< in the model; ascending, and maybe none
+
+  std::int32_t count() const { return static_cast<std::int32_t>(ids.size()); }
+};
+
+/// The ids in order. Throws ShapeError for one that is not there or named twice.
+KeptExperts keep_experts(const char* operation, std::vector<std::int32_t> ids,
+                         std::int32_t num_experts);
+
+/// Values [E, width] of the experts that are kept; null stays null.
+std::shared_ptr<const std::vector<float>> values_of_kept(
+    const std::shared_ptr<const std::vector<float>>& values, std::int64_t width,
+    const KeptExperts& kept);
+
+/// finish() for parts that hold the experts of `kept` alone, in its order: a stack in which they go
+/// by their ids in the model. Throws UnsupportedError for weights on a device, whose slots would be
+/// looked up there.
+ExpertStack finish_kept(ExpertStack::Parts parts, const KeptExperts& kept,
+                        const LoadOptions& options, Clock::time_point start);
 
 /// "[5, 32, 64]".
 std::string shape_text(std::span<const std::int64_t> shape);

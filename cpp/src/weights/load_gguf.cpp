@@ -2,7 +2,9 @@
 
 #include <initializer_list>
 #include <memory>
+#include <optional>
 #include <utility>
+#include <vector>
 
 #include "weights/gguf_roles.hpp"
 
@@ -10,6 +12,7 @@ namespace moesaic {
 namespace {
 
 using weights::check_shape;
+using weights::KeptExperts;
 using weights::per_expert_role;
 using weights::Sources;
 using weights::stacked_role;
@@ -42,9 +45,21 @@ void split_fused_bias(const BlockReader& block, const GgufTensor& bias, ExpertSt
   parts.up.bias = std::make_shared<const std::vector<float>>(std::move(up));
 }
 
+/// The experts that the caller asks for of `count`, or none where it wants all.
+std::optional<KeptExperts> kept_of(const LoadOptions& options, std::int32_t count) {
+  if (!options.experts) return std::nullopt;
+  return weights::keep_experts("load_from_gguf", *options.experts, count);
+}
+
+/// Where the roles came from, and which experts of the file they have, unless all.
+struct Loaded {
+  Sources sources;
+  std::optional<KeptExperts> kept;
+};
+
 /// Takes files with one tensor per role and expert, as early Mixtral files are.
-Sources load_per_expert(const BlockReader& block, const MoeTensors& tensors, std::int32_t layer,
-                        ExpertStack::Parts& parts) {
+Loaded load_per_expert(const BlockReader& block, const MoeTensors& tensors, std::int32_t layer,
+                       const LoadOptions& options, ExpertStack::Parts& parts) {
   const std::string prefix = "blk." + std::to_string(layer) + ".ffn_";
   const std::size_t experts = tensors.expert_down.size();
   const auto check = [&](const std::vector<const GgufTensor*>& role, const char* name) {
@@ -67,17 +82,20 @@ Sources load_per_expert(const BlockReader& block, const MoeTensors& tensors, std
   const GgufTensor& first = *tensors.expert_up.front();
   const std::int64_t intermediate = first.ne(1), hidden = first.ne(0);
   parts.shape = {static_cast<std::int32_t>(experts), hidden, intermediate};
-  if (!tensors.expert_gate.empty()) {
-    parts.gate = per_expert_role(block, tensors.expert_gate, intermediate, hidden);
-  }
-  parts.up = per_expert_role(block, tensors.expert_up, intermediate, hidden);
-  parts.down = per_expert_role(block, tensors.expert_down, hidden, intermediate);
-  return {prefix + "gate.*.weight", prefix + "up.*.weight", prefix + "down.*.weight"};
+  const std::optional<KeptExperts> kept = kept_of(options, parts.shape.num_experts);
+  const auto load = [&](const std::vector<const GgufTensor*>& role, std::int64_t rows,
+                        std::int64_t cols) {
+    return per_expert_role(block, role, rows, cols, kept ? &*kept : nullptr);
+  };
+  if (!tensors.expert_gate.empty()) parts.gate = load(tensors.expert_gate, intermediate, hidden);
+  parts.up = load(tensors.expert_up, intermediate, hidden);
+  parts.down = load(tensors.expert_down, hidden, intermediate);
+  return {{prefix + "gate.*.weight", prefix + "up.*.weight", prefix + "down.*.weight"}, kept};
 }
 
 /// Takes stacked tensors, [E, rows, cols], with gate and up apart or fused (gate rows first).
-Sources load_stacked(const BlockReader& block, const MoeTensors& tensors, std::int32_t layer,
-                     ExpertStack::Parts& parts) {
+Loaded load_stacked(const BlockReader& block, const MoeTensors& tensors, std::int32_t layer,
+                    const LoadOptions& options, ExpertStack::Parts& parts) {
   const std::string prefix = "blk." + std::to_string(layer) + ".ffn_";
   const bool fused = tensors.gate_up != nullptr;
   if (!fused && tensors.up == nullptr) missing(layer, prefix + "up_exps.weight");
@@ -99,11 +117,16 @@ Sources load_stacked(const BlockReader& block, const MoeTensors& tensors, std::i
     check_shape(*tensors.gate, {experts, intermediate, hidden});
   }
 
+  const std::optional<KeptExperts> kept = kept_of(options, parts.shape.num_experts);
   const auto load = [&](const GgufTensor& tensor, std::int64_t first_row, std::int64_t rows) {
-    return stacked_role(block, tensor, experts, tensor.ne(1), first_row, rows, tensor.ne(0));
+    return stacked_role(block, tensor, experts, tensor.ne(1), first_row, rows, tensor.ne(0),
+                        kept ? &*kept : nullptr);
   };
   parts.down = load(*tensors.down, 0, hidden);
-  if (fused) {
+  if (fused && kept) {
+    parts.gate = load(*tensors.gate_up, 0, intermediate);
+    parts.up = load(*tensors.gate_up, intermediate, intermediate);
+  } else if (fused) {
     parts.gate = load(*tensors.gate_up, 0, intermediate);
     // One tensor holds both, with the up rows behind the gate rows of each expert.
     parts.up = parts.gate;
@@ -112,10 +135,11 @@ Sources load_stacked(const BlockReader& block, const MoeTensors& tensors, std::i
     if (tensors.gate != nullptr) parts.gate = load(*tensors.gate, 0, intermediate);
     parts.up = load(*tensors.up, 0, intermediate);
   }
-  return {fused                     ? first.name
-          : tensors.gate != nullptr ? tensors.gate->name
-                                    : std::string(),
-          first.name, tensors.down->name};
+  return {{fused                     ? first.name
+           : tensors.gate != nullptr ? tensors.gate->name
+                                     : std::string(),
+           first.name, tensors.down->name},
+          kept};
 }
 
 /// The scales of one tensor per expert, [E]; null without them.
@@ -184,12 +208,17 @@ ExpertStack ExpertStack::load_from_gguf(const std::shared_ptr<GgufFile>& file, s
   if (!stacked && tensors.expert_down.empty()) {
     missing(layer, "expert tensors (blk." + std::to_string(layer) + ".ffn_*_exps.weight)");
   }
-  const Sources sources = stacked ? load_stacked(block, tensors, layer, parts)
-                                  : load_per_expert(block, tensors, layer, parts);
+  const auto [sources, kept] = stacked ? load_stacked(block, tensors, layer, options, parts)
+                                       : load_per_expert(block, tensors, layer, options, parts);
   load_epilogues(block, tensors, parts);
   block.check_all_used("load_from_gguf", BlockReader::Scope::RoutedExperts);
   weights::record_roles(block, parts, sources, options);
-  return weights::finish(std::move(parts), options, start);
+  if (!kept) return weights::finish(std::move(parts), options, start);
+  for (RoleWeights* role : {&parts.gate, &parts.up, &parts.down}) {
+    role->bias = weights::values_of_kept(role->bias, role->ref.rows, *kept);
+    role->scale = weights::values_of_kept(role->scale, 1, *kept);
+  }
+  return weights::finish_kept(std::move(parts), *kept, options, start);
 }
 
 ExpertStack ExpertStack::open_and_load(const std::filesystem::path& path, std::int32_t layer,

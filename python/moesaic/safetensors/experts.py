@@ -1,6 +1,7 @@
 """The experts of one layer: checked as a whole, then read one by one into builders."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from os import PathLike
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from moesaic import _core
+from moesaic._errors import error_of
 from moesaic._pickling import CheckpointSource
 from moesaic.hf_config import OUTPUT_SCALES, Family, find_family, given_facts, section
 from moesaic.safetensors.bnb import Bnb4
@@ -16,7 +18,7 @@ from moesaic.safetensors.encoded import Decoded, Encoded
 from moesaic.safetensors.errors import Progress, as_format_errors, carried
 from moesaic.safetensors.fp4 import Mxfp4, Nvfp4
 from moesaic.safetensors.fp8 import CODES, FP8, Fp8
-from moesaic.safetensors.int4 import Int4Experts, keeps_int4
+from moesaic.safetensors.int4 import Int4Experts, keeps_int4, which
 from moesaic.safetensors.int_blocks import IntBlocks, as_q4_blocks
 from moesaic.safetensors.ints import Linear, is_int
 from moesaic.safetensors.names import (
@@ -32,7 +34,8 @@ from moesaic.safetensors.quantization import Quantization
 from moesaic.safetensors.reader import FLOATS, Array, Checkpoint, unsupported, wrong
 from moesaic.safetensors.sets import of_layer
 
-#: What the end of a load takes: experts in a builder, or the Marlin stacks of gate_up and down.
+#: What the end of a load takes: experts in a builder, or the Marlin stacks of gate_up and down with
+#: the number of experts and those that are kept.
 Gathered = Any
 
 
@@ -115,6 +118,8 @@ class EncodedExperts:
         self.encoded, self.interleaved = encoded, interleaved
         #: A factor on the output of each expert, f32 [E].
         self.output_scales: Array | None = None
+        #: The experts that are read, by their ids in the model; None: all.
+        self.kept: list[int] | None = None
         for group in encoded.values():
             first = group[0]
             for other in group:
@@ -154,19 +159,27 @@ class EncodedExperts:
             {roles: _of_one_type(group, exact) for roles, group in encoded.items()}, interleaved
         )
 
+    @property
+    def num_experts(self) -> int:
+        return len(self.encoded["down",])
+
     def tensors(self) -> set[str]:
-        """The names of all tensors that are read."""
+        """The names of all tensors of the experts."""
         return {name for group in self.encoded.values() for one in group for name in one.tensors()}
 
     def scale_outputs(self, scales: Array) -> None:
         """Gives each expert a factor on its output, f32 [E]."""
         self.output_scales = scales
 
+    def keep(self, ids: list[int]) -> None:
+        """Reads and keeps only these experts."""
+        self.kept = ids
+
     def matrices(self) -> Iterator[tuple[str, int]]:
-        """The name and bytes of each matrix, in the order of gathering."""
+        """The name and bytes of each matrix that is read, in the order of gathering."""
         for group in self.encoded.values():
-            for one in group:
-                yield self._label(one), one.nbytes
+            for e in which(self.kept, len(group)):
+                yield self._label(group[e]), group[e].nbytes
 
     @staticmethod
     def _label(one: Encoded) -> str:
@@ -174,7 +187,7 @@ class EncodedExperts:
         return one.name if index is None else f"{one.name}[{index}]"
 
     def gather(self, step: Callable[[str], None]) -> "_core.StackBuilder":
-        """Reads and encodes all experts; ``step`` is called with each name."""
+        """Reads and encodes the experts; ``step`` is called with each name."""
         specs: dict[str, tuple[str, str, str, str]] = {}
         for roles, group in self.encoded.items():
             # Where some are as stored and some decoded, the report has a decoded one.
@@ -185,15 +198,17 @@ class EncodedExperts:
             for role in roles:
                 specs[role] = (first.type, source, first.decision, first.reason)
         builder = _core.StackBuilder(
-            len(self.encoded["down",]),
+            self.num_experts,
             self.hidden_size,
             self.intermediate_size,
             gate=specs.get("gate"),
             up=specs["up"],
             down=specs["down"],
+            experts=self.kept,
         )
         for roles, group in self.encoded.items():
-            for e, one in enumerate(group):
+            for e in which(self.kept, len(group)):
+                one = group[e]
                 rows, scale = one.rows()
                 if roles == ("down",) and self.output_scales is not None:
                     scale *= float(self.output_scales[e])
@@ -240,6 +255,20 @@ def open_experts(
         if keep_int4 and keeps_int4(linears, interleaved):
             return Int4Experts(linears)
     return EncodedExperts.open(checkpoint, matrices, quantization, exact, interleaved)
+
+
+def keep(experts: Experts, ids: list[int] | None) -> None:
+    """Reads only the experts of ``ids``; None: all. Raises ShapeError for ids that do not fit."""
+    if ids is None:
+        return
+    count = experts.num_experts
+    outside = [e for e in ids if not 0 <= e < count]
+    twice = [e for e, times in Counter(ids).items() if times > 1]
+    if outside or twice:
+        expected = f"ids of 0 to {count - 1}" if outside else "each id once"
+        got = str((outside or twice)[0])
+        raise error_of(_core.ShapeError, "load_from_safetensors", "experts", expected, got)
+    experts.keep(sorted(ids))
 
 
 def interleaved(family: Family | None, block: Block) -> bool:
@@ -309,11 +338,12 @@ def gather_experts(
     exact: bool = False,
     prefix: str | None = None,
     source: CheckpointSource | None = None,
+    kept: list[int] | None = None,
 ) -> Gathered:
     """The experts of one layer, of the part of the model that ``prefix`` names.
 
     ``exact`` decodes what GGUF has no type for to F32. ``progress`` is called after each matrix,
-    ``source`` notes which files were read.
+    ``source`` notes which files were read, ``kept`` are the experts to read (None: all).
     Raises FormatError naming the tensor that is missing or does not fit.
     """
     with as_format_errors(os.fsdecode(path)):
@@ -337,4 +367,5 @@ def gather_experts(
         )
         check_all_used(checkpoint, names_of_experts(checkpoint, block), experts.tensors())
         _scale_outputs(checkpoint, block, experts, given_facts(section(config, prefix)))
+        keep(experts, kept)
         return gather_all([experts], carried(progress))[0]

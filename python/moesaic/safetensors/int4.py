@@ -1,6 +1,7 @@
 """INT4 experts of GPTQ, AWQ and compressed-tensors checkpoints, kept as INT4."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
@@ -9,8 +10,19 @@ from moesaic.safetensors.ints import Linear
 from moesaic.safetensors.names import find
 from moesaic.safetensors.reader import FLOATS, Array, wrong
 
+#: Two Marlin stacks, the number of experts of the model, and those that the stacks have (None:
+#: all); or a builder without any.
+Gathered: TypeAlias = (
+    "tuple[_core.MarlinExpertStack, _core.MarlinExpertStack, int, list[int] | None]"
+    " | _core.StackBuilder"
+)
 #: Every expert's matrix by the roles it holds, as ``names.Matrices``.
 Linears = dict[tuple[str, ...], list[Linear]]
+
+
+def which(kept: list[int] | None, count: int) -> Sequence[int]:
+    """The experts that are read, of ``count``."""
+    return range(count) if kept is None else kept
 
 
 def keeps_int4(linears: Linears, interleaved: bool) -> bool:
@@ -61,6 +73,8 @@ class Int4Experts:
         self.linears = linears
         self.scheme = linears["down",][0].scheme
         self._output_scales: Array | None = None
+        #: The experts that are read, by their ids in the model; None: all.
+        self.kept: list[int] | None = None
         for roles, group in linears.items():
             for linear in group:
                 if (linear.k, linear.n) != (group[0].k, group[0].n):
@@ -70,6 +84,10 @@ class Int4Experts:
                         [linear.k, linear.n],
                     )
         self._check_sizes()
+
+    @property
+    def num_experts(self) -> int:
+        return len(self.linears["down",])
 
     @property
     def hidden_size(self) -> int:
@@ -88,7 +106,7 @@ class Int4Experts:
         self._output_scales = scales
 
     def tensors(self) -> set[str]:
-        """The names of all tensors that are read."""
+        """The names of all tensors of the experts."""
         names: set[str] = set()
         for group in self.linears.values():
             for linear in group:
@@ -97,18 +115,30 @@ class Int4Experts:
                 names |= set() if bias is None else {bias}
         return names
 
+    def keep(self, ids: list[int]) -> None:
+        """Reads and keeps only these experts."""
+        self.kept = ids
+
     def matrices(self) -> Iterator[tuple[str, int]]:
-        """The name and bytes of each matrix, in the order of gathering."""
+        """The name and bytes of each matrix that is read, in the order of gathering."""
         for linears in self.linears.values():
-            for linear in linears:
+            for e in which(self.kept, len(linears)):
+                linear = linears[e]
                 entry = linear.checkpoint.entry(linear.qweight)
                 yield _label(linear), (entry.end - entry.begin) // linear.matrix.experts
 
-    def gather(
-        self, step: Callable[[str], None]
-    ) -> "tuple[_core.MarlinExpertStack, _core.MarlinExpertStack]":
-        """Reads and packs all experts; ``step`` is called with each name."""
-        return self._stack(self._gate_up, step), self._stack((("down",),), step)
+    def gather(self, step: Callable[[str], None]) -> "Gathered":
+        """Reads and packs the experts; ``step`` is called with each name.
+
+        With the stacks of gate_up and down come the number of experts of the model, and those that
+        the stacks have.
+        """
+        if self.kept == []:
+            nothing = ("F16", "no experts", "left out", "none were asked for")
+            sizes = (self.num_experts, self.hidden_size, self.intermediate_size)
+            return _core.StackBuilder(*sizes, gate=nothing, up=nothing, down=nothing, experts=[])
+        gate_up = self._stack(self._gate_up, step)
+        return gate_up, self._stack((("down",),), step), self.num_experts, self.kept
 
     def _check_sizes(self) -> None:
         hidden, intermediate = self.hidden_size, self.intermediate_size
@@ -123,12 +153,15 @@ class Int4Experts:
                     [linear.k, linear.n],
                 )
 
+    def _kept(self, part: tuple[str, ...]) -> list[Linear]:
+        return [self.linears[part][e] for e in which(self.kept, self.num_experts)]
+
     def _orders(self, parts: tuple[tuple[str, ...], ...], size: int) -> Array | None:
-        """g_idx of all experts, [K] or [E, K]; None where the columns are in order.
+        """g_idx of the experts, [K] or [n, K]; None where the columns are in order.
 
         All parts of an expert have one order (``keeps_int4``), and each is looked at.
         """
-        orders, *_ = [[linear.order() for linear in self.linears[part]] for part in parts]
+        orders, *_ = [[linear.order() for linear in self._kept(part)] for part in parts]
         if all(order is None for order in orders):
             return None
         plain = np.arange(self.linears[parts[0]][0].k, dtype=np.int32) // size
@@ -147,9 +180,9 @@ class Int4Experts:
             for part in parts
             for linear in self.linears[part]
         }
-        experts = len(self.linears[parts[0]])
+        ids = which(self.kept, self.num_experts)
         builder = _core.MarlinStackBuilder(
-            experts,
+            len(ids),
             first.k,
             sum(self.linears[part][0].n for part in parts),
             self.scheme.group_size,
@@ -158,7 +191,7 @@ class Int4Experts:
             zeros=self.scheme.symmetric is not True,
             g_idx=self._orders(parts, first.group_size),
         )
-        for e in range(experts):
+        for place, e in enumerate(ids):
             first_col = 0
             for part in parts:
                 linear = self.linears[part][e]
@@ -166,7 +199,7 @@ class Int4Experts:
                 if scaled and self._output_scales is not None:
                     scales = scales.astype(np.float32) * np.float32(self._output_scales[e])
                 builder.add(
-                    e, first_col, _words(linear), scales, linear.zero_words(), _label(linear)
+                    place, first_col, _words(linear), scales, linear.zero_words(), _label(linear)
                 )
                 first_col += linear.n
                 step(_label(linear))

@@ -15,6 +15,7 @@ from moesaic.safetensors.experts import (
     Experts,
     gather_all,
     interleaved,
+    keep,
     open_experts,
     read_floats,
     recognise,
@@ -92,15 +93,18 @@ def gather_layer(
     config: _core.MoeConfig | None = None,
     top_k: int | None = None,
     source: CheckpointSource | None = None,
+    kept: list[int] | None = None,
 ) -> dict[str, Any]:
     """The arguments of MoeLayer by name, with stack and shared as ``gather_experts`` gives them.
 
     ``config`` stands for what config.json says of the layer, ``top_k`` for its experts per token;
-    ``source`` notes which files were read. Raises as ``gather_experts`` and ``config_from_hf``, and
-    UnsupportedError for a tensor of the block that has no place in the layer.
+    ``source`` notes which files were read, ``kept`` are the experts to read (None: all). Raises as
+    ``gather_experts`` and ``config_from_hf``, and UnsupportedError for a tensor of the block that
+    has no place in the layer.
     """
     with as_format_errors(os.fsdecode(path)):
         opened = open_layer(Checkpoint(path), layer, exact, prefix, config, top_k, source=source)
+        keep(opened.routed, kept)
         both = [opened.routed] if opened.shared is None else [opened.routed, opened.shared]
         stack, *shared = gather_all(both, carried(progress))
         return {**opened.arguments, "stack": stack, "shared": shared[0] if shared else None}

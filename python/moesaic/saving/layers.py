@@ -76,6 +76,12 @@ def blocks_of(operation: str, layers: Any) -> dict[int, _core.MoeLayer]:
         if not isinstance(layer, _core.MoeLayer):
             what, got = f"layers[{block!r}]", type(layer).__name__
             raise error_of(_core.DTypeError, operation, what, "a MoeLayer", got)
+        if len(layer.stack.experts) < layer.stack.num_experts:
+            kept = f"{len(layer.stack.experts)} of {layer.stack.num_experts}"
+            expected, hint = "all experts in memory", "load it without experts="
+            raise error_of(
+                _core.UnsupportedError, operation, f"layers[{block!r}]", expected, kept, hint
+            )
         number = _block_number(block)
         if number is None:
             expected = f"blocks of 0 to {(1 << 20) - 1}"
