@@ -140,9 +140,10 @@ std::string stack_repr(const ExpertStack& stack) {
     if (const auto& delta = stack.role(role).delta) rank = std::max(rank, delta->rank);
   }
   if (rank > 0) types += ", deltas of rank " + std::to_string(rank);
-  const std::int32_t kept = stack.num_kept();
   return "moesaic.ExpertStack(num_experts=" + std::to_string(stack.num_experts()) +
-         (kept < stack.num_experts() ? ", " + std::to_string(kept) + " of them in memory" : "") +
+         (stack.num_kept() < stack.num_experts()
+              ? ", " + std::to_string(stack.num_kept()) + " of them in memory"
+              : "") +
          ", hidden_size=" + std::to_string(stack.shape().hidden_size) +
          ", intermediate_size=" + std::to_string(stack.shape().intermediate_size) + ", " + types +
          ", " + std::to_string(stack.nbytes()) + " bytes)";

@@ -33,6 +33,37 @@ def test_every_architecture(pair, tmp_path):
                         np.testing.assert_array_equal(composed(layer, x, **others), want)
 
 
+def layer_with_everything():
+    """Identity experts, a low-rank delta, gated shared experts, biases: parts of few models."""
+    gate, up, down = expert_weights(6, 32, 24)
+    biases = {"gate": normal(6, 24, seed=1), "down": normal(6, 32, seed=2)}
+    stack = mo.ExpertStack.from_dense_stacks(gate, up, down, biases=biases)
+    stack = stack.with_deltas({"up": (normal(6, 2, 32, seed=3), normal(6, 24, 2, seed=4), 0.5)})
+    shared = mo.ExpertStack.from_dense_stacks(*expert_weights(1, 32, 16, seed=5))
+    router = mo.RouterConfig(8, 3, identity_experts=2)
+    config = mo.MoeConfig(
+        32, 24, 6, 3, router=router, shared="sigmoid_gated", shared_intermediate_size=16
+    )
+    return mo.MoeLayer(
+        stack, config, normal(8, 32, seed=6), shared=shared, shared_gate=normal(32, seed=7)
+    )
+
+
+def test_parts_of_few_models():
+    layer = layer_with_everything()
+    for dtype in ("f32", "bf16"):
+        for tokens in (1, 40):
+            x = mo.asarray(normal(tokens, 32), dtype)
+            for tuning in TUNINGS:
+                with mo.tuning(**tuning):
+                    want, routing = layer(x, return_routing=True)
+                    assert tokens == 1 or (np.asarray(routing.topk_ids) >= 6).any()
+                    rows = layer.expert_rows(x, routing)
+                    assert len(rows) == (np.asarray(routing.topk_ids) < 6).sum()
+                    y = layer.finish(rows, routing, x)
+                    np.testing.assert_array_equal(np.asarray(y), np.asarray(want))
+
+
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize("accumulate", [False, True])
 def test_types_and_outputs(layer, dtype, accumulate):

@@ -75,7 +75,7 @@ def test_fields_keep_the_bytes(monkeypatch):
     steps = []
     monkeypatch.setattr(
         "moesaic.safetensors.gather_experts",
-        lambda path, layer, step, decode, prefix, source: [step("at \udcff", 1, 2), builder()][1],
+        lambda path, layer, step, *_: [step("at \udcff", 1, 2), builder()][1],
     )
     stack = mo.ExpertStack.load_from_safetensors("x", 0, progress=steps.append)
     assert steps[0].what == "at \udcff"

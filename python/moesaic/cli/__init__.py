@@ -25,6 +25,9 @@ COMMANDS = {
     "convert": ("convert", "a GGUF file with experts of other types"),
     "trace": ("trace", "which experts a file's routers ask for"),
     "simulate-offload": ("simulate", "hit rate and speed of expert pools on routing traces"),
+    "plan-ep": ("plan_ep", "which experts each rank keeps, of a layer over many processes"),
+    "simulate-ep": ("simulate_ep", "loads, bytes, memory and time of expert parallelism"),
+    "check-ep": ("check_ep", "a layer over the ranks of torchrun or mpiexec against one process"),
     "completion": ("completion", "completion of commands and options for a shell"),
 }
 

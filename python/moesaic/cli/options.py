@@ -9,6 +9,10 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..distributed import Network
 
 _UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -86,6 +90,22 @@ def memory(text: str) -> int:
     if not 1 <= value < 2**62:
         raise argparse.ArgumentTypeError(f"expected a size such as 64GiB, got {text!r}")
     return int(value)
+
+
+def network(text: str) -> Network:
+    """Parse "LATENCY,BYTES_PER_S": "50e-6,1.1e9"."""
+    from ..distributed import Network
+
+    parts = text.split(",")
+    try:
+        latency, bandwidth = (float(part) for part in parts)
+    except ValueError:
+        latency = bandwidth = math.nan
+    if not (0 <= latency < math.inf and 0 < bandwidth < math.inf):
+        raise argparse.ArgumentTypeError(
+            f"expected seconds and bytes per second such as 50e-6,1.1e9, got {text!r}"
+        )
+    return Network(latency, bandwidth)
 
 
 def output(text: str) -> str:

@@ -35,6 +35,7 @@ def write_layers(
     require_kind(operation, "metadata", metadata, Mapping, "a mapping")
     require_kind(operation, "architecture", architecture, str, "a str")
     blocks = blocks_of(operation, layers)
+    _check_kept(operation, blocks)
     row = keys.known(operation, architecture or _architecture(operation, blocks))
     configs = {block: layer.config for block, layer in blocks.items()}
     values = keys.keys_of(row, configs) | _given(operation, metadata)
@@ -76,12 +77,6 @@ def blocks_of(operation: str, layers: Any) -> dict[int, _core.MoeLayer]:
         if not isinstance(layer, _core.MoeLayer):
             what, got = f"layers[{block!r}]", type(layer).__name__
             raise error_of(_core.DTypeError, operation, what, "a MoeLayer", got)
-        if len(layer.stack.experts) < layer.stack.num_experts:
-            kept = f"{len(layer.stack.experts)} of {layer.stack.num_experts}"
-            expected, hint = "all experts in memory", "load it without experts="
-            raise error_of(
-                _core.UnsupportedError, operation, f"layers[{block!r}]", expected, kept, hint
-            )
         number = _block_number(block)
         if number is None:
             expected = f"blocks of 0 to {(1 << 20) - 1}"
@@ -98,6 +93,16 @@ def _block_number(block: object) -> int | None:
         return None
     number = operator.index(block)
     return number if 0 <= number < 1 << 20 else None
+
+
+def _check_kept(operation: str, blocks: Mapping[int, _core.MoeLayer]) -> None:
+    for block, layer in blocks.items():
+        kept, count = len(layer.stack.experts), layer.stack.num_experts
+        if kept < count:
+            raise error_of(
+                _core.UnsupportedError, operation, f"layers[{block!r}]", "all experts in memory",
+                f"{kept} of {count}", "load it without experts=",
+            )  # fmt: skip
 
 
 def _architecture(operation: str, blocks: Mapping[int, _core.MoeLayer]) -> str:
