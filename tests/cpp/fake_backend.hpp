@@ -150,7 +150,8 @@ class FakeBackend : public Backend {
           if (call.routing.topk_ids[pair] < 0) continue;
           const std::int64_t row = call.pair_row != nullptr ? call.pair_row[pair] : pair;
           if (row < 0) continue;
-          sum += call.routing.topk_weights[pair] * rows[row * hidden + h];
+          const float* const weights = call.routing.topk_weights;  // without them all are 1
+          sum += (weights != nullptr ? weights[pair] : 1.0F) * rows[row * hidden + h];
         }
         store(out.data, out.dtype, at, sum);
       }
