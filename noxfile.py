@@ -9,7 +9,7 @@ gpu       nvcc on every CUDA kernel, and all checks of Metal (skips what lacks n
 fuzz_python  fuzzers of checkpoints, forwards and misuse from Python, half a minute each; those of
           the C++ library replay their corpus in ctest, under sanitizers too
 race      emulated CUDA kernels under ThreadSanitizer (Linux; skipped without clang 19)
-parity    layers beside the modules of transformers, and over several processes (torch, 200 MB)
+parity    layers and whole models beside transformers, and over several processes (torch, 200 MB)
 arm       the kernels' tests for 64-bit Arm: cross compiler and qemu (Linux; skipped without them)
 docs      the documentation site in build/docs; a broken link or reference fails
 pythons   every CPython from 3.11 to 3.14 found here: build, install, import, demo
@@ -50,7 +50,10 @@ TOOLS = {
     "cmake": ["cmake>=3.24,<5", "ninja>=1.11"],
     "lint": ["ruff>=0.17,<0.18", "clang-format==19.1.*", "mypy>=1.15,<3"],
     "wheel": ["pytest>=8,<10", "auditwheel>=6"],
-    "parity": ["torch==2.13.0", "transformers>=5.2,<6", "mpi4py>=4,<5", "mpich>=4,<6"],
+    "parity": [
+        *("torch==2.13.0", "transformers>=5.2,<6", "accelerate>=1.5,<2", "peft>=0.17,<1"),
+        *("mpi4py>=4,<5", "mpich>=4,<6"),
+    ],
     "sdist": ["build>=1"],
     "lock": ["uv>=0.9"],
 }

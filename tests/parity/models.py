@@ -107,7 +107,11 @@ MODELS = [
         "DeepseekV2Config",
         {**_ROUTED, **_MLA, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2},
     ),
-    Model("deepseek_v3", "DeepseekV3Config", {**_ROUTED, **_MLA, "n_group": 4, "topk_group": 2}),
+    Model(
+        "deepseek_v3",
+        "DeepseekV3Config",
+        {**_ROUTED, **_MLA, "head_dim": 8, "n_group": 4, "topk_group": 2},
+    ),
     Model("glm4_moe", "Glm4MoeConfig", _ROUTED),
     Model("gpt_oss", "GptOssConfig", _LOCAL, arrays=False, loudness=4.0),
     Model(
@@ -217,7 +221,11 @@ MODELS = [
         block="feed_forward",
         without=("head_dim",),
     ),
-    Model("mimo_v2_flash", "MiMoV2FlashConfig", {**_ROUTED, "routed_scaling_factor": 1.0}),
+    Model(
+        "mimo_v2_flash",
+        "MiMoV2FlashConfig",
+        {**_ROUTED, "routed_scaling_factor": 1.0, "num_key_value_heads": 1, "v_head_dim": 16},
+    ),
     Model("solar_open", "SolarOpenConfig", _ROUTED),
     Model("mellum", "MellumConfig", _EXPERTS),
     Model(
@@ -313,6 +321,7 @@ MODELS = [
         "LongcatFlashConfig",
         {
             **_MLA,
+            "head_dim": 8,
             "n_routed_experts": EXPERTS,
             "moe_topk": TOP_K,
             "expert_ffn_hidden_size": WIDTH,
@@ -402,7 +411,20 @@ MODELS = [
         {**_EXPERTS, "norm_topk_prob": True},
         whole="Qwen3OmniMoeThinkerTextModel",
     ),
-    Model("glm4v_moe", "Glm4vMoeTextConfig", _ROUTED, whole="Glm4vMoeTextModel"),
+    Model(
+        "glm4v_moe",
+        "Glm4vMoeTextConfig",
+        {
+            **_ROUTED,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 1.0,
+                "mrope_section": [2, 3, 3],
+            },
+        },
+        whole="Glm4vMoeTextModel",
+    ),
     Model(
         "glm4_moe groups",
         "Glm4MoeConfig",

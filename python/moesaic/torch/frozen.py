@@ -1,0 +1,93 @@
+"""Weights by the numbers that operators know them by.
+
+Operators of torch take tensors and numbers, no objects of Python. So what a module holds has a
+number, which a compiled or exported graph carries as a constant.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from typing import Any, TypeVar
+
+from moesaic import _core
+from moesaic._errors import error_of
+
+_numbers = itertools.count(1)
+_alive: weakref.WeakValueDictionary[int, Frozen] = weakref.WeakValueDictionary()
+
+_F = TypeVar("_F", bound="Frozen")
+
+
+class Frozen:
+    """Weights that no one changes, so that copies of a module share them."""
+
+    def __init__(self) -> None:
+        self.number = next(_numbers)
+        _alive[self.number] = self
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What other weights must have in common with these to take their place."""
+        raise NotImplementedError
+
+    def __copy__(self: _F) -> _F:
+        return self
+
+    def __deepcopy__(self: _F, memo: dict[int, Any]) -> _F:
+        return self
+
+
+def frozen(number: int, kind: type[_F]) -> _F:
+    """What has this number. Raises DeviceError where its module is gone."""
+    found = _alive.get(number)
+    if not isinstance(found, kind):
+        raise error_of(
+            _core.DeviceError,
+            "torch.ops.moesaic",
+            "weights",
+            "those of a module that is still there",
+            f"the number {number}, which none has",
+            "a compiled or exported graph needs the model that it was made of, in its process",
+        )
+    return found
+
+
+class FrozenExperts(Frozen):
+    """A stack of experts, what happens between its products, and how often each was used."""
+
+    def __init__(
+        self,
+        stack: _core.ExpertStack,
+        activation: _core.Activation,
+        precision: str | None,
+    ) -> None:
+        super().__init__()
+        self.stack, self.activation, self.precision = stack, activation, precision
+        # A pool of all experts moves nothing; without decay its scores are counts.
+        self.uses = _core.ExpertPool(stack.num_experts, stack.num_experts, decay=1.0)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"experts": self.stack.num_experts, "hidden_size": self.stack.hidden_size}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FrozenExperts, (self.stack, self.activation, self.precision)
+
+
+class FrozenLayer(Frozen):
+    """A layer with its router."""
+
+    def __init__(self, layer: _core.MoeLayer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {
+            "experts": self.layer.config.num_experts,
+            "hidden_size": self.layer.config.hidden_size,
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FrozenLayer, (self.layer,)

@@ -1,0 +1,22 @@
+"""Models of transformers whose experts run here.
+
+Importing this subpackage imports torch and transformers; ``import moesaic`` does not.
+
+======================  ===============================================================
+``convert``             the experts of a model in memory, encoded and replaced in place
+``implementation``      ``experts_implementation="moesaic"``: a model's own weights
+``quantizer``           ``from_pretrained(..., quantization_config=MoesaicConfig(...))``
+``encode``              experts that came from files, in other types
+``usage``               how often each expert was used
+``layouts``             experts modules of transformers: where, and how they hold weights
+``activations``         what they compute between the products, found by trying it
+``special``             experts that get other arguments than most
+======================  ===============================================================
+"""
+
+from moesaic.transformers.convert import convert
+from moesaic.transformers.implementation import register
+from moesaic.transformers.quantizer import MoesaicConfig
+from moesaic.transformers.usage import usage
+
+__all__ = ["MoesaicConfig", "convert", "register", "usage"]

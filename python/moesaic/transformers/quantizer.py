@@ -1,0 +1,169 @@
+"""``from_pretrained(..., quantization_config=MoesaicConfig(...))``: experts that torch never holds.
+
+transformers builds the model without memory, this quantizer takes the experts out of it, so that
+their weights are not read, and puts its own in their place when all else is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZATION_CONFIG_MAPPING,
+    AUTO_QUANTIZER_MAPPING,
+)
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from moesaic import _core
+from moesaic._errors import error_of
+from moesaic.torch.experts import Experts
+from moesaic.transformers.activations import activation_of
+from moesaic.transformers.encode import encoded_as
+from moesaic.transformers.layouts import experts_of, layer_of, weights_of
+from moesaic.transformers.special import class_for
+
+_METHOD = "moesaic"
+
+
+class MoesaicConfig(QuantizationConfigMixin):
+    """Where a model gets its experts from, for ``from_pretrained(quantization_config=)``.
+
+    Parameters
+    ----------
+    experts : str or path-like, optional
+        A GGUF file, or the folder of a checkpoint in any format that ``MoeLayer.from_safetensors``
+        opens. None: the checkpoint that is being loaded.
+    gate_up : str, optional
+        The type that gate and up matrices are encoded in, such as 'Q4_K'. None: as they are there.
+    down : str, optional
+        The type of the down matrices. None: as they are there.
+
+    Examples
+    --------
+    >>> import moesaic.transformers as mt
+    >>> mt.MoesaicConfig(gate_up="Q4_K", down="Q6_K").to_dict()
+    {'quant_method': 'moesaic', 'experts': None, 'gate_up': 'Q4_K', 'down': 'Q6_K'}
+    """
+
+    def __init__(
+        self,
+        experts: str | PathLike[str] | None = None,
+        gate_up: str | None = None,
+        down: str | None = None,
+        quant_method: str = _METHOD,
+    ) -> None:
+        self.quant_method = quant_method
+        self.experts = None if experts is None else str(Path(os.fspath(experts)).absolute())
+        self.gate_up, self.down = gate_up, down
+        register_quantizer()
+
+
+def register_quantizer() -> None:
+    """Make the method known to transformers, once."""
+    AUTO_QUANTIZATION_CONFIG_MAPPING[_METHOD] = MoesaicConfig
+    AUTO_QUANTIZER_MAPPING[_METHOD] = MoesaicQuantizer
+
+
+class MoesaicQuantizer(HfQuantizer):
+    """What transformers calls before and after it loads the rest of a model."""
+
+    def __init__(self, config: MoesaicConfig, **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        self._experts: dict[str, _Wanted] = {}
+
+    def _process_model_before_weight_loading(
+        self, model: nn.Module, checkpoint_files: list[str] | None = None, **kwargs: Any
+    ) -> nn.Module:
+        config = self.quantization_config
+        if config.experts is None:
+            config.experts = _folder_of(checkpoint_files)
+        for name, module in experts_of(model, "MoesaicConfig"):
+            self._experts[name] = _Wanted(module)
+            model.set_submodule(name, nn.Identity())  # no parameters: nothing is read for it
+        unread = {rf"{re.escape(name)}\." for name in self._experts}
+        known = set(model._keys_to_ignore_on_load_unexpected or ())
+        model._keys_to_ignore_on_load_unexpected = known | unread
+        return model
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        config = self.quantization_config
+        source = _Source(config.experts)
+        for name, wanted in self._experts.items():
+            stack = encoded_as(source.stack(layer_of(name)), config.gate_up, config.down)
+            model.set_submodule(name, wanted.module(stack, name).eval())
+        return model
+
+    def get_state_dict_and_metadata(
+        self, model: nn.Module
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return all but the experts, which the saved configuration names the place of."""
+        state = model.state_dict()
+        return {key: value for key, value in state.items() if isinstance(value, torch.Tensor)
+                and not key.endswith("_extra_state")}, {}  # fmt: skip
+
+    def is_serializable(self, safe_serialization: bool | None = None) -> bool:
+        """Return True: a saved model names the files of its experts."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether adapters on other modules can be trained: True."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        """Whether ``torch.compile`` takes the model: True."""
+        return True
+
+
+class _Wanted:
+    """What an experts module was, before it had weights."""
+
+    def __init__(self, module: nn.Module) -> None:
+        weights = weights_of(module)
+        self.sizes = tuple(weights.up.shape)
+        self.gated = weights.gate is not None
+        self.kind, self.activation = class_for(module), activation_of(module)
+
+    def module(self, stack: _core.ExpertStack, name: str) -> Experts:
+        """The module of ours. Raises FormatError where the file has other experts."""
+        sizes = (stack.num_experts, stack.intermediate_size, stack.hidden_size)
+        if sizes != self.sizes or stack.gated != self.gated:
+            gated = ("ungated", "gated")
+            raise error_of(
+                _core.FormatError,
+                "MoesaicConfig",
+                name,
+                f"{gated[self.gated]} experts [E, I, H] {list(self.sizes)}, as the model has them",
+                f"{gated[stack.gated]} {list(sizes)}",
+            )
+        return self.kind(stack, self.activation)
+
+
+class _Source:
+    """A GGUF file or a folder, by layers."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.file = None if Path(path).is_dir() else _core.GgufFile(path)
+
+    def stack(self, layer: int) -> _core.ExpertStack:
+        if self.file is not None:
+            return _core.ExpertStack.load_from_gguf(self.file, layer)
+        return _core.ExpertStack.load_from_safetensors(self.path, layer)
+
+
+def _folder_of(checkpoint_files: list[str] | None) -> str:
+    if not checkpoint_files:
+        raise error_of(
+            _core.ConfigError, "MoesaicConfig", "experts", "a GGUF file or a folder", "None",
+            "a model that is made of a state_dict has no files of its own",
+        )  # fmt: skip
+    return str(Path(checkpoint_files[0]).parent.absolute())

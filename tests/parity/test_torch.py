@@ -1,0 +1,426 @@
+"""Modules of moesaic.torch: what they compute, what flows back, and what torch does with them."""
+
+import copy
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import functional
+
+import moesaic as mo
+from moesaic.torch import Experts, MoeBlock
+from moesaic.torch.arrays import threads_of_torch
+from moesaic.torch.gradients import activate, expert_gradients
+
+torch.set_num_threads(1)  # the modules are small
+E, H, I, T, K = 6, 32, 24, 10, 3
+KINDS = ["swiglu", "swiglu_clamp_input", "swiglu_clamp_output", "swiglu_oai", "geglu_tanh", "reglu",
+         "gelu_tanh", "relu_squared", "situ"]  # fmt: skip
+
+
+def activation(kind: str) -> mo.Activation:
+    return mo.Activation(kind, limit=0.8, alpha=1.3, beta=1.5, linear_beta=0.9)
+
+
+def random(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+class Problem:
+    """Experts, and the same in torch, written for reading."""
+
+    def __init__(self, kind: str = "swiglu", biases: bool = False, delta: bool = False) -> None:
+        self.activation = activation(kind)
+        gated = self.activation.gated
+        roles = {"gate": (I, H), "up": (I, H), "down": (H, I)}
+        if not gated:
+            del roles["gate"]
+        self.dense = {
+            role: random(E, *shape, seed=i, scale=shape[1] ** -0.5)
+            for i, (role, shape) in enumerate(roles.items())
+        }
+        self.biases = {
+            role: random(E, shape[0], seed=9 + i)
+            for i, (role, shape) in enumerate(roles.items())
+            if biases
+        }
+        stack = mo.ExpertStack.from_dense_stacks(
+            self.dense.get("gate"), self.dense["up"], self.dense["down"], biases=self.biases
+        )
+        if delta:
+            low = {role: random(E, 2, w.shape[2], seed=20) * 0.1 for role, w in self.dense.items()}
+            high = {role: random(E, w.shape[1], 2, seed=21) for role, w in self.dense.items()}
+            stack = stack.with_deltas({role: (low[role], high[role], 0.5) for role in low})
+            for role, weights in self.dense.items():
+                self.dense[role] = weights + 0.5 * high[role] @ low[role]
+        self.experts = Experts(stack, self.activation)
+        self.x = random(T, H, seed=5)
+        self.ids = torch.stack([torch.randperm(E)[:K] for _ in range(T)])
+        self.weights = torch.rand(T, K, generator=torch.Generator().manual_seed(6))
+
+    def reference(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        dense = {role: values.to(x.dtype) for role, values in self.dense.items()}
+        out = torch.zeros_like(x)
+        for slot in range(ids.shape[1]):
+            chosen = ids[:, slot].clamp(min=0)
+            part = {
+                role: torch.einsum("trc,tc->tr", dense[role][chosen], x)
+                + self.bias(role, chosen, x.dtype)
+                for role in dense
+                if role != "down"
+            }
+            hidden = activate(self.activation, part.get("gate"), part["up"])
+            y = torch.einsum("trc,tc->tr", dense["down"][chosen], hidden)
+            y = y + self.bias("down", chosen, x.dtype)
+            used = (ids[:, slot] >= 0).to(x.dtype)
+            out = out + (weights[:, slot] * used)[:, None] * y
+        return out
+
+    def bias(self, role: str, chosen: torch.Tensor, dtype: torch.dtype) -> Any:
+        return self.biases[role][chosen].to(dtype) if role in self.biases else 0
+
+
+def rel(got: torch.Tensor, want: torch.Tensor) -> float:
+    return float((got - want).norm() / want.norm())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_activations_are_those_of_the_core(kind):
+    """In the range where their clamps are and are not."""
+    ours = activation(kind)
+    gate, up = torch.meshgrid(torch.linspace(-3, 3, 25), torch.linspace(-2, 2, 17), indexing="ij")
+    got = activate(ours, gate if ours.gated else None, up)
+    want = [ours(float(g), float(u)) for g, u in zip(gate.flatten(), up.flatten(), strict=True)]
+    np.testing.assert_allclose(got.flatten().numpy(), want, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("biases", [False, True])
+def test_forward(kind, biases):
+    p = Problem(kind, biases)
+    with torch.no_grad():
+        assert rel(p.experts(p.x, p.ids, p.weights), p.reference(p.x, p.ids, p.weights)) < 1e-5
+
+
+class TestTensors:
+    def test_leading_dimensions(self):
+        p = Problem()
+        flat = p.experts(p.x, p.ids, p.weights)
+        parts = [one.view(2, 5, -1) for one in (p.x, p.ids, p.weights)]
+        assert torch.equal(p.experts(*parts), flat.view(2, 5, H))
+        one = p.experts(p.x[0], p.ids[0], p.weights[0])
+        assert one.shape == (H,) and rel(one, flat[0]) < 1e-5
+        assert p.experts(p.x[:0], p.ids[:0], p.weights[:0]).shape == (0, H)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_halves(self, dtype):
+        p = Problem()
+        got = p.experts(p.x.to(dtype), p.ids, p.weights.to(dtype))
+        assert got.dtype == dtype
+        want = p.experts(p.x.to(dtype).float(), p.ids, p.weights.to(dtype).float())
+        assert rel(got.float(), want) < 4e-3
+
+    def test_strides(self):
+        p = Problem()
+        want = p.experts(p.x, p.ids, p.weights)
+        turned = [one.T.contiguous().T for one in (p.x, p.ids, p.weights)]
+        assert not turned[0].is_contiguous()
+        assert torch.equal(p.experts(*turned), want)
+        assert torch.equal(p.experts(p.x, p.ids.int(), p.weights), want)
+
+    def test_skipped_pairs(self):
+        p = Problem()
+        p.ids[3] = -1
+        p.ids[4, 1] = -1
+        got = p.experts(p.x, p.ids, p.weights)
+        assert rel(got, p.reference(p.x, p.ids, p.weights)) < 1e-5
+        assert not got[3].any()
+
+    def test_shapes_that_do_not_fit(self):
+        p = Problem()
+        for x, ids, weights in (
+            (p.x[:, 1:], p.ids, p.weights),
+            (p.x, p.ids[1:], p.weights),
+            (p.x, p.ids, p.weights[:, 1:]),
+            (p.x.view(2, 5, H), p.ids, p.weights),
+        ):
+            with pytest.raises(mo.ShapeError, match=r"moesaic\.experts: x, ids, weights"):
+                p.experts(x, ids, weights)
+
+    def test_types_that_do_not_fit(self):
+        p = Problem()
+        with pytest.raises(mo.DTypeError):
+            p.experts(p.x.double(), p.ids, p.weights)
+        with pytest.raises(mo.DTypeError):
+            p.experts(p.x, p.ids.float(), p.weights)
+        with pytest.raises(mo.ShapeError, match="topk_ids"):
+            p.experts(p.x, p.ids + E, p.weights)
+
+    def test_on_meta(self):
+        p = Problem()
+        assert p.experts(p.x.to("meta"), p.ids.to("meta"), p.weights.to("meta")).shape == (T, H)
+
+    def test_under_autocast(self):
+        p = Problem()
+        with torch.autocast("cpu", torch.bfloat16):
+            x = functional.linear(p.x, torch.eye(H))
+            assert p.experts(x, p.ids, p.weights).dtype == torch.bfloat16
+
+
+class TestGradients:
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("parts", ["plain", "biases", "delta"])
+    def test_beside_autograd_in_f64(self, kind, parts):
+        """The formulas, free of the rounding of the forward."""
+        p = Problem(kind, biases=parts == "biases", delta=parts == "delta")
+        p.ids[2, 0] = -1
+        x, weights = p.x.double().requires_grad_(), p.weights.double().requires_grad_()
+        dy = random(T, H, seed=8).double()
+        p.reference(x, p.ids, weights).backward(dy)
+        stack = p.experts.stack
+        dx, dw = expert_gradients(dy, x.detach(), p.ids, weights.detach(), stack, p.activation)
+        # The stack has its weights in f32, also those with a delta.
+        assert rel(dx, x.grad) < 1e-6 and rel(dw, weights.grad) < 1e-6
+        if parts != "delta":
+            assert rel(dx, x.grad) < 1e-12 and rel(dw, weights.grad) < 1e-12
+
+    @pytest.mark.parametrize("kind", ["swiglu", "geglu_tanh", "gelu_tanh"])
+    def test_gradcheck(self, kind):
+        """Differences of an f32 forward: a step of 1e-2 leaves 1e-3 to rounding and curvature."""
+        p = Problem(kind)
+        x, weights = p.x[:2].clone().requires_grad_(), p.weights[:2].clone().requires_grad_()
+        call = lambda x, weights: p.experts(x, p.ids[:2], weights)  # noqa: E731
+        assert torch.autograd.gradcheck(
+            call, (x, weights), eps=1e-2, atol=5e-3, rtol=5e-3, check_grad_dtypes=True
+        )
+
+    def test_through_the_module(self):
+        p = Problem()
+        x, weights = p.x.clone().requires_grad_(), p.weights.clone().requires_grad_()
+        p.experts(x, p.ids, weights).square().sum().backward()
+        got = x.grad.clone(), weights.grad.clone()
+        x.grad = weights.grad = None
+        p.reference(x, p.ids, weights).square().sum().backward()
+        assert rel(got[0], x.grad) < 1e-5 and rel(got[1], weights.grad) < 1e-5
+
+    def test_only_where_they_are_asked_for(self):
+        p = Problem()
+        assert not p.experts(p.x, p.ids, p.weights).requires_grad
+        x = p.x.clone().requires_grad_()
+        with torch.no_grad():
+            assert not p.experts(x, p.ids, p.weights).requires_grad
+        with torch.inference_mode():
+            assert p.experts(p.x * 1, p.ids, p.weights).is_inference()
+
+    def test_a_block_has_none(self, tmp_path):
+        mo.testing.write_moe_gguf(tmp_path / "m.gguf")
+        block = MoeBlock.from_gguf(tmp_path / "m.gguf", 0)
+        y = block(torch.ones(2, 256, requires_grad=True))
+        with pytest.raises(mo.UnsupportedError, match="route in torch"):
+            y.sum().backward()
+
+
+class Model(torch.nn.Module):
+    def __init__(self, experts: torch.nn.Module) -> None:
+        super().__init__()
+        self.experts, self.scale = experts, torch.nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        return self.experts(x * self.scale, ids, weights) + 1
+
+
+class TestCompilers:
+    @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+    def test_compile(self, backend):
+        p = Problem()
+        model = Model(p.experts)
+        compiled = torch.compile(model, backend=backend, fullgraph=True)
+        want = model(p.x, p.ids, p.weights)
+        assert torch.equal(compiled(p.x, p.ids, p.weights), want)
+        compiled(p.x, p.ids, p.weights).sum().backward()
+        got = model.scale.grad.clone()
+        model.scale.grad = None
+        model(p.x, p.ids, p.weights).sum().backward()
+        assert rel(got, model.scale.grad) < 1e-5
+        assert compiled(p.x[:4], p.ids[:4], p.weights[:4]).shape == (4, H)
+
+    def test_export(self):
+        p = Problem()
+        model = Model(p.experts)
+        tokens = torch.export.Dim("tokens", min=2)
+        program = torch.export.export(
+            model, (p.x, p.ids, p.weights), dynamic_shapes=[{0: tokens}] * 3
+        )
+        names = [str(node.target) for node in program.graph.nodes]
+        assert names.count("moesaic.experts.default") == 1
+        run = program.module()
+        assert torch.equal(run(p.x, p.ids, p.weights), model(p.x, p.ids, p.weights))
+        assert run(p.x[:4], p.ids[:4], p.weights[:4]).shape == (4, H)
+
+    def test_a_graph_without_its_model(self):
+        p = Problem()
+        number = p.experts._weights.number
+        args = p.x, p.ids, p.weights
+        del p
+        with pytest.raises(mo.DeviceError, match="a module that is still there"):
+            torch.ops.moesaic.experts(*args, number)
+
+    def test_opcheck(self, tmp_path):
+        p = Problem()
+        x, weights = p.x.clone().requires_grad_(), p.weights.clone().requires_grad_()
+        op, number = torch.ops.moesaic.experts.default, p.experts._weights.number
+        torch.library.opcheck(op, (x, p.ids, weights, number))
+        back = torch.ops.moesaic.experts_backward.default
+        torch.library.opcheck(back, (p.x, p.x, p.ids, p.weights, number))
+        mo.testing.write_moe_gguf(tmp_path / "m.gguf")
+        block = MoeBlock.from_gguf(tmp_path / "m.gguf", 0)
+        layer = torch.ops.moesaic.moe_layer.default
+        torch.library.opcheck(layer, (torch.ones(2, 256), block._weights.number))
+
+
+class TestBlock:
+    def test_is_the_layer(self, tmp_path):
+        mo.testing.write_moe_gguf(tmp_path / "m.gguf", shared_intermediate=64, arch="qwen2moe")
+        layer = mo.MoeLayer.from_gguf(tmp_path / "m.gguf", 0)
+        x = random(2, 3, 256)
+        block = MoeBlock(layer)
+        assert torch.equal(block(x), torch.from_numpy(layer(x.numpy())))
+        compiled = torch.compile(block, backend="eager", fullgraph=True)
+        assert torch.equal(compiled(x), block(x))
+        assert "8 experts, top_k=2, hidden_size=256" in repr(block)
+        assert block.nbytes == layer.stack.nbytes
+
+
+class TestModule:
+    def test_says_what_it_is(self):
+        text = repr(Problem("swiglu_oai").experts)
+        assert text.startswith(f"Experts({E} experts, hidden_size={H}, intermediate_size={I}, ")
+        assert "gate F32, up F32, down F32, swiglu_oai, " in text
+
+    def test_defaults(self):
+        p, ungated = Problem(), Problem("gelu_tanh")
+        assert Experts(p.experts.stack).activation == mo.Activation("swiglu")
+        assert Experts(ungated.experts.stack).activation == mo.Activation("relu_squared")
+        with pytest.raises(mo.DTypeError, match="Experts: stack: expected an ExpertStack"):
+            Experts(p.x)
+
+    def test_no_parameters(self):
+        experts = Problem().experts
+        assert list(experts.parameters()) == list(experts.buffers()) == []
+        assert experts.to(torch.bfloat16).nbytes == 3 * E * H * I * 4
+
+    def test_copies_share_the_weights(self):
+        p = Problem()
+        other = copy.deepcopy(Model(p.experts)).experts
+        assert other is not p.experts and other._weights is p.experts._weights
+        assert torch.equal(other(p.x, p.ids, p.weights), p.experts(p.x, p.ids, p.weights))
+
+    def test_counts(self):
+        p = Problem()
+        p.experts(p.x, p.ids, p.weights)
+        p.experts(p.x, p.ids, p.weights)
+        assert p.experts.counts.tolist() == (2 * p.ids.flatten().bincount(minlength=E)).tolist()
+
+    def test_threads_follow_torch(self):
+        seen = []
+
+        def watch() -> int | None:
+            with threads_of_torch():
+                return mo.current_tuning().threads
+
+        before = torch.get_num_threads()
+        try:
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                seen.append(watch())
+                with mo.tuning(block_size=32):
+                    seen.append(watch())
+                with mo.tuning(threads=1):
+                    assert watch() == 1
+        finally:
+            torch.set_num_threads(before)
+        assert seen == [1, 1, 2, 2]
+        assert mo.current_tuning().threads is None
+
+
+class TestState:
+    def test_from_files(self, tmp_path):
+        mo.testing.write_moe_gguf(tmp_path / "m.gguf", layers=2)
+        model = Model(Experts.from_gguf(tmp_path / "m.gguf", 0))
+        x, ids, weights = random(3, 256), torch.tensor([[0, 5]] * 3), torch.full((3, 2), 0.5)
+        want = model(x, ids, weights)
+        state = model.state_dict()
+        assert sorted(state) == ["experts._extra_state", "scale"]
+        torch.save(state, tmp_path / "state.pt")
+        save_file(state, tmp_path / "state.safetensors")
+        for loaded in (
+            torch.load(tmp_path / "state.pt", weights_only=True),
+            load_file(tmp_path / "state.safetensors"),
+        ):
+            other = Model(Experts.from_gguf(tmp_path / "m.gguf", 1))
+            assert not torch.equal(other(x, ids, weights), want)
+            other.load_state_dict(loaded)
+            assert torch.equal(other(x, ids, weights), want)
+        torch.save(model, tmp_path / "model.pt")
+        whole = torch.load(tmp_path / "model.pt", weights_only=False)
+        assert torch.equal(whole(x, ids, weights), want)
+        mo.testing.write_moe_gguf(tmp_path / "m.gguf", layers=3)
+        with pytest.raises(mo.FormatError, match="the file that was pickled"):
+            other.load_state_dict(loaded)
+
+    def test_of_a_block(self, tmp_path):
+        mo.testing.write_moe_gguf(tmp_path / "m.gguf", layers=2)
+        block = MoeBlock.from_gguf(tmp_path / "m.gguf", 1)
+        save_file(block.state_dict(), tmp_path / "state.safetensors")
+        other = MoeBlock.from_gguf(tmp_path / "m.gguf", 0)
+        other.load_state_dict(load_file(tmp_path / "state.safetensors"))
+        x = random(3, 256)
+        assert torch.equal(other(x), block(x))
+
+    def test_from_arrays(self, tmp_path):
+        """Nothing that would come back without its experts is written."""
+        p = Problem()
+        model = Model(p.experts)
+        state = copy.deepcopy(model.state_dict())
+        with pytest.raises(mo.UnsupportedError, match="weights made of arrays"):
+            torch.save(state, tmp_path / "state.pt")
+        with pytest.raises(mo.DTypeError, match="made of arrays"):
+            torch.save(model, tmp_path / "model.pt")
+        with pytest.raises(ValueError):
+            save_file(state, tmp_path / "state.safetensors")
+        other = Model(Problem("reglu").experts)
+        other.load_state_dict(state)  # in one process there is nothing to lose
+        assert other.experts._weights is p.experts._weights
+        del state["experts._extra_state"]
+        with pytest.raises(RuntimeError, match=r"Missing key.*experts\._extra_state"):
+            other.load_state_dict(state)
+
+    def test_other_entries(self, tmp_path):
+        model, state = Model(Problem().experts), Model(Problem().experts).state_dict()
+        small = mo.ExpertStack.from_dense_stacks(
+            *(random(2, *s) for s in ((8, 16), (8, 16), (16, 8)))
+        )
+        for bad in (
+            torch.zeros(3),
+            torch.tensor([1, 2, 3], dtype=torch.uint8),
+            torch.tensor(list(b"cos\nsystem\n(S'true'\ntR."), dtype=torch.uint8),
+            torch.tensor(list(b"cmoesaic\ntesting.write_moe_gguf\n(S'x'\ntR."), dtype=torch.uint8),
+            Experts(small).get_extra_state(),
+        ):
+            state["experts._extra_state"] = bad
+            with pytest.raises((mo.FormatError, RuntimeError), match=r"load_state_dict|expected"):
+                model.load_state_dict(state)
+
+
+def test_import_order_and_names():
+    """The subpackage has torch's name, and does not stand in its way."""
+    code = (
+        "import moesaic, sys; assert 'torch' not in sys.modules\n"
+        "import moesaic.torch; import torch\n"
+        "assert torch.__name__ == 'torch' and moesaic.torch.Experts and torch.Tensor"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
