@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from models import MODELS, Model
+from safetensors.torch import save_file
 from whole import PROMPT, distance, logits_of, make_model
 
 import moesaic as mo
@@ -56,6 +57,15 @@ def wide(name: str) -> Model:
     return Model(case.name, case.config, {**case.changes, **sizes})
 
 
+def mxfp4(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Blocks [E, rows, cols / 32, 16] with neighbours in a byte, scales, and their values."""
+    data = mo.quantize(weights.contiguous().numpy(), "MXFP4")
+    decoded = torch.from_numpy(mo.dequantize(data, "MXFP4"))
+    parts = torch.from_numpy(data).unflatten(-1, (-1, 17))  # the halves of a block share bytes
+    codes = torch.cat([parts[..., 1:] & 15, parts[..., 1:] >> 4], -1)
+    return codes[..., ::2] | (codes[..., 1::2] << 4), parts[..., 0], decoded
+
+
 class TestSources:
     def test_a_gguf_file(self, tmp_path):
         model = make_model(wide("qwen3_moe"))
@@ -87,6 +97,27 @@ class TestSources:
         stack = model.model.layers[0].mlp.experts.stack
         assert stack.quants == {"gate": "Q8_0", "up": "Q8_0", "down": "F32"}
         assert set(stack.biases) == {"gate", "up", "down"}
+
+    def test_mxfp4_as_gpt_oss_has_it(self, tmp_path):
+        """Such a checkpoint names a method of its own, which the configuration must not."""
+        case = named("gpt_oss")
+        case = Model(case.name, case.config, {**case.changes, "intermediate_size": 32})
+        model = make_model(case)
+        tensors = {k: v for k, v in model.state_dict().items() if not k.endswith("_proj")}
+        for i, layer in enumerate(model.model.layers):
+            for name in ("gate_up_proj", "down_proj"):
+                weights = getattr(layer.mlp.experts, name)
+                blocks, scales, decoded = mxfp4(weights.detach().transpose(1, 2))
+                key = f"model.layers.{i}.mlp.experts.{name}"
+                tensors |= {f"{key}_blocks": blocks, f"{key}_scales": scales}
+                weights.data = decoded.transpose(1, 2)
+        want = logits_of(model)
+        model.config.save_pretrained(tmp_path)
+        save_file({k: v.contiguous() for k, v in tensors.items()}, tmp_path / "model.safetensors")
+        got = load(tmp_path, mt.MoesaicConfig(), dtype=torch.float32)
+        assert got.model.layers[0].mlp.experts.stack.quants["down"] == "MXFP4"
+        with mo.tuning(precision="exact"):
+            assert distance(logits_of(got), want) < 1e-3
 
     def test_experts_of_another_model(self, tmp_path):
         saved(wide("qwen3_moe"), tmp_path / "wide")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 import moesaic as mo
-from moesaic.torch import Experts, MoeBlock
+from moesaic.torch import Embedding, Experts, Linear, MoeBlock
 from moesaic.torch.arrays import threads_of_torch
 from moesaic.torch.gradients import activate, expert_gradients
 
@@ -293,6 +293,99 @@ class TestBlock:
         assert torch.equal(compiled(x), block(x))
         assert "8 experts, top_k=2, hidden_size=256" in repr(block)
         assert block.nbytes == layer.stack.nbytes
+
+
+class TestLinear:
+    def test_is_the_product(self):
+        linear = torch.nn.Linear(32, 24)
+        ours = Linear.from_linear(linear)
+        x = random(2, 5, 32)
+        assert rel(ours(x), linear(x)) < 1e-5
+        assert ours(x[0, 0]).shape == (24,) and ours(x[:0]).shape == (0, 5, 24)
+        half = ours(x.bfloat16())
+        assert half.dtype == torch.bfloat16 and rel(half.float(), linear(x)) < 1e-2
+
+    def test_encoded(self):
+        linear = torch.nn.Linear(256, 24, bias=False)
+        ours = Linear.from_linear(linear, quant="Q8_0")
+        decoded = torch.from_numpy(ours.matrix.dequantize())
+        x = random(5, 256)
+        with mo.tuning(precision="exact"):
+            assert rel(ours(x), functional.linear(x, decoded)) < 1e-3
+        assert repr(ours) == "Linear(in_features=256, out_features=24, Q8_0, 0.0 MiB)"
+        assert (ours.in_features, ours.out_features, ours.nbytes) == (256, 24, 24 * 8 * 34)
+
+    def test_gradients(self):
+        linear = torch.nn.Linear(32, 24)
+        ours = Linear.from_linear(linear)
+        x = random(2, 5, 32).requires_grad_()
+        ours(x).square().sum().backward()
+        got = x.grad.clone()
+        x.grad = None
+        linear(x).square().sum().backward()
+        assert rel(got, x.grad) < 1e-5
+
+    def test_compilers(self):
+        ours = Linear.from_linear(torch.nn.Linear(32, 24))
+        x = random(5, 32)
+        assert torch.equal(torch.compile(ours, backend="aot_eager", fullgraph=True)(x), ours(x))
+        assert torch.equal(torch.export.export(ours, (x,)).module()(x), ours(x))
+        op, number = torch.ops.moesaic.linear.default, ours._weights.number
+        torch.library.opcheck(op, (x.clone().requires_grad_(), number))
+        torch.library.opcheck(torch.ops.moesaic.linear_backward.default, (ours(x), number))
+
+    def test_state(self, tmp_path):
+        mo.testing.write_moe_gguf(tmp_path / "m.gguf", layers=2, gate_type="Q4_K")
+        name = "blk.{}.ffn_gate_inp.weight"
+        ours, other = (Linear.from_gguf(tmp_path / "m.gguf", name.format(i)) for i in (0, 1))
+        x = random(3, 256)
+        assert not torch.equal(other(x), ours(x))
+        save_file(ours.state_dict(), tmp_path / "state.safetensors")
+        other.load_state_dict(load_file(tmp_path / "state.safetensors"))
+        assert torch.equal(other(x), ours(x))
+        with pytest.raises(mo.UnsupportedError, match="weights made of arrays"):
+            torch.save(Linear.from_linear(torch.nn.Linear(4, 2)).state_dict(), tmp_path / "s.pt")
+        with pytest.raises(mo.FormatError, match="sizes"):
+            other.load_state_dict(Linear.from_linear(torch.nn.Linear(4, 2)).state_dict())
+
+    def test_what_does_not_fit(self):
+        ours = Linear.from_linear(torch.nn.Linear(32, 24))
+        with pytest.raises(mo.ShapeError):
+            ours(random(5, 31))
+        with pytest.raises(mo.DTypeError, match="Linear: matrix: expected a QuantMatrix"):
+            Linear(random(4, 4))
+
+
+class TestEmbedding:
+    def test_rows(self, tmp_path):
+        (weights,) = mo.testing.write_moe_gguf(tmp_path / "m.gguf")
+        ours = Embedding.from_gguf(tmp_path / "m.gguf", "blk.0.ffn_gate_inp.weight")
+        ids = torch.tensor([[0, 7, 3], [3, 3, 1]])
+        assert torch.equal(ours(ids), torch.from_numpy(weights.router)[ids])
+        half = Embedding.from_gguf(tmp_path / "m.gguf", "blk.0.ffn_gate_inp.weight", torch.bfloat16)
+        assert torch.equal(half(ids), ours(ids).bfloat16())
+        assert ours(ids[:0]).shape == (0, 3, 256)
+        compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
+        assert torch.equal(compiled(ids), ours(ids))
+        op = torch.ops.moesaic.embedding.default
+        torch.library.opcheck(op, (ids, ours._weights.number, torch.float32))
+        other = copy.deepcopy(ours)
+        other.load_state_dict(ours.state_dict())
+        assert torch.equal(other(ids), ours(ids))
+        assert repr(ours) == "Embedding(8, 256, F32, 0.0 MiB)"
+
+    @pytest.mark.parametrize("bad", [8, -1])
+    def test_ids_out_of_range(self, bad, tmp_path):
+        mo.testing.write_moe_gguf(tmp_path / "m.gguf")
+        ours = Embedding.from_gguf(tmp_path / "m.gguf", "blk.0.ffn_gate_inp.weight")
+        with pytest.raises(mo.ShapeError, match=f"ids: expected 0 to 7, got {bad}"):
+            ours(torch.tensor([1, bad]))
+
+    @pytest.mark.parametrize("name", ["nothing", "blk.0.ffn_gate_exps.weight"])
+    def test_tensors_that_are_no_table(self, name, tmp_path):
+        mo.testing.write_moe_gguf(tmp_path / "m.gguf")
+        with pytest.raises(mo.FormatError, match=r"a tensor \[rows, K\]"):
+            Embedding.from_gguf(tmp_path / "m.gguf", name)
 
 
 class TestModule:

@@ -7,6 +7,8 @@ no parameters, so that ``to``, ``half`` and optimisers pass them by.
 ======================  ===============================================================
 ``experts``             Experts: the experts of a layer, routed by the model
 ``block``               MoeBlock: a whole layer, its router and shared experts too
+``linear``              Linear: one matrix outside of any expert
+``embedding``           Embedding: rows of a table that stays encoded
 ``ops``                 the operators of torch behind them, ``torch.ops.moesaic``
 ``gradients``           what flows back through frozen experts
 ``frozen``              weights by the numbers that operators know them by
@@ -17,6 +19,8 @@ no parameters, so that ``to``, ``half`` and optimisers pass them by.
 
 import moesaic.torch.ops  # noqa: F401 - registers the operators
 from moesaic.torch.block import MoeBlock
+from moesaic.torch.embedding import Embedding
 from moesaic.torch.experts import Experts
+from moesaic.torch.linear import Linear
 
-__all__ = ["Experts", "MoeBlock"]
+__all__ = ["Embedding", "Experts", "Linear", "MoeBlock"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,27 +15,30 @@ def array_of(tensor: torch.Tensor) -> Any:
 
     numpy's view takes a third of the time of DLPack, which exchanges capsules in both directions.
     """
-    tensor = tensor.detach()
+    if tensor.requires_grad:
+        tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:
         return _core.asarray(tensor.view(torch.int16).numpy().view(np.uint16), "bf16")
     return tensor.numpy()
 
 
-@contextmanager
-def threads_of_torch() -> Iterator[None]:
+class threads_of_torch:  # noqa: N801 - used as a context manager
     """The calls inside use as many threads as torch does.
 
-    ``mo.tuning(threads=)`` and MOESAIC_THREADS come before ``torch.set_num_threads``.
+    They are our own: those of torch's OpenMP wait for all of them at the end of each step, while
+    ours leave out one that another process keeps from running. ``mo.tuning(threads=)`` and
+    MOESAIC_THREADS come before ``torch.set_num_threads``.
     """
-    tuning = _tuning_for(torch.get_num_threads())
-    if tuning is None:
-        yield
-        return
-    token = _core.tuning_variable.set(tuning)
-    try:
-        yield
-    finally:
-        _core.tuning_variable.reset(token)
+
+    __slots__ = ("_token",)
+
+    def __enter__(self) -> None:
+        tuning = _tuning_for(torch.get_num_threads())
+        self._token = None if tuning is None else _core.tuning_variable.set(tuning)
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._token is not None:
+            _core.tuning_variable.reset(self._token)
 
 
 _tunings: dict[int, _core.Tuning | None] = {}

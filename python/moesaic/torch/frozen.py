@@ -91,3 +91,38 @@ class FrozenLayer(Frozen):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FrozenLayer, (self.layer,)
+
+
+class FrozenMatrix(Frozen):
+    """One matrix, with its bias."""
+
+    def __init__(self, matrix: _core.QuantMatrix) -> None:
+        super().__init__()
+        self.matrix = matrix
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        rows, columns = self.matrix.shape
+        return {"out_features": rows, "in_features": columns}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FrozenMatrix, (self.matrix,)
+
+
+class FrozenTable(Frozen):
+    """The rows of a tensor of a file, which are decoded when they are asked for."""
+
+    def __init__(self, file: _core.GgufFile, name: str) -> None:
+        super().__init__()
+        self.file, self.name = file, name
+        tensor = file.tensors[name]
+        self.rows, self.columns = tensor.shape
+        self.quant, self.nbytes = tensor.quant, tensor.nbytes
+        self.data = tensor.data.reshape(self.rows, -1)  # keeps the file open
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"num_embeddings": self.rows, "embedding_dim": self.columns}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FrozenTable, (self.file, self.name)

@@ -23,8 +23,10 @@ _F = TypeVar("_F", bound=Frozen)
 #: What pickles of weights from files consist of; nothing else is ever called.
 _NAMES = {
     *(("moesaic.torch.frozen", name) for name in ("FrozenExperts", "FrozenLayer")),
+    *(("moesaic.torch.frozen", name) for name in ("FrozenMatrix", "FrozenTable")),
     *(("moesaic._pickling", name) for name in ("GgufSource", "CheckpointSource", "value")),
     *(("moesaic._pickling", name) for name in ("gguf_layer", "gguf_stack", "stack_of")),
+    *(("moesaic._pickling", name) for name in ("gguf_matrix", "gguf_file")),
     *(("moesaic._pickling", name) for name in ("checkpoint_layer", "checkpoint_stack")),
     *(("moesaic", name) for name in ("Activation", "MoeConfig", "RouterConfig")),
 }

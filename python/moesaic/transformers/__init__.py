@@ -6,6 +6,7 @@ Importing this subpackage imports torch and transformers; ``import moesaic`` doe
 ``convert``             the experts of a model in memory, encoded and replaced in place
 ``implementation``      ``experts_implementation="moesaic"``: a model's own weights
 ``quantizer``           ``from_pretrained(..., quantization_config=MoesaicConfig(...))``
+``gguf``                a whole model of one file; ``gguf_names``: where its tensors are there
 ``encode``              experts that came from files, in other types
 ``usage``               how often each expert was used
 ``layouts``             experts modules of transformers: where, and how they hold weights
@@ -15,8 +16,9 @@ Importing this subpackage imports torch and transformers; ``import moesaic`` doe
 """
 
 from moesaic.transformers.convert import convert
+from moesaic.transformers.gguf import from_gguf
 from moesaic.transformers.implementation import register
 from moesaic.transformers.quantizer import MoesaicConfig
 from moesaic.transformers.usage import usage
 
-__all__ = ["MoesaicConfig", "convert", "register", "usage"]
+__all__ = ["MoesaicConfig", "convert", "from_gguf", "register", "usage"]

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -52,6 +54,8 @@ class MoesaicConfig(QuantizationConfigMixin):
     {'quant_method': 'moesaic', 'experts': None, 'gate_up': 'Q4_K', 'down': 'Q6_K'}
     """
 
+    _modules: Mapping[str, nn.Module] = MappingProxyType({})
+
     def __init__(
         self,
         experts: str | PathLike[str] | None = None,
@@ -63,6 +67,19 @@ class MoesaicConfig(QuantizationConfigMixin):
         self.experts = None if experts is None else str(Path(os.fspath(experts)).absolute())
         self.gate_up, self.down = gate_up, down
         register_quantizer()
+
+    @classmethod
+    def with_modules(
+        cls, experts: str | PathLike[str], modules: Mapping[str, nn.Module]
+    ) -> MoesaicConfig:
+        """One that also puts these modules in the place of those of their names."""
+        config = cls(experts)
+        config._modules = modules
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, as config.json keeps them."""
+        return {key: value for key, value in vars(self).items() if not key.startswith("_")}
 
 
 def register_quantizer() -> None:
@@ -86,8 +103,10 @@ class MoesaicQuantizer(HfQuantizer):
             config.experts = _folder_of(checkpoint_files)
         for name, module in experts_of(model, "MoesaicConfig"):
             self._experts[name] = _Wanted(module)
+        replaced = (*self._experts, *config._modules)
+        for name in replaced:
             model.set_submodule(name, nn.Identity())  # no parameters: nothing is read for it
-        unread = {rf"{re.escape(name)}\." for name in self._experts}
+        unread = {rf"{re.escape(name)}\." for name in replaced}
         known = set(model._keys_to_ignore_on_load_unexpected or ())
         model._keys_to_ignore_on_load_unexpected = known | unread
         return model
@@ -98,6 +117,8 @@ class MoesaicQuantizer(HfQuantizer):
         for name, wanted in self._experts.items():
             stack = encoded_as(source.stack(layer_of(name)), config.gate_up, config.down)
             model.set_submodule(name, wanted.module(stack, name).eval())
+        for name, module in config._modules.items():
+            model.set_submodule(name, module.eval())
         return model
 
     def get_state_dict_and_metadata(
@@ -109,8 +130,8 @@ class MoesaicQuantizer(HfQuantizer):
                 and not key.endswith("_extra_state")}, {}  # fmt: skip
 
     def is_serializable(self, safe_serialization: bool | None = None) -> bool:
-        """Return True: a saved model names the files of its experts."""
-        return True
+        """Return whether all but the experts, whose files are named, is in torch."""
+        return not self.quantization_config._modules
 
     @property
     def is_trainable(self) -> bool:
