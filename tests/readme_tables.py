@@ -20,11 +20,13 @@ from moesaic.bench import report
 from moesaic.hf_config.families import family_table
 
 ROOT = Path(__file__).parents[1]
-# One file per date. The tables show the last date of every shape, of formats, encoders, matrices.
+# One file per date. The tables show the last date of every shape, of formats, encoders, matrices and
+# whole models.
 RESULTS = Path(__file__).parent / "bench" / "results"
 FORMATS = Path(__file__).parent / "bench" / "formats"
 ENCODERS = Path(__file__).parent / "bench" / "encoders"
 MATRICES = Path(__file__).parent / "bench" / "matrices"
+WHOLE_MODELS = Path(__file__).parent / "bench" / "whole_models"
 # What the first table of speed shows: a row per number of tokens, all threads.
 SUMMARY_ENGINES = ("moesaic", "moesaic exact", "ggml (repack)", "torch bf16")
 FAMILIES = (
@@ -210,6 +212,28 @@ def matrix_speed() -> str:
     return about + "\n\n" + markdown(header, rows, numbers_from=1)
 
 
+def whole_model() -> str:
+    """A model of transformers with its experts, and its matrices, here or in torch."""
+    kept = json.loads(max(WHOLE_MODELS.glob("*.json")).read_text())
+    rows = []
+    for row in kept["engines"]:
+        times = [
+            f"{low:,.{digits}f} ({median:,.{digits}f}, {high:,.{digits}f})"
+            for (low, median, high), digits in ((row["decode_ms"], 1), (row["prefill_ms"], 0))
+        ]
+        rows.append([row["engine"], *times, f"{row['mib']:,.0f}"])
+    types = kept["types"]
+    about = (
+        f"Milliseconds, lower quartile (median, upper quartile). {kept['layers']} layers of "
+        f"Qwen3-30B-A3B's shape, {types['gate']} and {types['down']}, matrices "
+        f"{types['matrices']}; "
+        f"{kept['threads']} threads of an {kept['machine']} ({kept['isa']}) with a load of "
+        f"{kept['load']:.0f}, other processes included; {kept['date']}."
+    )
+    header = ("", "a token", f"a prompt of {kept['prompt']}", "MiB")
+    return about + "\n\n" + markdown(header, rows, numbers_from=1)
+
+
 def architectures() -> str:
     """The presets of GGUF architectures; those that agree in everything share a row."""
     rows: dict[tuple[str, ...], list[str]] = {}
@@ -284,6 +308,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "format_speed": format_speed,
     "encoders": encoders,
     "matrix_speed": matrix_speed,
+    "whole_model": whole_model,
 }
 
 

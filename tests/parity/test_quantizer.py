@@ -125,6 +125,17 @@ class TestSources:
         with pytest.raises(mo.FormatError, match=r"model\.layers\.0\.mlp\.experts"):
             load(tmp_path / "narrow", mt.MoesaicConfig(experts=tmp_path / "wide"))
 
+    def test_two_parts_that_count_their_layers_alike(self, tmp_path):
+        saved(named("qwen3_moe"), tmp_path)
+
+        class Twice(transformers.Qwen3MoeForCausalLM):
+            def __init__(self, config: Any) -> None:
+                super().__init__(config)
+                self.other = transformers.Qwen3MoeModel(config)
+
+        with pytest.raises(mo.UnsupportedError, match="one module of experts in a layer"):
+            Twice.from_pretrained(tmp_path, quantization_config=mt.MoesaicConfig())
+
     def test_no_files(self):
         model = make_model(named("qwen3_moe"))
         with pytest.raises(mo.ConfigError, match="a GGUF file or a folder"):

@@ -28,7 +28,7 @@ from moesaic._errors import error_of
 from moesaic.torch.experts import Experts
 from moesaic.transformers.activations import activation_of
 from moesaic.transformers.encode import encoded_as
-from moesaic.transformers.layouts import experts_of, layer_of, weights_of
+from moesaic.transformers.layouts import experts_of, layer_of, unsupported, weights_of
 from moesaic.transformers.special import class_for
 
 _METHOD = "moesaic"
@@ -102,6 +102,8 @@ class MoesaicQuantizer(HfQuantizer):
         if config.experts is None:
             config.experts = _folder_of(checkpoint_files)
         for name, module in experts_of(model, "MoesaicConfig"):
+            if layer_of(name) in map(layer_of, self._experts):
+                raise unsupported(module, name, "one module of experts in a layer", "several")
             self._experts[name] = _Wanted(module)
         replaced = (*self._experts, *config._modules)
         for name in replaced:
