@@ -20,8 +20,8 @@ from moesaic.bench import report
 from moesaic.hf_config.families import family_table
 
 ROOT = Path(__file__).parents[1]
-# One file per date. The tables show the last date of every shape, of formats, encoders, matrices and
-# whole models.
+# One file per date. The tables show the last date of every shape, of formats, encoders, matrices
+# and whole models.
 RESULTS = Path(__file__).parent / "bench" / "results"
 FORMATS = Path(__file__).parent / "bench" / "formats"
 ENCODERS = Path(__file__).parent / "bench" / "encoders"
