@@ -75,6 +75,8 @@ halves_down = mo.MarlinExpertStack.from_gptq(
     words(2, 16, 128), np.ones((2, 1, 128), np.float16), group_size=128)
 separate = mo.MoeLayer(dense, mo.MoeConfig(16, 16, 8, 3, router_input="separate"), router)
 matrix = mo.QuantMatrix.from_encoded(coded[0], "Q4_K")
+folder, kept = tempfile.mkdtemp(), np.arange(5, dtype=np.int32)
+mo.save_safetensors(folder, layer, dequantize="bf16")
 """
 
 # What to call, the arrays that change, and what other objects do meanwhile.
@@ -147,6 +149,14 @@ CALLS = {
         "scales={'down': factors})",
         "biases factors",
     ),
+    **{
+        f"ExpertStack.{name}": (f"mo.ExpertStack.{name}({source}, 0, experts=kept)", "kept")
+        for name, source in (
+            ("load_from_gguf", "file"),
+            ("open_and_load", "path"),
+            ("load_from_safetensors", "folder"),
+        )
+    },
     "ExpertStack.select": ("dense.select(ids[:, 0])", "ids"),
     "ExpertStack.permute": ("dense.permute(order)", "order"),
     "ExpertStack.with_expert": (
@@ -197,6 +207,11 @@ CALLS = {
         "shared_gate=shared_gate)(narrow)",
         "router shared_gate",
     ),
+    "MoeLayer.from_gguf": ("mo.MoeLayer.from_gguf(file, 0, experts=kept)", "kept"),
+    "MoeLayer.from_safetensors": (
+        "mo.MoeLayer.from_safetensors(folder, 0, experts=kept)",
+        "kept",
+    ),
     "MoeLayer.select_experts": ("layer.select_experts(order[:4])", "order"),
     "MoeLayer.permute_experts": ("layer.permute_experts(order)", "order"),
     "MoeLayer.__call__": (
@@ -209,8 +224,14 @@ CALLS = {
     ),
     "MoeLayer.__call__ with a routing": ("layer(x, routing=routing)", "x"),
     "MoeLayer.route": ("layer.route(x, logits)", "x logits"),
-    "MoeLayer.expert_rows": ("layer.expert_rows(x, routing)", "x"),
-    "MoeLayer.finish": ("layer.finish(rows, routing, x)", "rows x"),
+    "MoeLayer.route with ids": ("by_given.route(narrow, logits, topk_ids=ids)", "narrow ids"),
+    "MoeLayer.route with token ids": ("by_ids.route(narrow, logits, token_ids=tokens)", "tokens"),
+    "MoeLayer.route with a router's input": (
+        "separate.route(narrow, router_input=router_rows)",
+        "narrow router_rows",
+    ),
+    "MoeLayer.expert_rows": ("layer.expert_rows(x, routing, out=yp)", "x yp"),
+    "MoeLayer.finish": ("layer.finish(rows, routing, x, out=y)", "rows x y"),
     "MoeLayer.__call__ with logits": ("layer(x, logits, return_routing=True)", "x logits"),
     "MoeLayer.__call__ with token ids": (
         "by_ids(narrow, logits, token_ids=tokens)",
