@@ -95,11 +95,8 @@ void bind_expert_pool(py::module_& m) {
       .def_property_readonly(
           "residents",
           [](const ExpertPool& p) { return copied(std::span<const std::int32_t>(p.residents())); })
-      .def_property_readonly(
-          "resident_mask",
-          [](const ExpertPool& p) {
-            return copied(std::span<const std::uint8_t>(p.resident_mask())).attr("astype")("bool");
-          })
+      .def_property_readonly("resident_mask",
+                             [](const ExpertPool& p) { return copied_mask(p.resident_mask()); })
       .def_property_readonly(
           "slot_map",
           [](const ExpertPool& p) { return copied(std::span<const std::int32_t>(p.slot_map())); })

@@ -5,6 +5,7 @@
 #include <pybind11/numpy.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <span>
 #include <string>
 #include <vector>
@@ -20,6 +21,13 @@ py::array_t<T> copied(std::span<const T> values, std::vector<py::ssize_t> shape 
   if (shape.empty()) shape.push_back(static_cast<py::ssize_t>(values.size()));
   py::array_t<T> out(shape);
   std::ranges::copy(values, out.mutable_data());
+  return out;
+}
+
+/// A mask of bytes as a new numpy array of bool.
+inline py::array_t<bool> copied_mask(const std::vector<std::uint8_t>& mask) {
+  py::array_t<bool> out(static_cast<py::ssize_t>(mask.size()));
+  std::ranges::transform(mask, out.mutable_data(), [](std::uint8_t one) { return one != 0; });
   return out;
 }
 

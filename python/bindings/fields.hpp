@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "bindings.hpp"
+#include "gil.hpp"
 #include "moesaic/backend_facts.hpp"
 #include "moesaic/names.hpp"
 #include "moesaic/quant.hpp"
@@ -97,7 +98,7 @@ class Fields {
                   std::is_base_of_v<py::detail::type_caster_generic, py::detail::make_caster<V>>) {
       field.revive = [](const py::object& plain) -> py::object {
         if (!py::isinstance<py::dict>(plain)) return plain;
-        return py::type::of<V>().attr("from_dict")(plain);
+        return call_python(py::type::of<V>().attr("from_dict"), py::make_tuple(plain));
       };
     }
     all_.push_back(std::move(field));

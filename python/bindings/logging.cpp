@@ -18,4 +18,6 @@ bool log_enabled(int level) {
   return call_python(logger().attr("isEnabledFor"), py::make_tuple(level)).cast<bool>();
 }
 
+void set_log_level(int level) { call_python(logger().attr("setLevel"), py::make_tuple(level)); }
+
 }  // namespace moesaic::python

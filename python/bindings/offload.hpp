@@ -6,6 +6,7 @@
 #include <span>
 #include <string>
 
+#include "gil.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/offload.hpp"
 #include "values.hpp"
@@ -21,7 +22,7 @@ inline ExecMode parse_mode(const std::string& mode, const char* operation) {
 inline py::array integers_of(const py::object& list, const char* operation, const char* name) {
   py::array values;
   try {
-    values = py::module_::import("numpy").attr("asarray")(list);
+    values = call_python(py::module_::import("numpy").attr("asarray"), py::make_tuple(list));
   } catch (py::error_already_set& error) {
     if (!error.matches(PyExc_ValueError)) throw;  // lists of several lengths
     throw ShapeError(Problem{operation, name, "an array of integers", py::str(error.value()), {}});

@@ -22,8 +22,7 @@ void bind_placement(py::module_& m) {
         require_no_none(pools, "merged_resident_mask", "pools", "ExpertPool");
         std::vector<const ExpertPool*> pointers;
         for (const auto& pool : pools) pointers.push_back(pool.get());
-        return copied(std::span<const std::uint8_t>(merged_resident_mask(pointers)))
-            .attr("astype")("bool");
+        return copied_mask(merged_resident_mask(pointers));
       },
       py::arg("pools"));
 }

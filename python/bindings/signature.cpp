@@ -171,7 +171,9 @@ std::string type_text(std::string_view type) {
   if (type == "os.PathLike") return "a path";
   if (type.starts_with("typing.Annotated[") || type.starts_with("collections.abc.Sequence[") ||
       type.starts_with("list[")) {
-    return "a sequence";
+    const std::string_view element = inside(type, '[');
+    const bool ours = element.starts_with("moesaic.") && split(element, " | ").size() == 1;
+    return ours ? "a sequence of " + std::string(last_part(element)) : "a sequence";
   }
   if (type.starts_with("tuple["))
     return "a tuple of " + std::to_string(split(inside(type, '['), ", ").size());
@@ -192,6 +194,31 @@ std::string array_text(py::handle object) {
   } catch (const py::cast_error&) {
     return type_name(object);
   }
+  return text;
+}
+
+std::string short_name(py::handle object) {
+  const std::string name = type_name(object);
+  return name.starts_with("moesaic.") ? std::string(last_part(name)) : name;
+}
+
+/// "list of ExpertPool, int": the types of the first elements, each once.
+std::string list_text(py::handle object) {
+  constexpr py::ssize_t kLook = 64;
+  constexpr std::size_t kTypes = 4;
+  std::vector<std::string> names;
+  const py::ssize_t size = std::min(PySequence_Size(object.ptr()), kLook);
+  for (py::ssize_t i = 0; i < size && names.size() < kTypes; ++i) {
+    const auto item = py::reinterpret_steal<py::object>(PySequence_GetItem(object.ptr(), i));
+    if (!item) {
+      PyErr_Clear();  // Another thread made it shorter.
+      break;
+    }
+    std::string name = item.is_none() ? "None" : short_name(item);
+    if (std::ranges::find(names, name) == names.end()) names.push_back(std::move(name));
+  }
+  std::string text = type_name(object);
+  for (std::size_t i = 0; i < names.size(); ++i) text += (i == 0 ? " of " : ", ") + names[i];
   return text;
 }
 
@@ -273,8 +300,8 @@ std::string object_text(py::handle object) {
   }
   if (plain) return type_name(object) + " " + std::string(py::repr(object));
   if (py::hasattr(object, "dtype") && py::hasattr(object, "shape")) return array_text(object);
-  const std::string name = type_name(object);
-  return name.starts_with("moesaic.") ? std::string(last_part(name)) : name;
+  if (PyList_CheckExact(object.ptr()) || PyTuple_CheckExact(object.ptr())) return list_text(object);
+  return short_name(object);
 }
 
 }  // namespace moesaic::python

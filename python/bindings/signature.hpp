@@ -33,8 +33,8 @@ bool fits(const Parameter& parameter, py::handle object, const py::dict& classes
 /// The types for a message: "an int or None".
 std::string types_text(const Parameter& parameter);
 
-/// An object for a message: "str '8'", "numpy.ndarray float32 [3, 8]", "MoeLayer"; never contents of
-/// arrays.
+/// An object for a message: "str '8'", "numpy.ndarray float32 [3, 8]", "MoeLayer", "list of int";
+/// never contents of arrays.
 std::string object_text(py::handle object);
 
 /// The last part of a name with dots or colons.

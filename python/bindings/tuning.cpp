@@ -79,10 +79,7 @@ const Tuning& process_tuning() {
   if (!reported.exchange(true)) {
     // LogLevel counts off, error, warn, info, debug; logging 60, 40, 30, 20, 10.
     constexpr int kLevels[] = {60, 40, 30, 20, 10};
-    if (tuning.log != Tuning{}.log) {
-      py::module_::import("logging").attr("getLogger")("moesaic").attr("setLevel")(
-          kLevels[static_cast<int>(tuning.log)]);
-    }
+    if (tuning.log != Tuning{}.log) set_log_level(kLevels[static_cast<int>(tuning.log)]);
     for (const std::string& text : Tuning::process_warnings()) log(kLogWarning, text);
   }
   return tuning;

@@ -4207,6 +4207,8 @@ def merged_resident_mask(pools: Sequence[ExpertPool]) -> npt.NDArray[np.bool_]:
     ------
     ShapeError
         Pools of different sizes.
+    DTypeError
+        ``pools`` holds None or another type.
     """
 
 @final
@@ -4413,6 +4415,8 @@ class MoeExpertStore:
         ------
         ShapeError
             Lists of unequal length, or an id out of range; then no pool has changed.
+        DTypeError
+            ``pools`` holds None or another type, or ids are no integers.
         ConfigError
             An unknown mode.
         """
@@ -4437,6 +4441,8 @@ class MoeExpertStore:
         ------
         ShapeError
             Another number of pools, or of experts.
+        DTypeError
+            ``pools`` holds None or another type.
         ConfigError
             A layer runs with another pool, or the slots exceed the memory limit.
         OSError, FormatError

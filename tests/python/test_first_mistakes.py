@@ -72,6 +72,7 @@ MISTAKES = [
     ("layer(x, out='y')", D, "out: array str"),
     ("layer(x, out=f8)", D, "out: f32 f64"),
     ("layer(x, x=x)", A, "x: one value by name"),
+    ("mo.merged_resident_mask([mo.ExpertPool(8, 4), 3])", A, "list of ExpertPool, int"),
     ("layer(x, token_ids=[1, 2, 3])", D, "token_ids: list numpy.asarray(it, 'int32')"),
     ("closed(x)", mo.DeviceError, "open closed"),
     # opening
