@@ -13,7 +13,7 @@ from zoo_models import LAYER, architectures, files_of, inputs_of
 
 import moesaic as mo
 from moesaic.distributed import MoeLayer, Placement, RankError, plan_experts
-from moesaic.distributed.layer import TINY, choose_protocol
+from moesaic.distributed.rounds import TINY, choose_protocol
 
 E, K, H = 12, 3, 256
 
@@ -287,7 +287,7 @@ def test_a_rank_that_gives_up_says_why(path, monkeypatch):
             def fail(*_):
                 raise MemoryError("no room")
 
-            layer._compute = fail
+            layer._rounds._compute = fail
             with pytest.raises(MemoryError):
                 layer(normal(9, H))
         else:

@@ -2,98 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from os import PathLike
 from types import TracebackType
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from moesaic import _core
-from moesaic._errors import error_of
-from moesaic.distributed.groups import Bytes, Group, group_of
-from moesaic.distributed.link import Link, RankError, agree
-from moesaic.distributed.messages import (
-    BAD_ARGUMENTS,
-    DTYPES,
-    GOOD,
-    Floats,
-    Header,
-    Ints,
-    Tokens,
-    as_array,
-    destinations,
-    joined,
+from moesaic.distributed.agreement import (
+    FACTS,
+    OPERATION,
+    Combine,
+    LazyText,
+    Protocol,
+    Settings,
+    check_kept,
+    checkpoint_hash,
+    facts_of,
+    gguf_hash,
+    refusal,
+    source_text,
 )
+from moesaic.distributed.groups import group_of
+from moesaic.distributed.link import Link, RankError, agree
+from moesaic.distributed.messages import DTYPES
 from moesaic.distributed.placement import Placement
-
-Combine: TypeAlias = Literal["exact", "partial"]
-Protocol: TypeAlias = Literal["auto", "alltoall", "allgather"]
-
-#: Tokens of a rank that travel in the first message of a call, where all ranks get all tokens.
-TINY = 4
-_OPERATION = "distributed.MoeLayer"
-_COMBINES, _PROTOCOLS = ("exact", "partial"), ("auto", "alltoall", "allgather")
-
-
-@dataclass(frozen=True)
-class CallFacts:
-    """How a call went."""
-
-    protocol: Literal["alltoall", "allgather"]
-    """Of the last round."""
-    rounds: int
-    sent: int
-    """Bytes that this rank sent to others."""
-
-
-@dataclass
-class _Job:
-    """The arguments of one call, checked."""
-
-    x: Bytes  # [T, bytes of a row]
-    dtype: str
-    routing: _core.Routing
-    sums: Floats  # [T, H'], filled round by round
-
-    @property
-    def ids(self) -> Ints:
-        """[T, top_k]"""
-        return np.asarray(self.routing.topk_ids, np.int32)
-
-    @property
-    def weights(self) -> Floats:
-        """[T, top_k]"""
-        return np.asarray(self.routing.topk_weights, np.float32)
-
-
-@dataclass(frozen=True)
-class _Own:
-    """The tokens that this rank brings to a round."""
-
-    mine: slice  # of those of the call
-    tokens: Tokens
-    to: Ints  # [T, top_k], the rank of each pair
-    rows: list[npt.NDArray[np.intp]]  # of each rank: the tokens that it gets
-
-
-class _Wire:
-    """The collectives of one call, and the bytes that this rank sent by them."""
-
-    def __init__(self, link: Link, block: int, call: int) -> None:
-        self.call, self.sent = call, 0
-        self._link, self._block = link, block
-
-    def allgather(self, row: Bytes) -> Bytes:
-        self.sent += (self._link.group.size - 1) * len(row)
-        return self._link.run(self._block, self.call, lambda group: group.allgather(row))
-
-    def exchange(self, sends: list[Bytes], sizes: list[int]) -> list[Bytes]:
-        self.sent += sum(map(len, sends)) - len(sends[self._link.group.rank])
-        return self._link.run(self._block, self.call, lambda group: group.exchange(sends, sizes))
+from moesaic.distributed.rounds import Agreed, CallFacts, Job, Rounds
 
 
 class MoeLayer:
@@ -143,8 +78,8 @@ class MoeLayer:
         ConfigError, RankError
             As ``from_gguf``.
         """
-        settings = _Settings(combine, protocol, max_tokens)
-        link = Link.of(group_of(group, timeout, _OPERATION))
+        settings = Settings(combine, protocol, max_tokens)
+        link = Link.of(group_of(group, timeout, OPERATION))
         self._open(lambda rank: layer, plan, link, settings, "", layer.config.layer)
 
     def _open(
@@ -152,19 +87,19 @@ class MoeLayer:
         load: Callable[[int], _core.MoeLayer],
         plan: Placement,
         link: Link,
-        settings: _Settings,
+        settings: Settings,
         source: object,
         block: int,
     ) -> None:
         link.check()
         group = link.group
-        facts: dict[str, Any] = dict.fromkeys(_FACTS, "")
+        facts: dict[str, Any] = dict.fromkeys(FACTS, "")
         problem: BaseException | None = None
         try:
             settings.check(plan, group, block)
             layer = load(group.rank)
-            _check_kept(layer, plan, group.rank, block)
-            facts |= _facts_of(layer, plan, settings, source, block)
+            check_kept(layer, plan, group.rank, block)
+            facts |= facts_of(layer, plan, settings, source, block)
         except (_core.Error, OSError, MemoryError) as error:
             problem = error
         agree(link, block, facts, problem)
@@ -179,11 +114,7 @@ class MoeLayer:
         self.last_call: CallFacts | None = None
         self._link = link
         self._calls = 0
-        self._copies = plan.copies(block)
-        config = layer.config
-        self._hidden = int(config.hidden_size)
-        self._width = int(layer.stack.hidden_size)
-        self._on_input = config.router.weight_on == "input"
+        self._rounds = Rounds(layer, block, plan, link, settings)
 
     @staticmethod
     def from_gguf(
@@ -238,8 +169,8 @@ class MoeLayer:
         FileNotFoundError, OSError, FormatError, UnsupportedError, ShapeError, OutOfMemoryError
             As in ``moesaic.MoeLayer.from_gguf``.
         """
-        settings = _Settings(combine, protocol, max_tokens)
-        link = Link.of(group_of(group, timeout, f"{_OPERATION}.from_gguf"))
+        settings = Settings(combine, protocol, max_tokens)
+        link = Link.of(group_of(group, timeout, f"{OPERATION}.from_gguf"))
         opened = [file] if isinstance(file, _core.GgufFile) else []
 
         def load(rank: int) -> _core.MoeLayer:
@@ -250,7 +181,12 @@ class MoeLayer:
 
         made = MoeLayer.__new__(MoeLayer)
         made._open(
-            load, plan, link, settings, _Lazy(lambda: _source(_hash_of(opened[0]), options)), block
+            load,
+            plan,
+            link,
+            settings,
+            LazyText(lambda: source_text(gguf_hash(opened[0]), options)),
+            block,
         )
         return made
 
@@ -291,8 +227,8 @@ class MoeLayer:
         FileNotFoundError, OSError, FormatError, UnsupportedError, ShapeError, OutOfMemoryError
             As in ``moesaic.MoeLayer.from_safetensors``.
         """
-        settings = _Settings(combine, protocol, max_tokens)
-        link = Link.of(group_of(group, timeout, f"{_OPERATION}.from_safetensors"))
+        settings = Settings(combine, protocol, max_tokens)
+        link = Link.of(group_of(group, timeout, f"{OPERATION}.from_safetensors"))
 
         def load(rank: int) -> _core.MoeLayer:
             kept = plan.experts(rank, block)
@@ -301,7 +237,7 @@ class MoeLayer:
         made = MoeLayer.__new__(MoeLayer)
         made._open(
             load, plan, link, settings,
-            _Lazy(lambda: _source(_checkpoint_hash(path, block), options)), block,
+            LazyText(lambda: source_text(checkpoint_hash(path, block), options)), block,
         )  # fmt: skip
         return made
 
@@ -387,11 +323,11 @@ class MoeLayer:
                 x, router_logits, routing, topk_ids, token_ids, router_input, out, accumulate
             )
         except (_core.Error, TypeError, ValueError):
-            self._say_bad(call)
+            self._rounds.say_bad(call)
             raise
         try:
-            self._run(call, job)
-        except _Agreed as agreed:
+            self.last_call = self._rounds.run(call, job)
+        except Agreed as agreed:
             raise agreed.error from None
         except RankError:
             raise
@@ -411,14 +347,16 @@ class MoeLayer:
         router_input: Any,
         out: Any,
         accumulate: bool,
-    ) -> _Job:
+    ) -> Job:
         array = _core.asarray(x)
         if array.dtype not in DTYPES:
-            raise _bad(_core.DTypeError, "x.dtype", "f32, f16 or bf16", array.dtype)
-        if not array.shape or array.shape[-1] != self._hidden:
-            raise _bad(_core.ShapeError, "x.shape", f"[..., {self._hidden}]", list(array.shape))
+            raise refusal(_core.DTypeError, "x.dtype", "f32, f16 or bf16", array.dtype)
+        if not array.shape or array.shape[-1] != self._rounds.hidden:
+            raise refusal(
+                _core.ShapeError, "x.shape", f"[..., {self._rounds.hidden}]", list(array.shape)
+            )
         if accumulate and out is None:
-            raise _bad(_core.ConfigError, "accumulate", "an out= to add to", "none")
+            raise refusal(_core.ConfigError, "accumulate", "an out= to add to", "none")
         if out is not None:
             _check_out(out, array)
         tokens = int(np.prod(array.shape[:-1]))
@@ -428,224 +366,20 @@ class MoeLayer:
                 x, router_logits, topk_ids=topk_ids, token_ids=token_ids, router_input=router_input
             )
         elif any(other is not None for other in others):
-            raise _bad(_core.ConfigError, "routing", "a routing alone", "more beside it")
+            raise refusal(_core.ConfigError, "routing", "a routing alone", "more beside it")
         if routing.num_tokens != tokens:
-            raise _bad(_core.ShapeError, "routing", f"{tokens} tokens", routing.num_tokens)
+            raise refusal(_core.ShapeError, "routing", f"{tokens} tokens", routing.num_tokens)
         ids = np.asarray(routing.topk_ids)
         most = self.config.router.num_experts
         if ids.size and not -1 <= ids.min() <= ids.max() < most:
             outside = ids[(ids < -1) | (ids >= most)][0]
-            raise _bad(_core.ShapeError, "topk_ids", f"-1 to {most - 1}", outside)
+            raise refusal(_core.ShapeError, "topk_ids", f"-1 to {most - 1}", outside)
         rows = np.ascontiguousarray(np.asarray(array)).view(np.uint8)
-        row_bytes = self._hidden * DTYPES[array.dtype]
-        sums = np.zeros((tokens, self._width), np.float32)
-        return _Job(rows.reshape(tokens, row_bytes), array.dtype, routing, sums)
+        row_bytes = self._rounds.hidden * DTYPES[array.dtype]
+        sums = np.zeros((tokens, self._rounds.width), np.float32)
+        return Job(rows.reshape(tokens, row_bytes), array.dtype, routing, sums)
 
-    def _header(self, call: int, status: int, **fields: Any) -> Header:
-        nothing = {"tokens": 0, "rest": 0, "top_k": 1, "dtype": "f32", "rows_to": (0,) * self.size}
-        return Header(status, self.block, call, _mode(self.layer), **{**nothing, **fields})
-
-    def _say_bad(self, call: int) -> None:
-        """Take part in the call so far that the others know: this rank has no tokens to bring."""
-        header = self._header(call, BAD_ARGUMENTS).to_bytes()
-        room = np.zeros(self._room(), np.uint8)
-        _Wire(self._link, self.block, call).allgather(np.concatenate([header, room]))
-
-    def _room(self) -> int:
-        """Bytes behind each header for the first tokens."""
-        few = self.protocol == "auto" and self.size <= self.config.top_k
-        if not few and self.protocol != "allgather":
-            return 0
-        return Tokens.nbytes(TINY, self.config.top_k, 4 * self._hidden, True)
-
-    @property
-    def _weighted(self) -> bool:
-        """Whether weights travel with the ids."""
-        return self._on_input or self.combine == "partial"
-
-    def _run(self, call: int, job: _Job) -> None:
-        """Fill job.sums, in as many rounds as some rank needs."""
-        wire = _Wire(self._link, self.block, call)
-        tokens = len(job.ids)
-        step = self.max_tokens or max(tokens, 1)
-        rounds, more = 0, True
-        while more:
-            # Of all ranks the same, so that each knows the number of every token.
-            first = rounds * (self.max_tokens or 0)
-            more, protocol = self._round(wire, job, first, min(first + step, tokens))
-            rounds += 1
-        self.last_call = CallFacts(protocol, rounds, wire.sent)
-
-    def _round(
-        self, wire: _Wire, job: _Job, first: int, last: int
-    ) -> tuple[bool, Literal["alltoall", "allgather"]]:
-        """Tokens first .. last - 1 of the job; whether any rank has more, and how they went."""
-        own = self._own(job, first, last)
-        headers, behind = self._gather_headers(wire, job, own)
-        dtype = self._check(wire.call, headers)
-        more = any(header.rest for header in headers)
-        most = max(header.tokens for header in headers)
-        protocol = choose_protocol(self.protocol, self.size, self.config.top_k, most)
-        if most == 0:
-            return more, protocol
-        row_bytes = self._hidden * DTYPES[dtype]
-        if protocol == "allgather":
-            arrived = self._by_allgather(wire, own, headers, behind, row_bytes)
-        else:
-            arrived = self._by_exchange(wire, own, headers, row_bytes)
-        answers = self._compute(arrived, dtype)
-        self._add(job, own, wire.exchange(answers, self._answer_sizes(own)))
-        return more, protocol
-
-    def _own(self, job: _Job, first: int, last: int) -> _Own:
-        mine = slice(first, last)
-        ids = job.ids[mine]
-        to = destinations(ids, self._copies, self.rank, first)
-        return _Own(
-            mine,
-            Tokens(job.x[mine], ids, job.weights[mine] if self._weighted else None),
-            to,
-            [np.flatnonzero((to == r).any(axis=1)) for r in range(self.size)],
-        )
-
-    def _gather_headers(
-        self, wire: _Wire, job: _Job, own: _Own
-    ) -> tuple[list[Header], list[Bytes]]:
-        """The headers of all ranks, and what travelled behind them: the tokens, if they are few."""
-        tokens = len(own.tokens.ids)
-        header = self._header(
-            wire.call, GOOD, tokens=tokens, rest=max(len(job.ids) - own.mine.stop, 0),
-            top_k=own.tokens.ids.shape[1], dtype=job.dtype, rows_to=tuple(map(len, own.rows)),
-        ).to_bytes()  # fmt: skip
-        room = np.zeros(self._room(), np.uint8)
-        if tokens <= TINY:
-            data = own.tokens.to_bytes()
-            if len(data) <= len(room):
-                room[: len(data)] = data
-        gathered = wire.allgather(np.concatenate([header, room]))
-        return (
-            [Header.of_bytes(row[: len(header)]) for row in gathered],
-            [row[len(header) :] for row in gathered],
-        )
-
-    def _by_allgather(
-        self,
-        wire: _Wire,
-        own: _Own,
-        headers: list[Header],
-        behind: list[Bytes],
-        row_bytes: int,
-    ) -> list[Tokens]:
-        """The tokens of each rank that this one computes something for; all ranks get all."""
-        sizes = [Tokens.nbytes(h.tokens, h.top_k, row_bytes, self._weighted) for h in headers]
-        if max(h.tokens for h in headers) > TINY or max(sizes) > self._room():
-            row = np.zeros(max(sizes), np.uint8)
-            data = own.tokens.to_bytes()
-            row[: len(data)] = data
-            behind = list(wire.allgather(row))
-        arrived = []
-        for rank, (data, header) in enumerate(zip(behind, headers, strict=True)):
-            tokens = self._tokens_of(data, header.tokens, header, row_bytes)
-            here = destinations(tokens.ids, self._copies, rank, own.mine.start) == self.rank
-            arrived.append(tokens.take(np.flatnonzero(here.any(axis=1)), here))
-        return arrived
-
-    def _by_exchange(
-        self, wire: _Wire, own: _Own, headers: list[Header], row_bytes: int
-    ) -> list[Tokens]:
-        """The same; a rank gets those alone."""
-        sends = [own.tokens.take(own.rows[r], own.to == r).to_bytes() for r in range(self.size)]
-        counts = [header.rows_to[self.rank] for header in headers]
-        sizes = [
-            Tokens.nbytes(count, header.top_k, row_bytes, self._weighted)
-            for count, header in zip(counts, headers, strict=True)
-        ]
-        arrived = zip(wire.exchange(sends, sizes), counts, headers, strict=True)
-        return [self._tokens_of(data, n, header, row_bytes) for data, n, header in arrived]
-
-    def _tokens_of(self, data: Bytes, tokens: int, header: Header, row_bytes: int) -> Tokens:
-        return Tokens.of_bytes(data, tokens, header.top_k, row_bytes, self._weighted)
-
-    def _check(self, call: int, headers: Sequence[Header]) -> str:
-        """The element type of all tokens. Raises what all ranks see and raise alike."""
-        bad = {r: "arguments that do not fit" for r, h in enumerate(headers) if h.status != GOOD}
-        if bad:
-            raise _Agreed(self._link.left(self.block, call, bad))
-        first = headers[0]
-        for rank, header in enumerate(headers):
-            for name in ("block", "call", "mode"):
-                mine, other = getattr(first, name), getattr(header, name)
-                if mine != other:
-                    self._disagree(name, rank, mine, other)
-        typed = [(r, h.dtype) for r, h in enumerate(headers) if h.tokens]
-        for rank, dtype in typed:
-            if dtype != typed[0][1]:
-                self._disagree("x.dtype", rank, typed[0][1], dtype)
-        return typed[0][1] if typed else "f32"
-
-    def _disagree(self, name: str, rank: int, mine: object, other: object) -> None:
-        what = {"block": "layer", "mode": "precision and batch_invariant"}.get(name, name)
-        if name == "mode":
-            mine, other = _mode_text(mine), _mode_text(other)
-        raise _Agreed(
-            error_of(
-                _core.ConfigError, _OPERATION,
-                f"{what} of rank {rank} on {self._link.hosts[rank]}", f"{mine}, as others have",
-                str(other), "all ranks make the same calls",
-            )
-        )  # fmt: skip
-
-    def _compute(self, arrived: list[Tokens], dtype: str) -> list[Bytes]:
-        """What goes back to each rank: rows of its pairs, or sums of its tokens, f32 [n, H']."""
-        every = joined(arrived)
-        ones = np.ones(every.ids.shape, np.float32)
-        routing = _core.Routing(every.ids, ones if every.weights is None else every.weights)
-        here = every.ids >= 0
-        rows = np.zeros((0, self._width), np.float32)
-        if here.any():
-            rows = np.asarray(self.layer.expert_rows(as_array(every.x, dtype), routing))
-        tokens = [len(part.ids) for part in arrived]
-        ends = np.cumsum(tokens)
-        if self.combine == "exact":
-            pairs = np.concatenate([[0], np.cumsum(here.sum(axis=1))]).astype(np.intp)
-            cuts = pairs[ends]
-            values = rows
-        else:
-            spread = np.zeros((*every.ids.shape, self._width), np.float32)
-            spread[here] = rows
-            if self._on_input:
-                routing = _core.Routing(every.ids, ones)
-            values = _core.weighted_sum(spread, routing)
-            cuts = ends
-        parts = np.split(values, cuts[:-1])
-        return [np.ascontiguousarray(part).view(np.uint8).reshape(-1) for part in parts]
-
-    def _answer_sizes(self, own: _Own) -> list[int]:
-        if self.combine == "partial":
-            return [4 * self._width * len(one) for one in own.rows]
-        return [4 * self._width * int((own.to == r).sum()) for r in range(self.size)]
-
-    def _add(self, job: _Job, own: _Own, back: list[Bytes]) -> None:
-        """Sum what came back: pairs by slot, or the sums of ranks by rank."""
-        values = [one.view(np.float32).reshape(-1, self._width) for one in back]
-        sums = job.sums[own.mine]
-        if self.combine == "partial":
-            for at, one in zip(own.rows, values, strict=True):
-                sums[at] += one
-            return
-        if not own.to.size:
-            return
-        pairs = np.zeros((*own.to.shape, self._width), np.float32)
-        for r, one in enumerate(values):
-            pairs[own.to == r] = one
-        weights = job.weights[own.mine]
-        if self._on_input:
-            weights = np.ones_like(weights)
-        # Identity experts have no rows: they are added with the rest.
-        ids = np.where(own.to >= 0, np.int32(0), np.int32(-1))
-        _core.weighted_sum(pairs, _core.Routing(ids, weights), out=sums)
-
-    def _finish(self, job: _Job, x: Any, out: Any, accumulate: bool) -> Any:
+    def _finish(self, job: Job, x: Any, out: Any, accumulate: bool) -> Any:
         """The rest of the layer, from sums that stand for the one pair of each token."""
         ids = job.ids
         experts = self.config.num_experts
@@ -661,146 +395,12 @@ class MoeLayer:
         return self.layer.finish(rows, routing, x, out=out, accumulate=accumulate)
 
 
-def choose_protocol(
-    asked: Protocol, ranks: int, top_k: int, most_tokens: int
-) -> Literal["alltoall", "allgather"]:
-    """How tokens travel in a round: a function of sizes that all ranks know.
-
-    ``most_tokens`` is that of the rank with most of them.
-    """
-    if asked != "auto":
-        return asked
-    return "allgather" if ranks <= top_k and most_tokens <= TINY else "alltoall"
-
-
-class _Agreed(Exception):
-    """Carries an error that every rank raises, after which calls go on."""
-
-    def __init__(self, error: _core.Error) -> None:
-        self.error = error
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """What a caller asks of a layer beside its weights."""
-
-    combine: Combine
-    protocol: Protocol
-    max_tokens: int | None
-
-    def check(self, plan: Placement, group: Group, block: int) -> None:
-        for name, value, known in (
-            ("combine", self.combine, _COMBINES),
-            ("protocol", self.protocol, _PROTOCOLS),
-        ):
-            if value not in known:
-                raise _bad(_core.ConfigError, name, " | ".join(known), repr(value))
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise _bad(_core.ConfigError, "max_tokens", "at least 1, or None", self.max_tokens)
-        if not isinstance(plan, Placement):
-            raise _bad(_core.DTypeError, "plan", "a Placement", type(plan).__name__)
-        if plan.ranks != group.size:
-            raise _bad(_core.ConfigError, "plan.ranks", f"{group.size}, as there are", plan.ranks)
-        plan.experts(0, block)
-
-
-class _Lazy:
-    """A text that is made when it is asked for."""
-
-    def __init__(self, make: Callable[[], str]) -> None:
-        self._make = make
-
-    def __str__(self) -> str:
-        return self._make()
-
-
-#: What ranks compare when they open a layer.
-_FACTS = ("version", "source", "config", "plan", "precision", "settings", "isa")
-
-
-def _facts_of(
-    layer: _core.MoeLayer, plan: Placement, settings: _Settings, source: object, block: int
-) -> dict[str, str]:
-    import moesaic
-
-    kept = plan.slots[0] if not plan.layers else plan.slots[plan.layers.index(block)]
-    return {
-        "version": moesaic.__version__,
-        "source": str(source),
-        "config": _digest(repr(layer.config.to_dict())),
-        "plan": _digest(repr((plan.num_experts, kept.tolist()))),
-        "precision": layer.precision,
-        "settings": f"{settings.combine}, {settings.protocol}, max_tokens {settings.max_tokens}",
-        "isa": _instruction_set(layer) if settings.combine == "exact" else "any",
-    }
-
-
-def _instruction_set(layer: _core.MoeLayer) -> str:
-    """What the bits of a layer depend on beside the weights: kernels end in its name."""
-    return _core.explain(layer, 1)["up kernel"].rpartition("_")[2]
-
-
-def _check_kept(layer: _core.MoeLayer, plan: Placement, rank: int, block: int) -> None:
-    if plan.num_experts != layer.config.num_experts:
-        expected = f"{layer.config.num_experts}, as the layer has"
-        raise _bad(_core.ConfigError, "plan.num_experts", expected, plan.num_experts)
-    lacking = sorted(set(plan.experts(rank, block)) - set(layer.stack.experts))
-    if lacking:
-        expected = "all that the plan gives to this rank"
-        raise _bad(_core.ConfigError, "layer.stack.experts", expected, f"none of {lacking[:8]}")
-
-
 def _check_out(out: Any, x: _core.Array) -> None:
     """What finish() would refuse, before anything is sent."""
     given = _core.asarray(out)
     if given.shape != x.shape:
-        raise _bad(_core.ShapeError, "out.shape", list(x.shape), list(given.shape))
+        raise refusal(_core.ShapeError, "out.shape", list(x.shape), list(given.shape))
     if given.dtype not in DTYPES:
-        raise _bad(_core.DTypeError, "out.dtype", "f32, f16 or bf16", given.dtype)
+        raise refusal(_core.DTypeError, "out.dtype", "f32, f16 or bf16", given.dtype)
     if given.readonly:
-        raise _bad(_core.ConfigError, "out", "memory that can be written", "read-only memory")
-
-
-def _bad(kind: type[_core.Error], what: str, expected: object, got: object) -> _core.Error:
-    return error_of(kind, _OPERATION, what, str(expected), str(got))
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
-
-
-def _source(found: str, options: dict[str, Any]) -> str:
-    """What was read, and how."""
-    elsewhere = ("precision", "progress")
-    said = {name: repr(options[name]) for name in sorted(options) if name not in elsewhere}
-    return f"{found}, options {_digest(repr(said))}" if said else found
-
-
-def _hash_of(file: _core.GgufFile) -> str:
-    """The names, types and places of all tensors, and the metadata."""
-    return f"hash {file._source().tensors:x}"  # type: ignore[attr-defined]
-
-
-def _checkpoint_hash(path: str | PathLike[str], block: int) -> str:
-    from moesaic._pickling import CheckpointSource
-    from moesaic.safetensors.reader import Checkpoint
-    from moesaic.safetensors.sets import of_layer
-
-    source = CheckpointSource(path, block, None)
-    source.note(of_layer(Checkpoint(path), block, None))
-    return f"hash {source.tensors[:16]}"
-
-
-_PRECISIONS = ("auto", "exact", "fast")
-
-
-def _mode(layer: _core.MoeLayer) -> int:
-    """How numbers are made in this context, as one number."""
-    tuning = _core.current_tuning()
-    asked = tuning.precision if layer.precision == "auto" else layer.precision
-    return 2 * _PRECISIONS.index(asked) + int(tuning.batch_invariant)
-
-
-def _mode_text(mode: object) -> str:
-    assert isinstance(mode, int)
-    return f"{_PRECISIONS[mode // 2]}{', batch_invariant' if mode % 2 else ''}"
+        raise refusal(_core.ConfigError, "out", "memory that can be written", "read-only memory")
