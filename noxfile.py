@@ -157,8 +157,9 @@ def sanitize_python(session: nox.Session) -> None:
     ).strip()
     for preset in session.posargs or SANITIZED:
         build = ROOT / "build" / preset
-        options = ["-DMOESAIC_PYTHON=ON", f"-DPython_EXECUTABLE={python}"]
-        session.run("cmake", "--preset", preset, "-DMOESAIC_CPU_ISAS=avx2;neon", *options)
+        options = ["-DMOESAIC_CPU_ISAS=avx2;neon", "-DMOESAIC_PYTHON=ON"]
+        options += [f"-DPython_EXECUTABLE={python}"]
+        session.run("cmake", "--preset", preset, "--fresh", *options)
         session.run("cmake", "--build", "--preset", preset, "--target", "_core")
         package = build / "package" / "moesaic"
         shutil.rmtree(package, ignore_errors=True)

@@ -177,6 +177,11 @@ REFUSED = {
         mo.FormatError,
         "weight_map",
     ),
+    "an index without names": (
+        [lambda f: (f / "model.safetensors.index.json").write_text('{"model_type": "mixtral"}')],
+        mo.FormatError,
+        "a weight_map.*open the folder",
+    ),
     "an index of other values": (
         [
             lambda f: (f / "model.safetensors.index.json").write_text(

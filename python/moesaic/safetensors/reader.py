@@ -64,6 +64,9 @@ def _shards_by_name(index: Path) -> dict[str, str]:
             _INDEXES.move_to_end(key)
             return _INDEXES[key]
     weight_map = read_json(index).get("weight_map")
+    if weight_map is None:
+        expected = "a weight_map, as *.safetensors.index.json has"
+        raise wrong(str(index), expected, "none", f"open the folder, {index.parent}")
     if not isinstance(weight_map, dict):
         raise wrong(f"{index} weight_map", "an object", type(weight_map).__name__)
     # There are a hundred thousand names and few shards.
