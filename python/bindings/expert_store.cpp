@@ -20,15 +20,17 @@ using Store = std::shared_ptr<MoeExpertStore>;
 using Pools = std::vector<std::shared_ptr<ExpertPool>>;
 
 Store store_from_gguf(const py::object& source, std::optional<std::int64_t> memory_limit,
-                      std::int32_t staging, std::int32_t io_threads, std::int32_t read_ahead) {
+                      std::int32_t staging, std::int32_t io_threads, std::int32_t read_ahead,
+                      std::optional<bool> direct_io) {
   const auto file = gguf_file(source, "MoeExpertStore.from_gguf");
-  const StoreOptions options{memory_limit, staging, io_threads, read_ahead};
+  const StoreOptions options{memory_limit, staging, io_threads, read_ahead, direct_io};
   const Store store = [&] {
     const InterruptibleRelease release;
     return MoeExpertStore::from_gguf(file, options);
   }();
   const py::dict given(py::arg("memory_limit") = memory_limit, py::arg("staging") = staging,
-                       py::arg("io_threads") = io_threads, py::arg("read_ahead") = read_ahead);
+                       py::arg("io_threads") = io_threads, py::arg("read_ahead") = read_ahead,
+                       py::arg("direct_io") = direct_io);
   remember_origin(store, reduced("gguf_store", source_of(file), given));
   return store;
 }
@@ -61,15 +63,12 @@ Store from_arrays(const std::vector<std::tuple<py::object, py::object, py::objec
 }
 
 std::vector<RefreshResult> refresh_pools(MoeExpertStore& store, const Pools& pools,
-                                         const std::vector<py::object>& captured_ids,
-                                         std::int64_t step, bool is_prefill_block,
-                                         const std::string& mode) {
+                                         const std::vector<py::object>& lists, std::int64_t step,
+                                         bool is_prefill_block, const std::string& mode) {
   constexpr const char* kOperation = "MoeExpertStore.refresh_pools";
   require_no_none(pools, kOperation, "pools", "ExpertPool");
   std::vector<Ids> ids;
-  for (const py::object& one : captured_ids) {
-    ids.push_back(import_id_list(one, kOperation, "captured_ids"));
-  }
+  for (const py::object& one : lists) ids.push_back(import_id_list(one, kOperation, "ids"));
   std::vector<std::span<const std::int32_t>> spans;
   for (const Ids& one : ids) spans.push_back(id_span(one));
   const ReleasedGil release;
@@ -114,6 +113,7 @@ py::dict io_of(const MoeExpertStore& store) {
   result["cached"] = io.cached;
   result["ahead"] = io.ahead;
   result["ahead_used"] = io.ahead_used;
+  result["guessing"] = io.guessing;
   return result;
 }
 
@@ -125,7 +125,8 @@ void bind_expert_store(py::module_& m) {
             [](py::handle self) { return origin_of(self.cast<const Store&>(), "MoeExpertStore"); });
   type.def_static("from_gguf", &store_from_gguf, py::arg("file"), py::kw_only(),
                   py::arg("memory_limit") = py::none(), py::arg("staging") = 0,
-                  py::arg("io_threads") = 8, py::arg("read_ahead") = 4)
+                  py::arg("io_threads") = 16, py::arg("read_ahead") = 4,
+                  py::arg("direct_io") = py::none())
       .def_static("from_arrays", &from_arrays, py::arg("layers"),
                   py::arg("layer_indices") = py::none())
       .def_property_readonly("num_layers", &MoeExpertStore::num_layers)
@@ -137,8 +138,8 @@ void bind_expert_store(py::module_& m) {
                                }
                                return layers;
                              })
-      .def("refresh_pools", &refresh_pools, py::arg("pools"), py::arg("captured_ids"),
-           py::arg("step"), py::arg("is_prefill_block") = false, py::arg("mode") = "reuse")
+      .def("refresh_pools", &refresh_pools, py::arg("pools"), py::arg("ids"), py::arg("step"),
+           py::arg("is_prefill_block") = false, py::arg("mode") = "reuse")
       .def("apply", &apply_pools, py::arg("pools"))
       .def(
           "slot_map",
@@ -160,6 +161,21 @@ void bind_expert_store(py::module_& m) {
                  py::module_::import("moesaic.offload").attr("ExpertProfile");
              return call_python(profile.attr("of_store"), py::make_tuple(store));
            })
+      .def(
+          "prefetch",
+          [](MoeExpertStore& store, std::int32_t block, const py::object& ids) {
+            const Ids experts = import_id_list(ids, "MoeExpertStore.prefetch", "ids");
+            const ReleasedGil release;
+            store.prefetch(store.place_of(block), id_span(experts));
+          },
+          py::arg("layer"), py::arg("ids"))
+      .def(
+          "fitting_budgets",
+          [](const MoeExpertStore& store, std::int64_t reserve) {
+            return store.fitting_budgets(backend_for(Device{}), reserve);
+          },
+          py::kw_only(), py::arg("reserve") = 0)
+      .def_property_readonly("reading", &MoeExpertStore::reading)
       .def("memory", &memory_of)
       .def("io_stats", &io_of)
       .def("__copy__", &refuse_copy)

@@ -4166,7 +4166,9 @@ def target_from_counts(counts: Sequence[int], budget: int) -> list[int]:
 def budget_from_memory(
     free: int, reserve: int, expert_bytes: int, layers: int, num_experts: int
 ) -> int:
-    """Return how many experts per layer fit into memory.
+    """Return how many experts per layer fit into memory, by division alone.
+
+    ``MoeExpertStore.fitting_budgets`` counts what a store with a limit needs beside them.
 
     Parameters
     ----------
@@ -4321,8 +4323,9 @@ class MoeExpertStore:
         *,
         memory_limit: int | None = None,
         staging: int = 0,
-        io_threads: int = 8,
+        io_threads: int = 16,
         read_ahead: int = 4,
+        direct_io: bool | None = None,
     ) -> MoeExpertStore:
         """Take every MoE layer of a GGUF file as stored, without a copy.
 
@@ -4339,7 +4342,10 @@ class MoeExpertStore:
             With a limit: requests in flight at most.
         read_ahead : int
             With a limit: experts of the next layer that each forward asks for ahead, by routing
-            history.
+            history. While too few of them are used, none are asked for.
+        direct_io : bool, optional
+            With a limit: whether reads go past the page cache (O_DIRECT). None: where the file
+            system can; ``reading`` says what was chosen and why.
 
         Returns
         -------
@@ -4350,7 +4356,8 @@ class MoeExpertStore:
         FileNotFoundError, OSError
             ``file`` is a path that is absent or cannot be read.
         FormatError, UnsupportedError
-            As ``ExpertStack.load_from_gguf``; also a limit on a file opened without mmap.
+            As ``ExpertStack.load_from_gguf``; also a limit on a file opened without mmap, and
+            ``direct_io=True`` on a file system that cannot.
         ConfigError
             A bad option, or a limit below two experts.
         """
@@ -4390,7 +4397,7 @@ class MoeExpertStore:
     def refresh_pools(
         self,
         pools: Sequence[ExpertPool],
-        captured_ids: Sequence[_AnyArray | Sequence[int]],
+        ids: Sequence[_AnyArray | Sequence[int]],
         step: int,
         is_prefill_block: bool = False,
         mode: _Mode = "reuse",
@@ -4401,7 +4408,7 @@ class MoeExpertStore:
         ----------
         pools : sequence of ExpertPool
             One per layer.
-        captured_ids : sequence of int array
+        ids : sequence of int array
             Ids of each layer in the last forward, any shape.
         step, is_prefill_block, mode
             As in ``ExpertPool.should_refresh``.
@@ -4449,6 +4456,52 @@ class MoeExpertStore:
             The experts cannot be read.
         """
 
+    def prefetch(self, layer: int, ids: _AnyArray | Sequence[int]) -> None:
+        """Say that a layer will soon need these experts, as predicted by the caller.
+
+        Those without a slot begin to be read, as many as half of the staging buffers hold; of a
+        mapped file, the system reads them. Results do not depend on it.
+
+        Parameters
+        ----------
+        layer : int
+            Block number in the model.
+        ids : int array or sequence of int
+            Experts, the likeliest first, any shape; negative ones are skipped.
+
+        Raises
+        ------
+        ShapeError
+            No such block, or an id that is no expert.
+        """
+
+    def fitting_budgets(self, *, reserve: int = 0) -> list[int]:
+        """Return how many experts of each layer have room below the memory limit.
+
+        The staging buffers and whatever rounds up to pages are counted, so that ``apply`` and
+        layers on pools of these budgets stay below the limit.
+
+        Parameters
+        ----------
+        reserve : int
+            Bytes to leave for something else.
+
+        Returns
+        -------
+        list of int
+            One per layer: equally many, one more in the first ones where that fits. All experts
+            without a limit.
+
+        Raises
+        ------
+        ConfigError
+            Not even buffers and reserve fit.
+        """
+
+    @property
+    def reading(self) -> str:
+        """How experts are read: 'mapped', 'O_DIRECT', or 'page cache' with the reason."""
+
     def slot_map(self, i: int) -> npt.NDArray[np.int32]:
         """Return the slot of each expert of layer ``i`` that is in fast memory now.
 
@@ -4480,7 +4533,8 @@ class MoeExpertStore:
         -------
         dict
             reads, bytes, most_in_flight, cached (experts asked for that were in staging already),
-            ahead (experts read ahead) and ahead_used (those asked for later).
+            ahead (experts read ahead), ahead_used (those asked for later), and guessing (0 while
+            reads ahead by history are paused, since too few were used).
         """
 
     def __copy__(self) -> Never:

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -120,7 +121,7 @@ TEST(DiskSource, AnErrorIsThatOfItsExpertAndDoesNotStay) {
 TEST(DiskSource, WhatIsExpectedIsThere) {
   const auto source = make_disk_source(make_ranges(), kGood, {8, 2});
   const std::int32_t likely[] = {1, 2, 3, 4, 5, 6};
-  source->expect(1, likely);
+  source->expect(1, likely, Expect::Told);
   EXPECT_EQ(source->stats().ahead, 4);  // at most half of the buffers
   while (source->stats().reads < 4 * 3) std::this_thread::yield();
   const std::int32_t experts[] = {2, 9};
@@ -147,7 +148,7 @@ TEST(DiskSource, NeedGoesBeforeGuesses) {
   };
   const auto source = make_disk_source(make_ranges(), read, {8, 1});
   const std::int32_t likely[] = {1, 2, 3};
-  source->expect(0, likely);
+  source->expect(0, likely, Expect::Guessed);
   {
     std::unique_lock lock(mutex);
     changed.wait(lock, [&] { return order.size() == 1; });
@@ -173,6 +174,85 @@ TEST(DiskSource, NeedGoesBeforeGuesses) {
   }
 }
 
+// Reads past the page cache begin and end at whole blocks, in the file and in memory.
+TEST(DiskSource, AlignedReadsBringTheSameBytes) {
+  constexpr std::int64_t kBlock = 512;
+  std::atomic<int> unaligned{0};
+  const ReadFn read = [&](std::uint32_t, std::uint64_t offset, std::span<std::byte> out) {
+    const bool aligned = offset % kBlock == 0 && out.size() % kBlock == 0 &&
+                         reinterpret_cast<std::uintptr_t>(out.data()) % kBlock == 0;
+    if (!aligned) ++unaligned;
+    fill(offset, out);
+  };
+  const DiskOptions options{3, 2, kBlock};
+  const auto source = make_disk_source(make_ranges(), read, options);
+  for (std::int32_t e = 0; e + 1 < kExperts; ++e) {
+    const std::int32_t experts[] = {e, e + 1};
+    const auto batch = source->open(1, experts);
+    expect_expert(batch->wait(0), 1, e);
+    expect_expert(batch->wait(1), 1, e + 1);
+  }
+  EXPECT_EQ(unaligned, 0);
+  EXPECT_EQ(source->nbytes(), disk_buffer_bytes(make_ranges(), options));
+}
+
+TEST(DiskSource, WhatIsNeededGoesBeforeWhatWasTold) {
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool open = false;
+  std::vector<std::uint64_t> order;
+  const ReadFn read = [&](std::uint32_t, std::uint64_t offset, std::span<std::byte> out) {
+    std::unique_lock lock(mutex);
+    order.push_back(offset);
+    changed.wait(lock, [&] { return open; });
+    fill(offset, out);
+  };
+  const auto source = make_disk_source(make_ranges(), read, {8, 1});
+  const std::int32_t told[] = {1, 2}, needed[] = {7, 8};
+  source->expect(0, told, Expect::Told);
+  source->expect(1, needed, Expect::Needed);
+  {
+    const std::lock_guard lock(mutex);
+    open = true;
+  }
+  changed.notify_all();
+  // The rest of what was told stays queued: there are buffers enough.
+  const auto batch = source->open(1, needed);
+  expect_expert(batch->wait(1), 1, 8);
+  while (source->stats().reads < 4 * 3) std::this_thread::yield();
+  const std::lock_guard lock(mutex);
+  const auto at = [&](std::int32_t layer, std::size_t expert) {
+    const std::uint64_t offset = make_ranges()[static_cast<std::size_t>(layer)][expert][2].offset;
+    return std::ranges::find(order, offset) - order.begin();
+  };
+  EXPECT_LT(at(1, 8), at(0, 1));
+  EXPECT_LT(at(1, 8), at(0, 2));
+}
+
+TEST(DiskSource, GuessesThatNobodyUsesAreNoLongerRead) {
+  const auto source = make_disk_source(make_ranges(), kGood, {4, 2});
+  const auto read_all = [&] {
+    while (source->stats().reads % 3 != 0) std::this_thread::yield();
+  };
+  const auto play = [&](std::int32_t guess, std::int32_t use) {
+    const std::int32_t guesses[] = {guess}, uses[] = {use, (use + 1) % kExperts};
+    source->expect(1, guesses, Expect::Guessed);
+    read_all();
+    for (const std::int32_t layer : {0, 1}) source->open(layer, uses)->wait(0);
+  };
+  for (std::int32_t i = 0; i < 60; ++i) play(i % kExperts, i % kExperts);  // all of them used
+  EXPECT_TRUE(source->stats().guessing);
+  for (std::int32_t i = 0; i < 400; ++i) play((i + 5) % kExperts, i % kExperts);
+  EXPECT_FALSE(source->stats().guessing);
+  const std::int64_t before = source->stats().ahead;
+  const std::int32_t guess[] = {9}, told[] = {9};
+  source->expect(1, guess, Expect::Guessed);
+  EXPECT_EQ(source->stats().ahead, before);
+  source->open(0, guess)->wait(0);
+  source->expect(1, told, Expect::Told);  // the caller may know better
+  EXPECT_EQ(source->stats().ahead, before + 1);
+}
+
 TEST(DiskSource, ManyThreadsShareFewBuffers) {
   const auto source = make_disk_source(make_ranges(), kGood, {4, 3});
   std::vector<std::thread> threads;
@@ -186,7 +266,7 @@ TEST(DiskSource, ManyThreadsShareFewBuffers) {
             source->open(t % 2, std::span<const std::int32_t>(experts, distinct ? 3 : 2));
         expect_expert(batch->wait(1), t % 2, experts[1]);
         const std::int32_t next[] = {(t + i + 1) % kExperts};
-        source->expect(t % 2, next);
+        source->expect(t % 2, next, t % 3 == 0 ? Expect::Needed : Expect::Guessed);
       }
     });
   }

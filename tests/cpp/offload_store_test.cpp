@@ -56,7 +56,7 @@ LoadOptions on_cpu() {
   return options;
 }
 
-/// A limit for some experts in staging beside the slots of `budget` and of the passage.
+/// A limit that holds everything, and some experts in staging.
 StoreOptions disk(const MoeExpertStore& mapped, std::int32_t staging) {
   StoreOptions options;
   options.memory_limit = std::int64_t{1} << 30;
@@ -271,6 +271,103 @@ TEST_F(Store, KeepsItsLimit) {
   options.memory_limit = 100 * expert;
   EXPECT_THROW(MoeExpertStore::from_gguf(file.open(false), options), UnsupportedError);
   EXPECT_EQ(MoeExpertStore::from_gguf(file.open(false))->num_layers(), 2);
+}
+
+TEST_F(Store, BudgetsFitBelowTheLimitAndFillIt) {
+  const std::int64_t expert = store->layer(0).expert_bytes;
+  const Backend& backend = backend_for(Device{});
+  EXPECT_EQ(store->fitting_budgets(backend, 0), (std::vector<std::int32_t>{8, 8}));
+  for (const std::int64_t reserve : {std::int64_t{0}, expert}) {
+    for (std::int64_t experts = 6; experts < 26; ++experts) {
+      StoreOptions options;
+      options.memory_limit = experts * expert + 4096 * 16;
+      options.staging = 3;
+      const auto limited = MoeExpertStore::from_gguf(gguf, options);
+      const auto budgets = limited->fitting_budgets(backend, reserve);
+      Pools pools;
+      for (const std::int32_t budget : budgets) pools.push_back(make_pool(8, budget));
+      limited->apply(context, pools);  // does not throw
+      const StoreMemory memory = limited->memory();
+      const std::int64_t left = memory.limit - memory.slots - memory.staging - reserve;
+      EXPECT_GE(left, 0) << experts;
+      EXPECT_LE(budgets[1], budgets[0]);
+      EXPECT_LE(budgets[0], budgets[1] + 1);
+      // Another expert, as panels a little larger than it is stored, would not have fit.
+      if (budgets[1] < 8) {
+        EXPECT_LT(left, expert * 11 / 10) << experts;
+      }
+    }
+  }
+  StoreOptions options;
+  options.memory_limit = 8 * expert;
+  options.staging = 2;
+  const auto limited = MoeExpertStore::from_gguf(gguf, options);
+  EXPECT_THROW(limited->fitting_budgets(backend, 8 * expert), ConfigError);
+  EXPECT_THROW(limited->fitting_budgets(backend, -1), ConfigError);
+}
+
+TEST_F(Store, SaysHowItReads) {
+  EXPECT_EQ(store->reading(), "mapped");
+  StoreOptions options;
+  options.memory_limit = 1 << 28;
+  options.direct_io = false;
+  EXPECT_EQ(MoeExpertStore::from_gguf(gguf, options)->reading(), "page cache (asked for)");
+  options.direct_io.reset();
+  const std::string reading = MoeExpertStore::from_gguf(gguf, options)->reading();
+  EXPECT_TRUE(reading == "O_DIRECT" || reading.starts_with("page cache (")) << reading;
+  options.direct_io = true;
+  if (reading == "O_DIRECT") {
+    EXPECT_EQ(MoeExpertStore::from_gguf(gguf, options)->reading(), reading);
+  } else {
+    EXPECT_THROW(MoeExpertStore::from_gguf(gguf, options), UnsupportedError);
+  }
+}
+
+TEST_F(Store, ReadsPastThePageCacheAndThroughItAreTheSame) {
+  const Floats x = random_values(3 * 256, 3);
+  const Floats want = run(context, MoeLayer::from_gguf(gguf, 1, on_cpu()), x);
+  for (const bool direct : {false, true}) {
+    StoreOptions options;
+    options.memory_limit = 1 << 28;
+    if (!direct) options.direct_io = false;
+    const auto disk_store = MoeExpertStore::from_gguf(gguf, options);
+    const MoeLayer layer = disk_store->make_layer(1, make_pool(8, 2), OnMiss::Stage, on_cpu());
+    EXPECT_EQ(run(context, layer, x), want);
+  }
+}
+
+TEST_F(Store, PrefetchReadsWhatHasNoSlot) {
+  const auto disk_store = MoeExpertStore::from_gguf(gguf, disk(*store, 8));
+  const Pools pools = make_pools(*disk_store, 3);
+  disk_store->apply(context, pools);
+  const std::int64_t before = disk_store->io_stats().ahead;
+  const std::vector<std::int32_t> ids = {1, 5, 5, -1, 6};  // 1 has a slot
+  disk_store->prefetch(1, ids);
+  EXPECT_EQ(disk_store->io_stats().ahead, before + 2);
+  store->prefetch(1, ids);  // of a mapped file, the system reads
+  EXPECT_THROW(disk_store->prefetch(1, std::vector<std::int32_t>{8}), ShapeError);
+  EXPECT_THROW(disk_store->prefetch(2, ids), ShapeError);
+}
+
+// Of what a pool wants, a forward loads what it needs: the rest would be read in vain.
+TEST_F(Store, AForwardLoadsNothingThatItDoesNotNeed) {
+  const auto pool = make_pool(8, 4);
+  const MoeLayer layer = store->make_layer(0, pool, OnMiss::Stage, on_cpu());
+  Routing routing(1, 2);
+  std::ranges::copy(std::vector<std::int32_t>{2, 6}, routing.topk_ids().begin());
+  std::ranges::fill(routing.topk_weights(), 0.5F);
+  const Floats x = random_values(256, 1);
+  run(context, layer, x, &routing);
+  const std::vector<std::int32_t> map = store->slot_map(0);
+  for (const std::int32_t e : {0, 1, 3, 4, 5, 7}) EXPECT_EQ(map[static_cast<std::size_t>(e)], -1);
+  EXPECT_EQ(map[2], pool->slot_map()[2]);
+  EXPECT_EQ(map[6], pool->slot_map()[6]);
+  EXPECT_GE(map[6], 0);
+  EXPECT_EQ(pool->stats().staged, 2);
+  EXPECT_EQ(pool->stats().streamed, 0);
+  EXPECT_EQ(pool->stats().bytes, 2 * store->layer(0).expert_bytes);
+  run(context, layer, x, &routing);
+  EXPECT_EQ(pool->stats().hit_experts, 2);
 }
 
 TEST_F(Store, AFileThatShrinksIsAnErrorAndNoMore) {

@@ -419,7 +419,6 @@ RENEWED = {
         "map_mutex_": "forwards hold it",
         "turnstile_": "held while forwards end",
         "load_mutex_": "loads of experts hold it",
-        "passage_mutex_": "forwards hold it",
     },
     "cpp/src/offload/store.cpp": {"mutex": "held while slots are made"},
 }

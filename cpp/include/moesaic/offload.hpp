@@ -10,6 +10,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "moesaic/backend.hpp"
@@ -73,9 +74,13 @@ struct StoreOptions {
   /// With a limit: experts between disk and slots, 0: 16, or fewer when they would take more than
   /// half of the limit.
   std::int32_t staging = 0;
-  std::int32_t io_threads = 8;
+  std::int32_t io_threads = 16;
   /// With a limit: experts of the next layer that each forward asks for ahead, by routing history.
+  /// While too few of them are used, none are asked for.
   std::int32_t read_ahead = 4;
+  /// With a limit: past the page cache (true), through it (false), or past it where the file system
+  /// can (unset).
+  std::optional<bool> direct_io;
 };
 
 /// Bytes that a store holds in fast memory and staging buffers.
@@ -91,6 +96,7 @@ struct IoStats {
   std::int64_t cached = 0;      ///< experts asked for that were in staging already
   std::int64_t ahead = 0;       ///< experts read ahead
   std::int64_t ahead_used = 0;  ///< experts read ahead and asked for later
+  bool guessing = true;         ///< false while reads ahead by history are paused
 };
 
 /// Experts of all MoE layers of a model. Thread safe; refers to its file while it lives.
@@ -147,6 +153,18 @@ class MoeExpertStore : public std::enable_shared_from_this<MoeExpertStore> {
   /// store of arrays (make a MoeLayer from parts with residency()).
   MoeLayer make_layer(std::int32_t i, const std::shared_ptr<ExpertPool>& pool, OnMiss on_miss,
                       const LoadOptions& options, std::optional<MoeConfig> config = {});
+  /// Says that layer `i` will soon be asked for these experts, by a prediction of the caller's: those
+  /// that have no slot begin to be read, as many as half of the staging buffers hold; a mapped file is
+  /// read by the system. Negative ids are skipped. Errors: ShapeError for an id out of range.
+  void prefetch(std::int32_t i, std::span<const std::int32_t> experts);
+
+  /// How many experts of each layer have room below the memory limit, beside the buffers, `reserve`
+  /// bytes and whatever rounds up to pages: equally many, one more in the first layers where that
+  /// fits. Without a limit all. Errors: ConfigError when not even the reserve fits.
+  std::vector<std::int32_t> fitting_budgets(const Backend& backend, std::int64_t reserve) const;
+
+  /// How experts are read: "mapped", "O_DIRECT", or "page cache" and why.
+  const std::string& reading() const;
   /// The live map of a layer, [E], -1 = not in fast memory; empty before the first apply.
   std::vector<std::int32_t> slot_map(std::int32_t i) const;
 

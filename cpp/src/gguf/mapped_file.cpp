@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdint>
+#include <cstring>
+#include <new>
 #include <string>
 #include <utility>
 
@@ -57,13 +59,60 @@ void InputFile::read(std::uint64_t offset, std::span<std::byte> out) const {
       if (errno == EINTR) continue;
       throw_failed("read");
     }
-    require<FormatError>(got > 0, [&] {
-      return Problem{"GgufFile", path_.string() + ", byte " + std::to_string(offset),
-                     std::to_string(out.size()) + " more bytes", "the end of the file",
-                     "the file became shorter after it was opened"};
-    });
+    if (got == 0) throw_shorter(offset, out.size());
     offset += static_cast<std::uint64_t>(got);
     out = out.subspan(static_cast<std::size_t>(got));
+  }
+}
+
+void InputFile::throw_shorter(std::uint64_t offset, std::size_t bytes) const {
+  throw FormatError(Problem{"GgufFile", path_.string() + ", byte " + std::to_string(offset),
+                            std::to_string(bytes) + " more bytes", "the end of the file",
+                            "the file became shorter after it was opened"});
+}
+
+std::unique_ptr<const DirectFile> DirectFile::open(std::shared_ptr<const InputFile> file,
+                                                   std::string& why) {
+#if defined(__linux__)
+  // What the path leads to may have changed since; this leads to the file that is open.
+  const std::string path = "/proc/self/fd/" + std::to_string(file->descriptor_);
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);
+  if (descriptor < 0) {
+    why = std::string("open with O_DIRECT: ") + std::strerror(errno);
+    return nullptr;
+  }
+  std::unique_ptr<const DirectFile> direct(new DirectFile(std::move(file), descriptor));
+  // Some file systems take the flag and refuse the reads.
+  const std::align_val_t alignment{static_cast<std::size_t>(kAlignment)};
+  const auto release = [alignment](void* memory) { ::operator delete(memory, alignment); };
+  const std::unique_ptr<void, decltype(release)> block(
+      ::operator new(static_cast<std::size_t>(kAlignment), alignment), release);
+  if (::pread(descriptor, block.get(), static_cast<std::size_t>(kAlignment), 0) >= 0) return direct;
+  why = std::string("read with O_DIRECT: ") + std::strerror(errno);
+  return nullptr;
+#else
+  why = "this system has no O_DIRECT";
+  return nullptr;
+#endif
+}
+
+DirectFile::~DirectFile() { ::close(descriptor_); }
+
+void DirectFile::read(std::uint64_t offset, std::span<std::byte> out) const {
+  // The last block may reach over the end of the file.
+  const std::uint64_t size = file_->size();
+  const std::uint64_t end = std::min(offset + out.size(), size);
+  while (offset < end) {
+    const ssize_t got = ::pread(descriptor_, out.data(), out.size(), static_cast<off_t>(offset));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) file_->throw_failed("read");
+    const auto bytes = static_cast<std::uint64_t>(got);
+    const bool whole_blocks = bytes % static_cast<std::uint64_t>(kAlignment) == 0;
+    if (offset + bytes < end && (bytes == 0 || !whole_blocks)) {
+      file_->throw_shorter(offset + bytes, static_cast<std::size_t>(end - offset - bytes));
+    }
+    offset += bytes;
+    out = out.subspan(static_cast<std::size_t>(std::min<std::uint64_t>(bytes, out.size())));
   }
 }
 

@@ -8,6 +8,8 @@
 #include <filesystem>
 #include <memory>
 #include <span>
+#include <string>
+#include <utility>
 
 namespace moesaic::gguf {
 
@@ -47,14 +49,42 @@ class InputFile {
   void read(std::uint64_t offset, std::span<std::byte> out) const;
   /// Maps the whole file; it stays mapped after this object is gone. Throws IoError.
   std::shared_ptr<const Mapping> map() const;
+  /// The error of a file that ends at `offset`, where `bytes` more were wanted.
+  [[noreturn]] void throw_shorter(std::uint64_t offset, std::size_t bytes) const;
 
  private:
+  friend class DirectFile;
   /// The error of a system call, from errno.
   [[noreturn]] void throw_failed(const char* call) const;
 
   std::filesystem::path path_;
   int descriptor_ = -1;
   std::uint64_t size_ = 0;
+};
+
+/// An open file once more, read past the page cache (O_DIRECT): from the disk to where the bytes are
+/// wanted, without a copy and without pages that push others out. Reads are safe from several threads.
+class DirectFile {
+ public:
+  /// Offsets, sizes and addresses of reads are multiples of this.
+  static constexpr std::int64_t kAlignment = 4096;
+
+  /// Null where the system or the file system has no such reads; `why` then says so.
+  static std::unique_ptr<const DirectFile> open(std::shared_ptr<const InputFile> file,
+                                                std::string& why);
+  ~DirectFile();
+  DirectFile(const DirectFile&) = delete;
+  DirectFile& operator=(const DirectFile&) = delete;
+
+  /// Fills `out` from `offset`, as far as the file goes. Errors: as InputFile::read.
+  void read(std::uint64_t offset, std::span<std::byte> out) const;
+
+ private:
+  DirectFile(std::shared_ptr<const InputFile> file, int descriptor)
+      : file_(std::move(file)), descriptor_(descriptor) {}
+
+  std::shared_ptr<const InputFile> file_;
+  int descriptor_;
 };
 
 }  // namespace moesaic::gguf

@@ -26,6 +26,12 @@ WeightRef slot_layout(const WeightRef& source) {
   return slot;
 }
 
+/// What the slots of a role take.
+std::int64_t arena_bytes(const WeightRef& slot, std::int32_t num_slots) {
+  const auto bytes = static_cast<std::size_t>(num_slots * slot.expert_stride);
+  return static_cast<std::int64_t>(allocated_bytes(bytes));
+}
+
 class CpuSlots final : public ExpertSlots {
  public:
   CpuSlots(const ExpertStack& source, std::int32_t num_slots) : num_slots_(num_slots) {
@@ -36,10 +42,9 @@ class CpuSlots final : public ExpertSlots {
       part.from = from;
       part.to = slot_layout(from);
       part.absent = cpu::absent_row(from);
-      const std::int64_t bytes = num_slots * part.to.expert_stride;
-      part.arena = allocate_pages(static_cast<std::size_t>(bytes));
+      part.arena = allocate_pages(static_cast<std::size_t>(num_slots * part.to.expert_stride));
       part.to.base = part.arena.get();
-      nbytes_ += bytes;
+      nbytes_ += arena_bytes(part.to, num_slots);
     }
   }
 
@@ -100,9 +105,11 @@ std::int64_t slot_bytes(const Backend& backend, const ExpertStack& source, std::
   check_host(backend);
   std::int64_t bytes = 0;
   for (const Role role : kRoles) {
-    if (const WeightRef& ref = source.role(role).ref) bytes += slot_layout(ref).expert_stride;
+    if (const WeightRef& ref = source.role(role).ref) {
+      bytes += arena_bytes(slot_layout(ref), num_slots);
+    }
   }
-  return bytes * num_slots;
+  return bytes;
 }
 
 std::unique_ptr<ExpertSlots> make_slots(const Backend& backend, const ExpertStack& source,

@@ -1,19 +1,23 @@
 // The disk tier. A few buffers, each large enough for one expert, are filled by threads that call
 // pread. An expert is cut into pieces, so that several requests are in flight even for a single
 // one; page faults of a mapping would keep less than one in flight. Reads that a forward waits for
-// go before reads ahead.
+// go before reads ahead. Where reads must be aligned (O_DIRECT), those of the bytes around a role of
+// an expert come along: a buffer has room for them.
 //
-//   open ──> demand queue ─┐                 ┌─> buffer: reading ─> ready ─> leased ─> cached (LRU)
-//   expect ─> ahead queue ─┴─> I/O threads ──┘
+//   open, expect(Needed) ─> demand queue ─┐               ┌─> buffer: reading ─> ready ─> leased
+//   expect(Told, Guessed) ──> ahead queue ─┴> I/O threads ─┘      ^                         │
+//                                                                 └── cached, LRU first <───┘
 
 #include <pthread.h>
 #include <signal.h>
 
 #include <algorithm>
+#include <array>
 #include <condition_variable>
 #include <deque>
 #include <exception>
 #include <new>
+#include <optional>
 #include <string>
 #include <system_error>
 #include <thread>
@@ -31,16 +35,78 @@ constexpr std::int64_t kAlignment = 64;
 /// Large enough that a request costs little beside its bytes, small enough to share an expert.
 constexpr std::int64_t kPiece = std::int64_t{1} << 20;
 
-std::int64_t aligned(std::int64_t bytes) {
-  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+std::int64_t round_up(std::int64_t bytes, std::int64_t unit) {
+  return (bytes + unit - 1) / unit * unit;
 }
+
+/// What is read for a range: whole units of the alignment, and where in the buffer of its expert.
+struct Window {
+  std::uint64_t offset = 0;  ///< in the file
+  std::int64_t bytes = 0;
+  std::int64_t at = 0;    ///< in the buffer
+  std::int64_t skip = 0;  ///< from the window's first byte to the range's
+};
+
+/// The windows of an expert's roles, and the bytes of a buffer that holds them.
+std::int64_t windows_of(const ExpertRanges& ranges, std::int64_t alignment,
+                        std::array<Window, 3>& windows) {
+  std::int64_t at = 0;
+  for (std::size_t role = 0; role < ranges.size(); ++role) {
+    const FileRange& range = ranges[role];
+    const auto skip =
+        static_cast<std::int64_t>(range.offset & (static_cast<std::uint64_t>(alignment) - 1));
+    const std::int64_t bytes = range.bytes == 0 ? 0 : round_up(skip + range.bytes, alignment);
+    windows[role] = {range.offset - static_cast<std::uint64_t>(skip), bytes, at, skip};
+    at += round_up(bytes, std::max(kAlignment, alignment));
+  }
+  return at;
+}
+
+std::int64_t largest_buffer(const std::vector<std::vector<ExpertRanges>>& ranges,
+                            std::int64_t alignment) {
+  std::int64_t largest = 0;
+  std::array<Window, 3> windows;
+  for (const auto& layer : ranges) {
+    for (const ExpertRanges& expert : layer) {
+      largest = std::max(largest, windows_of(expert, alignment, windows));
+    }
+  }
+  return largest;
+}
+
+/// Whether guesses are worth their reads. It judges them by the dozen: where too few were asked for
+/// before their buffer went to another expert, it says no for a long while, and then tries again.
+class GuessGauge {
+ public:
+  bool listening() {
+    if (pause_ == 0) return true;
+    --pause_;
+    return false;
+  }
+  bool paused() const { return pause_ > 0; }
+  void judge(bool used) {
+    ++judged_;
+    used_ += used ? 1 : 0;
+    if (judged_ < kTrial) return;
+    if (used_ * kWorth < judged_) pause_ = kPause;
+    judged_ = used_ = 0;
+  }
+
+ private:
+  static constexpr int kTrial = 24;
+  static constexpr int kWorth =
+      2;  ///< one of so many must be used, or reads in vain cost more time
+  static constexpr int kPause = 4096;  ///< calls of expect; a few hundred tokens of a model
+  int judged_ = 0, used_ = 0, pause_ = 0;
+};
 
 struct Buffer {
   std::byte* memory = nullptr;
   std::int32_t layer = -1, expert = -1;  ///< -1: it holds no expert
   std::int32_t pending = 0;              ///< pieces not read yet
   std::int32_t leases = 0;
-  bool ahead = false;  ///< read ahead and not asked for yet
+  std::optional<Expect> ahead;  ///< read ahead so, and not asked for yet
+  bool incomplete = false;      ///< some of its pieces were dropped
   std::uint64_t used_at = 0;
   std::exception_ptr error;
   bool idle() const { return pending == 0 && leases == 0; }
@@ -55,20 +121,16 @@ struct Piece {
 class DiskSource final : public ExpertSource, private ForkHook {
  public:
   DiskSource(std::vector<std::vector<ExpertRanges>> ranges, ReadFn read, const DiskOptions& options)
-      : ranges_(std::move(ranges)), read_(std::move(read)) {
-    std::int64_t largest = 0;
-    for (const auto& layer : ranges_) {
-      for (const ExpertRanges& expert : layer) {
-        std::int64_t bytes = 0;
-        for (const FileRange& range : expert) bytes += aligned(range.bytes);
-        largest = std::max(largest, bytes);
-      }
-    }
-    nbytes_ = largest * options.buffers;
+      : ranges_(std::move(ranges)), read_(std::move(read)), alignment_(options.alignment) {
+    nbytes_ = disk_buffer_bytes(ranges_, options);
+    const std::int64_t largest = largest_buffer(ranges_, alignment_);
     memory_ = allocate_pages(static_cast<std::size_t>(nbytes_));
+    const auto unit = static_cast<std::uintptr_t>(alignment_);
+    const auto first = (reinterpret_cast<std::uintptr_t>(memory_.get()) + unit - 1) / unit * unit;
     buffers_.resize(static_cast<std::size_t>(options.buffers));
     for (std::size_t i = 0; i < buffers_.size(); ++i) {
-      buffers_[i].memory = memory_.get() + static_cast<std::int64_t>(i) * largest;
+      buffers_[i].memory =
+          reinterpret_cast<std::byte*>(first) + static_cast<std::int64_t>(i) * largest;
     }
     // Signals are the business of the application's own threads.
     sigset_t all;
@@ -115,7 +177,9 @@ class DiskSource final : public ExpertSource, private ForkHook {
   std::int64_t nbytes() const override { return nbytes_; }
   IoStats stats() const override {
     const std::lock_guard lock(mutex_);
-    return stats_;
+    IoStats stats = stats_;
+    stats.guessing = !gauge_.paused();
+    return stats;
   }
 
   std::unique_ptr<ExpertBatch> open(std::int32_t layer,
@@ -124,7 +188,8 @@ class DiskSource final : public ExpertSource, private ForkHook {
     auto batch = std::make_unique<Batch>(*this, layer, experts.size());
     std::unique_lock lock(mutex_);
     require_own_process();
-    drop_queued_ahead(layer, experts);
+    drop_queued(layer, experts, Expect::Guessed);
+    if (!can_lease(layer, experts)) drop_queued(layer, experts, Expect::Told);
     wait_until(lock, [&] { return can_lease(layer, experts); });
     // Experts that are there are leased first, so that no other expert takes their buffers.
     for (std::size_t i = 0; i < experts.size(); ++i) {
@@ -136,8 +201,7 @@ class DiskSource final : public ExpertSource, private ForkHook {
       Buffer*& buffer = batch->buffers[i];
       if (buffer != nullptr) {
         ++stats_.cached;
-        if (buffer->ahead) ++stats_.ahead_used;
-        buffer->ahead = false;
+        settle_ahead(*buffer, true);
         hasten(*buffer);
       } else {
         buffer = oldest_idle();
@@ -151,21 +215,25 @@ class DiskSource final : public ExpertSource, private ForkHook {
     return batch;
   }
 
-  void expect(std::int32_t layer, std::span<const std::int32_t> experts) override {
+  void expect(std::int32_t layer, std::span<const std::int32_t> experts, Expect how_sure) override {
     {
       const std::lock_guard lock(mutex_);
-      if (forked_) return;
-      auto unused = std::ranges::count_if(buffers_, [](const Buffer& b) { return b.ahead; });
+      if (forked_ || (how_sure == Expect::Guessed && !gauge_.listening())) return;
+      if (how_sure == Expect::Needed) drop_queued(layer, experts, Expect::Guessed);
       for (const std::int32_t expert : experts) {
-        if (2 * (unused + 1) > static_cast<std::ptrdiff_t>(buffers_.size())) break;
-        if (find(layer, expert) != nullptr) continue;
-        Buffer* const buffer = oldest_idle();
+        if (Buffer* const present = find(layer, expert); present != nullptr) {
+          present->used_at = ++clock_;  // so that none of the others takes its place
+          if (how_sure == Expect::Needed) hasten(*present);
+          continue;
+        }
+        Buffer* const buffer =
+            how_sure == Expect::Needed || may_read_ahead() ? oldest_idle() : nullptr;
         if (buffer == nullptr) break;
-        read_into(*buffer, layer, expert, ahead_);
-        buffer->ahead = true;
+        read_into(*buffer, layer, expert, how_sure == Expect::Needed ? demand_ : ahead_);
         buffer->used_at = ++clock_;
+        if (how_sure == Expect::Needed) continue;
+        buffer->ahead = how_sure;
         ++stats_.ahead;
-        ++unused;
       }
     }
     work_.notify_all();
@@ -204,6 +272,10 @@ class DiskSource final : public ExpertSource, private ForkHook {
       source.changed_.notify_all();
     }
     ExpertBytes wait(std::size_t i) override { return source.wait(*buffers[i], layer); }
+    bool ready(std::size_t i) override {
+      const std::lock_guard lock(source.mutex_);
+      return buffers[i]->pending == 0;
+    }
 
     DiskSource& source;
     std::int32_t layer;
@@ -241,21 +313,39 @@ class DiskSource final : public ExpertSource, private ForkHook {
     return missing <= idle;
   }
 
+  /// Whether another buffer may hold an expert that nobody has asked for yet: half of them at most.
+  bool may_read_ahead() const {
+    const auto unused =
+        std::ranges::count_if(buffers_, [](const Buffer& b) { return b.ahead.has_value(); });
+    return 2 * (unused + 1) <= static_cast<std::ptrdiff_t>(buffers_.size());
+  }
+
+  /// The end of a read ahead: its expert was asked for, or its buffer goes to another.
+  void settle_ahead(Buffer& buffer, bool used) {
+    if (!buffer.ahead) return;
+    if (used) ++stats_.ahead_used;
+    if (buffer.ahead == Expect::Guessed) gauge_.judge(used);
+    buffer.ahead.reset();
+  }
+
   void read_into(Buffer& buffer, std::int32_t layer, std::int32_t expert,
                  std::deque<Piece>& queue) {
+    settle_ahead(buffer, false);
     buffer.layer = buffer.expert = -1;  // until all of it is queued
-    buffer.ahead = false;
     buffer.error = nullptr;
-    std::byte* to = buffer.memory;
-    for (const FileRange& range : ranges_of(layer, expert)) {
-      for (std::int64_t done = 0; done < range.bytes; done += kPiece) {
-        const std::int64_t bytes = std::min(kPiece, range.bytes - done);
-        queue.push_back({&buffer,
-                         {range.file, range.offset + static_cast<std::uint64_t>(done), bytes},
-                         to + done});
+    const ExpertRanges& ranges = ranges_of(layer, expert);
+    std::array<Window, 3> windows;
+    windows_of(ranges, alignment_, windows);
+    for (std::size_t role = 0; role < ranges.size(); ++role) {
+      const Window& window = windows[role];
+      for (std::int64_t done = 0; done < window.bytes; done += kPiece) {
+        const std::int64_t bytes = std::min(kPiece, window.bytes - done);
+        queue.push_back(
+            {&buffer,
+             {ranges[role].file, window.offset + static_cast<std::uint64_t>(done), bytes},
+             buffer.memory + window.at + done});
         ++buffer.pending;
       }
-      to += aligned(range.bytes);
     }
     buffer.layer = layer;
     buffer.expert = expert;
@@ -270,18 +360,27 @@ class DiskSource final : public ExpertSource, private ForkHook {
     ahead_.erase(first, ahead_.end());
   }
 
-  /// Frees the buffers of reads ahead that have not begun, except for `experts`.
-  void drop_queued_ahead(std::int32_t layer, std::span<const std::int32_t> experts) {
-    std::erase_if(ahead_, [&](const Piece& piece) {
-      Buffer& buffer = *piece.buffer;
+  /// Frees the buffers of reads ahead of this kind that have not begun, except for `experts`. Nobody
+  /// learns whether they would have been of use.
+  void drop_queued(std::int32_t layer, std::span<const std::int32_t> experts, Expect kind) {
+    const auto dropped = [&](const Buffer& buffer) {
       const bool wanted =
           buffer.layer == layer && std::ranges::find(experts, buffer.expert) != experts.end();
-      if (wanted) return false;
-      --buffer.pending;
-      buffer.layer = buffer.expert = -1;  // so that its other pieces go too
-      buffer.ahead = false;
+      return buffer.ahead == kind && !wanted;
+    };
+    // All pieces of a buffer see the same, so what they are told by is reset behind the queue.
+    std::erase_if(ahead_, [&](const Piece& piece) {
+      if (!dropped(*piece.buffer)) return false;
+      --piece.buffer->pending;
+      piece.buffer->incomplete = true;
       return true;
     });
+    for (Buffer& buffer : buffers_) {
+      if (!buffer.incomplete) continue;
+      buffer.incomplete = false;
+      buffer.layer = buffer.expert = -1;
+      buffer.ahead.reset();
+    }
   }
 
   /// Waits for a change that makes `done` true. An interrupt ends the call: reads go on, for whoever
@@ -305,11 +404,12 @@ class DiskSource final : public ExpertSource, private ForkHook {
     wait_until(lock, [&] { return buffer.pending == 0; });
     if (buffer.error != nullptr) std::rethrow_exception(buffer.error);
     ExpertBytes bytes{};
-    std::byte* at = buffer.memory;
     const ExpertRanges& ranges = ranges_of(layer, buffer.expert);
+    std::array<Window, 3> windows;
+    windows_of(ranges, alignment_, windows);
     for (std::size_t role = 0; role < ranges.size(); ++role) {
-      if (ranges[role].bytes > 0) bytes[role] = at;
-      at += aligned(ranges[role].bytes);
+      if (ranges[role].bytes == 0) continue;
+      bytes[role] = buffer.memory + windows[role].at + windows[role].skip;
     }
     return bytes;
   }
@@ -346,6 +446,7 @@ class DiskSource final : public ExpertSource, private ForkHook {
 
   const std::vector<std::vector<ExpertRanges>> ranges_;
   const ReadFn read_;
+  const std::int64_t alignment_;
   std::int64_t nbytes_ = 0;
   std::shared_ptr<std::byte> memory_;
   mutable LeafMutex mutex_;
@@ -353,6 +454,7 @@ class DiskSource final : public ExpertSource, private ForkHook {
   std::condition_variable_any changed_;  ///< wakes their callers: a buffer is full or free
   std::vector<Buffer> buffers_;
   std::deque<Piece> demand_, ahead_;
+  GuessGauge gauge_;
   std::uint64_t clock_ = 0;
   std::int64_t in_flight_ = 0;
   bool stop_ = false;
@@ -362,6 +464,14 @@ class DiskSource final : public ExpertSource, private ForkHook {
 };
 
 }  // namespace
+
+std::int64_t disk_buffer_bytes(const std::vector<std::vector<ExpertRanges>>& ranges,
+                               const DiskOptions& options) {
+  // The memory itself may begin between two units.
+  const std::int64_t to_align = options.alignment > kAlignment ? options.alignment : 0;
+  const std::int64_t bytes = largest_buffer(ranges, options.alignment) * options.buffers + to_align;
+  return static_cast<std::int64_t>(allocated_bytes(static_cast<std::size_t>(bytes)));
+}
 
 std::unique_ptr<ExpertSource> make_disk_source(std::vector<std::vector<ExpertRanges>> ranges,
                                                ReadFn read, const DiskOptions& options) {

@@ -4,20 +4,15 @@
 
 namespace moesaic::offload {
 
-ForwardState::ForwardState(const ExpertStack& source, SlotTable& table, bool stage)
+ForwardState::ForwardState(const ExpertStack& source)
     : pairs(static_cast<std::size_t>(source.num_experts()), 0),
-      wave_map(pairs.size(), -1),
+      shown(pairs.size(), -1),
       pointers{std::vector<const std::byte*>(pairs.size()),
                std::vector<const std::byte*>(pairs.size()),
                std::vector<const std::byte*>(pairs.size())},
       slow(over_pointers(source)) {
   needed.reserve(pairs.size());
   cold.reserve(pairs.size());
-  if (!stage) return;
-  const ExpertSlots& slots = table.passage();
-  passage = std::make_unique<ExpertStack>(
-      stack_over(source, {slots.ref(Role::Gate), slots.ref(Role::Up), slots.ref(Role::Down)},
-                 wave_map.data(), slots.owner()));
 }
 
 ExpertStack ForwardState::over_pointers(const ExpertStack& source) const {
@@ -28,13 +23,13 @@ ExpertStack ForwardState::over_pointers(const ExpertStack& source) const {
     ref.base = nullptr;
     ref.table = pointers[static_cast<std::size_t>(role)].data();
   }
-  return stack_over(source, refs, wave_map.data(), nullptr);
+  return stack_over(source, refs, shown.data(), nullptr);
 }
 
 void ForwardState::collect(const RoutingView& routing) {
   stats = {};
   std::ranges::fill(pairs, 0);
-  std::ranges::fill(wave_map, -1);  // a forward that failed may have left entries
+  std::ranges::fill(shown, -1);  // a forward that failed may have left entries
   needed.clear();
   cold.clear();
   for (std::int64_t p = 0; p < routing.num_pairs(); ++p) {
@@ -54,30 +49,16 @@ void ForwardState::count_hits(const SlotTable& table) {
 }
 
 void ForwardState::find_cold(const SlotTable& table) {
+  cold.clear();
   for (const std::int32_t e : needed) {
     if (table.slot_of(e) < 0) cold.push_back(e);
   }
 }
 
-void ForwardState::bring(std::span<const std::int32_t> wave, ExpertBatch& batch, ExpertSlots* slots,
-                         Context& context) {
-  const ScopedZone zone(context, Zone::Upload);
-  for (std::size_t i = 0; i < wave.size(); ++i) {
-    const auto e = static_cast<std::size_t>(wave[i]);
-    const ExpertBytes bytes = batch.wait(i);
-    if (slots != nullptr) {
-      slots->load(context, static_cast<std::int32_t>(i), bytes);
-      wave_map[e] = static_cast<std::int32_t>(i);
-    } else {
-      for (std::size_t role = 0; role < bytes.size(); ++role) pointers[role][e] = bytes[role];
-      wave_map[e] = wave[i];
-    }
-  }
-  if (slots != nullptr) slots->wait(context);
-}
-
-void ForwardState::clear(std::span<const std::int32_t> wave) {
-  for (const std::int32_t e : wave) wave_map[static_cast<std::size_t>(e)] = -1;
+void ForwardState::show(std::int32_t expert, const ExpertBytes& bytes) {
+  const auto e = static_cast<std::size_t>(expert);
+  for (std::size_t role = 0; role < bytes.size(); ++role) pointers[role][e] = bytes[role];
+  shown[e] = expert;
 }
 
 }  // namespace moesaic::offload

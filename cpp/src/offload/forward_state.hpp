@@ -16,14 +16,13 @@ struct ForwardState {
   std::vector<std::int32_t> cold;    ///< needed experts without a slot
   PoolStats stats;                   ///< what this forward will count
 
-  std::vector<std::int32_t> wave_map;  ///< [E]: -1, or the expert's slot in the wave's memory
+  std::vector<std::int32_t> shown;  ///< [E]: the expert while `pointers` has it, else -1
   std::array<std::vector<const std::byte*>, 3> pointers;  ///< [E]: where a cold expert lies
   ExpertStack slow;                                       ///< cold experts through `pointers`
-  std::unique_ptr<ExpertStack> passage;                   ///< cold experts in passage slots
 
   std::unique_ptr<ForwardState> next;  ///< of those that no forward uses
 
-  ForwardState(const ExpertStack& source, SlotTable& table, bool stage);
+  explicit ForwardState(const ExpertStack& source);
   ForwardState(const ForwardState&) = delete;
   ForwardState& operator=(const ForwardState&) = delete;
 
@@ -33,12 +32,9 @@ struct ForwardState {
   void count_hits(const SlotTable& table);
   /// Finds the needed experts without a slot. Needs table.hold().
   void find_cold(const SlotTable& table);
-  /// Makes a wave of cold experts readable: copies them into `slots`, or, without slots, points at
-  /// them where the batch has them.
-  void bring(std::span<const std::int32_t> wave, ExpertBatch& batch, ExpertSlots* slots,
-             Context& context);
-  /// Takes a wave off wave_map again.
-  void clear(std::span<const std::int32_t> wave);
+  /// Shows kernels where a cold expert lies, or hides it again.
+  void show(std::int32_t expert, const ExpertBytes& bytes);
+  void hide(std::int32_t expert) { shown[static_cast<std::size_t>(expert)] = -1; }
 
  private:
   ExpertStack over_pointers(const ExpertStack& source) const;

@@ -64,10 +64,33 @@ std::vector<std::vector<ExpertRanges>> locate_experts(const GgufFile& file,
   return all;
 }
 
-ReadFn reader_of(const GgufFile& file) {
-  return
-      [files = file.input_files()](std::uint32_t index, std::uint64_t offset,
-                                   std::span<std::byte> out) { files[index]->read(offset, out); };
+Reader reader_of(const GgufFile& file, std::optional<bool> direct) {
+  const auto files = file.input_files();
+  std::string why = "asked for";
+  if (direct.value_or(true)) {
+    std::vector<std::shared_ptr<const gguf::DirectFile>> direct_files;
+    for (const auto& one : files) {
+      direct_files.push_back(gguf::DirectFile::open(one, why));
+      if (direct_files.back() == nullptr) break;
+    }
+    if (direct_files.empty() || direct_files.back() != nullptr) {
+      return {[direct_files](std::uint32_t index, std::uint64_t offset, std::span<std::byte> out) {
+                direct_files[index]->read(offset, out);
+              },
+              gguf::DirectFile::kAlignment, "O_DIRECT"};
+    }
+    require<UnsupportedError>(!direct.has_value(), [&] {
+      return Problem{.operation = "MoeExpertStore",
+                     .what = "direct_io",
+                     .expected = "a file system that reads past the page cache",
+                     .got = why,
+                     .hint = "leave direct_io unset to read through the page cache there"};
+    });
+  }
+  return {[files](std::uint32_t index, std::uint64_t offset, std::span<std::byte> out) {
+            files[index]->read(offset, out);
+          },
+          1, "page cache (" + why + ")"};
 }
 
 }  // namespace moesaic::offload

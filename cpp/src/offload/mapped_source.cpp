@@ -1,3 +1,4 @@
+#include "base/pages.hpp"
 #include "offload/source.hpp"
 
 namespace moesaic::offload {
@@ -15,6 +16,7 @@ class MappedBatch final : public ExpertBatch {
     }
     return bytes;
   }
+  bool ready(std::size_t) override { return true; }
 
  private:
   const ExpertStack& stack_;
@@ -31,7 +33,16 @@ class MappedSource final : public ExpertSource {
                                     std::span<const std::int32_t> experts) override {
     return std::make_unique<MappedBatch>(*stacks_[static_cast<std::size_t>(layer)], experts);
   }
-  void expect(std::int32_t, std::span<const std::int32_t>) override {}
+  void expect(std::int32_t layer, std::span<const std::int32_t> experts, Expect) override {
+    const ExpertStack& stack = *stacks_[static_cast<std::size_t>(layer)];
+    for (const Role role : kRoles) {
+      const WeightRef& ref = stack.role(role).ref;
+      if (!ref) continue;
+      for (const std::int32_t e : experts) {
+        will_read({ref.expert(e), static_cast<std::size_t>(ref.expert_bytes())});
+      }
+    }
+  }
 
  private:
   std::vector<std::shared_ptr<const ExpertStack>> stacks_;

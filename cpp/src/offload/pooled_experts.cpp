@@ -9,10 +9,11 @@
 
 namespace moesaic::offload {
 
-void MissHistory::add(std::span<const std::int32_t> missed) {
+void MissHistory::add(std::span<const std::int32_t> missed, std::span<const SlotLoad> placed) {
   const std::lock_guard lock(mutex_);
   for (float& heat : heat_) heat *= kKeep;
   for (const std::int32_t e : missed) heat_[static_cast<std::size_t>(e)] += 1.0F;
+  for (const SlotLoad& load : placed) heat_[static_cast<std::size_t>(load.expert)] = 0.0F;
 }
 
 std::vector<std::int32_t> MissHistory::likely(std::int32_t count) const {
@@ -48,7 +49,7 @@ std::unique_ptr<ForwardState> PooledExperts::take_state() {
     }
   }
   const LayerMoeWeights& weights = parts_.layers[static_cast<std::size_t>(table_->layer())];
-  return std::make_unique<ForwardState>(*weights.stack, *table_, on_miss_ == OnMiss::Stage);
+  return std::make_unique<ForwardState>(*weights.stack);
 }
 
 void PooledExperts::give_state(std::unique_ptr<ForwardState> state) noexcept {
@@ -62,7 +63,7 @@ void PooledExperts::read_ahead() {
   if (parts_.read_ahead == 0) return;
   const std::size_t next = static_cast<std::size_t>(table_->layer() + 1) % parts_.layers.size();
   parts_.source->expect(static_cast<std::int32_t>(next),
-                        parts_.misses[next]->likely(parts_.read_ahead));
+                        parts_.misses[next]->likely(parts_.read_ahead), Expect::Guessed);
 }
 
 void PooledExperts::run(Context& context, const op::GateUp& gate_up, const op::Down& down) {
@@ -79,15 +80,8 @@ void PooledExperts::run(Context& context, const op::GateUp& gate_up, const op::D
 
   ExpertPool& pool = table_->pool();
   const ExpertPool::Pins pins(pool, state.needed);
-  {
-    const auto held = table_->hold();
-    state.count_hits(*table_);
-  }
-  if (on_miss_ == OnMiss::Stage) {
-    state.stats.staged = static_cast<std::int64_t>(pool.stage(ids).size());
-    table_->reconcile(context, *parts_.source);
-  }
-  const auto held = table_->hold();
+  auto held = table_->hold();
+  state.count_hits(*table_);
   state.find_cold(*table_);
   require<DeviceError>(state.cold.empty() || on_miss_ != OnMiss::Error, [&] {
     return Problem{.operation = "moe_forward",
@@ -96,17 +90,13 @@ void PooledExperts::run(Context& context, const op::GateUp& gate_up, const op::D
                    .got = std::to_string(state.cold.size()) + " experts without a slot",
                    .hint = "refresh the pool and apply it, or choose compute or stage"};
   });
-  if (on_miss_ == OnMiss::Stage) {
-    state.stats.streamed = static_cast<std::int64_t>(state.cold.size());
-  }
-  pool.count_forward(ids, routing.top_k, state.stats);
-  if (parts_.read_ahead > 0) {
-    parts_.misses[static_cast<std::size_t>(table_->layer())]->add(state.cold);
-  }
+  if (on_miss_ == OnMiss::Stage) pool.stage(ids);
   if (!state.cold.empty()) {
-    run_mixed(state, context, gate_up, down);
+    run_mixed(state, std::move(held), context, gate_up, down);
     return;
   }
+  pool.count_forward(ids, routing.top_k, state.stats);
+  if (parts_.read_ahead > 0) parts_.misses[static_cast<std::size_t>(table_->layer())]->add({}, {});
   read_ahead();
   if (state.needed.empty()) {  // every pair is skipped, so only the sum remains to be written
     context.backend().combine(context, down.combine);

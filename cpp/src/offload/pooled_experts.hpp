@@ -4,6 +4,8 @@
 /// says.
 
 #include <memory>
+#include <shared_mutex>
+#include <span>
 #include <vector>
 
 #include "moesaic/leaf_mutex.hpp"
@@ -17,7 +19,8 @@ class MissHistory {
  public:
   explicit MissHistory(std::int32_t num_experts)
       : heat_(static_cast<std::size_t>(num_experts), 0.0F) {}
-  void add(std::span<const std::int32_t> missed);
+  /// Experts that one forward missed, and those of them that have a slot since.
+  void add(std::span<const std::int32_t> missed, std::span<const SlotLoad> placed);
   /// The hottest, at most `count`.
   std::vector<std::int32_t> likely(std::int32_t count) const;
 
@@ -49,8 +52,12 @@ class PooledExperts final : public ExpertResidency {
  private:
   std::unique_ptr<ForwardState> take_state();
   void give_state(std::unique_ptr<ForwardState> state) noexcept;
-  void run_mixed(ForwardState& state, Context& context, const op::GateUp& gate_up,
-                 const op::Down& down);
+  /// A forward some of whose experts are cold; `held` holds the map.
+  void run_mixed(ForwardState& state, std::shared_lock<std::shared_mutex> held, Context& context,
+                 const op::GateUp& gate_up, const op::Down& down);
+  /// One call of run_mixed, for what it does several times.
+  struct Mixed;
+  void run_cold(Mixed& call, unsigned phases);
   void read_ahead();
 
   const std::shared_ptr<MoeExpertStore> store_;

@@ -8,8 +8,6 @@
 namespace moesaic::offload {
 namespace {
 
-constexpr std::int32_t kMostPassageSlots = 8;
-
 std::vector<std::int32_t> experts_of(std::span<const SlotLoad> loads) {
   std::vector<std::int32_t> experts;
   for (const SlotLoad& load : loads) experts.push_back(load.expert);
@@ -56,14 +54,10 @@ void SlotTable::forked() noexcept {
   renew(map_mutex_);
   renew(turnstile_);
   renew(load_mutex_);
-  renew(passage_mutex_);
   pool_->forget_pins();
 }
 
-std::int64_t SlotTable::nbytes() const {
-  return (slots_ != nullptr ? slots_->nbytes() : 0) +
-         (passage_ != nullptr ? passage_->nbytes() : 0);
-}
+std::int64_t SlotTable::nbytes() const { return slots_ != nullptr ? slots_->nbytes() : 0; }
 
 std::vector<std::int32_t> SlotTable::slot_map() {
   const auto held = hold();
@@ -72,13 +66,18 @@ std::vector<std::int32_t> SlotTable::slot_map() {
 
 /// The experts that the pool wants in a slot where they are not; `evicted` is who lies there now.
 /// The caller holds load_mutex_, without which map_ does not change.
-std::vector<SlotLoad> SlotTable::missing_loads() {
+std::vector<SlotLoad> SlotTable::missing_loads(std::optional<std::span<const std::int32_t>> only) {
   std::vector<SlotLoad> loads;
   if (slots_ == nullptr) return loads;
   pool_->copy_slot_map(wanted_);
-  for (std::size_t e = 0; e < wanted_.size(); ++e) {
-    if (wanted_[e] < 0 || map_[e] == wanted_[e]) continue;
-    loads.push_back({static_cast<std::int32_t>(e), wanted_[e], -1});
+  const auto add = [&](std::int32_t expert) {
+    const auto e = static_cast<std::size_t>(expert);
+    if (wanted_[e] >= 0 && map_[e] != wanted_[e]) loads.push_back({expert, wanted_[e], -1});
+  };
+  if (only) {
+    std::ranges::for_each(*only, add);
+  } else {
+    for (std::int32_t e = 0; e < static_cast<std::int32_t>(map_.size()); ++e) add(e);
   }
   for (std::size_t e = 0; !loads.empty() && e < map_.size(); ++e) {
     const auto taken =
@@ -102,48 +101,51 @@ void SlotTable::set_slots(std::span<const SlotLoad> loads, bool resident) {
   }
 }
 
-void SlotTable::load_batch(Context& context, ExpertSource& source, std::span<const SlotLoad> loads,
-                           std::span<const SlotLoad> next) {
-  const std::unique_ptr<ExpertBatch> batch = source.open(layer_, experts_of(loads));
-  source.expect(layer_, experts_of(next));
-  for (std::size_t i = 0; i < loads.size(); ++i) {
-    Interrupt::check();
-    slots_->load(context, loads[i].slot, batch->wait(i));
-  }
-  slots_->wait(context);
+SlotTable::Loading::Loading(SlotTable& table, std::optional<std::span<const std::int32_t>> only)
+    : table_(table), one_(table.load_mutex_), loads_(table.missing_loads(only)) {
+  if (loads_.empty()) return;
+  copied_.reserve(loads_.size());
+  table_.set_slots(loads_, false);  // from here on no forward reads these slots
+}
+
+void SlotTable::Loading::load(Context& context, std::int32_t expert, const ExpertBytes& from) {
+  const auto load = std::ranges::find(loads_, expert, &SlotLoad::expert);
+  if (load == loads_.end()) return;
+  table_.slots_->load(context, load->slot, from);
+  table_.slots_->wait(context);  // the caller may give `from` back
+  copied_.push_back(*load);
+}
+
+void SlotTable::Loading::publish() {
+  if (copied_.empty()) return;
+  table_.set_slots(copied_, true);
+  copied_.clear();
 }
 
 std::int64_t SlotTable::reconcile(Context& context, ExpertSource& source) {
-  const std::lock_guard one(load_mutex_);
-  const std::vector<SlotLoad> loads = missing_loads();
-  if (loads.empty()) return 0;
+  Loading loading(*this, std::nullopt);
+  if (loading.loads().empty()) return 0;
   const ScopedZone zone(context, Zone::Upload);
-  set_slots(loads, false);  // from here on no forward reads these slots
-  std::int64_t moved = 0;
+  const std::vector<std::int32_t> experts = experts_of(loading.loads());
   // A batch takes half of the buffers: while it is copied, the next one fills the other half.
   const auto most = static_cast<std::size_t>(std::max(1, source.batch_limit() / 2));
-  std::span<const SlotLoad> left(loads);
+  std::span<const std::int32_t> left(experts);
   while (!left.empty()) {
-    const std::span<const SlotLoad> now = left.first(std::min(most, left.size()));
+    const std::span<const std::int32_t> now = left.first(std::min(most, left.size()));
     left = left.subspan(now.size());
-    load_batch(context, source, now, left.first(std::min(most, left.size())));
-    set_slots(now, true);
-    moved += static_cast<std::int64_t>(now.size()) * weights_.expert_bytes;
+    {
+      const std::unique_ptr<ExpertBatch> batch = source.open(layer_, now);
+      source.expect(layer_, left.first(std::min(most, left.size())), Expect::Needed);
+      for (std::size_t i = 0; i < now.size(); ++i) {
+        Interrupt::check();
+        loading.load(context, now[i], batch->wait(i));
+      }
+    }
+    loading.publish();
   }
+  const std::int64_t moved = static_cast<std::int64_t>(experts.size()) * weights_.expert_bytes;
   pool_->count_bytes(moved);
   return moved;
-}
-
-std::int32_t SlotTable::passage_slots() const {
-  // One is needed even when the budget holds all experts: one that could not be loaded must pass.
-  return std::clamp(pool_->num_experts() - pool_->budget(), 1, kMostPassageSlots);
-}
-
-void SlotTable::make_passage(const Backend& backend) {
-  if (passage_ != nullptr) return;
-  std::unique_ptr<ExpertSlots> made = make_slots(backend, *weights_.stack, passage_slots());
-  const std::lock_guard no_fork(change_mutex_);
-  passage_ = std::move(made);
 }
 
 }  // namespace moesaic::offload

@@ -6,7 +6,9 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <shared_mutex>
+#include <span>
 #include <vector>
 
 #include "base/fork.hpp"
@@ -37,6 +39,25 @@ class SlotTable final : private ForkHook {
   /// meanwhile: only between copies does the map change, while none of them reads it.
   std::int64_t reconcile(Context& context, ExpertSource& source);
 
+  /// Experts on their way into slots, of one table one Loading at a time. Making one takes off the
+  /// map whoever lies in their slots; publish() puts on it those that were copied. An expert whose
+  /// copy failed stays off. Neither may be called while hold() is held.
+  class Loading {
+   public:
+    /// What the pool wants in a slot where it is not: all of it, or only those among `only`.
+    Loading(SlotTable& table, std::optional<std::span<const std::int32_t>> only);
+    std::span<const SlotLoad> loads() const { return loads_; }
+    /// Copies expert `expert`, if it is one of loads(), into its slot.
+    void load(Context& context, std::int32_t expert, const ExpertBytes& from);
+    void publish();
+
+   private:
+    SlotTable& table_;
+    std::unique_lock<std::mutex> one_;
+    std::vector<SlotLoad> loads_;
+    std::vector<SlotLoad> copied_;  ///< not published yet
+  };
+
   /// While this is held, the map and the slots that it names do not change. A thread that
   /// reconciles must not hold it.
   std::shared_lock<std::shared_mutex> hold() {
@@ -49,19 +70,9 @@ class SlotTable final : private ForkHook {
   std::int32_t slot_of(std::int32_t expert) const { return map_[static_cast<std::size_t>(expert)]; }
   std::vector<std::int32_t> slot_map();
 
-  /// Makes slots outside the budget, through which pass the experts that get none of their own. One
-  /// forward at a time uses them, under passage_mutex().
-  void make_passage(const Backend& backend);
-  bool has_passage() const { return passage_ != nullptr; }
-  ExpertSlots& passage() { return *passage_; }
-  std::mutex& passage_mutex() { return passage_mutex_; }
-  std::int32_t passage_slots() const;
-
  private:
   void forked() noexcept override;
-  std::vector<SlotLoad> missing_loads();
-  void load_batch(Context& context, ExpertSource& source, std::span<const SlotLoad> loads,
-                  std::span<const SlotLoad> next);
+  std::vector<SlotLoad> missing_loads(std::optional<std::span<const std::int32_t>> only);
   void set_slots(std::span<const SlotLoad> loads, bool resident);
 
   const LayerMoeWeights& weights_;
@@ -73,12 +84,10 @@ class SlotTable final : private ForkHook {
   std::unique_ptr<ExpertStack> residents_;
   std::shared_mutex map_mutex_;  ///< held shared by forwards, exclusively by changes of map_
   std::mutex turnstile_;   ///< stops new forwards while a change of map_ waits for the running ones
-  std::mutex load_mutex_;  ///< one reconcile at a time
-  std::mutex passage_mutex_;
+  std::mutex load_mutex_;  ///< one Loading at a time
   /// Held while map_ changes, beside what forwards and loads hold: a forked child sees a change as a
   /// whole, and bytes of a slot from before or after it.
   LeafMutex change_mutex_;
-  std::unique_ptr<ExpertSlots> passage_;
 };
 
 }  // namespace moesaic::offload

@@ -36,7 +36,8 @@ class ExpertSlots {
   virtual void wait(Context& context) = 0;
 };
 
-/// Bytes that `num_slots` slots for experts of `source` would take on this backend.
+/// Bytes that `num_slots` slots for experts of `source` would take on this backend, as memory gives
+/// them out.
 std::int64_t slot_bytes(const Backend& backend, const ExpertStack& source, std::int32_t num_slots);
 /// Makes the slots. Errors: UnsupportedError for a backend without slots, OutOfMemoryError.
 std::unique_ptr<ExpertSlots> make_slots(const Backend& backend, const ExpertStack& source,

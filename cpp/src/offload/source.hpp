@@ -6,7 +6,9 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "moesaic/offload.hpp"
@@ -20,6 +22,15 @@ class ExpertBatch {
   virtual ~ExpertBatch() = default;
   /// Waits until expert `i` of the batch is there. Errors: IoError, FormatError.
   virtual ExpertBytes wait(std::size_t i) = 0;
+  /// Whether wait(i) would return or throw at once.
+  virtual bool ready(std::size_t i) = 0;
+};
+
+/// How sure it is that experts will be asked for.
+enum class Expect : std::uint8_t {
+  Needed,   ///< by the forward that says so, next
+  Told,     ///< by the caller of the library, who may be wrong
+  Guessed,  ///< by history; a source that finds too few of them used stops listening for a while
 };
 
 /// The experts of all layers of a store in slow memory.
@@ -33,7 +44,8 @@ class ExpertSource {
   virtual std::unique_ptr<ExpertBatch> open(std::int32_t layer,
                                             std::span<const std::int32_t> experts) = 0;
   /// Says that these will be asked for soon, the likeliest first. A source may ignore it.
-  virtual void expect(std::int32_t layer, std::span<const std::int32_t> experts) = 0;
+  virtual void expect(std::int32_t layer, std::span<const std::int32_t> experts,
+                      Expect how_sure) = 0;
   virtual std::int64_t nbytes() const { return 0; }  ///< bytes of its own buffers
   virtual IoStats stats() const { return {}; }
 };
@@ -56,8 +68,14 @@ using ReadFn =
 
 struct DiskOptions {
   std::int32_t buffers = 16;  ///< experts in memory
-  std::int32_t threads = 8;   ///< each keeps one request in flight
+  std::int32_t threads = 16;  ///< each keeps one request in flight
+  /// Offsets, sizes and addresses of reads are multiples of this power of two; a read may then reach
+  /// over the end of its file.
+  std::int64_t alignment = 1;
 };
+/// Bytes of the buffers of make_disk_source.
+std::int64_t disk_buffer_bytes(const std::vector<std::vector<ExpertRanges>>& ranges,
+                               const DiskOptions& options);
 /// A source that reads from disk what `ranges[layer][expert]` names.
 std::unique_ptr<ExpertSource> make_disk_source(std::vector<std::vector<ExpertRanges>> ranges,
                                                ReadFn read, const DiskOptions& options);
@@ -66,8 +84,16 @@ std::unique_ptr<ExpertSource> make_disk_source(std::vector<std::vector<ExpertRan
 /// them. Touches no tensor. Errors: UnsupportedError for a file without a mapping.
 std::vector<std::vector<ExpertRanges>> locate_experts(const GgufFile& file,
                                                       const std::vector<LayerMoeWeights>& layers);
+/// How the files of a store are read.
+struct Reader {
+  ReadFn read;
+  std::int64_t alignment = 1;  ///< as DiskOptions::alignment
+  std::string way;             ///< in words: "O_DIRECT", or through what, and why
+};
 /// A reader of the shards that `file` opened: what a path leads to may have changed since, and
-/// experts of one file beside the router of another would give plausible numbers.
-ReadFn reader_of(const GgufFile& file);
+/// experts of one file beside the router of another would give plausible numbers. `direct`: past the
+/// page cache (true), through it (false), or past it where the file system can (unset). Errors:
+/// UnsupportedError when `direct` is true and the file system cannot.
+Reader reader_of(const GgufFile& file, std::optional<bool> direct);
 
 }  // namespace moesaic::offload

@@ -82,6 +82,7 @@ struct MoeExpertStore::Impl final : private ForkHook {
   std::shared_ptr<GgufFile> file;
   offload::StoreParts parts;
   std::int64_t limit = 0;
+  std::string reading = "mapped";
   mutable std::mutex mutex;  ///< one reads `tables`, or makes what goes there, at a time
   /// Held while `tables` changes, beside the other: a forked child sees whole pointers.
   LeafMutex change_mutex;
@@ -110,7 +111,7 @@ struct MoeExpertStore::Impl final : private ForkHook {
       return problem("MoeExpertStore", "memory_limit",
                      std::to_string(limit) + " bytes to hold everything",
                      std::to_string(held) + " bytes held and " + std::to_string(more) + " more",
-                     "lower the pools' budgets (budget_from_memory) or raise the limit");
+                     "lower the pools' budgets (fitting_budgets) or raise the limit");
     });
   }
 
@@ -120,7 +121,7 @@ struct MoeExpertStore::Impl final : private ForkHook {
   }
 
   std::shared_ptr<offload::SlotTable> table(std::int32_t i, const std::shared_ptr<ExpertPool>& pool,
-                                            OnMiss on_miss, const Backend& backend) {
+                                            const Backend& backend) {
     const LayerMoeWeights& weights = parts.layers[static_cast<std::size_t>(i)];
     const std::int64_t bytes = offload::slot_bytes(backend, *weights.stack, pool->budget());
     const std::lock_guard lock(mutex);
@@ -134,10 +135,6 @@ struct MoeExpertStore::Impl final : private ForkHook {
       set(table, nullptr);
       check_limit(bytes);
       set(table, std::make_shared<offload::SlotTable>(weights, i, pool, backend));
-    }
-    if (on_miss == OnMiss::Stage && !table->has_passage()) {
-      check_limit(offload::slot_bytes(backend, *weights.stack, table->passage_slots()));
-      table->make_passage(backend);
     }
     return table;
   }
@@ -165,17 +162,21 @@ std::shared_ptr<MoeExpertStore> MoeExpertStore::from_gguf(std::shared_ptr<GgufFi
   if (options.memory_limit) {
     impl.limit = *options.memory_limit;
     const std::int32_t staging = staging_of(options, largest);
-    require<ConfigError>(largest <= impl.limit / staging, [&] {
+    auto ranges = offload::locate_experts(*file, impl.parts.layers);
+    offload::Reader reader = offload::reader_of(*file, options.direct_io);
+    const offload::DiskOptions disk{staging, options.io_threads, reader.alignment};
+    // Divided first: the product of what a caller asks for could overflow.
+    const bool fits =
+        largest <= impl.limit / staging && offload::disk_buffer_bytes(ranges, disk) <= impl.limit;
+    require<ConfigError>(fits, [&] {
       return problem("MoeExpertStore", "memory_limit",
-                     "at least " + std::to_string(staging) + " experts of " +
-                         std::to_string(largest) + " bytes",
+                     "room for " + std::to_string(staging) + " experts of " +
+                         std::to_string(largest) + " bytes, padded for reads",
                      std::to_string(impl.limit));
     });
     impl.parts.read_ahead = options.read_ahead;
-    impl.parts.source =
-        offload::make_disk_source(offload::locate_experts(*file, impl.parts.layers),
-                                  offload::reader_of(*file), {staging, options.io_threads});
-    impl.check_limit(0);  // the buffers are padded
+    impl.reading = reader.way;
+    impl.parts.source = offload::make_disk_source(std::move(ranges), std::move(reader.read), disk);
   } else {
     impl.parts.source = offload::make_mapped_source(impl.parts.layers);
   }
@@ -263,18 +264,18 @@ void check_pools(const MoeExpertStore& store, MoeExpertStore::Pools pools) {
 }  // namespace
 
 std::vector<RefreshResult> MoeExpertStore::refresh_pools(
-    Pools pools, std::span<const std::span<const std::int32_t>> captured, std::int64_t step,
+    Pools pools, std::span<const std::span<const std::int32_t>> ids, std::int64_t step,
     bool is_prefill_block, ExecMode mode) {
   check_pools(*this, pools);
-  require<ShapeError>(captured.size() == pools.size(), [&] {
-    return problem("MoeExpertStore.refresh_pools", "captured ids",
+  require<ShapeError>(ids.size() == pools.size(), [&] {
+    return problem("MoeExpertStore.refresh_pools", "ids",
                    std::to_string(pools.size()) + " lists, one a layer",
-                   std::to_string(captured.size()));
+                   std::to_string(ids.size()));
   });
   for (std::size_t i = 0; i < pools.size(); ++i) {
-    for (const std::int32_t id : captured[i]) {
+    for (const std::int32_t id : ids[i]) {
       require<ShapeError>(id >= -1 && id < pools[i]->num_experts(), [&] {
-        return problem("MoeExpertStore.refresh_pools", "captured ids of layer " + std::to_string(i),
+        return problem("MoeExpertStore.refresh_pools", "ids of layer " + std::to_string(i),
                        "-1 to " + std::to_string(pools[i]->num_experts() - 1), std::to_string(id));
       });
     }
@@ -282,7 +283,7 @@ std::vector<RefreshResult> MoeExpertStore::refresh_pools(
   std::vector<RefreshResult> results(pools.size());
   for (std::size_t i = 0; i < pools.size(); ++i) {
     if (!pools[i]->should_refresh(step, is_prefill_block, mode)) continue;
-    results[i] = pools[i]->refresh_from_indices(captured[i]);
+    results[i] = pools[i]->refresh_from_indices(ids[i]);
     results[i].bytes = static_cast<std::int64_t>(results[i].promotions.size()) *
                        layer(static_cast<std::int32_t>(i)).expert_bytes;
   }
@@ -301,16 +302,78 @@ std::int64_t MoeExpertStore::apply(Context& context, Pools pools) {
 std::int64_t MoeExpertStore::apply(Context& context, std::int32_t i,
                                    const std::shared_ptr<ExpertPool>& pool) {
   check_pool(layer(i), pool);
-  return impl_->table(i, pool, OnMiss::Compute, context.backend())
-      ->reconcile(context, *impl_->parts.source);
+  return impl_->table(i, pool, context.backend())->reconcile(context, *impl_->parts.source);
 }
+
+void MoeExpertStore::prefetch(std::int32_t i, std::span<const std::int32_t> experts) {
+  const std::int32_t count = layer(i).stack->num_experts();
+  const std::vector<std::int32_t> map = slot_map(i);
+  std::vector<std::int32_t> cold;
+  for (const std::int32_t e : experts) {
+    require<ShapeError>(e < count, [&] {
+      return problem("MoeExpertStore.prefetch", "ids", "below " + std::to_string(count),
+                     std::to_string(e));
+    });
+    const bool has_slot = e < 0 || (!map.empty() && map[static_cast<std::size_t>(e)] >= 0);
+    if (!has_slot && std::ranges::find(cold, e) == cold.end()) cold.push_back(e);
+  }
+  impl_->parts.source->expect(i, cold, offload::Expect::Told);
+}
+
+std::vector<std::int32_t> MoeExpertStore::fitting_budgets(const Backend& backend,
+                                                          std::int64_t reserve) const {
+  const auto& layers = impl_->parts.layers;
+  std::vector<std::int32_t> budgets;
+  for (const LayerMoeWeights& layer : layers) budgets.push_back(layer.stack->num_experts());
+  if (impl_->limit == 0) return budgets;
+  const std::int64_t room = impl_->limit - impl_->parts.source->nbytes() - reserve;
+  require<ConfigError>(reserve >= 0 && room >= 0, [&] {
+    return problem("MoeExpertStore", "memory_limit",
+                   std::to_string(impl_->parts.source->nbytes()) + " bytes of buffers and " +
+                       std::to_string(reserve) + " beside experts",
+                   std::to_string(impl_->limit),
+                   "raise the limit, or lower staging or the tokens of a call");
+  });
+  const auto bytes = [&](std::size_t i, std::int32_t budget) {
+    return offload::slot_bytes(backend, *layers[i].stack,
+                               std::min(budget, layers[i].stack->num_experts()));
+  };
+  const auto all = [&](std::int32_t budget) {
+    std::int64_t sum = 0;
+    for (std::size_t i = 0; i < layers.size(); ++i) sum += bytes(i, budget);
+    return sum;
+  };
+  // The largest budget that fits in every layer, by bisection.
+  std::int32_t low = 0;
+  std::int32_t high = *std::ranges::max_element(budgets);
+  while (low < high) {
+    const std::int32_t middle = low + (high - low + 1) / 2;
+    if (all(middle) <= room) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  std::int64_t left = room - all(low);
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    const std::int32_t most = budgets[i];
+    budgets[i] = std::min(low, most);
+    const std::int64_t more = bytes(i, low + 1) - bytes(i, low);
+    if (low >= most || more > left) continue;
+    left -= more;
+    ++budgets[i];
+  }
+  return budgets;
+}
+
+const std::string& MoeExpertStore::reading() const { return impl_->reading; }
 
 std::shared_ptr<ExpertResidency> MoeExpertStore::residency(std::int32_t i,
                                                            const std::shared_ptr<ExpertPool>& pool,
                                                            OnMiss on_miss, const Backend& backend) {
   check_pool(layer(i), pool);
   return std::make_shared<offload::PooledExperts>(shared_from_this(), impl_->parts,
-                                                  impl_->table(i, pool, on_miss, backend), on_miss);
+                                                  impl_->table(i, pool, backend), on_miss);
 }
 
 MoeLayer MoeExpertStore::make_layer(std::int32_t i, const std::shared_ptr<ExpertPool>& pool,
