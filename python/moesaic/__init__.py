@@ -95,6 +95,7 @@ from moesaic._core import (
     trim,
     weighted_sum,
 )
+from moesaic._offload_store import OffloadStore, open_store
 from moesaic._report import ConfigTable, Facts, Table, architecture_table, explain, show_config
 from moesaic.offload import ExpertProfile, MoEExecMode
 from moesaic.saving import save_safetensors, write_gguf
@@ -139,6 +140,7 @@ __all__ = [
     "MoeConfig",
     "MoeExpertStore",
     "MoeLayer",
+    "OffloadStore",
     "OperationCancelled",
     "OutOfMemoryError",
     "PoolStats",
@@ -177,6 +179,7 @@ __all__ = [
     "moe_forward",
     "moe_forward_bucketed",
     "moe_forward_cpu",
+    "open_store",
     "pick_block_size",
     "profile",
     "quantize",

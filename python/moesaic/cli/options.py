@@ -6,15 +6,14 @@ import argparse
 import importlib.util
 import math
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moesaic._sizes import parse_size
+
 if TYPE_CHECKING:
     from ..distributed import Network
-
-_UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def integer(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
@@ -85,11 +84,10 @@ def words(known: list[str]) -> Callable[[str], list[str]]:
 
 def memory(text: str) -> int:
     """Parse bytes: "64GiB", "64G", "1.5T", "1000000"; units are powers of 1024."""
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*([KMGT]?)(i?B)?\s*", text, re.IGNORECASE)
-    value = float(match[1]) * _UNITS[match[2].upper()] if match else 0.0
-    if not 1 <= value < 2**62:
+    value = parse_size(text)
+    if value is None:
         raise argparse.ArgumentTypeError(f"expected a size such as 64GiB, got {text!r}")
-    return int(value)
+    return value
 
 
 def network(text: str) -> Network:

@@ -53,7 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="numbers of blocks in the model, such as 0,1,5 (default: all with experts)",
     )
     parser.add_argument(
-        "--budget", type=integer(0), help="experts in fast memory (default: a quarter)"
+        "--budget",
+        type=integer(0),
+        help="experts in fast memory (default: a quarter, or what fits below --memory-limit)",
     )
     parser.add_argument(
         "--ranking", choices=["hits", "recency", "fixed"], default="hits", help="default: hits"
@@ -109,10 +111,12 @@ class LayerRun:
     loaded: int  # bytes
 
 
-def new_pool(experts: int, options: argparse.Namespace) -> mo.ExpertPool:
+def new_pool(experts: int, options: argparse.Namespace, room: int | None = None) -> mo.ExpertPool:
+    """Return a pool of the budget that was asked for, else of a quarter or what has ``room``."""
+    budget = experts // 4 if room is None else min(experts // 4, room)
     return mo.ExpertPool(
         experts,
-        experts // 4 if options.budget is None else min(options.budget, experts),
+        budget if options.budget is None else min(options.budget, experts),
         ranking=options.ranking,
         decay=options.decay if options.ranking == "hits" else 0.0,
         coactivation=experts <= 512,
@@ -137,10 +141,11 @@ def trace_gguf(
     limit = None if options.memory_limit is None else int(options.memory_limit * (1 << 30))
     store = mo.MoeExpertStore.from_gguf(model.file, memory_limit=limit)
     places = {view.layer_index: i for i, view in enumerate(store.layers)}
+    room = store.fitting_budgets()
     runs = []
     for index in layers:
         i = places[index]
-        pool = new_pool(store.layers[i].up.num_experts, options)
+        pool = new_pool(store.layers[i].up.num_experts, options, room[i])
         with mo.MoeLayer.from_store(store, index, pool, options.on_miss) as layer:
             x = activations(options, layer.config.hidden_size)
             ids = np.stack(list(forwards(layer, x, options)))

@@ -1,0 +1,308 @@
+"""A model that does not fit in memory, by two names: ``open_store`` and ``store.layer``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from moesaic import _core
+from moesaic._errors import error_of
+from moesaic._sizes import parse_size
+from moesaic.offload import ExpertProfile
+
+__all__ = ["OffloadStore", "open_store"]
+
+OnMiss = Literal["compute", "stage", "error"]
+
+#: What of its score an expert keeps from one forward to the next: half after some 23 of them.
+_DECAY = 0.97
+
+
+def open_store(
+    file: _core.GgufFile | str | PathLike[str],
+    memory: int | str,
+    *,
+    max_tokens: int = 512,
+    on_miss: OnMiss = "stage",
+    profile: ExpertProfile | None = None,
+    staging: int = 0,
+    io_threads: int = 16,
+    read_ahead: int = 4,
+    direct_io: bool | None = None,
+) -> OffloadStore:
+    """Open a GGUF file whose experts need not fit in memory.
+
+    The experts that are used most stay in memory, as many as fit, and change with use; the others
+    are read from the file when a call needs them. Results are those of a layer with everything in
+    memory, bit for bit.
+
+    Parameters
+    ----------
+    file : GgufFile or path
+        The model. A path is opened and stays open while the store lives.
+    memory : int or str
+        Bytes, or a text such as "12GiB", that experts, buffers of reads, the other parts of all
+        layers and the workspace of one call take together at most. The interpreter and the rest
+        of a model come on top.
+    max_tokens : int
+        Tokens of the largest call, for whose workspace room is left. Larger calls work, and take
+        more.
+    on_miss : str
+        What a call does with an expert that is not in memory: 'stage' it, so that it stays if it is
+        used more than another, 'compute' it and let it go, or raise an 'error'.
+    profile : ExpertProfile, optional
+        What an earlier run used: its most used experts are read first, before this returns.
+    staging, io_threads, read_ahead, direct_io
+        As in ``MoeExpertStore.from_gguf``.
+
+    Returns
+    -------
+    OffloadStore
+
+    Raises
+    ------
+    FileNotFoundError, OSError, FormatError
+        The file is absent or cannot be read, or is no model.
+    ConfigError
+        A ``memory`` that is no size, or too small for two experts, the other parts and the
+        workspace; a bad option.
+    UnsupportedError
+        A checkpoint of safetensors, which ``moesaic convert`` makes a GGUF file of.
+    ShapeError
+        A profile of another model.
+
+    Examples
+    --------
+    >>> import moesaic as mo, numpy as np
+    >>> _ = mo.testing.write_moe_gguf("model.gguf")  # a small model with random weights
+    >>> store = mo.open_store("model.gguf", memory="16MiB")
+    >>> with store.layer(0) as layer:
+    ...     y = layer(np.ones((3, 256), np.float32))
+    >>> y.shape
+    (3, 256)
+    """
+    limit = _bytes_of(memory)
+    if on_miss not in get_args(OnMiss):
+        raise error_of(
+            _core.ConfigError, "open_store", "on_miss", " or ".join(get_args(OnMiss)),
+            repr(on_miss)[:80],
+        )  # fmt: skip
+    if not isinstance(file, _core.GgufFile):
+        _refuse_checkpoint(Path(os.fsdecode(file)))
+        file = _core.GgufFile(file)
+    beside = _beside_experts(file, max_tokens)
+    if beside >= limit:
+        raise error_of(
+            _core.ConfigError, "open_store", "memory",
+            f"more than the {beside} bytes of routers, shared experts and the workspace of"
+            f" {max_tokens} tokens",
+            str(limit), "a lower max_tokens needs less workspace",
+        )  # fmt: skip
+    experts = _core.MoeExpertStore.from_gguf(
+        file,
+        memory_limit=limit - beside,
+        staging=staging,
+        io_threads=io_threads,
+        read_ahead=read_ahead,
+        direct_io=direct_io,
+    )
+    pools = [
+        _core.ExpertPool(view.up.num_experts, budget, decay=_DECAY)
+        for view, budget in zip(experts.layers, experts.fitting_budgets(), strict=True)
+    ]
+    options = {
+        "max_tokens": max_tokens, "on_miss": on_miss, "staging": staging,
+        "io_threads": io_threads, "read_ahead": read_ahead, "direct_io": direct_io,
+    }  # fmt: skip
+    store = OffloadStore(experts, pools, beside, (file, limit, options))
+    if profile is not None:
+        profile.warm(pools)
+        experts.apply(pools)
+    return store
+
+
+class OffloadStore:
+    """A model whose experts need not fit in memory; ``open_store`` makes one.
+
+    Thread safe. It pickles as how to open it, without what it has learnt.
+
+    Parameters
+    ----------
+    experts : MoeExpertStore
+        The experts, below what is left of the memory.
+    pools : sequence of ExpertPool
+        One per layer.
+    beside : int
+        Bytes of everything else.
+    origin : tuple
+        The file, the memory in bytes and the options that ``open_store`` was called with.
+    """
+
+    def __init__(
+        self,
+        experts: _core.MoeExpertStore,
+        pools: Sequence[_core.ExpertPool],
+        beside: int,
+        origin: tuple[_core.GgufFile, int, dict[str, Any]],
+    ) -> None:
+        self._experts, self._pools, self._beside = experts, tuple(pools), beside
+        self._origin = origin
+        self._places = {view.layer_index: i for i, view in enumerate(experts.layers)}
+
+    @property
+    def blocks(self) -> list[int]:
+        """Numbers of the blocks with experts."""
+        return list(self._places)
+
+    @property
+    def experts(self) -> _core.MoeExpertStore:
+        """The experts of all layers."""
+        return self._experts
+
+    @property
+    def pools(self) -> tuple[_core.ExpertPool, ...]:
+        """The pool of each layer: how many experts it keeps, which, and its statistics."""
+        return self._pools
+
+    @property
+    def reading(self) -> str:
+        """How experts are read: 'O_DIRECT', or 'page cache' with the reason."""
+        return self._experts.reading
+
+    def layer(
+        self,
+        block: int,
+        *,
+        config: _core.MoeConfig | None = None,
+        top_k: int | None = None,
+        precision: Literal["auto", "exact", "fast"] = "auto",
+    ) -> _core.MoeLayer:
+        """Return the layer of a block, ready to be called.
+
+        Parameters
+        ----------
+        block : int
+            Its number in the model, one of ``blocks``.
+        config, top_k, precision
+            As in ``MoeLayer.from_gguf``.
+
+        Returns
+        -------
+        MoeLayer
+
+        Raises
+        ------
+        ShapeError
+            A block without experts; the message lists those that have some.
+        """
+        pool = self._pools[self._places[block]] if block in self._places else None
+        on_miss = self._origin[2]["on_miss"]
+        return _core.MoeLayer.from_store(
+            self._experts, block, pool, on_miss, config=config, top_k=top_k, precision=precision
+        )
+
+    def prefetch(self, block: int, ids: Any) -> None:
+        """Say that a layer will soon need these experts, as predicted by the caller.
+
+        Those that are not in memory begin to be read. Results do not depend on it.
+
+        Parameters
+        ----------
+        block : int
+            One of ``blocks``.
+        ids : int array or sequence of int
+            Experts, the likeliest first, any shape; negative ones are skipped.
+
+        Raises
+        ------
+        ShapeError
+            No such block, or an id that is no expert.
+        """
+        self._experts.prefetch(block, ids)
+
+    def profile(self) -> ExpertProfile:
+        """Return what the layers used so far: to be saved, and given to ``open_store`` again."""
+        return self._experts.profile()
+
+    def hit_rate(self) -> float:
+        """Return the share of token-expert pairs whose expert was in memory; 1 before any call."""
+        stats = [pool.stats for pool in self._pools]
+        hits = sum(one.hit_pairs for one in stats)
+        pairs = hits + sum(one.miss_pairs for one in stats)
+        return hits / pairs if pairs else 1.0
+
+    def memory(self) -> dict[str, int]:
+        """Return bytes: slots in use, staging, other (parts and workspace), and the limit."""
+        held = self._experts.memory()
+        return {
+            "slots": held["slots"] or 0,
+            "staging": held["staging"] or 0,
+            "other": self._beside,
+            "limit": self._origin[1],
+        }
+
+    def io_stats(self) -> dict[str, int]:
+        """Return what the reads from disk were; as ``MoeExpertStore.io_stats``."""
+        return self._experts.io_stats()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, self._origin
+
+    def __repr__(self) -> str:
+        budgets = sorted({pool.budget for pool in self._pools})
+        shown = f"{budgets[0]} to {budgets[-1]}" if len(budgets) > 1 else str(budgets[0])
+        most = max(pool.num_experts for pool in self._pools)
+        return (
+            f"moesaic.OffloadStore(layers={len(self._pools)}, in memory {shown} of {most} experts"
+            f" a layer, reading={self.reading!r})"
+        )
+
+
+def _reopen(file: _core.GgufFile, limit: int, options: dict[str, Any]) -> OffloadStore:
+    """Return the store of a pickle."""
+    return open_store(file, limit, **options)
+
+
+def _bytes_of(memory: int | str) -> int:
+    size: int | None
+    if isinstance(memory, str):
+        size = parse_size(memory)
+    elif isinstance(memory, int | np.integer) and not isinstance(memory, bool):
+        size = int(memory) if 1 <= memory < 2**62 else None
+    else:
+        raise error_of(
+            _core.DTypeError, "open_store", "memory", "bytes, or a text such as '12GiB'",
+            type(memory).__name__,
+        )  # fmt: skip
+    if size is None:
+        raise error_of(
+            _core.ConfigError, "open_store", "memory", "bytes, or a text such as '12GiB'",
+            repr(memory)[:80],
+        )  # fmt: skip
+    return size
+
+
+def _refuse_checkpoint(path: Path) -> None:
+    if path.is_dir() or path.suffix == ".safetensors" or path.name.endswith(".index.json"):
+        raise error_of(
+            _core.UnsupportedError, "open_store", str(path), "a GGUF file",
+            "a checkpoint of safetensors",
+            "moesaic convert writes its experts to a GGUF file, floats and FP4 as they are",
+        )  # fmt: skip
+
+
+def _beside_experts(file: _core.GgufFile, max_tokens: int) -> int:
+    """Bytes of all layers beside their experts, and of the workspace of one call."""
+    parts = workspace = 0
+    for block in file.moe_layers:
+        # Experts as stored are mapped and not read.
+        with _core.MoeLayer.from_gguf(file, block, layout="file") as layer:
+            memory = layer.memory()
+            parts += memory["total"] - sum(memory[role] for role in ("gate", "up", "down"))
+            workspace = max(workspace, _core.Workspace.for_layer(layer, max_tokens).nbytes)
+    return parts + workspace
