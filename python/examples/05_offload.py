@@ -19,12 +19,12 @@ def decode(store: mo.MoeExpertStore, pools: list[mo.ExpertPool], steps: int) -> 
     rng = np.random.default_rng(0)
     for step in range(steps):
         x = rng.standard_normal((1, layers[0].config.hidden_size), np.float32)
-        captured = []
+        asked = []
         for layer in layers:
             y, routing = layer(x, return_routing=True)
-            captured.append(routing.topk_ids)
+            asked.append(routing.topk_ids)
             x = x + y
-        store.refresh_pools(pools, captured, step)
+        store.refresh_pools(pools, asked, step)
         moved = store.apply(pools)
         if moved:
             print(f"step {step}: moved {moved // store.layers[0].expert_bytes} experts")

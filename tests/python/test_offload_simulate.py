@@ -1,5 +1,6 @@
 """Pools on traces: what they promise, and that the simulation is what layers do."""
 
+import json
 import statistics
 
 import numpy as np
@@ -7,9 +8,9 @@ import pytest
 
 import moesaic as mo
 from moesaic import simulate as sim
-from moesaic.cli import main
+from moesaic.cli import main, simulate_file
 from moesaic.cli import trace as trace_command
-from moesaic.simulate import measure
+from moesaic.simulate import disk, measure
 
 EXPERTS, TOP_K, STEPS = 64, 6, 240
 
@@ -96,12 +97,68 @@ def test_tide_decisions_by_hand():
 def test_costs():
     outcome = sim.Outcome(
         steps=10, layers=2, tokens=3, on_miss="stage", hits=6, misses=4, loads=5,
-        hit_pairs=6, pairs=10,
+        placed=3, admitted=1, hit_pairs=6, pairs=10,
     )  # fmt: skip
     costs = sim.Costs(expert_bytes=100.0, fast=1000.0, slow=100.0, move=50.0, fixed=0.01)
-    assert sim.tokens_per_second(outcome, costs) == pytest.approx(30 / (0.2 + 1.0 + 10.0))
-    computed = sim.Outcome(**{**vars(outcome), "on_miss": "compute", "loads": 0})
+    assert sim.tokens_per_second(outcome, costs) == pytest.approx(30 / (0.2 + 0.7 + 3.0 + 6.0))
+    computed = sim.Outcome(
+        **{**vars(outcome), "on_miss": "compute", "loads": 0, "placed": 0, "admitted": 0}
+    )
     assert sim.tokens_per_second(computed, costs) == pytest.approx(30 / (0.2 + 0.6 + 4.0))
+
+
+def test_costs_of_a_disk():
+    slow = sim.Disk(bandwidth=100.0, latency=0.5, amplification=1.1)
+    costs = sim.DiskCosts(
+        expert_bytes=10.0, disk=slow, fast=100.0, slow=50.0, move=25.0, fixed=0.25
+    )
+    assert costs.seconds(5, 0, 0) == pytest.approx(0.25 + 0.5)
+    # Two misses: the disk takes 0.5 + 0.22, the cold ones 0.2 as read and 0.4 + 0.1 in a slot;
+    # half of that is the tail.
+    assert costs.seconds(0, 2, 1) == pytest.approx(0.25 + 0.35 + max(0.72, 0.35))
+    # With residents for 0.6 seconds the disk is not what takes time.
+    assert costs.seconds(6, 2, 1) == pytest.approx(0.25 + 0.35 + max(0.72, 0.6 + 0.35))
+    ahead = sim.DiskCosts(**{**vars(costs), "predicted": 0.5})
+    assert ahead.seconds(0, 2, 1) == pytest.approx(0.25 + 0.35 + 0.72 - 0.36)
+    assert ahead.seconds(5, 0, 0) == costs.seconds(5, 0, 0)
+
+
+def test_a_disk_in_the_simulation():
+    trace = make(sim.zipf, 0, layers=2, steps=100)
+    costs = sim.DiskCosts(1e6, sim.Disk(1e9), fast=1e10, slow=1e10, move=1e9, fixed=1e-5)
+    last = None
+    for budget in (0, 8, 32, EXPERTS):
+        outcome = sim.simulate_disk(trace, [budget] * 2, costs, warm=20)
+        assert outcome == sim.simulate_disk(trace, [budget] * 2, costs, warm=20)
+        assert outcome.tokens_per_second <= outcome.floor
+        if last is not None:
+            assert outcome.hit_rate > last.hit_rate
+            assert outcome.missed_bytes < last.missed_bytes
+            assert outcome.tokens_per_second > last.tokens_per_second
+        last = outcome
+    slower = sim.DiskCosts(**{**vars(costs), "disk": sim.Disk(1e8)})
+    assert (
+        sim.simulate_disk(trace, [8] * 2, slower).tokens_per_second
+        < sim.simulate_disk(trace, [8] * 2, costs).tokens_per_second
+    )
+    with pytest.raises(mo.ShapeError, match="2, one a layer"):
+        sim.simulate_disk(trace, [8], costs)
+
+
+# The pools of a store decide as those of the simulation do, from empty slots on.
+def test_a_store_does_what_was_simulated(small):
+    trace = make(sim.drifting, 3, layers=2, steps=60, num_experts=8, top_k=3)
+    store = mo.open_store(small.path, 3 << 20, max_tokens=4)
+    budgets = [pool.budget for pool in store.pools]
+    assert 0 < budgets[1] < 8
+    costs = sim.DiskCosts(1.0, sim.Disk(1.0), 1.0, 1.0, 1.0)
+    for warm in (0, 30):
+        store = mo.open_store(small.path, 3 << 20, max_tokens=4)
+        predicted = sim.simulate_disk(trace, budgets, costs, warm=warm)
+        measured = disk.measure_store(store, trace, warm)
+        assert measured.hit_rate == predicted.hit_rate
+        expert = store.experts.layers[0].expert_bytes
+        assert measured.missed_bytes == predicted.missed_bytes * expert
 
 
 # The layer takes the same decisions as the simulation; only time is predicted.
@@ -136,6 +193,35 @@ def test_simulate_command(capsys, tmp_path):
     capsys.readouterr()
 
 
+def test_simulate_command_of_a_file(small, capsys, tmp_path):
+    command = ["simulate-offload", str(small.path), "--memory", "3MiB,16MiB", "--steps", "20"]
+    command += ["--seeds", "2", "--max-tokens", "4"]
+    assert main([*command, "--disk", "3GB/s"]) == 0
+    out = capsys.readouterr().out
+    assert "2 layers with 8 experts, top 3" in out and "disk 3.00 GB/s" in out
+    head = out.split("\n\n")[1].splitlines()[0]
+    for heading in simulate_file.HEADER:
+        assert heading in head
+    assert main([*command, "--disk", "2e9", "--latency-us", "50", "--measure", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["costs"]["disk"]["bandwidth"] == 2e9
+    assert found["costs"]["disk"]["latency"] == pytest.approx(5e-5)
+    tight, roomy = found["memory"]
+    assert tight["budget"] < roomy["budget"] == 8
+    assert tight["hit_rate"] < roomy["hit_rate"]
+    assert tight["tokens_per_second"] <= tight["floor"]
+    assert tight["measured_tokens_per_second"] > 0
+    make(sim.zipf, 0, steps=5).save(tmp_path / "t.npz")
+    assert main([*command, "--disk", "1GB/s", "--trace", str(tmp_path / "t.npz")]) == 2
+    assert "2 layers of 8 experts" in capsys.readouterr().err
+    for bad in (command[:2], ["simulate-offload", "--memory", "3MiB"]):
+        assert main(bad) == 2
+    for bad in ("--disk 0", "--disk fast", "--memory x", "--predicted 2"):
+        with pytest.raises(SystemExit):
+            main([*command, *bad.split()])
+    capsys.readouterr()
+
+
 def test_trace_command(small, capsys, tmp_path):
     picture, profile, trace = (tmp_path / n for n in ("h.png", "p.npz", "t.npz"))
     pytest.importorskip("matplotlib")
@@ -159,8 +245,10 @@ def test_trace_command(small, capsys, tmp_path):
     rows = np.zeros((6, small.hidden), np.float32)
     np.save(tmp_path / "x.npy", rows)
     command = ["trace", str(small.path), "--input", str(tmp_path / "x.npy"), "--layers", "1"]
-    assert main([*command, "--memory-limit", "0.01"]) == 0
-    assert "6 tokens" in capsys.readouterr().out
+    # A quarter of the experts would not fit below some of these; what fits is taken.
+    for limit in ("0.001", "0.002", "0.01"):
+        assert main([*command, "--memory-limit", limit]) == 0
+    assert capsys.readouterr().out.count("6 tokens") == 3
     np.save(tmp_path / "x.npy", rows[:, :3])
     assert main(command) == 2
     assert main(["trace", str(small.path), "--layers", "7"]) == 2

@@ -4,15 +4,20 @@
 
 namespace moesaic::offload {
 
-ForwardState::ForwardState(const ExpertStack& source)
+ForwardState::ForwardState(const ExpertStack& source, const SlotTable& table)
     : pairs(static_cast<std::size_t>(source.num_experts()), 0),
       shown(pairs.size(), -1),
       pointers{std::vector<const std::byte*>(pairs.size()),
                std::vector<const std::byte*>(pairs.size()),
                std::vector<const std::byte*>(pairs.size())},
-      slow(over_pointers(source)) {
+      slow(over_pointers(source)),
+      placed(pairs.size(), -1) {
   needed.reserve(pairs.size());
   cold.reserve(pairs.size());
+  const ExpertSlots* const slots = table.slots();
+  if (slots == nullptr) return;
+  const std::array refs{slots->ref(Role::Gate), slots->ref(Role::Up), slots->ref(Role::Down)};
+  fresh = std::make_unique<ExpertStack>(stack_over(source, refs, placed.data(), slots->owner()));
 }
 
 ExpertStack ForwardState::over_pointers(const ExpertStack& source) const {
@@ -29,6 +34,7 @@ ExpertStack ForwardState::over_pointers(const ExpertStack& source) const {
 void ForwardState::collect(const RoutingView& routing) {
   stats = {};
   std::ranges::fill(pairs, 0);
+  std::ranges::fill(placed, -1);
   std::ranges::fill(shown, -1);  // a forward that failed may have left entries
   needed.clear();
   cold.clear();

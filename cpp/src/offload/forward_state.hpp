@@ -19,10 +19,12 @@ struct ForwardState {
   std::vector<std::int32_t> shown;  ///< [E]: the expert while `pointers` has it, else -1
   std::array<std::vector<const std::byte*>, 3> pointers;  ///< [E]: where a cold expert lies
   ExpertStack slow;                                       ///< cold experts through `pointers`
+  std::vector<std::int32_t> placed;    ///< [E]: the slot of one that came in this forward, else -1
+  std::unique_ptr<ExpertStack> fresh;  ///< cold experts through `placed`; null without slots
 
   std::unique_ptr<ForwardState> next;  ///< of those that no forward uses
 
-  explicit ForwardState(const ExpertStack& source);
+  ForwardState(const ExpertStack& source, const SlotTable& table);
   ForwardState(const ForwardState&) = delete;
   ForwardState& operator=(const ForwardState&) = delete;
 
@@ -32,9 +34,14 @@ struct ForwardState {
   void count_hits(const SlotTable& table);
   /// Finds the needed experts without a slot. Needs table.hold().
   void find_cold(const SlotTable& table);
-  /// Shows kernels where a cold expert lies, or hides it again.
+  /// Shows kernels where a cold expert lies: its bytes, or the slot that it came to.
   void show(std::int32_t expert, const ExpertBytes& bytes);
-  void hide(std::int32_t expert) { shown[static_cast<std::size_t>(expert)] = -1; }
+  void show(std::int32_t expert, std::int32_t slot) {
+    placed[static_cast<std::size_t>(expert)] = slot;
+  }
+  void hide(std::int32_t expert) {
+    shown[static_cast<std::size_t>(expert)] = placed[static_cast<std::size_t>(expert)] = -1;
+  }
 
  private:
   ExpertStack over_pointers(const ExpertStack& source) const;

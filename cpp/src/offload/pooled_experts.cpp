@@ -49,7 +49,7 @@ std::unique_ptr<ForwardState> PooledExperts::take_state() {
     }
   }
   const LayerMoeWeights& weights = parts_.layers[static_cast<std::size_t>(table_->layer())];
-  return std::make_unique<ForwardState>(*weights.stack);
+  return std::make_unique<ForwardState>(*weights.stack, *table_);
 }
 
 void PooledExperts::give_state(std::unique_ptr<ForwardState> state) noexcept {

@@ -2,14 +2,13 @@
 // each pass writing the rows of its own experts; the weighted sum over all rows comes last, in the
 // order that it always has, so that the result does not depend on who was resident.
 //
-// Cold experts are computed where they lie: in the mapped file, or in the buffers into which they
-// were read. Those that the pool gave a slot are copied there too, while later ones still arrive:
+// Cold experts are computed where they lie, in the mapped file or in the buffers into which they were
+// read, or in their slots where the pool gave them some; each while later ones still arrive:
 //
 //   disk   | read a | read b | read c |
-//   CPU    | residents | a: rows, slot | b: rows | c: rows, slot | sum
+//   CPU    | residents | a: rows | b: slot, rows | c: rows | sum
 
 #include <algorithm>
-#include <array>
 #include <optional>
 #include <utility>
 
@@ -58,27 +57,27 @@ struct PooledExperts::Mixed {
   /// next one.
   std::size_t run_ready(std::span<const std::int32_t> wave, ExpertBatch& batch, std::size_t first,
                         unsigned phases) const {
-    std::array<ExpertBytes, kMostAtOnce> bytes;
     std::size_t end = first;
+    std::size_t in_slots = 0;
     {
       const ScopedZone zone(context, Zone::Upload);
       do {
-        bytes[end - first] = batch.wait(end);
-        state.show(wave[end], bytes[end - first]);
+        const ExpertBytes bytes = batch.wait(end);
+        const std::int32_t slot = loading ? loading->load(context, wave[end], bytes) : -1;
+        if (slot < 0) {
+          state.show(wave[end], bytes);
+        } else {
+          state.show(wave[end], slot);
+          ++in_slots;
+        }
         ++end;
-      } while (end < wave.size() && end - first < bytes.size() && batch.ready(end));
+      } while (end < wave.size() && batch.ready(end));
     }
-    run_pass(state.slow, phases);
+    if (in_slots < end - first) run_pass(state.slow, phases);
+    if (in_slots > 0) run_pass(*state.fresh, phases);
     for (std::size_t i = first; i < end; ++i) state.hide(wave[i]);
-    if (loading && (phases & kDown) != 0) {
-      const ScopedZone zone(context, Zone::Upload);
-      for (std::size_t i = first; i < end; ++i) {
-        loading->load(context, wave[i], bytes[i - first]);
-      }
-    }
     return end;
   }
-  static constexpr std::size_t kMostAtOnce = 64;
 };
 
 /// All cold experts, in waves of as many as half of the buffers hold.

@@ -108,12 +108,16 @@ SlotTable::Loading::Loading(SlotTable& table, std::optional<std::span<const std:
   table_.set_slots(loads_, false);  // from here on no forward reads these slots
 }
 
-void SlotTable::Loading::load(Context& context, std::int32_t expert, const ExpertBytes& from) {
+std::int32_t SlotTable::Loading::load(Context& context, std::int32_t expert,
+                                      const ExpertBytes& from) {
   const auto load = std::ranges::find(loads_, expert, &SlotLoad::expert);
-  if (load == loads_.end()) return;
+  if (load == loads_.end()) return -1;
+  // A forward in two phases comes by twice.
+  if (std::ranges::find(copied_, *load) != copied_.end()) return load->slot;
   table_.slots_->load(context, load->slot, from);
   table_.slots_->wait(context);  // the caller may give `from` back
   copied_.push_back(*load);
+  return load->slot;
 }
 
 void SlotTable::Loading::publish() {

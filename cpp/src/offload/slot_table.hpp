@@ -47,8 +47,9 @@ class SlotTable final : private ForkHook {
     /// What the pool wants in a slot where it is not: all of it, or only those among `only`.
     Loading(SlotTable& table, std::optional<std::span<const std::int32_t>> only);
     std::span<const SlotLoad> loads() const { return loads_; }
-    /// Copies expert `expert`, if it is one of loads(), into its slot.
-    void load(Context& context, std::int32_t expert, const ExpertBytes& from);
+    /// Copies `expert`, if it is one of loads(), into its slot, and returns that; -1 for another.
+    /// Until publish() only the caller may read the slot.
+    std::int32_t load(Context& context, std::int32_t expert, const ExpertBytes& from);
     void publish();
 
    private:
@@ -64,6 +65,8 @@ class SlotTable final : private ForkHook {
     const std::lock_guard turnstile(turnstile_);
     return std::shared_lock(map_mutex_);
   }
+  /// All slots; null when there are none.
+  const ExpertSlots* slots() const { return slots_.get(); }
   /// The residents as a stack for kernels; null when there are no slots. Needs hold().
   const ExpertStack* residents() const { return residents_.get(); }
   /// The slot of an expert, -1 when it is not resident. Needs hold().

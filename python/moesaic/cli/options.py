@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,6 +88,23 @@ def memory(text: str) -> int:
     value = parse_size(text)
     if value is None:
         raise argparse.ArgumentTypeError(f"expected a size such as 64GiB, got {text!r}")
+    return value
+
+
+def memories(text: str) -> list[int]:
+    """Parse sizes separated by commas: "12GiB,24GiB"."""
+    return [memory(part) for part in text.split(",")]
+
+
+def rate(text: str) -> float:
+    """Parse bytes per second: "3GB/s", "500MB/s", "3e9"; units are powers of 1000."""
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?)(B(/s)?)?\s*", text, re.IGNORECASE)
+    try:
+        value = float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ") if match else 0.0
+    except ValueError:
+        value = 0.0
+    if not 1 <= value < 2**62:
+        raise argparse.ArgumentTypeError(f"expected bytes per second such as 3GB/s, got {text!r}")
     return value
 
 

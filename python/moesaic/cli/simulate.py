@@ -1,6 +1,7 @@
 """``moesaic simulate-offload``: hit rate and tokens per second of pools, before buying the memory.
 
-With ``--measure`` the same policies also run on real layers of this machine, beside the prediction.
+With a file, its sizes and a disk are simulated (``simulate_file``). With ``--measure`` the same
+policies also run on real layers of this machine, beside the prediction.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import moesaic as mo
 from moesaic._errors import error_of
 
-from .options import add_json, integer, number, words
+from .options import add_json, integer, memories, number, rate, words
 from .table import filled, table
 
 if TYPE_CHECKING:
@@ -32,6 +33,24 @@ without attention and the rest of a model."""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from ..simulate import POLICIES
 
+    parser.add_argument("file", nargs="?", help="a GGUF file: its sizes, read from a disk")
+    parser.add_argument(
+        "--memory", type=memories, metavar="SIZE,SIZE",
+        help="of a file: such as 12GiB,24GiB, as in open_store",
+    )  # fmt: skip
+    parser.add_argument(
+        "--disk", type=rate, metavar="RATE", help="of a file: such as 3GB/s (default: measured)"
+    )
+    parser.add_argument(
+        "--latency-us", type=number(0), help="of a file: until a read's first bytes (measured)"
+    )
+    parser.add_argument(
+        "--predicted", type=number(0, 1), default=0.0,
+        help="of a file: share of the misses that is prefetched a layer ahead (default: 0)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-tokens", type=integer(1), default=512, help="of a file: of a call (default: 512)"
+    )
     parser.add_argument(
         "--trace", default="zipf", help="zipf (default), drift, or a file by `trace --save-trace`"
     )
@@ -89,6 +108,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from ..simulate import POLICIES, Costs
 
+    if (options.file is None) != (options.memory is None):
+        missing = "FILE" if options.file is None else "--memory"
+        raise error_of(mo.ConfigError, OPERATION, missing, "beside the other one", "none")
+    if options.file is not None:
+        from . import simulate_file
+
+        return simulate_file.run(options)
     if options.top_k > options.experts and options.trace in MADE:
         expected, got = f"at most --experts, {options.experts}", str(options.top_k)
         raise error_of(mo.ConfigError, OPERATION, "--top-k", expected, got)

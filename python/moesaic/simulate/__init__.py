@@ -2,10 +2,12 @@
 
 ``traces`` makes or reads routings, ``policies`` names ways to use an ``ExpertPool`` (the real one,
 without weights), ``run`` plays one against the other, ``cost`` turns the counts into time, and
-``measure`` compares that with layers that really run.
+``measure`` compares that with layers that really run. ``disk`` does all of this for a file that is
+read from a disk.
 """
 
 from .cost import Costs, tokens_per_second
+from .disk import Disk, DiskCosts, DiskOutcome, simulate_disk
 from .policies import POLICIES, Policy
 from .run import Outcome, simulate
 from .traces import Trace, drifting, zipf
@@ -13,11 +15,15 @@ from .traces import Trace, drifting, zipf
 __all__ = [
     "POLICIES",
     "Costs",
+    "Disk",
+    "DiskCosts",
+    "DiskOutcome",
     "Outcome",
     "Policy",
     "Trace",
     "drifting",
     "simulate",
+    "simulate_disk",
     "tokens_per_second",
     "zipf",
 ]

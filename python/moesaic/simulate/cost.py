@@ -1,11 +1,12 @@
 """From counts to time.
 
 A step takes, for each layer, a fixed time, and for each expert it needs the time to stream its
-bytes from where it lies; each expert moved takes its bytes at the bandwidth of the move:
+bytes from where it lies; each expert copied into a slot takes its bytes at the bandwidth of that:
 
-    seconds = layers * fixed + (hits / fast + misses / (fast or slow) + loads / move) * expert_bytes
+    seconds = layers * fixed + expert_bytes * ((needed - slow_ones) / fast + slow_ones / slow
+                                               + placed / move)
 
-Staged misses are computed from fast memory after the move, computed misses from the slow side.
+Missing experts are computed from their slot where staging gives them one, else from the slow side.
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ class Costs:
     expert_bytes: float
     fast: float  #: kernels reading residents
     slow: float  #: kernels reading experts where they lie
-    move: float  #: into fast memory
+    move: float  #: into slots in fast memory
     fixed: float = 0.0  #: seconds per layer and step
 
 
 def seconds(outcome: Outcome, costs: Costs) -> float:
     """Return the time of all steps."""
-    cold = costs.fast if outcome.on_miss == "stage" else costs.slow
-    per_byte = outcome.hits / costs.fast + outcome.misses / cold + outcome.loads / costs.move
+    needed = outcome.hits + outcome.misses
+    slow_ones = outcome.misses - outcome.admitted
+    per_byte = (
+        (needed - slow_ones) / costs.fast + slow_ones / costs.slow + outcome.placed / costs.move
+    )
     return outcome.steps * outcome.layers * costs.fixed + per_byte * costs.expert_bytes
 
 

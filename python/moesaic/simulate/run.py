@@ -20,7 +20,9 @@ class Outcome:
     on_miss: OnMiss
     hits: int  #: experts that were resident when they were needed
     misses: int
-    loads: int  #: experts moved into fast memory: by refreshes, and for misses when staging
+    loads: int  #: experts brought: by refreshes, and for misses when staging
+    placed: int  #: those of them that got a slot
+    admitted: int  #: those of these that a call missed, and computed in their slot
     hit_pairs: int
     pairs: int
 
@@ -45,7 +47,7 @@ def simulate(
     if warm is not None:
         for pool, counts in zip(pools, warm.counts(), strict=True):
             pool.warm(counts.astype(np.float64).tolist())
-    hits = misses = loads = hit_pairs = pairs = 0
+    hits = misses = loads = placed = admitted = hit_pairs = pairs = 0
     for step, layers in enumerate(trace.ids):
         for pool, ids in zip(pools, layers, strict=True):
             used, counts = np.unique(ids[ids >= 0], return_counts=True)
@@ -57,11 +59,16 @@ def simulate(
             pairs += int(counts.sum())
             if on_miss == "stage":
                 loads += missing
-                pool.stage(ids)
+                slots = len(pool.stage(ids))
+                placed += slots
+                admitted += slots
             else:
                 pool.observe(ids)
             if policy.refresh_every and pool.should_refresh(step):
-                loads += len(pool.refresh().promotions)
+                promoted = len(pool.refresh().promotions)
+                loads += promoted
+                placed += promoted
     return Outcome(
-        trace.steps, trace.layers, trace.tokens, on_miss, hits, misses, loads, hit_pairs, pairs
-    )
+        trace.steps, trace.layers, trace.tokens, on_miss, hits, misses, loads, placed, admitted,
+        hit_pairs, pairs,
+    )  # fmt: skip

@@ -1,0 +1,130 @@
+"""``moesaic simulate-offload FILE``: how fast a file would run with less memory than it needs.
+
+Sizes come from the file, hit rates from the pools that ``open_store`` would make, and time from the
+disk and from kernels that are measured on the first layer here. With ``--measure`` the layers also
+run, beside the prediction.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import moesaic as mo
+from moesaic._errors import error_of
+
+from .table import filled, size, table
+
+OPERATION = "simulate-offload"
+HEADER = ("memory", "in memory", "hit rate", "read a step", "tokens/s", "disk alone")
+LEGEND = """\
+in memory: experts of a layer that have room beside buffers, routers, shared experts and the
+workspace of a call. hit rate: pairs (token and expert) whose expert was there. read a step: bytes
+missed, all layers. tokens/s: by the layers alone, without attention and the rest of a model; disk
+alone: if nothing but the disk took time."""
+
+
+def run(options: argparse.Namespace) -> int:
+    from ..simulate import disk
+
+    with mo.GgufFile(options.file) as file:
+        experts, top_k = one_shape(file)
+        traces = make_traces(options, experts, top_k, len(file.moe_layers))
+        warm = round(traces[0].steps * options.warm)
+        found = disk.Disk(options.disk) if options.disk else disk.measure_disk(file)
+        if options.latency_us is not None:
+            found = dataclasses.replace(found, latency=options.latency_us * 1e-6)
+        costs = dataclasses.replace(disk.measure_costs(file, found), predicted=options.predicted)
+        rows = []
+        for memory in options.memory:
+            store = mo.open_store(file, memory, max_tokens=options.max_tokens)
+            budgets = [pool.budget for pool in store.pools]
+            del store  # before another takes its memory
+            outcomes = [
+                disk.simulate_disk(trace, budgets, costs, on_miss=options.on_miss, warm=warm)
+                for trace in traces
+            ]
+            row: dict[str, Any] = {
+                "memory": memory,
+                "budget": budgets[-1],
+                **{
+                    field.name: statistics.median(getattr(one, field.name) for one in outcomes)
+                    for field in dataclasses.fields(disk.DiskOutcome)
+                },
+            }
+            if options.measure:
+                store = mo.open_store(
+                    file, memory, max_tokens=options.max_tokens, on_miss=options.on_miss
+                )
+                measured = disk.measure_store(store, traces[0], warm)
+                row |= {
+                    "measured_tokens_per_second": measured.tokens_per_second,
+                    "measured_hit_rate": measured.hit_rate,
+                }
+                del store
+            rows.append(row)
+    if options.json:
+        used = dataclasses.asdict(costs)
+        print(json.dumps({"path": options.file, "costs": used, "memory": rows}, indent=2))
+        return 0
+    print(f"{options.file}: {len(budgets)} layers with {experts} experts, top {top_k}")
+    reads = f"disk {found.bandwidth / 1e9:.2f} GB/s, {found.latency * 1e6:.0f} us until first bytes"
+    print(f"{reads}; kernels {costs.fast / 1e9:.1f} GB/s, as read {costs.slow / 1e9:.1f} GB/s")
+    print()
+    header = HEADER + (("(measured)", "(hit rate)") if options.measure else ())
+    print(table(header, [cells(row, experts) for row in rows]))
+    print()
+    print(filled(LEGEND))
+    return 0
+
+
+def cells(row: dict[str, Any], experts: int) -> list[str]:
+    """Return one row of the table."""
+    line = [
+        size(row["memory"]),
+        f"{row['budget']} of {experts}",
+        f"{row['hit_rate']:.1%}",
+        size(int(row["missed_bytes"])),
+        f"{row['tokens_per_second']:.1f}",
+        f"{row['floor']:.1f}" if np.isfinite(row["floor"]) else "-",
+    ]
+    if "measured_hit_rate" in row:
+        line += [f"{row['measured_tokens_per_second']:.1f}", f"{row['measured_hit_rate']:.1%}"]
+    return line
+
+
+def one_shape(file: mo.GgufFile) -> tuple[int, int]:
+    """Return the experts and top k that all layers have. Raises UnsupportedError."""
+    configs = [mo.MoeConfig.from_gguf(file, block) for block in file.moe_layers]
+    shapes = {(config.num_experts, config.top_k) for config in configs}
+    if len(shapes) != 1:
+        shown = ", ".join(f"top {k} of {e}" for e, k in sorted(shapes)) or "none"
+        raise error_of(
+            mo.UnsupportedError, OPERATION, file.shard_paths[0],
+            "layers with one number of experts and of those per token", shown,
+        )  # fmt: skip
+    return next(iter(shapes))
+
+
+def make_traces(options: argparse.Namespace, experts: int, top_k: int, layers: int) -> list[Any]:
+    """Return traces of the sizes of a file. Raises ShapeError for one of another model."""
+    from ..simulate import Trace, drifting, zipf
+
+    kinds: dict[str, Callable[..., Trace]] = {"zipf": zipf, "drift": drifting}
+    if options.trace in kinds:
+        sizes = {"num_experts": experts, "top_k": top_k, "layers": layers}
+        sizes |= {"steps": options.steps, "tokens": options.tokens}
+        return [kinds[options.trace](**sizes, seed=seed) for seed in range(options.seeds)]
+    trace = Trace.load(options.trace)
+    if (trace.num_experts, trace.layers) != (experts, layers):
+        raise error_of(
+            mo.ShapeError, OPERATION, "--trace", f"{layers} layers of {experts} experts",
+            f"{trace.layers} of {trace.num_experts}",
+        )  # fmt: skip
+    return [trace]
