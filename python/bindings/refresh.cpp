@@ -19,7 +19,7 @@ std::string text_of(const RefreshPolicy& policy) {
     case Every::DecodeSteps:
       return "every_decode_steps(" + std::to_string(policy.steps) + ")";
     default:
-      return "every_denoise_steps(" + std::to_string(policy.steps) + ")";
+      return "every_steps(" + std::to_string(policy.steps) + ")";
   }
 }
 
@@ -48,7 +48,7 @@ void bind_refresh(py::module_& m) {
   py::class_<RefreshPolicy> policy(m, "RefreshPolicy", py::is_final());
   policy.def_static("every_forward", &RefreshPolicy::every_forward)
       .def_static("every_decode_steps", &RefreshPolicy::every_decode_steps, py::arg("n"))
-      .def_static("every_denoise_steps", &RefreshPolicy::every_denoise_steps, py::arg("n"))
+      .def_static("every_steps", &RefreshPolicy::every_steps, py::arg("n"))
       .def_static("manual", &RefreshPolicy::manual)
       .def("__repr__",
            [](const RefreshPolicy& p) { return "moesaic.RefreshPolicy." + text_of(p); });

@@ -97,7 +97,8 @@ from moesaic._core import (
 )
 from moesaic._offload_store import OffloadStore, open_store
 from moesaic._report import ConfigTable, Facts, Table, architecture_table, explain, show_config
-from moesaic.offload import ExpertProfile, MoEExecMode
+from moesaic.offload import ExpertProfile, MoeExecMode
+from moesaic.offload import MoEExecMode as MoEExecMode
 from moesaic.saving import save_safetensors, write_gguf
 
 try:
@@ -136,8 +137,8 @@ __all__ = [
     "LoadReport",
     "MarlinExpertStack",
     "MarlinLinear",
-    "MoEExecMode",
     "MoeConfig",
+    "MoeExecMode",
     "MoeExpertStore",
     "MoeLayer",
     "OffloadStore",

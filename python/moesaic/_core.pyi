@@ -3721,15 +3721,15 @@ class RefreshPolicy:
         """When the decode step is a multiple of ``n``, which is at least 1."""
 
     @staticmethod
-    def every_denoise_steps(n: int) -> RefreshPolicy:
-        """When the denoise step is a multiple of ``n``, which is at least 1."""
+    def every_steps(n: int) -> RefreshPolicy:
+        """When the step, of whatever kind, is a multiple of ``n``, which is at least 1."""
 
     @staticmethod
     def manual() -> RefreshPolicy:
         """Only at a prefill block or when forced."""
 
     @property
-    def every(self) -> Literal["forward", "decode_steps", "denoise_steps", "manual"]:
+    def every(self) -> Literal["forward", "decode_steps", "steps", "manual"]:
         """What is counted."""
 
     @property
@@ -3921,7 +3921,7 @@ class ExpertPool:
     budget : int
         Experts in fast memory; more than E means all. Experts 0 to budget - 1 start resident.
     refresh : RefreshPolicy, optional
-        When the pool is due. None: ``every_denoise_steps(1)``.
+        When the pool is due. None: ``every_steps(1)``.
     ranking : str
         What ranks experts: 'hits' (score = decay * score + hits, once per observed forward),
         'recency' (the last use), or 'fixed' (nobody moves).
@@ -4000,7 +4000,7 @@ class ExpertPool:
         is_prefill_block : bool
             Whether this is a prefill block, at which every pool is due.
         mode : str
-            'reuse' leaves it to the policy, 'refresh' forces it (``MoEExecMode``).
+            'reuse' leaves it to the policy, 'refresh' forces it (``MoeExecMode``).
 
         Returns
         -------

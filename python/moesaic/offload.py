@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-__all__ = ["ExpertProfile", "MoEExecMode"]
+__all__ = ["ExpertProfile", "MoEExecMode", "MoeExecMode"]
 
 
 #: Of the table that a profile prints as.
@@ -37,13 +37,17 @@ _NOT_A_PROFILE = (
 )
 
 
-class MoEExecMode(str, enum.Enum):
+class MoeExecMode(str, enum.Enum):
     """How ``ExpertPool.should_refresh`` is asked."""
 
     Reuse = "reuse"
     """The policy decides."""
     Refresh = "refresh"
     """Forced."""
+
+
+#: The same by the name that it has in RLX.
+MoEExecMode = MoeExecMode
 
 
 def _wrong(

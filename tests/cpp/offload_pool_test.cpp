@@ -87,7 +87,7 @@ TEST(ExpertPool, RefreshDecisions) {
   EXPECT_TRUE(pool.should_refresh(1, true, ExecMode::Reuse));
   EXPECT_TRUE(pool.should_refresh(1, false, ExecMode::Refresh));
 
-  c.refresh = RefreshPolicy::every_denoise_steps(2);
+  c.refresh = RefreshPolicy::every_steps(2);
   EXPECT_TRUE(ExpertPool(c).should_refresh(4, false, ExecMode::Reuse));
   EXPECT_FALSE(ExpertPool(c).should_refresh(5, false, ExecMode::Reuse));
   c.refresh = RefreshPolicy::every_forward();
@@ -98,7 +98,7 @@ TEST(ExpertPool, RefreshDecisions) {
   EXPECT_TRUE(ExpertPool(c).should_refresh(0, false, ExecMode::Refresh));
   c.budget = 8;  // nothing to offload
   EXPECT_FALSE(ExpertPool(c).should_refresh(0, true, ExecMode::Refresh));
-  EXPECT_EQ(RefreshPolicy{}, RefreshPolicy::every_denoise_steps(1));
+  EXPECT_EQ(RefreshPolicy{}, RefreshPolicy::every_steps(1));
 }
 
 TEST(ExpertPool, AMarginKeepsIncumbents) {

@@ -35,7 +35,8 @@ def test_worked_values():
     pool = mo.ExpertPool(8, 4, mo.RefreshPolicy.every_decode_steps(3))
     assert [s for s in range(8) if pool.should_refresh(s)] == [0, 3, 6]
     assert pool.should_refresh(1, is_prefill_block=True)
-    assert pool.should_refresh(1, mode=mo.MoEExecMode.Refresh)
+    assert pool.should_refresh(1, mode=mo.MoeExecMode.Refresh)
+    assert mo.MoEExecMode is mo.MoeExecMode
     assert not pool.should_refresh(1, mode="reuse")
     result = pool.refresh_from_indices(np.array([[5, 6], [5, 0]]))
     assert result and (result.promotions, result.demotions) == ([5, 6], [3, 2])

@@ -82,7 +82,7 @@ def test_bounds_of_any_policy(policy, on_miss):
 # with the most hits of that step become resident.
 def test_tide_decisions_by_hand():
     ids = np.array([[4, 4, 5], [1, 2, 3], [6, 5, 6], [4, 4, 4], [7, 0, 7]], np.int32)
-    pool = mo.ExpertPool(8, 2, mo.RefreshPolicy.every_denoise_steps(2))
+    pool = mo.ExpertPool(8, 2, mo.RefreshPolicy.every_steps(2))
     residents, swaps = [], []
     for step, row in enumerate(ids):
         if pool.should_refresh(step):

@@ -269,7 +269,7 @@ def documented():
         except ValueError:  # a class that cannot be called
             continue
         if isinstance(value, type) and issubclass(
-            value, BaseException | dict | list | mo.MoEExecMode
+            value, BaseException | dict | list | mo.MoeExecMode
         ):
             continue
         stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}

@@ -72,7 +72,7 @@ VALUES = {
     "RefreshPolicy": lambda _: [
         mo.RefreshPolicy.every_forward(),
         mo.RefreshPolicy.every_decode_steps(4),
-        mo.RefreshPolicy.every_denoise_steps(2),
+        mo.RefreshPolicy.every_steps(2),
         mo.RefreshPolicy.manual(),
     ],
     "RefreshResult": lambda _: [pool_that_ran().refresh_from_indices([0, 1])],
@@ -170,7 +170,7 @@ def test_values_do_not_depend_on_their_order_in_a_pickle(run_layer):
 def test_values_of_python():
     profile = mo.ExpertProfile.from_counts([[1, 2, 0], [0, 5, 7]])
     trace = Trace(np.array([[[[0, 1]]], [[[2, -1]]]], np.int32), 3)
-    for one in (profile, trace, mo.show_config(), mo.MoEExecMode.Reuse, mo.architecture_table()):
+    for one in (profile, trace, mo.show_config(), mo.MoeExecMode.Reuse, mo.architecture_table()):
         for other in (pickle.loads(pickle.dumps(one)), copy.deepcopy(one)):
             assert other == one and type(other) is type(one)
     for one in (profile, trace):

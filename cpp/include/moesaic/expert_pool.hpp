@@ -16,15 +16,15 @@
 namespace moesaic {
 
 /// When a pool asks to be refreshed. `step` of should_refresh counts what the policy names: decode
-/// or denoise steps.
+/// steps, or steps of any kind.
 struct RefreshPolicy {
-  enum class Every : std::uint8_t { Forward, DecodeSteps, DenoiseSteps, Manual };
-  Every every = Every::DenoiseSteps;
+  enum class Every : std::uint8_t { Forward, DecodeSteps, Steps, Manual };
+  Every every = Every::Steps;
   std::int64_t steps = 1;  ///< every how many steps, at least 1
 
   static RefreshPolicy every_forward() { return {Every::Forward, 1}; }
   static RefreshPolicy every_decode_steps(std::int64_t n) { return {Every::DecodeSteps, n}; }
-  static RefreshPolicy every_denoise_steps(std::int64_t n) { return {Every::DenoiseSteps, n}; }
+  static RefreshPolicy every_steps(std::int64_t n) { return {Every::Steps, n}; }
   /// Only at a prefill block or when forced.
   static RefreshPolicy manual() { return {Every::Manual, 1}; }
   bool operator==(const RefreshPolicy&) const = default;

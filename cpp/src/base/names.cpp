@@ -229,7 +229,7 @@ template <>
 constexpr auto kWords<RefreshPolicy::Every> =
     spell<RefreshPolicy::Every>({{RefreshPolicy::Every::Forward, "forward"},
                                  {RefreshPolicy::Every::DecodeSteps, "decode_steps"},
-                                 {RefreshPolicy::Every::DenoiseSteps, "denoise_steps"},
+                                 {RefreshPolicy::Every::Steps, "steps"},
                                  {RefreshPolicy::Every::Manual, "manual"}});
 template <>
 constexpr auto kWords<OnMiss> = spell<OnMiss>(
