@@ -1,5 +1,6 @@
 """Whole models as GGUF files, written as the converter of llama.cpp writes them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,12 @@ def write(
     *,
     drafts: int = 0,
     more: tuple[str, ...] = (),
+    keys: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
 ) -> None:
     """``quants`` has types by ends of the names in the file; other tensors are f32.
 
-    ``drafts`` blocks behind the last predict further tokens; ``more`` are names of other tensors.
+    ``drafts`` blocks behind the last predict further tokens; ``more`` are names of other tensors;
+    ``keys`` adds metadata.
     """
     config = model.config.get_text_config()
     writer = gguf.GGUFWriter(path, arch)
@@ -85,6 +88,7 @@ def write(
     writer.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", config.rms_norm_eps)
     theta = getattr(config, "rope_parameters", {}).get("rope_theta", 10000.0)
     writer.add_float32(f"{arch}.rope.freq_base", theta)
+    keys(writer)
 
     def add(name: str, values: torch.Tensor) -> None:
         data = np.ascontiguousarray(values.detach().float().numpy())

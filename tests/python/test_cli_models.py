@@ -277,6 +277,10 @@ BAD = {
         ["--policies", "best"], ["--top-k", "-1"],
     ],
     "completion": [["csh"]],
+    "generate": [
+        ["a", "--max-tokens", "0"], ["a", "--temperature", "-1"], ["a", "--top-p", "2"],
+        ["a", "--dtype", "f64"], ["a", "--usage", "/nowhere/a.npz"], [],
+    ],
 }  # fmt: skip
 NO_FILE = ("bench", "simulate-offload", "completion")
 

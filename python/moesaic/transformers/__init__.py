@@ -9,6 +9,7 @@ Importing this subpackage imports torch and transformers; ``import moesaic`` doe
 ``gguf``                a whole model of one file; ``gguf_names``: where its tensors are there
 ``encode``              experts that came from files, in other types
 ``usage``               how often each expert was used
+``timed``               text that a model makes, and how long its tokens took
 ``layouts``             experts modules of transformers: where, and how they hold weights
 ``activations``         what they compute between the products, found by trying it
 ``special``             experts that get other arguments than most
