@@ -95,6 +95,14 @@ def test_a_gguf_file(file, capsys):
     assert capsys.readouterr().out == said(mt.from_gguf(file, dtype=torch.float32), 12) + "\n"
 
 
+def test_a_limit_on_memory(file, capsys):
+    arguments = ["generate", str(file), PROMPT, "--max-tokens", "8"]
+    assert main(arguments) == 0
+    want = capsys.readouterr().out
+    assert main([*arguments, "--memory", "64MiB"]) == 0
+    assert capsys.readouterr().out == want
+
+
 def test_json_and_the_use_of_experts(file, tmp_path, capsys):
     path = tmp_path / "usage.npz"
     arguments = ["generate", str(file), PROMPT, "--max-tokens", "5", "--usage", str(path)]
@@ -165,6 +173,7 @@ class TestRefusals:
     def test_options_of_the_other_kind_of_model(self, file, folder, capsys):
         assert "--gate-up-type" in self.error(capsys, str(file), PROMPT, "--gate-up-type", "Q4_K")
         assert "--dense" in self.error(capsys, str(folder), PROMPT, "--dense", "bf16")
+        assert "--memory" in self.error(capsys, str(folder), PROMPT, "--memory", "1G")
         assert "--temperature" in self.error(capsys, str(folder), PROMPT, "--top-p", "0.5")
 
     def test_a_message_without_a_template(self, folder, capsys):

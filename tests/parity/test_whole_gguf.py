@@ -126,6 +126,118 @@ def test_tied_embeddings(tmp_path):
         assert distance(logits_of(kept), logits_of(decoded)) < 1e-3
 
 
+@pytest.fixture(scope="class")
+def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, int]:
+    """A model with many experts, its file, and the bytes of its experts."""
+    case = named("qwen3_moe")
+    model = make_model(Model(case.name, case.config, {**case.changes, "num_experts": 48}))
+    path = tmp_path_factory.mktemp("many") / "model.gguf"
+    write(path, "qwen3moe", model)
+    store = mo.MoeExpertStore.from_gguf(path)
+    return model, path, sum(layer.stack.nbytes for layer in store.layers)
+
+
+class TestMemory:
+    """Experts that do not fit into the memory they may take."""
+
+    def load(self, many: tuple[Any, Any, int], part: float = 0.4) -> tuple[Any, Any]:
+        """The model, and the store that its experts come from."""
+        model, path, size = many
+        ours = mt.from_gguf(path, torch.float32, config=model.config, memory=int(part * size))
+        return ours, ours.model.layers[0].mlp.experts._weights.store
+
+    def test_it_says_the_same(self, many):
+        model, path, size = many
+        ours, store = self.load(many)
+        options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
+        want = model.generate(PROMPT[:, :6], **options)
+        assert torch.equal(ours.generate(PROMPT[:, :6], **options), want)
+        whole = mt.from_gguf(path, torch.float32, config=model.config)
+        assert torch.equal(logits_of(ours), logits_of(whole))
+        held = store.memory()
+        assert held["slots"] + held["staging"] <= held["limit"] == int(0.4 * size) < size
+        resident = 3 * 5 * store.layers[0].expert_bytes
+        assert store.io_stats()["bytes"] > 4 * resident
+
+    def test_experts_that_are_used_stay(self, many):
+        ours, _ = self.load(many)
+        experts = ours.model.layers[0].mlp.experts
+        assert ", 5 in memory" in repr(experts)
+        x, weights = torch.randn(1, 32), torch.ones(1, 2)
+        for _ in range(4):
+            experts(x, torch.tensor([[40, 41]]), weights)
+        pool = experts._weights.pool
+        assert {40, 41} <= set(pool.residents.tolist())
+        assert pool.stats.hit_rate > 0.7
+
+    def test_as_much_as_there_is(self, many):
+        ours, _ = self.load(many, 4)
+        assert ours.model.layers[0].mlp.experts._weights.pool.budget == 48
+        assert distance(logits_of(ours), logits_of(many[0])) < 1e-5
+
+    def test_sizes_with_units(self, many):
+        model, path, _ = many
+        ours = mt.from_gguf(path, torch.float32, config=model.config, memory="1.5MiB")
+        assert ours.model.layers[0].mlp.experts._weights.store.memory()["limit"] == 3 << 19
+
+    def test_gradients(self, many):
+        model, path, _ = many
+        ours, _ = self.load(many)
+        whole = mt.from_gguf(path, torch.float32, config=model.config)
+        x, ids = torch.randn(4, 32), torch.randint(0, 48, (4, 2))
+        gradients = []
+        for one in (ours, whole):
+            into = x.clone().requires_grad_()
+            one.model.layers[1].mlp.experts(into, ids, torch.ones(4, 2)).sum().backward()
+            gradients.append(into.grad)
+        torch.testing.assert_close(*gradients)
+
+    def test_state(self, many, tmp_path):
+        ours, store = self.load(many)
+        want = logits_of(ours)
+        torch.save(ours.state_dict(), tmp_path / "state.pt")
+        state = torch.load(tmp_path / "state.pt", weights_only=True)
+        ours.load_state_dict(state)
+        assert ours.model.layers[0].mlp.experts._weights.store is store
+        # Elsewhere they run where the file is mapped.
+        whole = mt.from_gguf(many[1], torch.float32, config=many[0].config)
+        whole.load_state_dict(state)
+        assert whole.model.layers[0].mlp.experts.stack.nbytes == store.layers[0].stack.nbytes
+        assert torch.equal(logits_of(whole), want)
+
+    def test_from_pretrained(self, many, tmp_path):
+        model, path, size = many
+        model.save_pretrained(tmp_path / "model")
+        config = mt.MoesaicConfig(experts=path, memory=int(0.4 * size))
+        load = transformers.AutoModelForCausalLM.from_pretrained
+        ours = load(tmp_path / "model", dtype=torch.float32, quantization_config=config)
+        assert distance(logits_of(ours), logits_of(model)) < 1e-5
+        ours.save_pretrained(tmp_path / "again")
+        again = load(tmp_path / "again", dtype=torch.float32)
+        assert again.model.layers[0].mlp.experts._weights.pool.budget == 5
+        assert torch.equal(logits_of(again), logits_of(ours))
+
+    def test_too_little(self, many):
+        with pytest.raises(mo.ConfigError, match=r"memory: expected at least \d+ bytes"):
+            self.load(many, 0.2)
+
+    @pytest.mark.parametrize("size", ["much", 0, -1, "0", True, 1.5])
+    def test_sizes_that_are_none(self, size):
+        with pytest.raises(mo.ConfigError, match="a size such as '12GiB'"):
+            mt.MoesaicConfig(memory=size)
+
+    def test_types_to_encode_in(self):
+        with pytest.raises(mo.ConfigError, match="None beside memory="):
+            mt.MoesaicConfig(memory=1, gate_up="Q4_K")
+
+    def test_experts_of_a_folder(self, many, tmp_path):
+        many[0].save_pretrained(tmp_path)
+        with pytest.raises(mo.UnsupportedError, match="experts of a GGUF file"):
+            transformers.AutoModelForCausalLM.from_pretrained(
+                tmp_path, quantization_config=mt.MoesaicConfig(memory="1MiB")
+            )
+
+
 class TestRefusals:
     def test_a_type_by_name(self):
         with pytest.raises(mo.ConfigError, match="dense: expected 'keep'"):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import moesaic as mo
 from moesaic._errors import error_of
 
-from .options import add_json, add_model, integer, number, output
+from .options import add_json, add_model, integer, memory, number, output
 from .table import pairs
 from .whole import DTYPES, model_of, place_of, quiet, require_packages, tokenizer_of
 
@@ -54,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gate-up-type", metavar="TYPE", help="of a folder, encode gate and up, as in Q4_K"
     )
     parser.add_argument("--down-type", metavar="TYPE", help="of a folder, encode down")
+    parser.add_argument(
+        "--memory", type=memory, help="of a GGUF file, what experts take at most, as in 12GiB"
+    )
     parser.add_argument("--threads", type=integer(1, 4096), help="of torch and of the experts")
     parser.add_argument(
         "--usage", metavar="FILE", type=output, help="write how often each expert was used, as .npz"
@@ -82,6 +85,7 @@ def run(options: argparse.Namespace) -> int:
             dtype=options.dtype,
             gate_up=options.gate_up_type,
             down=options.down_type,
+            memory=options.memory,
         )
         load = time.perf_counter() - start
         torch.manual_seed(options.seed)
@@ -102,7 +106,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _check_options(options: argparse.Namespace, gguf: bool) -> None:
     """Raises ConfigError for options of the other kind of model."""
-    names = ("gate_up_type", "down_type") if gguf else ("dense",)
+    names = ("gate_up_type", "down_type") if gguf else ("dense", "memory")
     for name in names:
         if getattr(options, name) is not None:
             raise error_of(

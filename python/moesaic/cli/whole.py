@@ -69,6 +69,7 @@ def model_of(
     dtype: str | None = None,
     gate_up: str | None = None,
     down: str | None = None,
+    memory: int | None = None,
 ) -> Any:
     """The model of a place, its experts here. Raises as ``from_gguf`` and ``from_pretrained``."""
     import torch
@@ -79,7 +80,7 @@ def model_of(
     if place.gguf:
         types = {} if dtype is None else {"dtype": getattr(torch, DTYPES[dtype])}
         kept = dense if dense == "keep" else getattr(torch, DTYPES[dense])
-        return mt.from_gguf(place.path, dense=kept, **types)
+        return mt.from_gguf(place.path, dense=kept, memory=memory, **types)
     return transformers.AutoModelForCausalLM.from_pretrained(
         place.path,
         dtype="auto" if dtype is None else getattr(torch, DTYPES[dtype]),

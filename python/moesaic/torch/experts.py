@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from moesaic import _core
-from moesaic._errors import require_kind
-from moesaic.torch.frozen import FrozenExperts
+from moesaic._errors import error_of, require_kind
+from moesaic.torch.frozen import FrozenExperts, PooledExperts
 from moesaic.torch.state import state_of, weights_of
 
 if TYPE_CHECKING:
-    from moesaic._core import _ActivationName, _GgufSource, _Precision, _Progress
+    from moesaic._core import _ActivationName, _GgufSource, _OnMiss, _Precision, _Progress
 
 
 class Experts(nn.Module):
@@ -127,9 +127,61 @@ class Experts(nn.Module):
         stack = _core.ExpertStack.load_from_safetensors(path, layer, progress=progress)
         return cls(stack, _core.MoeConfig.from_hf(path, layer).activation, precision=precision)
 
+    @classmethod
+    def from_store(
+        cls,
+        store: _core.MoeExpertStore,
+        layer: int,
+        pool: _core.ExpertPool,
+        on_miss: _OnMiss = "stage",
+        *,
+        activation: _core.Activation | _ActivationName | None = None,
+        precision: _Precision | None = None,
+    ) -> Experts:
+        """Take the experts of a store, of which as many are in memory as the pool says.
+
+        Parameters
+        ----------
+        store : MoeExpertStore
+            Where the experts lie.
+        layer : int
+            Block number in the model.
+        pool : ExpertPool
+            Which experts have a slot.
+        on_miss : str
+            What a call does with an expert that has none, as in ``MoeLayer.from_store``.
+        activation, precision
+            As in the constructor.
+
+        Returns
+        -------
+        Experts
+            Its results are those of experts that are all in memory. A pickle, or an entry of a
+            state_dict, refers to the file; experts made of one run where the file is mapped.
+
+        Raises
+        ------
+        ShapeError
+            No such block, or a pool of another size.
+        ConfigError
+            An unknown activation, or what ``MoeLayer.from_store`` raises.
+        DTypeError
+            Another object than a store.
+        """
+        require_kind("Experts", "store", store, _core.MoeExpertStore, "a MoeExpertStore")
+        stacks = {one.layer_index: one.stack for one in store.layers}
+        if layer not in stacks:
+            known = ", ".join(map(str, stacks))
+            raise error_of(
+                _core.ShapeError, "Experts.from_store", "layer", f"one of {known}", str(layer)
+            )
+        made = cls(stacks[layer], activation, precision=precision)
+        made._weights = PooledExperts(store, layer, pool, on_miss, made.activation, precision)
+        return made
+
     @property
     def stack(self) -> _core.ExpertStack:
-        """The weights."""
+        """The weights; of a store all of them, as they lie there."""
         return self._weights.stack
 
     @property
@@ -191,10 +243,13 @@ class Experts(nn.Module):
 
     def extra_repr(self) -> str:
         """Return sizes, types and bytes."""
-        stack = self.stack
+        stack, weights = self.stack, self._weights
+        pooled = ""
+        if isinstance(weights, PooledExperts):
+            pooled = f", {weights.pool.budget} in memory"
         types = ", ".join(f"{role} {quant}" for role, quant in stack.quants.items())
         return (
             f"{stack.num_experts} experts, hidden_size={stack.hidden_size},"
             f" intermediate_size={stack.intermediate_size}, {types},"
-            f" {self.activation.kind}, {stack.nbytes / 2**20:.1f} MiB"
+            f" {self.activation.kind}, {stack.nbytes / 2**20:.1f} MiB{pooled}"
         )

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 from moesaic import _core
 from moesaic._errors import error_of
+
+if TYPE_CHECKING:
+    from moesaic._core import _OnMiss
 
 _numbers = itertools.count(1)
 _alive: weakref.WeakValueDictionary[int, Frozen] = weakref.WeakValueDictionary()
@@ -30,6 +35,10 @@ class Frozen:
     def sizes(self) -> dict[str, int]:
         """What other weights must have in common with these to take their place."""
         raise NotImplementedError
+
+    def accepts(self, other: object) -> bool:
+        """Whether other weights are of a kind that may take the place of these."""
+        return isinstance(other, type(self))
 
     def __copy__(self: _F) -> _F:
         return self
@@ -71,8 +80,76 @@ class FrozenExperts(Frozen):
     def sizes(self) -> dict[str, int]:
         return {"experts": self.stack.num_experts, "hidden_size": self.stack.hidden_size}
 
+    def forward(self, x: Any, routing: _core.Routing, out: Any) -> None:
+        """Write what the experts make of rows x [T, H] to ``out``."""
+        _core.moe_forward(
+            x,
+            None,
+            self.stack,
+            routing=routing,
+            activation=self.activation,
+            precision=self.precision,  # type: ignore[arg-type]
+            out=out,
+        )
+
     def __reduce__(self) -> tuple[Any, ...]:
         return FrozenExperts, (self.stack, self.activation, self.precision)
+
+
+class PooledExperts(FrozenExperts):
+    """Experts of a store, as many of them in memory as a pool says.
+
+    ``stack`` has all of them as the store has them: gradients decode from there.
+    """
+
+    def __init__(
+        self,
+        store: _core.MoeExpertStore,
+        block: int,
+        pool: _core.ExpertPool,
+        on_miss: _OnMiss,
+        activation: _core.Activation,
+        precision: str | None,
+    ) -> None:
+        view = {one.layer_index: one for one in store.layers}[block]
+        super().__init__(view.stack, activation, precision)
+        self.store, self.block, self.pool = store, block, pool
+        stack = view.stack
+        facts = _core.MoeConfig(
+            hidden_size=stack.hidden_size,
+            intermediate_size=stack.intermediate_size,
+            num_experts=stack.num_experts,
+            top_k=1,
+            activation=activation,
+        )
+        # The layer has a router, which no call asks: each comes with its routing.
+        router = np.zeros((stack.num_experts, stack.hidden_size), np.float32)
+        self.layer = _core.MoeLayer.from_store(
+            store, block, pool, on_miss, config=facts, router_weight=router
+        )
+
+    def accepts(self, other: object) -> bool:
+        return isinstance(other, FrozenExperts)
+
+    def forward(self, x: Any, routing: _core.Routing, out: Any) -> None:
+        self.layer(x, routing=routing, precision=self.precision, out=out)  # type: ignore[arg-type]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return mapped_experts, (self.store, self.block, self.activation, self.precision)
+
+
+def mapped_experts(
+    store: _core.MoeExpertStore,
+    block: int,
+    activation: _core.Activation,
+    precision: str | None,
+) -> FrozenExperts:
+    """Experts of a store where they are mapped, which is what pickles of pooled ones hold.
+
+    Whoever loads one says anew how much memory experts may take.
+    """
+    view = {one.layer_index: one for one in store.layers}[block]
+    return FrozenExperts(view.stack, activation, precision)
 
 
 class FrozenLayer(Frozen):

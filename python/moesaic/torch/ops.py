@@ -67,15 +67,8 @@ def _experts(
     y = torch.empty_like(rows)
     chosen = array_of(_rows(ids))
     with threads_of_torch():
-        _core.moe_forward(
-            array_of(rows),
-            None,
-            experts.stack,
-            routing=_core.Routing(chosen, array_of(_rows(weights))),
-            activation=experts.activation,
-            precision=experts.precision,  # type: ignore[arg-type]
-            out=array_of(y),
-        )
+        routing = _core.Routing(chosen, array_of(_rows(weights)))
+        experts.forward(array_of(rows), routing, array_of(y))
     experts.uses.observe(chosen)
     return _in_place_of(y, x)
 

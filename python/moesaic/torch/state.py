@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import io
 import pickle
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 
 from moesaic import _core
 from moesaic._errors import error_of
-from moesaic.torch.frozen import Frozen
+from moesaic.torch.frozen import Frozen, PooledExperts
 
 _F = TypeVar("_F", bound=Frozen)
 
@@ -24,9 +24,10 @@ _F = TypeVar("_F", bound=Frozen)
 _NAMES = {
     *(("moesaic.torch.frozen", name) for name in ("FrozenExperts", "FrozenLayer")),
     *(("moesaic.torch.frozen", name) for name in ("FrozenMatrix", "FrozenTable")),
+    ("moesaic.torch.frozen", "mapped_experts"),
     *(("moesaic._pickling", name) for name in ("GgufSource", "CheckpointSource", "value")),
     *(("moesaic._pickling", name) for name in ("gguf_layer", "gguf_stack", "stack_of")),
-    *(("moesaic._pickling", name) for name in ("gguf_matrix", "gguf_file")),
+    *(("moesaic._pickling", name) for name in ("gguf_matrix", "gguf_file", "gguf_store")),
     *(("moesaic._pickling", name) for name in ("checkpoint_layer", "checkpoint_stack")),
     *(("moesaic", name) for name in ("Activation", "MoeConfig", "RouterConfig")),
 }
@@ -81,7 +82,8 @@ class _Reader(pickle.Unpickler):
 def weights_of(state: object, old: _F) -> _F:
     """The weights of an entry, which take the place of ``old``.
 
-    Raises FormatError for another kind of entry, other sizes, or a file that changed.
+    Pooled experts stay pooled where the entry is theirs. Raises FormatError for another kind of
+    entry, other sizes, or a file that changed.
     """
     if isinstance(state, Unsaved):
         found: object = state.weights
@@ -94,12 +96,17 @@ def weights_of(state: object, old: _F) -> _F:
             raise _malformed(str(error)) from error
     else:
         raise _malformed(type(state).__name__)
-    if not isinstance(found, type(old)):
+    if not old.accepts(found):
         raise _malformed(type(found).__name__)
+    found = cast("_F", found)
     if found.sizes != old.sizes:
         raise error_of(
             _core.FormatError, "load_state_dict", "sizes", str(old.sizes), str(found.sizes)
         )
+    mine = state_of(old)
+    same = isinstance(state, torch.Tensor) and isinstance(mine, torch.Tensor)
+    if same and isinstance(old, PooledExperts) and torch.equal(state.cpu(), mine):
+        return old
     return found
 
 

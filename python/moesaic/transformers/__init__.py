@@ -8,6 +8,7 @@ Importing this subpackage imports torch and transformers; ``import moesaic`` doe
 ``quantizer``           ``from_pretrained(..., quantization_config=MoesaicConfig(...))``
 ``gguf``                a whole model of one file; ``gguf_names``: where its tensors are there
 ``encode``              experts that came from files, in other types
+``pooled``              experts of a file, as many in memory as fit
 ``usage``               how often each expert was used
 ``timed``               text that a model makes, and how long its tokens took
 ``layouts``             experts modules of transformers: where, and how they hold weights

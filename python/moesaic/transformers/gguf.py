@@ -29,6 +29,7 @@ def from_gguf(
     *,
     dtype: torch.dtype = torch.bfloat16,
     config: Any = None,
+    memory: int | str | None = None,
 ) -> Any:
     """Make a model of transformers of a GGUF file.
 
@@ -44,6 +45,9 @@ def from_gguf(
         With 'keep', the type of activations and of all tensors that are not kept.
     config : transformers.PreTrainedConfig, optional
         The configuration of the model. None: what transformers reads from the file.
+    memory : int or str, optional
+        Bytes, or a size such as '12GiB', that experts take at most, as in ``MoesaicConfig``; the
+        other tensors are in memory beside them. None: all experts are in memory.
 
     Returns
     -------
@@ -60,13 +64,15 @@ def from_gguf(
     FormatError
         A tensor is missing, is one too many, or has another shape.
     ConfigError
-        The configuration describes other MoE layers than the file.
+        The configuration describes other MoE layers than the file, or ``memory`` is no size, or
+        less than one expert of each layer needs.
 
     Examples
     --------
     >>> import moesaic.transformers as mt
     >>> model = mt.from_gguf("model.gguf")  # doctest: +SKIP
     >>> model = mt.from_gguf("model.gguf", dense=torch.bfloat16)  # doctest: +SKIP
+    >>> model = mt.from_gguf("model.gguf", memory="12GiB")  # doctest: +SKIP
     """
     if dense != "keep" and not isinstance(dense, torch.dtype):
         raise error_of(
@@ -102,7 +108,7 @@ def from_gguf(
         config=config,
         state_dict=state,
         dtype=dtype,
-        quantization_config=MoesaicConfig.with_modules(path, kept),
+        quantization_config=MoesaicConfig.with_modules(path, kept, memory),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
@@ -25,10 +25,12 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from moesaic import _core
 from moesaic._errors import error_of
+from moesaic._sizes import bytes_of
 from moesaic.torch.experts import Experts
 from moesaic.transformers.activations import activation_of
 from moesaic.transformers.encode import encoded_as
 from moesaic.transformers.layouts import experts_of, layer_of, unsupported, weights_of
+from moesaic.transformers.pooled import pooled_experts
 from moesaic.transformers.special import class_for
 
 _METHOD = "moesaic"
@@ -46,12 +48,23 @@ class MoesaicConfig(QuantizationConfigMixin):
         The type that gate and up matrices are encoded in, such as 'Q4_K'. None: as they are there.
     down : str, optional
         The type of the down matrices. None: as they are there.
+    memory : int or str, optional
+        Bytes, or a size such as '12GiB', that experts take at most, all layers together: those that
+        are used most stay in memory, the others are read from the file when they are needed. The
+        experts are those of a GGUF file then, as they are there. None: all are in memory.
+
+    Raises
+    ------
+    ConfigError
+        A size that is none, or a limit beside a type to encode in.
 
     Examples
     --------
     >>> import moesaic.transformers as mt
-    >>> mt.MoesaicConfig(gate_up="Q4_K", down="Q6_K").to_dict()
-    {'quant_method': 'moesaic', 'experts': None, 'gate_up': 'Q4_K', 'down': 'Q6_K'}
+    >>> mt.MoesaicConfig(gate_up="Q4_K", down="Q6_K").gate_up
+    'Q4_K'
+    >>> mt.MoesaicConfig("model.gguf", memory="12GiB").memory
+    12884901888
     """
 
     _modules: Mapping[str, nn.Module] = MappingProxyType({})
@@ -61,19 +74,31 @@ class MoesaicConfig(QuantizationConfigMixin):
         experts: str | PathLike[str] | None = None,
         gate_up: str | None = None,
         down: str | None = None,
+        memory: int | str | None = None,
         quant_method: str = _METHOD,
     ) -> None:
-        self.quant_method = quant_method
+        if memory is not None:
+            memory = bytes_of("MoesaicConfig", "memory", memory)
+            if gate_up is not None or down is not None:
+                raise error_of(
+                    _core.ConfigError, "MoesaicConfig", "gate_up, down",
+                    "None beside memory=, as experts are read as they are",
+                    f"{gate_up}, {down}", "moesaic convert writes a file with other types",
+                )  # fmt: skip
+        self.quant_method, self.memory = quant_method, memory
         self.experts = None if experts is None else str(Path(os.fspath(experts)).absolute())
         self.gate_up, self.down = gate_up, down
         register_quantizer()
 
     @classmethod
     def with_modules(
-        cls, experts: str | PathLike[str], modules: Mapping[str, nn.Module]
+        cls,
+        experts: str | PathLike[str],
+        modules: Mapping[str, nn.Module],
+        memory: int | str | None = None,
     ) -> MoesaicConfig:
         """One that also puts these modules in the place of those of their names."""
-        config = cls(experts)
+        config = cls(experts, memory=memory)
         config._modules = modules
         return config
 
@@ -115,10 +140,11 @@ class MoesaicQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         config = self.quantization_config
-        source = _Source(config.experts)
+        source = _source_of(config)
         for name, wanted in self._experts.items():
-            stack = encoded_as(source.stack(layer_of(name)), config.gate_up, config.down)
-            model.set_submodule(name, wanted.module(stack, name).eval())
+            experts = source(wanted.kind, layer_of(name), wanted.activation)
+            wanted.check(experts.stack, name)
+            model.set_submodule(name, experts.eval())
         for name, module in config._modules.items():
             model.set_submodule(name, module.eval())
         return model
@@ -155,8 +181,8 @@ class _Wanted:
         self.gated = weights.gate is not None
         self.kind, self.activation = class_for(module), activation_of(module)
 
-    def module(self, stack: _core.ExpertStack, name: str) -> Experts:
-        """The module of ours. Raises FormatError where the file has other experts."""
+    def check(self, stack: _core.ExpertStack, name: str) -> None:
+        """Raises FormatError where the file has other experts."""
         sizes = (stack.num_experts, stack.intermediate_size, stack.hidden_size)
         if sizes != self.sizes or stack.gated != self.gated:
             gated = ("ungated", "gated")
@@ -167,20 +193,34 @@ class _Wanted:
                 f"{gated[self.gated]} experts [E, I, H] {list(self.sizes)}, as the model has them",
                 f"{gated[stack.gated]} {list(sizes)}",
             )
-        return self.kind(stack, self.activation)
 
 
-class _Source:
-    """A GGUF file or a folder, by layers."""
+#: Makes the module of a class for a block, with an activation.
+_Source = Callable[[type[Experts], int, _core.Activation], Experts]
 
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.file = None if Path(path).is_dir() else _core.GgufFile(path)
 
-    def stack(self, layer: int) -> _core.ExpertStack:
-        if self.file is not None:
-            return _core.ExpertStack.load_from_gguf(self.file, layer)
-        return _core.ExpertStack.load_from_safetensors(self.path, layer)
+def _source_of(config: MoesaicConfig) -> _Source:
+    """The experts of a GGUF file or a folder, by blocks."""
+    path = config.experts
+    assert path is not None
+    file = None if Path(path).is_dir() else _core.GgufFile(path)
+    if config.memory is not None:
+        if file is None:
+            raise error_of(
+                _core.UnsupportedError, "MoesaicConfig", "memory",
+                "experts of a GGUF file, which are read one by one", f"the folder {path}",
+                "moesaic convert writes them to one, which experts= names",
+            )  # fmt: skip
+        return pooled_experts(file, config.memory)
+
+    def loaded(kind: type[Experts], block: int, activation: _core.Activation) -> Experts:
+        if file is not None:
+            stack = _core.ExpertStack.load_from_gguf(file, block)
+        else:
+            stack = _core.ExpertStack.load_from_safetensors(path, block)
+        return kind(encoded_as(stack, config.gate_up, config.down), activation)
+
+    return loaded
 
 
 def _folder_of(checkpoint_files: list[str] | None) -> str:
