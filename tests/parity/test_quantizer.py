@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 import transformers
 from models import MODELS, Model
@@ -182,6 +183,39 @@ def test_hooks_of_accelerate(tmp_path):
     model = load(tmp_path, mt.MoesaicConfig(), dtype=torch.float32)
     accelerate.cpu_offload(model, torch.device("cpu"), offload_buffers=True)
     assert distance(logits_of(model), want) < 1e-5
+
+
+def test_layers_that_accelerate_keeps_on_disk(tmp_path):
+    """Its hooks bring in what is torch's; experts stay where they are."""
+    pytest.importorskip("accelerate")
+    want = saved(named("qwen3_moe"), tmp_path)
+    options = {"max_memory": {"cpu": "60KB"}, "offload_folder": tmp_path / "offloaded"}
+    model = load(
+        tmp_path, mt.MoesaicConfig(), dtype=torch.float32, device_map="auto", **options
+    )  # fmt: skip
+    assert {"cpu", "disk"} <= {str(place) for place in model.hf_device_map.values()}
+    assert distance(logits_of(model), want) < 1e-5
+    tokens = load(tmp_path, mt.MoesaicConfig(), dtype=torch.float32).generate(
+        PROMPT[:, :6], max_new_tokens=4, do_sample=False
+    )
+    assert torch.equal(model.generate(PROMPT[:, :6], max_new_tokens=4, do_sample=False), tokens)
+
+
+def test_pipelines():
+    plain, ours = (make_model(named("qwen3_moe")) for _ in range(2))
+    vocabulary = {"<end>": 0, **{f"w{i}": i for i in range(1, plain.config.vocab_size)}}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, "<end>"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, eos_token="<end>", pad_token="<end>"
+    )
+
+    def said(model: Any) -> list[Any]:
+        pipe = transformers.pipeline("text-generation", model=model, tokenizer=tokenizer)
+        texts = ["w5 w9 w4", "w7 w8 w20 w33"]
+        return pipe(texts, batch_size=2, max_new_tokens=5, do_sample=False)
+
+    assert said(mt.convert(ours)) == said(plain)
 
 
 def test_adapters_of_peft(tmp_path):

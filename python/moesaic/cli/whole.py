@@ -73,7 +73,6 @@ def model_of(
 ) -> Any:
     """The model of a place, its experts here. Raises as ``from_gguf`` and ``from_pretrained``."""
     import torch
-    import transformers
 
     import moesaic.transformers as mt
 
@@ -81,10 +80,11 @@ def model_of(
         types = {} if dtype is None else {"dtype": getattr(torch, DTYPES[dtype])}
         kept = dense if dense == "keep" else getattr(torch, DTYPES[dense])
         return mt.from_gguf(place.path, dense=kept, memory=memory, **types)
-    return transformers.AutoModelForCausalLM.from_pretrained(
+    return mt.from_pretrained(
         place.path,
         dtype="auto" if dtype is None else getattr(torch, DTYPES[dtype]),
-        quantization_config=mt.MoesaicConfig(gate_up=gate_up, down=down),
+        gate_up=gate_up,
+        down=down,
     )
 
 

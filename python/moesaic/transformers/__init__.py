@@ -6,6 +6,8 @@ Importing this subpackage imports torch and transformers; ``import moesaic`` doe
 ``convert``             the experts of a model in memory, encoded and replaced in place
 ``implementation``      ``experts_implementation="moesaic"``: a model's own weights
 ``quantizer``           ``from_pretrained(..., quantization_config=MoesaicConfig(...))``
+``pretrained``          the same for checkpoints that name a method of their own
+``encoded_linears``     matrices outside of experts that a checkpoint has encoded
 ``gguf``                a whole model of one file; ``gguf_names``: where its tensors are there
 ``encode``              experts that came from files, in other types
 ``pooled``              experts of a file, as many in memory as fit
@@ -20,7 +22,8 @@ Importing this subpackage imports torch and transformers; ``import moesaic`` doe
 from moesaic.transformers.convert import convert
 from moesaic.transformers.gguf import from_gguf
 from moesaic.transformers.implementation import register
+from moesaic.transformers.pretrained import from_pretrained
 from moesaic.transformers.quantizer import MoesaicConfig
 from moesaic.transformers.usage import usage
 
-__all__ = ["MoesaicConfig", "convert", "from_gguf", "register", "usage"]
+__all__ = ["MoesaicConfig", "convert", "from_gguf", "from_pretrained", "register", "usage"]

@@ -29,11 +29,13 @@ from moesaic._sizes import bytes_of
 from moesaic.torch.experts import Experts
 from moesaic.transformers.activations import activation_of
 from moesaic.transformers.encode import encoded_as
+from moesaic.transformers.encoded_linears import EncodedLinears
 from moesaic.transformers.layouts import experts_of, layer_of, unsupported, weights_of
 from moesaic.transformers.pooled import pooled_experts
 from moesaic.transformers.special import class_for
 
-_METHOD = "moesaic"
+#: The name of the method in config.json.
+METHOD = "moesaic"
 
 
 class MoesaicConfig(QuantizationConfigMixin):
@@ -75,7 +77,7 @@ class MoesaicConfig(QuantizationConfigMixin):
         gate_up: str | None = None,
         down: str | None = None,
         memory: int | str | None = None,
-        quant_method: str = _METHOD,
+        quant_method: str = METHOD,
     ) -> None:
         if memory is not None:
             memory = bytes_of("MoesaicConfig", "memory", memory)
@@ -109,8 +111,8 @@ class MoesaicConfig(QuantizationConfigMixin):
 
 def register_quantizer() -> None:
     """Make the method known to transformers, once."""
-    AUTO_QUANTIZATION_CONFIG_MAPPING[_METHOD] = MoesaicConfig
-    AUTO_QUANTIZER_MAPPING[_METHOD] = MoesaicQuantizer
+    AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = MoesaicConfig
+    AUTO_QUANTIZER_MAPPING[METHOD] = MoesaicQuantizer
 
 
 class MoesaicQuantizer(HfQuantizer):
@@ -119,6 +121,7 @@ class MoesaicQuantizer(HfQuantizer):
     def __init__(self, config: MoesaicConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         self._experts: dict[str, _Wanted] = {}
+        self._linears: EncodedLinears | None = None
 
     def _process_model_before_weight_loading(
         self, model: nn.Module, checkpoint_files: list[str] | None = None, **kwargs: Any
@@ -126,11 +129,14 @@ class MoesaicQuantizer(HfQuantizer):
         config = self.quantization_config
         if config.experts is None:
             config.experts = _folder_of(checkpoint_files)
+        if checkpoint_files and checkpoint_files[0].endswith(".safetensors"):
+            self._linears = EncodedLinears(_folder_of(checkpoint_files), model)
         for name, module in experts_of(model, "MoesaicConfig"):
             if layer_of(name) in map(layer_of, self._experts):
                 raise unsupported(module, name, "one module of experts in a layer", "several")
             self._experts[name] = _Wanted(module)
-        replaced = (*self._experts, *config._modules)
+        linears = () if self._linears is None else self._linears.wanted
+        replaced = (*self._experts, *config._modules, *linears)
         for name in replaced:
             model.set_submodule(name, nn.Identity())  # no parameters: nothing is read for it
         unread = {rf"{re.escape(name)}\." for name in replaced}
@@ -147,6 +153,10 @@ class MoesaicQuantizer(HfQuantizer):
             model.set_submodule(name, experts.eval())
         for name, module in config._modules.items():
             model.set_submodule(name, module.eval())
+        if self._linears is not None:
+            for name in self._linears.wanted:
+                model.set_submodule(name, self._linears.module(name).eval())
+            self._linears = None  # and with it the files
         return model
 
     def get_state_dict_and_metadata(
