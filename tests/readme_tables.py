@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import moesaic as mo
-from moesaic.bench import report
+from moesaic.bench import report, whole_report
 from moesaic.hf_config.families import family_table
 
 ROOT = Path(__file__).parents[1]
@@ -214,24 +214,8 @@ def matrix_speed() -> str:
 
 def whole_model() -> str:
     """A model of transformers with its experts, and its matrices, here or in torch."""
-    kept = json.loads(max(WHOLE_MODELS.glob("*.json")).read_text())
-    rows = []
-    for row in kept["engines"]:
-        times = [
-            f"{low:,.{digits}f} ({median:,.{digits}f}, {high:,.{digits}f})"
-            for (low, median, high), digits in ((row["decode_ms"], 1), (row["prefill_ms"], 0))
-        ]
-        rows.append([row["engine"], *times, f"{row['mib']:,.0f}"])
-    types = kept["types"]
-    about = (
-        f"Milliseconds, lower quartile (median, upper quartile). {kept['layers']} layers of "
-        f"Qwen3-30B-A3B's shape, {types['gate']} and {types['down']}, matrices "
-        f"{types['matrices']}; "
-        f"{kept['threads']} threads of an {kept['machine']} ({kept['isa']}) with a load of "
-        f"{kept['load']:.0f}, other processes included; {kept['date']}."
-    )
-    header = ("", "a token", f"a prompt of {kept['prompt']}", "MiB")
-    return about + "\n\n" + markdown(header, rows, numbers_from=1)
+    kept: dict[str, Any] = json.loads(max(WHOLE_MODELS.glob("*.json")).read_text())
+    return whole_report.markdown(kept)
 
 
 def architectures() -> str:

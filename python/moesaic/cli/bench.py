@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--peers",
         default="installed",
-        help=f"comma separated of {', '.join(PEERS)} (a GPU: torch-grouped, humming-int4); "
-        "'installed' or 'none'",
+        help=f"comma separated of {', '.join(PEERS)} (a GPU: torch-grouped, humming-int4; a model: "
+        "torch-eager, torch-grouped-mm, llama.cpp); 'installed' or 'none'",
     )
     parser.add_argument(
         "--precision",
@@ -81,6 +81,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="measure nothing; show the results of a folder over time (--plot: as a picture)",
     )
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table at the end")
+    parser.add_argument(
+        "--model",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="measure a whole model: of a GGUF file, or one made for this (needs transformers)",
+    )
+    parser.add_argument(
+        "--layers",
+        type=integer(1),
+        help="with --model, of the one that is made (default: 4)",
+    )
 
 
 def quant(text: str) -> str:
@@ -99,7 +111,7 @@ def result_path(text: str) -> str:
     return text if text == "-" or Path(text).is_dir() else output(text)
 
 
-def _peers(asked: str, known: dict[str, Any]) -> tuple[str, ...]:
+def peers_of(asked: str, known: dict[str, Any]) -> tuple[str, ...]:
     if asked == "installed":
         return tuple(known)
     if asked == "none":
@@ -122,7 +134,7 @@ def _run_gpu(options: argparse.Namespace) -> int:
     gpu_options = gpu.GpuOptions(
         device=device,
         tokens=tuple(options.tokens) if options.tokens else gpu.TOKENS,
-        peers=_peers(options.peers, gpu.PEERS),
+        peers=peers_of(options.peers, gpu.PEERS),
         rounds=options.rounds,
     )
     results = []
@@ -189,6 +201,17 @@ def _run(options: argparse.Namespace) -> int:
 
     if options.history:
         return _show_history(options)
+    if options.model is not None:
+        from .bench_model import run as run_model
+
+        return run_model(options)
+    if options.layers is not None:
+        import moesaic as mo
+        from moesaic._errors import error_of
+
+        raise error_of(
+            mo.ConfigError, "bench", "--layers", "--model beside it", str(options.layers)
+        )
     if options.device != "cpu":
         return _run_gpu(options)
     available = (
@@ -197,7 +220,7 @@ def _run(options: argparse.Namespace) -> int:
     bench_options = BenchOptions(
         tokens=tuple(options.tokens) if options.tokens else TOKENS,
         threads=tuple(options.threads) if options.threads else tuple(sorted({1, available})),
-        peers=_peers(options.peers, PEERS),
+        peers=peers_of(options.peers, PEERS),
         precisions=tuple(options.precision),
         rounds=options.rounds,
         seconds=options.seconds,

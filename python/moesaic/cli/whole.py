@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ def place_of(path: str) -> Place:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the bars and hints that transformers prints; errors are raised anyway."""
+    """Without the bars, hints and warnings of transformers; errors are raised anyway."""
     import transformers
 
     logging = transformers.logging
@@ -55,7 +56,9 @@ def quiet() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:
