@@ -57,6 +57,7 @@ TOOLS = {
         "peft>=0.17,<1",
         "mpi4py>=4,<5",
         "mpich>=4,<6",
+        "mlx[cpu]>=0.30,<1; sys_platform == 'linux'",
     ],
     "sdist": ["build>=1"],
     "lock": ["uv>=0.9"],

@@ -67,6 +67,15 @@ def test_the_reference_has_every_name():
     ids=lambda path: path.stem,
 )
 def test_examples_with_torch(example, tmp_path):
+    check_example(example, tmp_path)
+
+
+def test_the_example_with_mlx(tmp_path):
+    pytest.importorskip("mlx.core")
+    check_example(EXAMPLES / "17_mlx_arrays.py", tmp_path)
+
+
+def check_example(example: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(example)], capture_output=True, text=True, cwd=tmp_path, timeout=300
     )
