@@ -1,5 +1,6 @@
 """moesaic bench --model: every engine runs, the same model in each."""
 
+import dataclasses
 import json
 import sys
 import types
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from whole import distance, logits_of
 
 import moesaic.transformers as mt
@@ -91,6 +93,15 @@ def test_one_that_is_made_for_this(monkeypatch, capfd):
     arguments = ["--tokens", "8", "--rounds", "1", "--peers", "none", "--json", "-"]
     assert main(["bench", "--model", *arguments]) == 0
     assert json.loads(capfd.readouterr().out)["model"] == whole_file.NAME
+
+
+def test_its_words_are_those_of_every_byte(tmp_path):
+    path = tmp_path / "model.gguf"
+    write_whole_gguf(path, dataclasses.replace(TINY, words=300))
+    words = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
+    text = "abba, \n\u00e9!"
+    assert words.decode(words(text)["input_ids"]) == text
+    assert words.eos_token == "<|endoftext|>" and len(words) == 300
 
 
 def test_engines_run_one_model(file):

@@ -126,10 +126,18 @@ def _write_facts(writer: gguf.GGUFWriter, shape: WholeShape) -> None:
     writer.add_value_length(shape.head_width)
     writer.add_layer_norm_rms_eps(_EPS)
     writer.add_rope_freq_base(_THETA)
-    # llama.cpp opens no model without words.
+    _write_words(writer, shape.words)
+
+
+def _write_words(writer: gguf.GGUFWriter, count: int) -> None:
+    """A tokenizer of GPT-2's kind: llama.cpp opens no model without words."""
+    # Each byte has a letter; those that print, their own, and the others behind all of them.
+    prints = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    letters = [chr(byte) for byte in prints] + [chr(256 + i) for i in range(256 - len(prints))]
+    more = [f"word{i}" for i in range(count)]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list([f"w{i}" for i in range(shape.words)])
-    writer.add_token_types([1] * shape.words)
-    writer.add_token_merges(["w 1"])
-    writer.add_eos_token_id(0)
+    writer.add_token_list([*(letters + more)[: count - 2], "ab", "<|endoftext|>"])
+    writer.add_token_types([1] * (count - 1) + [3])  # the last controls
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(count - 1)
