@@ -217,6 +217,15 @@ class TestMemory:
         assert again.model.layers[0].mlp.experts._weights.pool.budget == 5
         assert torch.equal(logits_of(again), logits_of(ours))
 
+    def test_fewer_blocks_than_the_model_has(self, many, tmp_path):
+        model, path, size = many
+        changes = {**model.config.to_diff_dict(), "num_hidden_layers": 4}
+        longer = make_model(Model("longer", "Qwen3MoeConfig", changes))
+        longer.save_pretrained(tmp_path)
+        config = mt.MoesaicConfig(experts=path, memory=4 * size)
+        with pytest.raises(mo.FormatError, match=r"block 3 of .*one with experts: 0, 1, 2"):
+            transformers.AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config)
+
     def test_too_little(self, many):
         with pytest.raises(mo.ConfigError, match=r"memory: expected at least \d+ bytes"):
             self.load(many, 0.2)

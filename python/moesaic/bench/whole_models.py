@@ -145,10 +145,10 @@ def run_whole(
     """
     torch.set_num_threads(options.threads)
     absent: dict[str, str] = {}
-    engines = _engines(path, options, config, absent)
+    engines, kept = _engines(path, options, config, absent)
     for name, reason in absent.items():
         print(f"absent: {name}: {reason}")
-    words = engines[-1].model.config.get_text_config().vocab_size  # ours are the last
+    words = kept.config.get_text_config().vocab_size
     rng = np.random.default_rng(0)
 
     def some(count: int) -> list[int]:
@@ -164,7 +164,6 @@ def run_whole(
         for engine in engines[turn:] + engines[:turn]:
             engine.round(prompt, more)
         load.append(os.getloadavg()[0])
-    kept = engines[-1].model
     return {
         "date": f"{datetime.date.today()}",
         "machine": machine()["cpu"],
@@ -181,8 +180,13 @@ def run_whole(
     }
 
 
-def _engines(path: Path, options: WholeOptions, config: Any, absent: dict[str, str]) -> list[Any]:
-    """Those of others first, ours last; why one is absent goes to ``absent``."""
+def _engines(
+    path: Path, options: WholeOptions, config: Any, absent: dict[str, str]
+) -> tuple[list[Engine], Any]:
+    """Those of others first, ours last, and the model that keeps all matrices.
+
+    Why one is absent goes to ``absent``.
+    """
     ours = mt.from_gguf(path, torch.bfloat16, config=config)
     engines: list[Engine] = []
     if {"torch-eager", "torch-grouped-mm"} & set(options.peers):
@@ -204,7 +208,7 @@ def _engines(path: Path, options: WholeOptions, config: Any, absent: dict[str, s
     engines.append(TorchEngine("experts here", ours))
     kept = mt.from_gguf(path, config=config)
     engines.append(TorchEngine("experts and matrices here", kept))
-    return engines
+    return engines, kept
 
 
 def in_torch(ours: Any) -> Any:

@@ -36,6 +36,11 @@ def pooled_experts(
     }
 
     def experts(kind: type[Experts], block: int, activation: _core.Activation) -> Experts:
+        if block not in pools:
+            raise error_of(
+                _core.FormatError, "MoesaicConfig", f"block {block} of {file.path}",
+                f"one with experts: {', '.join(map(str, pools))}", "none",
+            )  # fmt: skip
         return kind.from_store(store, block, pools[block], activation=activation)
 
     return experts
