@@ -8,11 +8,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
-
 from moesaic import _core
 from moesaic._errors import error_of
-from moesaic._sizes import parse_size
+from moesaic._sizes import bytes_of
 from moesaic.offload import ExpertProfile
 
 __all__ = ["OffloadStore", "open_store"]
@@ -86,7 +84,7 @@ def open_store(
     >>> y.shape
     (3, 256)
     """
-    limit = _bytes_of(memory)
+    limit = bytes_of("open_store", "memory", memory)
     if on_miss not in get_args(OnMiss):
         raise error_of(
             _core.ConfigError, "open_store", "on_miss", " or ".join(get_args(OnMiss)),
@@ -266,25 +264,6 @@ class OffloadStore:
 def _reopen(file: _core.GgufFile, limit: int, options: dict[str, Any]) -> OffloadStore:
     """Return the store of a pickle."""
     return open_store(file, limit, **options)
-
-
-def _bytes_of(memory: int | str) -> int:
-    size: int | None
-    if isinstance(memory, str):
-        size = parse_size(memory)
-    elif isinstance(memory, int | np.integer) and not isinstance(memory, bool):
-        size = int(memory) if 1 <= memory < 2**62 else None
-    else:
-        raise error_of(
-            _core.DTypeError, "open_store", "memory", "bytes, or a text such as '12GiB'",
-            type(memory).__name__,
-        )  # fmt: skip
-    if size is None:
-        raise error_of(
-            _core.ConfigError, "open_store", "memory", "bytes, or a text such as '12GiB'",
-            repr(memory)[:80],
-        )  # fmt: skip
-    return size
 
 
 def _refuse_checkpoint(path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
+
 from moesaic import _core
 from moesaic._errors import error_of
 from moesaic._files import shown
@@ -19,10 +21,15 @@ def parse_size(text: str) -> int | None:
     return int(value) if 1 <= value < 2**62 else None
 
 
-def bytes_of(operation: str, what: str, size: str | int) -> int:
-    """A size that a caller gave. Raises ConfigError for what is none."""
-    value = parse_size(size) if isinstance(size, str) else size
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**62:
-        expected = "bytes, or a size such as '12GiB'"
+def bytes_of(operation: str, what: str, size: object) -> int:
+    """A size that a caller gave. Raises DTypeError and ConfigError for what is none."""
+    expected = "bytes, or a text such as '12GiB'"
+    if isinstance(size, str):
+        value = parse_size(size)
+    elif isinstance(size, int | np.integer) and not isinstance(size, bool):
+        value = int(size) if 1 <= size < 2**62 else None
+    else:
+        raise error_of(_core.DTypeError, operation, what, expected, type(size).__name__)
+    if value is None:
         raise error_of(_core.ConfigError, operation, what, expected, shown(size))
     return value

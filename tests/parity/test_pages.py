@@ -72,7 +72,7 @@ def test_examples_with_torch(example, tmp_path):
 
 def test_the_example_with_mlx(tmp_path):
     pytest.importorskip("mlx.core")
-    check_example(EXAMPLES / "17_mlx_arrays.py", tmp_path)
+    check_example(EXAMPLES / "18_mlx_arrays.py", tmp_path)
 
 
 def check_example(example: Path, tmp_path: Path) -> None:

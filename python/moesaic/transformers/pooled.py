@@ -17,22 +17,12 @@ def pooled_experts(
 ) -> Callable[[type[Experts], int, _core.Activation], Experts]:
     """What makes modules of the blocks of a file, all of which stay below ``memory`` bytes.
 
-    Each block gets the same number of slots. Raises ConfigError where not even one fits.
+    Blocks get equally many slots. Raises ConfigError where not even one of each fits.
     """
     store = _core.MoeExpertStore.from_gguf(file, memory_limit=memory)
-    held = store.memory()["staging"] or 0
-    one, two = (_slot_bytes(file, budget) for budget in (1, 2))
-    slot = max(two - one, 1)
-    if held + one > memory:
-        raise error_of(
-            _core.ConfigError, "MoesaicConfig", "memory",
-            f"at least {held + one} bytes, for one expert of each block and those on their way",
-            str(memory),
-        )  # fmt: skip
-    budget = 1 + (memory - held - one) // slot
     pools = {
         view.layer_index: _core.ExpertPool(view.stack.num_experts, budget, decay=_DECAY)
-        for view in store.layers
+        for view, budget in zip(store.layers, store.fitting_budgets(), strict=True)
     }
 
     def experts(kind: type[Experts], block: int, activation: _core.Activation) -> Experts:
@@ -44,20 +34,3 @@ def pooled_experts(
         return kind.from_store(store, block, pools[block], activation=activation)
 
     return experts
-
-
-def _slot_bytes(file: _core.GgufFile, budget: int) -> int:
-    """What so many slots of each block take, beside those that experts only pass through.
-
-    A store without a limit counts the same slots, and memory is touched when experts are loaded.
-    """
-    store = _core.MoeExpertStore.from_gguf(file)
-    modules = [
-        Experts.from_store(
-            store, view.layer_index, _core.ExpertPool(view.stack.num_experts, budget)
-        )
-        for view in store.layers
-    ]
-    total = store.memory()["slots"] or 0
-    del modules
-    return total
