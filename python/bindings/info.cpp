@@ -46,7 +46,9 @@ py::dict build_info() {
   info["version"] = MOESAIC_VERSION;
   info["compiler"] = MOESAIC_COMPILER;
   info["build_type"] = MOESAIC_BUILD_TYPE;
-  info["threads"] = std::to_string(available_cpus());
+  info["threads"] = std::to_string(default_threads());
+  const Topology& topology = machine_topology(current_tuning().numa.count);
+  info["numa"] = topology.text() + ": " + topology.reason;
   return info;
 }
 
@@ -77,6 +79,7 @@ void bind_info(py::module_& m) {
   m.def("backends", &list_backends);
   m.def("explain", &explain_layer, py::arg("layer"), py::arg("num_tokens") = 8);
   m.def("explain_matrix", &explain_matrix, py::arg("matrix").none(false), py::arg("num_rows") = 8);
+  m.attr("version") = MOESAIC_VERSION;
   m.def("build_info", &build_info);
 }
 

@@ -17,6 +17,7 @@ constexpr std::string_view kSwitches[] = {"batch_invariant", "strict", "poison"}
 constexpr std::string_view kNumbers[] = {"block_size", "large_m_block_size", "large_m_min_pairs",
                                          "threads"};
 constexpr std::string_view kOptionalWords[] = {"cpu_isa", "backend", "cuda_plugin"};
+constexpr std::string_view kNodes = "numa";  // a number, or "off"
 
 template <std::size_t N>
 bool contains(const std::string_view (&names)[N], std::string_view name) {
@@ -31,9 +32,10 @@ std::string to_text(py::handle value) {
 
 py::object to_python(const ConfigEntry& entry) {
   if (contains(kSwitches, entry.knob)) return py::bool_(entry.value == "on");
-  const bool optional = contains(kNumbers, entry.knob) || contains(kOptionalWords, entry.knob);
-  if (optional && entry.value == "auto") return py::none();
-  if (contains(kNumbers, entry.knob)) return py::int_(std::stoll(entry.value));
+  const bool number =
+      contains(kNumbers, entry.knob) || (entry.knob == kNodes && entry.value != "off");
+  if ((number || contains(kOptionalWords, entry.knob)) && entry.value == "auto") return py::none();
+  if (number) return py::int_(std::stoll(entry.value));
   return py::str(entry.value);
 }
 
@@ -97,7 +99,7 @@ const Tuning& current_tuning() {
 }
 
 std::shared_ptr<ThreadPool> shared_pool(const Tuning& tuning) {
-  return ThreadPool::shared(tuning.threads.value_or(0));
+  return ThreadPool::shared(tuning.threads.value_or(0), tuning.numa.count);
 }
 
 std::optional<Precision> parse_precision(const std::optional<std::string>& text,
@@ -132,7 +134,7 @@ void bind_tuning(py::module_& m) {
                        const py::object& route, const py::object& row_space,
                        const py::object& precision, const py::object& batch_invariant,
                        const py::object& profile, const py::object& strict,
-                       const py::object& threads, const py::object& cpu_isa,
+                       const py::object& threads, const py::object& numa, const py::object& cpu_isa,
                        const py::object& backend, const py::object& cuda_plugin,
                        const py::object& log_level, const py::object& poison) {
              Tuning value;
@@ -147,6 +149,7 @@ void bind_tuning(py::module_& m) {
              set_field(value, "profile", profile);
              set_field(value, "strict", strict);
              set_field(value, "threads", threads);
+             set_field(value, "numa", numa);
              set_field(value, "cpu_isa", cpu_isa);
              set_field(value, "backend", backend);
              set_field(value, "cuda_plugin", cuda_plugin);
@@ -159,8 +162,9 @@ void bind_tuning(py::module_& m) {
            py::arg("gemm") = "auto", py::arg("route") = "auto", py::arg("row_space") = "auto",
            py::arg("precision") = "auto", py::arg("batch_invariant") = false,
            py::arg("profile") = "off", py::arg("strict") = false, py::arg("threads") = py::none(),
-           py::arg("cpu_isa") = py::none(), py::arg("backend") = py::none(),
-           py::arg("cuda_plugin") = py::none(), py::arg("log") = "warn", py::arg("poison") = false)
+           py::arg("numa") = py::none(), py::arg("cpu_isa") = py::none(),
+           py::arg("backend") = py::none(), py::arg("cuda_plugin") = py::none(),
+           py::arg("log") = "warn", py::arg("poison") = false)
       .def_static("from_env", &from_env, py::arg("variables") = py::none())
       .def("replace", &replace)
       .def("__repr__", &tuning_repr);

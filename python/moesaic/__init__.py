@@ -95,6 +95,7 @@ from moesaic._core import (
     trim,
     weighted_sum,
 )
+from moesaic._core import version as _core_version
 from moesaic._offload_store import OffloadStore, open_store
 from moesaic._report import ConfigTable, Facts, Table, architecture_table, explain, show_config
 from moesaic.offload import ExpertProfile, MoeExecMode
@@ -104,7 +105,7 @@ from moesaic.saving import save_safetensors, write_gguf
 try:
     __version__ = _version("moesaic")
 except _PackageNotFoundError:  # run from a build folder
-    __version__ = build_info()["version"]
+    __version__ = _core_version
 
 _logging.getLogger("moesaic").addHandler(_logging.NullHandler())
 

@@ -5355,6 +5355,7 @@ class _TuningKnobs(TypedDict, total=False):
     profile: Literal["off", "counters", "events", "sync"]
     strict: bool
     threads: int | None
+    numa: int | Literal["off"] | None
     cpu_isa: str | None
     backend: str | None
     cuda_plugin: str | None
@@ -5372,7 +5373,7 @@ class Tuning:
     Parameters
     ----------
     block_size, large_m_block_size, large_m_min_pairs, gemm, route, row_space, precision, \
-batch_invariant, profile, strict, threads, cpu_isa, backend, cuda_plugin, log, poison
+batch_invariant, profile, strict, threads, numa, cpu_isa, backend, cuda_plugin, log, poison
         As the properties of these names say.
 
     Raises
@@ -5401,6 +5402,7 @@ batch_invariant, profile, strict, threads, cpu_isa, backend, cuda_plugin, log, p
         profile: Literal["off", "counters", "events", "sync"] = "off",
         strict: bool = False,
         threads: int | None = None,
+        numa: int | Literal["off"] | None = None,
         cpu_isa: str | None = None,
         backend: str | None = None,
         cuda_plugin: str | None = None,
@@ -5472,7 +5474,15 @@ batch_invariant, profile, strict, threads, cpu_isa, backend, cuda_plugin, log, p
 
     @property
     def threads(self) -> int | None:
-        """Threads of the CPU backend; auto: the CPUs this process may use (auto|1..4096)."""
+        """Threads of the CPU backend; auto: one for each core that this process may use
+        (auto|1..4096).
+        """
+
+    @property
+    def numa(self) -> int | Literal["off"] | None:
+        """Memory nodes that rows of weights are dealt to; auto: those of the machine; a number it
+        does not have: groups of CPUs (auto|off|1..64).
+        """
 
     @property
     def cpu_isa(self) -> str | None:
@@ -5751,8 +5761,17 @@ def current_tuning() -> Tuning:
     1
     """
 
+version: str  #: of the library; asks for nothing else, other than build_info
+
 def build_info() -> dict[str, str]:
-    """Return facts of the compiled module: version, compiler, build_type and threads."""
+    """Return facts of the compiled module and of what it finds here.
+
+    Returns
+    -------
+    dict of str to str
+        version, compiler, build_type; threads, how many a call uses when none are asked for; numa,
+        the nodes that weights are dealt to under the current tuning, and why these.
+    """
 
 def measure_bandwidth(threads: int = 0) -> float:
     """Return how fast memory is read, in GB/s.

@@ -97,9 +97,9 @@ TEST(ThreadPool, RunsEveryChunkOnce) {
 
 TEST(ThreadPool, RejectsNegativeThreads) { EXPECT_THROW(ThreadPool(-1), ConfigError); }
 
-TEST(ThreadPool, ZeroMeansAvailableCpus) {
+TEST(ThreadPool, ZeroMeansOneForEachCore) {
   EXPECT_GE(available_cpus(), 1);
-  EXPECT_EQ(ThreadPool(0).threads(), available_cpus());
+  EXPECT_EQ(ThreadPool(0).threads(), default_threads());
 }
 
 TEST(ThreadPool, UsesSeveralThreads) {
@@ -248,12 +248,102 @@ TEST(ThreadPool, MakesAndDestroysMany) {
   }
 }
 
+/// Nodes of so many cores each, on no CPUs in particular.
+Topology nodes_of(const std::vector<std::int32_t>& cores) {
+  Topology topology;
+  for (const std::int32_t count : cores) topology.nodes.push_back({.cpus = {}, .cores = count});
+  return topology;
+}
+
+constexpr auto kNever = std::chrono::seconds(1);  // longer than threads stay awake
+
+TEST(ThreadPool, SeveralNodesRunEveryChunkOnce) {
+  for (const auto& cores :
+       std::vector<std::vector<std::int32_t>>{{1, 1}, {1, 3}, {2, 2, 2, 2}, {1, 20}, {5, 1, 1}}) {
+    for (const int threads : {1, 2, 3, 8, 21}) {
+      for (const auto patience : {0us, 20us, std::chrono::microseconds(kNever)}) {
+        ThreadPool pool(threads, nodes_of(cores), patience);
+        EXPECT_EQ(pool.nodes(), static_cast<int>(cores.size()));
+        for (const std::int64_t chunks : {0, 1, 2, 3, 7, 300}) {
+          expect_complete(pool, chunks);
+          std::vector<std::atomic<int>> seen(cores.size() * static_cast<std::size_t>(chunks));
+          pool.parallel_for_nodes(chunks, [&](std::int64_t chunk, int thread) {
+            ASSERT_LT(thread, threads);
+            seen[static_cast<std::size_t>(chunk)].fetch_add(1);
+          });
+          for (const auto& count : seen) ASSERT_EQ(count.load(), 1);
+        }
+      }
+    }
+  }
+}
+
+TEST(ThreadPool, NodesKeepTheirChunks) {
+  // Nobody helps, so each node's chunks have threads of their own.
+  ThreadPool pool(6, nodes_of({2, 1}), kNever);
+  std::vector<std::atomic<int>> node_of(6);
+  for (auto& node : node_of) node = -1;
+  std::atomic<int> strangers{0};
+  for (int call = 0; call < 200; ++call) {
+    pool.parallel_for_nodes(40, [&](std::int64_t chunk, int thread) {
+      const int node = chunk < 40 ? 0 : 1;
+      const int before = node_of[static_cast<std::size_t>(thread)].exchange(node);
+      if (before >= 0 && before != node) ++strangers;
+    });
+  }
+  EXPECT_EQ(strangers.load(), 0);
+  EXPECT_GT(std::ranges::count_if(node_of, [](const auto& node) { return node == 1; }), 0);
+}
+
+TEST(ThreadPool, ANodeThatIsHeldUpIsHelped) {
+  ThreadPool pool(2, nodes_of({1, 1}), 20us);
+  // One chunk of each pair ends only when the other has begun: with one thread for each node, the
+  // second chunk of a node needs the other node's thread.
+  for (int call = 0; call < 20; ++call) {
+    std::atomic<int> inside{0};
+    pool.parallel_for_nodes(2, [&](std::int64_t chunk, int) {
+      if (chunk < 2) return;
+      inside.fetch_add(1);
+      while (inside.load() < 2) std::this_thread::yield();
+    });
+    EXPECT_EQ(inside.load(), 2);
+  }
+}
+
+TEST(ThreadPool, NodesWithoutThreadsAreEverybodys) {
+  ThreadPool pool(2, nodes_of({1, 1, 1, 1}), kNever);
+  std::atomic<int> inside{0};
+  pool.parallel_for_nodes(1, [&](std::int64_t, int) { inside.fetch_add(1); });
+  EXPECT_EQ(inside.load(), 4);
+}
+
+TEST(ThreadPool, ManyThreadsShareNoTicket) {
+  // More threads than take from one ticket: all of them come to work, and to the end.
+  ThreadPool pool(20, nodes_of({20}));
+  std::this_thread::sleep_for(20ms);  // far beyond the spin
+  std::atomic<int> inside{0};
+  pool.parallel_for(20, [&](std::int64_t, int) {
+    inside.fetch_add(1);
+    while (inside.load() < 20) std::this_thread::yield();
+  });
+  EXPECT_EQ(inside.load(), 20);
+  for (int call = 0; call < 500; ++call) {
+    ASSERT_EQ(parallel_sum(pool, call % 50), expected_sum(call % 50));
+  }
+}
+
+TEST(ThreadPool, RejectsATopologyWithoutNodes) {
+  EXPECT_THROW(ThreadPool(2, Topology{}), ConfigError);
+}
+
 TEST(ThreadPool, SharedByThreadCount) {
   const auto two = ThreadPool::shared(2);
   EXPECT_EQ(two, ThreadPool::shared(2));
   EXPECT_NE(two, ThreadPool::shared(3));
   EXPECT_EQ(two, ThreadPool::shared(2));
-  EXPECT_EQ(ThreadPool::shared(0), ThreadPool::shared(available_cpus()));
+  EXPECT_EQ(ThreadPool::shared(0), ThreadPool::shared(default_threads()));
+  EXPECT_NE(two, ThreadPool::shared(2, 2));
+  EXPECT_EQ(ThreadPool::shared(2, 2)->nodes(), 2);
 }
 
 TEST(ThreadPool, SharedFromManyThreads) {

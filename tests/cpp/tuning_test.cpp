@@ -43,6 +43,7 @@ TEST(Env, EveryKnob) {
                          {"MOESAIC_BLOCK_SIZE", "48"},
                          {"MOESAIC_LARGE_M_BLOCK_SIZE", "64"},
                          {"MOESAIC_LARGE_M_MIN_PAIRS", "5000000000"},
+                         {"MOESAIC_NUMA", "4"},
                          {"MOESAIC_STRICT", "true"},
                          {"MOESAIC_POISON", "1"},
                          {"PATH", "/bin"}});
@@ -52,6 +53,7 @@ TEST(Env, EveryKnob) {
   want.backend = "cpu";
   want.cpu_isa = CpuIsa::Avx512Vnni;
   want.threads = 3;
+  want.numa.count = 4;
   want.gemm = GemmMode::Aligned;
   want.route = RouteMode::Device;
   want.row_space = RowSpaceMode::PackedRows;
@@ -70,7 +72,8 @@ TEST(Env, DefaultsAndSwitches) {
   EXPECT_EQ(from({{"MOESAIC_STRICT", "0"}, {"MOESAIC_POISON", "off"}}), Tuning{});
   EXPECT_EQ(from({{"MOESAIC_STRICT", "false"}}), Tuning{});
   EXPECT_EQ(from({{"MOESAIC_BLOCK_SIZE", "auto"}, {"MOESAIC_THREADS", "auto"}}), Tuning{});
-  EXPECT_EQ(from({{"MOESAIC_BACKEND", "auto"}}), Tuning{});
+  EXPECT_EQ(from({{"MOESAIC_BACKEND", "auto"}, {"MOESAIC_NUMA", "auto"}}), Tuning{});
+  EXPECT_EQ(from({{"MOESAIC_NUMA", "off"}}), from({{"MOESAIC_NUMA", "1"}}));
   EXPECT_EQ(from({{"MOESAIC_GEMM", ""}}), Tuning{});  // an empty variable is an unset one
 }
 
@@ -88,6 +91,8 @@ TEST(Env, BadValuesNameVariableAcceptedAndGiven) {
                                                  {"MOESAIC_THREADS", "0"},
                                                  {"MOESAIC_THREADS", "99999999999"},
                                                  {"MOESAIC_THREADS", "two"},
+                                                 {"MOESAIC_NUMA", "0"},
+                                                 {"MOESAIC_NUMA", "65"},
                                                  {"MOESAIC_STRICT", "yes"},
                                                  {"MOESAIC_STRICT", "TRUE"},
                                                  {"MOESAIC_STRICT", "2"},

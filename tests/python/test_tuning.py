@@ -12,16 +12,17 @@ def test_defaults():
     assert mo.Tuning().to_dict() == {
         "block_size": None, "large_m_block_size": None, "large_m_min_pairs": 1024, "gemm": "auto",
         "route": "auto", "row_space": "auto", "precision": "auto", "batch_invariant": False,
-        "profile": "off", "strict": False, "threads": None, "cpu_isa": None, "backend": None,
-        "cuda_plugin": None, "log": "warn", "poison": False,
+        "profile": "off", "strict": False, "threads": None, "numa": None, "cpu_isa": None,
+        "backend": None, "cuda_plugin": None, "log": "warn", "poison": False,
     }  # fmt: skip
 
 
 def test_values_round_trip():
     values = {
         "block_size": 32, "gemm": "aligned", "row_space": "packed_rows", "precision": "exact",
-        "batch_invariant": True, "strict": True, "threads": 2, "cpu_isa": "scalar",
-        "backend": "cpu", "cuda_plugin": "/x/y.so", "log": "debug", "poison": True,
+        "batch_invariant": True, "strict": True, "threads": 2, "numa": 4,
+        "cpu_isa": "scalar", "backend": "cpu", "cuda_plugin": "/x/y.so", "log": "debug",
+        "poison": True,
     }  # fmt: skip
     tuning = mo.Tuning(**values)
     assert {k: getattr(tuning, k) for k in values} == values

@@ -24,6 +24,7 @@
 
 // What a call runs on.
 #include "moesaic/tuning.hpp"
+#include "moesaic/topology.hpp"
 #include "moesaic/thread_pool.hpp"
 #include "moesaic/profile.hpp"
 #include "moesaic/backend_facts.hpp"

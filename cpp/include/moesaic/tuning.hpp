@@ -25,6 +25,13 @@ enum class ProfileMode : std::uint8_t { Off, Counters, Events, Sync };
 enum class LogLevel : std::uint8_t { Off, Error, Warn, Info, Debug };
 enum class CpuIsa : std::uint8_t { Auto, Scalar, Avx2, AvxVnni, Avx512Vnni, Neon };
 
+/// How many NUMA nodes the CPU backend tells apart.
+struct NumaNodes {
+  std::int32_t count = 0;  ///< 0: those of the machine (auto), 1: none (off), or so many
+
+  bool operator==(const NumaNodes&) const = default;
+};
+
 struct Tuning {
   std::optional<std::int32_t> block_size;          ///< 8, 16, 32, 48, 64
   std::optional<std::int32_t> large_m_block_size;  ///< where the counts lie on a device
@@ -38,7 +45,8 @@ struct Tuning {
   bool batch_invariant = false;  ///< a token's result does not depend on its batch
   ProfileMode profile = ProfileMode::Off;
   bool strict = false;  ///< recorded decisions (fallbacks, non-finite rows) become errors
-  std::optional<std::int32_t> threads;
+  std::optional<std::int32_t> threads;  ///< unset: default_threads()
+  NumaNodes numa;                 ///< at load: where panels lie; in a call: whose threads run which
   CpuIsa cpu_isa = CpuIsa::Auto;  ///< Auto: MOESAIC_CPU_ISA, else the best one here
   std::string backend;            ///< empty: chosen by the device asked for
   /// The CUDA plug-in; empty: beside this library. Read from the environment alone, when the

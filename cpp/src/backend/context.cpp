@@ -33,7 +33,7 @@ const Backend& choose_backend(Device device, const Tuning& tuning) {
 
 Context::Context(Device device, const Tuning& tuning)
     : Context(choose_backend(device, tuning), tuning,
-              ThreadPool::shared(tuning.threads.value_or(0))) {}
+              ThreadPool::shared(tuning.threads.value_or(0), tuning.numa.count)) {}
 
 Context::Context(const Backend& backend, const Tuning& tuning, std::shared_ptr<ThreadPool> pool)
     : backend_(&backend), tuning_(tuning), pool_(std::move(pool)) {

@@ -7,13 +7,8 @@
 #include <thread>
 #include <vector>
 
+#include "base/topology.hpp"
 #include "moesaic/thread_pool.hpp"
-
-#if defined(__linux__)
-#include <sched.h>
-
-#include <cerrno>
-#endif
 
 namespace moesaic {
 namespace {
@@ -43,25 +38,6 @@ std::optional<double> quota_v1(const fs::path& folder) {
 
 bool names_cpu(const std::string& controllers) {
   return ("," + controllers + ",").find(",cpu,") != std::string::npos;
-}
-
-/// The number of CPUs in the affinity mask of the calling thread.
-int affinity_cpus() {
-#if defined(__linux__)
-  // The kernel refuses a mask smaller than its own.
-  for (int capacity = 1024; capacity <= (1 << 20); capacity *= 2) {
-    cpu_set_t* mask = CPU_ALLOC(static_cast<std::size_t>(capacity));
-    if (mask == nullptr) break;
-    const std::size_t bytes = CPU_ALLOC_SIZE(static_cast<std::size_t>(capacity));
-    const bool ok = sched_getaffinity(0, bytes, mask) == 0;
-    const bool too_small = !ok && errno == EINVAL;
-    const int count = ok ? CPU_COUNT_S(bytes, mask) : 0;
-    CPU_FREE(mask);
-    if (ok) return count;
-    if (!too_small) break;
-  }
-#endif
-  return static_cast<int>(std::thread::hardware_concurrency());
 }
 
 }  // namespace
@@ -101,14 +77,26 @@ std::optional<double> cgroup_cpu_limit(const fs::path& memberships, const fs::pa
   return limit;
 }
 
-int available_cpus() {
-  int count = std::max(1, affinity_cpus());
+namespace {
+
+/// `count`, or what control groups leave of it.
+int within_quota(int count) {
 #if defined(__linux__)
   if (const auto limit = cgroup_cpu_limit("/proc/self/cgroup", "/sys/fs/cgroup")) {
-    count = std::min(count, std::max(1, static_cast<int>(std::ceil(std::min(*limit, 1e6)))));
+    count = std::min(count, static_cast<int>(std::ceil(std::min(*limit, 1e6))));
   }
 #endif
-  return count;
+  return std::max(1, count);
 }
+
+}  // namespace
+
+int available_cpus() {
+  const std::vector<std::int32_t> cpus = allowed_cpus();
+  return within_quota(cpus.empty() ? static_cast<int>(std::thread::hardware_concurrency())
+                                   : static_cast<int>(cpus.size()));
+}
+
+int default_threads() { return within_quota(machine_topology(1).cores()); }
 
 }  // namespace moesaic

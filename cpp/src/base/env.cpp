@@ -38,6 +38,15 @@ bool parse(std::string_view text, std::optional<T>& out) {
   return text == "auto" || parse(text, out.emplace());
 }
 
+/// A 0 is no number of nodes; auto is a word.
+bool parse(std::string_view text, NumaNodes& out) {
+  if (text == "auto" || text == "off") {
+    out.count = text == "off" ? 1 : 0;
+    return true;
+  }
+  return parse(text, out.count) && out.count > 0;
+}
+
 /// Whether a name is a backend's is for the registry to say.
 bool parse(std::string_view text, std::string& out) {
   out = text == "auto" ? "" : text;
@@ -64,6 +73,9 @@ std::string show(I value) {
 template <class T>
 std::string show(const std::optional<T>& value) {
   return value ? show(*value) : "auto";
+}
+std::string show(NumaNodes value) {
+  return value.count == 0 ? "auto" : value.count == 1 ? "off" : std::to_string(value.count);
 }
 std::string show(const std::string& value) { return value.empty() ? "auto" : value; }
 std::string show(const std::filesystem::path& value) { return show(value.string()); }
@@ -116,7 +128,11 @@ std::vector<Knob> make_knobs() {
       knob<&Tuning::cpu_isa>("cpu_isa", "MOESAIC_CPU_ISA",
                              "instruction set of the CPU kernels; auto: the best one present"),
       knob<&Tuning::threads>("threads", "MOESAIC_THREADS", "auto|1..4096",
-                             "threads of the CPU backend; auto: the CPUs this process may use"),
+                             "threads of the CPU backend; auto: one for each core that this "
+                             "process may use"),
+      knob<&Tuning::numa>("numa", "MOESAIC_NUMA", "auto|off|1..64",
+                          "memory nodes that rows of weights are dealt to; auto: those of the "
+                          "machine; a number it does not have: groups of CPUs"),
       knob<&Tuning::gemm>("gemm", "MOESAIC_GEMM",
                           "grouped GEMM over buckets or over aligned blocks"),
       knob<&Tuning::route>(

@@ -19,6 +19,7 @@ namespace {
 
 constexpr std::string_view kPrefix = "MOESAIC_";
 constexpr std::int32_t kMaxThreads = 4096;
+constexpr std::int32_t kMaxNodes = 64;
 
 template <std::string_view Knob::* Field>
 std::string_view nearest(std::string_view name) {
@@ -86,6 +87,10 @@ void Tuning::validate() const {
   require<ConfigError>(!threads || (*threads >= 1 && *threads <= kMaxThreads), [&] {
     return Problem{"tuning", "threads", "1 to " + std::to_string(kMaxThreads),
                    std::to_string(*threads), ""};
+  });
+  require<ConfigError>(numa.count >= 0 && numa.count <= kMaxNodes, [&] {
+    return Problem{"tuning", "numa", "0 (auto) to " + std::to_string(kMaxNodes),
+                   std::to_string(numa.count), ""};
   });
 }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -34,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=integers(1),
         help="comma separated (default: 1,2,4,8,16,32,64,128,512,2048)",
     )
-    parser.add_argument("--threads", type=integers(1), help="comma separated (default: 1 and all)")
+    parser.add_argument(
+        "--threads", type=integers(1), help="comma separated (default: 1 and one for each core)"
+    )
     parser.add_argument(
         "--peers",
         default="installed",
@@ -195,6 +196,7 @@ def _save(results: list[dict[str, Any]], path: str) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from .. import build_info
     from ..bench import SHAPES, TOKENS, BenchOptions, records, report
     from ..bench import run as run_bench
     from ..bench.peers import PEERS
@@ -214,12 +216,10 @@ def _run(options: argparse.Namespace) -> int:
         )
     if options.device != "cpu":
         return _run_gpu(options)
-    available = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = int(build_info()["threads"])
     bench_options = BenchOptions(
         tokens=tuple(options.tokens) if options.tokens else TOKENS,
-        threads=tuple(options.threads) if options.threads else tuple(sorted({1, available})),
+        threads=tuple(options.threads) if options.threads else tuple(sorted({1, cores})),
         peers=peers_of(options.peers, PEERS),
         precisions=tuple(options.precision),
         rounds=options.rounds,
