@@ -134,6 +134,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], Observe]] = {
     "profile": ({"profile": "events"}, {"profile": "counters"}, keeps_events),
     "strict": ({}, {"strict": True}, outcome_of_nan),
     "threads": ({"threads": 1}, {"threads": 3}, fact("threads", 8)),
+    "numa": ({"numa": "off"}, {"numa": 3}, fact("numa", 8)),
     "cpu_isa": ({"cpu_isa": "scalar"}, {"cpu_isa": None}, fact("down kernel", 8)),
     "backend": ({}, {"backend": "none_such"}, outcome),
     "poison": ({}, {"poison": True}, fills_workspace),

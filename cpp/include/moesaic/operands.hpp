@@ -154,6 +154,15 @@ struct Int4Format {
 };
 
 /// The matrices of one role: [E, rows, cols] in a quant type.
+/// Row panels dealt to NUMA nodes: of every expert, each node has a fixed share in memory of its own.
+struct PanelShares {
+  std::int32_t count = 0;  ///< of nodes, at least 2
+  const std::int64_t* first =
+      nullptr;  ///< [count + 1]: share s has panels first[s] .. first[s + 1] - 1
+  const std::byte* const* table = nullptr;  ///< [count, slots]: where a share of an expert starts
+  std::int64_t slots = 0;                   ///< experts of the table
+};
+
 struct WeightRef {
   const std::byte* base = nullptr;          ///< expert e at base + e * expert_stride ...
   const std::byte* const* table = nullptr;  ///< ... or at table[e] when each expert lies elsewhere
@@ -167,10 +176,20 @@ struct WeightRef {
   UnitHalf half = UnitHalf::Alone;
   const std::int32_t* slot_map = nullptr;  ///< null, or [E]: slot of each expert, -1 = not resident
   Int4Format int4{};                       ///< for QuantType::INT4, which is never in rows
+  /// Null, or where panels lie that are dealt to nodes; `table` is then that of the first share.
+  const PanelShares* shares = nullptr;
 
   const std::byte* expert(std::int32_t e) const {
     const std::int64_t slot = slot_map != nullptr ? slot_map[e] : e;
     return table != nullptr ? table[slot] : base + slot * expert_stride;
+  }
+  /// Panel `p` of expert `e`, or where it would lie behind the last one. For the panel layout.
+  const std::byte* panel(std::int32_t e, std::int64_t p) const {
+    if (shares == nullptr) return expert(e) + p * row_stride;
+    std::int32_t s = 0;
+    while (s + 1 < shares->count && p >= shares->first[s + 1]) ++s;
+    const std::int64_t slot = slot_map != nullptr ? slot_map[e] : e;
+    return shares->table[s * shares->slots + slot] + (p - shares->first[s]) * row_stride;
   }
   explicit operator bool() const { return base != nullptr || table != nullptr; }
   std::int64_t expert_bytes() const;  ///< one expert's quantised values, without padding

@@ -74,23 +74,25 @@ struct DownPhase {
 
   /// Few pairs: a job is some rows of every expert; its pair rows stay in the cache.
   void few_pairs() const {
-    const std::int64_t panels = panels_of(weight);
+    const PanelCut cut(weight);
     const std::int64_t fit = std::min(kLocalFloats / call.map.limit, kLocalFloats / 8) / kPanel;
-    const std::int64_t spread = panels / (std::int64_t{8} * context.pool().threads());
+    const std::int64_t spread = cut.panels() / (std::int64_t{8} * context.pool().threads());
     const std::int64_t range = std::clamp<std::int64_t>(spread, 1, fit);
-    const std::int64_t jobs = (panels + range - 1) / range;
-    context.pool().parallel_for(jobs, [&](std::int64_t i, int) {
+    const std::int64_t jobs = (cut.largest() + range - 1) / range;
+    run_jobs(context.pool(), cut, jobs, [&](std::int64_t i, int) {
       alignas(64) float rows[kLocalFloats];
-      const std::int64_t first = i * range * kPanel;
-      const std::int64_t count = std::min(range * kPanel, weight.rows - first);
+      const PanelRange panels = part_of(cut, i / jobs, i % jobs, jobs);
+      if (panels.first == panels.last) return;  // a smaller share has fewer jobs
+      const std::int64_t first = panels.first * kPanel;
+      const std::int64_t count = std::min(panels.last * kPanel, weight.rows) - first;
       for (std::int32_t b = 0; b < buckets.num; ++b) {
         const Bucket& bucket = buckets.list[b];
         const std::uint8_t* next_weights =
-            b + 1 < buckets.num ? panel_bytes(weight, buckets.list[b + 1].expert, i * range)
+            b + 1 < buckets.num ? panel_bytes(weight, buckets.list[b + 1].expert, panels.first)
                                 : nullptr;
         for (std::int32_t t = 0; t < bucket.count; t += bucket.job_tokens) {
-          products({&bucket, t, std::min(bucket.job_tokens, bucket.count - t), i * range,
-                    std::min(panels, (i + 1) * range)},
+          products({&bucket, t, std::min(bucket.job_tokens, bucket.count - t), panels.first,
+                    panels.last},
                    next_weights, rows, count, first);
         }
       }
@@ -99,13 +101,14 @@ struct DownPhase {
   }
 
   void many_pairs() const {
-    const std::int64_t panels = panels_of(weight);
-    const std::int64_t jobs = plan_jobs(
-        buckets, panels, static_cast<double>(weight.expert_bytes()) / static_cast<double>(panels),
-        2.0 * kPanel * static_cast<double>(weight.cols), context.pool().threads());
-    context.pool().parallel_for(jobs, [&](std::int64_t i, int) {
-      products(find_job(buckets, panels, i), nullptr, static_cast<float*>(call.rows), weight.rows,
-               0);
+    const PanelCut cut(weight);
+    const std::int64_t jobs =
+        plan_jobs(buckets, cut,
+                  static_cast<double>(weight.expert_bytes()) / static_cast<double>(cut.panels()),
+                  2.0 * kPanel * static_cast<double>(weight.cols), context.pool().threads());
+    run_jobs(context.pool(), cut, jobs, [&](std::int64_t i, int) {
+      products(find_job(buckets, cut, jobs, i), nullptr, static_cast<float*>(call.rows),
+               weight.rows, 0);
     });
   }
 };

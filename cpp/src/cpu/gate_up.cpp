@@ -82,7 +82,7 @@ void CpuBackend::gate_up(Context& context, const op::GateUp& call) const {
                                              buckets, call.row_weight, carver);
   const GateUpPhase phase{context, call,    kernels, buckets, static_cast<float*>(call.hidden),
                           up.rows, low_rank};
-  const std::int64_t panels = panels_of(up);
+  const PanelCut cut(up);
   const int threads = context.pool().threads();
   const int up_planes = planes_of(up.type, call.precision);
   const int gate_planes = gated ? planes_of(gate.type, call.precision) : up_planes;
@@ -93,19 +93,19 @@ void CpuBackend::gate_up(Context& context, const op::GateUp& call) const {
     const Activations for_gate =
         prepare_activations(context, kernels, call.in, gate, call.map, buckets, gate_planes, first);
     const std::int64_t jobs =
-        plan_jobs(buckets, panels, panel_weight_bytes(gate), panel_ops(gate), threads);
-    context.pool().parallel_for(jobs, [&](std::int64_t i, int) {
-      phase.gate(for_gate, find_job(buckets, panels, i), nullptr);
+        plan_jobs(buckets, cut, panel_weight_bytes(gate), panel_ops(gate), threads);
+    run_jobs(context.pool(), cut, jobs, [&](std::int64_t i, int) {
+      phase.gate(for_gate, find_job(buckets, cut, jobs, i), nullptr);
     });
   }
   const Activations activations =
       prepare_activations(context, kernels, call.in, up, call.map, buckets, up_planes, carver);
   const std::int64_t jobs =
-      plan_jobs(buckets, panels, panel_weight_bytes(up) + (both ? panel_weight_bytes(gate) : 0.0),
+      plan_jobs(buckets, cut, panel_weight_bytes(up) + (both ? panel_weight_bytes(gate) : 0.0),
                 panel_ops(up) * (both ? 2.0 : 1.0), threads);
   // A job does all its gate panels, then all its up panels: one stream of weights at a time.
-  context.pool().parallel_for(jobs, [&](std::int64_t i, int) {
-    const Job job = find_job(buckets, panels, i);
+  run_jobs(context.pool(), cut, jobs, [&](std::int64_t i, int) {
+    const Job job = find_job(buckets, cut, jobs, i);
     if (both) {
       phase.gate(activations, job, panel_bytes(up, job.bucket->expert, job.first_panel));
     }

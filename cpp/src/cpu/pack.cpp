@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -89,21 +90,86 @@ class Meter {
   std::exception_ptr error_;
 };
 
-void pack_role(RoleWeights& weights, const LoadOptions& options, Meter& meter) {
+/// The memory of one role's panels, by the nodes that they are dealt to.
+struct PanelMemory {
+  std::vector<std::shared_ptr<std::byte>> shares;
+  std::vector<std::int64_t> first;      ///< panel of each share, and their number at the end
+  std::vector<const std::byte*> table;  ///< of PanelShares
+  PanelShares dealt;
+  int bind_error = 0;  ///< the errno value with which a share's pages could not be bound, or 0
+
+  /// Where panel `panel` of an expert, which is one of share `s`, goes.
+  std::byte* at(std::size_t s, std::int32_t expert, std::int64_t panel, std::int64_t stride) const {
+    const std::int64_t size = first[s + 1] - first[s];
+    return shares[s].get() + (expert * size + panel - first[s]) * stride;
+  }
+};
+
+/// Memory for the panels of `to`, dealt to the nodes of the pool; in one piece where it has one node,
+/// or more nodes than an expert has panels.
+std::shared_ptr<PanelMemory> allocate_panels(const WeightRef& to, std::int64_t panels,
+                                             const ThreadPool* pool) {
+  auto memory = std::make_shared<PanelMemory>();
+  const std::int64_t experts = to.num_experts;
+  const std::int64_t nodes = pool != nullptr ? pool->nodes() : 1;
+  if (nodes == 1 || panels < nodes) {
+    memory->first = {0, panels};
+    memory->shares = {allocate_pages(static_cast<std::size_t>(experts * to.expert_stride))};
+    return memory;
+  }
+  const Topology& topology = pool->topology();
+  for (std::size_t s = 0; s <= topology.nodes.size(); ++s) {
+    memory->first.push_back(topology.first_of(s, panels));
+  }
+  for (std::size_t s = 0; s < topology.nodes.size(); ++s) {
+    const std::int64_t stride = (memory->first[s + 1] - memory->first[s]) * to.row_stride;
+    NodePages pages =
+        allocate_on_node(static_cast<std::size_t>(experts * stride), topology.nodes[s].id);
+    for (std::int64_t e = 0; e < experts; ++e) {
+      memory->table.push_back(pages.memory.get() + e * stride);
+    }
+    memory->shares.push_back(std::move(pages.memory));
+    if (memory->bind_error == 0) memory->bind_error = pages.error;
+  }
+  memory->dealt = {.count = static_cast<std::int32_t>(nodes),
+                   .first = memory->first.data(),
+                   .table = memory->table.data(),
+                   .slots = experts};
+  return memory;
+}
+
+/// What became of the pages, for the report; empty with one node.
+std::string placement_of(const PanelMemory& memory, const ThreadPool* pool) {
+  if (memory.dealt.count == 0) {
+    return pool != nullptr && pool->nodes() > 1 ? "; too few to deal to nodes" : "";
+  }
+  const Topology& topology = pool->topology();
+  std::string text = "; dealt to " + topology.text();
+  if (!topology.binds()) return text;
+  if (memory.bind_error == 0) return text + ", pages bound";
+  return text + ", pages not bound (mbind: " + std::generic_category().message(memory.bind_error) +
+         "), so they lie near the threads that wrote them";
+}
+
+/// Returns what placement_of says.
+std::string pack_role(RoleWeights& weights, const LoadOptions& options, Meter& meter) {
   const WeightRef from = weights.ref;
   WeightRef to;
   panel_layout(from, to);
   const std::int64_t panels = (from.rows + kRows - 1) / kRows;
-  const std::shared_ptr<std::byte> memory =
-      allocate_pages(static_cast<std::size_t>(from.num_experts * to.expert_stride));
-  to.base = memory.get();
+  const std::shared_ptr<PanelMemory> memory = allocate_panels(to, panels, options.pool);
+  const auto shares = static_cast<std::int64_t>(memory->shares.size());
+  std::int64_t largest = 0;
+  for (std::size_t s = 0; s < memory->shares.size(); ++s) {
+    largest = std::max(largest, memory->first[s + 1] - memory->first[s]);
+  }
 
   // A chunk is some panels of one expert, about 256 KiB: small enough to report progress often and
   // to keep all threads busy.
   const std::int64_t per_chunk =
       std::clamp<std::int64_t>((std::int64_t{256} << 10) / std::max<std::int64_t>(1, to.row_stride),
-                               1, std::max<std::int64_t>(1, panels));
-  const std::int64_t chunks_per_expert = (panels + per_chunk - 1) / per_chunk;
+                               1, std::max<std::int64_t>(1, largest));
+  const std::int64_t parts = (largest + per_chunk - 1) / per_chunk;  // of an expert's share
   const std::vector<std::byte> absent = absent_row(from);
   // Where a chunk's rows are read to that lie in a file.
   std::vector<std::vector<std::byte>> rows;
@@ -116,37 +182,50 @@ void pack_role(RoleWeights& weights, const LoadOptions& options, Meter& meter) {
     }
   }
   FirstError errors;
+  const std::int64_t per_share = from.num_experts * parts;
   const auto pack_chunk = [&](std::int64_t chunk, int thread) {
     if (meter.cancelled()) return;
-    const auto e = static_cast<std::int32_t>(chunk / chunks_per_expert);
-    const std::int64_t first = chunk % chunks_per_expert * per_chunk;
-    const std::int64_t last = std::min(panels, first + per_chunk);
-    std::byte* const out = memory.get() + e * to.expert_stride;
+    const auto s = static_cast<std::size_t>(chunk / per_share);
+    const auto e = static_cast<std::int32_t>(chunk % per_share / parts);
+    const std::int64_t part = chunk % parts;
+    const std::int64_t size = memory->first[s + 1] - memory->first[s];
+    const std::int64_t first = memory->first[s] + size * part / parts;
+    const std::int64_t last = memory->first[s] + size * (part + 1) / parts;
+    if (first == last) return;  // a smaller share than the largest
+    std::byte* const out = memory->at(s, e, first, to.row_stride);
     if (!weights.read) {
       pack_panels(from, from.expert(e), first, last, absent, out);
     } else {
       errors.during([&] {
-        WeightRef part = from;
-        part.rows = std::min(from.rows - first * kRows, (last - first) * kRows);
-        const auto bytes = static_cast<std::size_t>(part.rows * from.row_stride);
+        WeightRef some = from;
+        some.rows = std::min(from.rows - first * kRows, (last - first) * kRows);
+        const auto bytes = static_cast<std::size_t>(some.rows * from.row_stride);
         const std::span buffer = std::span(rows[static_cast<std::size_t>(thread)]).first(bytes);
         weights.read(from.expert(e) + first * kRows * from.row_stride, buffer);
-        pack_panels(part, buffer.data(), 0, last - first, absent, out + first * to.row_stride);
+        pack_panels(some, buffer.data(), 0, last - first, absent, out);
       });
     }
     if (!errors.failed()) meter.add((last - first) * to.row_stride, thread);
   };
-  const std::int64_t chunks = from.num_experts * chunks_per_expert;
-  if (options.pool != nullptr) {
-    options.pool->parallel_for(chunks, pack_chunk);
+  if (options.pool == nullptr) {
+    for (std::int64_t chunk = 0; chunk < per_share; ++chunk) pack_chunk(chunk, 0);
+  } else if (shares > 1) {
+    options.pool->parallel_for_nodes(per_share, pack_chunk);
   } else {
-    for (std::int64_t chunk = 0; chunk < chunks; ++chunk) pack_chunk(chunk, 0);
+    options.pool->parallel_for(per_share, pack_chunk);
   }
   errors.rethrow();
   meter.throw_if_cancelled();
+  if (shares > 1) {
+    to.table = memory->table.data();
+    to.shares = &memory->dealt;
+  } else {
+    to.base = memory->shares.front().get();
+  }
   weights.ref = to;
   weights.owner = memory;
   weights.read = nullptr;
+  return placement_of(*memory, options.pool);
 }
 
 }  // namespace
@@ -159,6 +238,7 @@ bool panel_layout(const WeightRef& rows, WeightRef& panels) {
   panels.row_stride = panel_bytes(*format, rows.cols);
   panels.expert_stride = (rows.rows + kRows - 1) / kRows * panels.row_stride;
   panels.table = nullptr;
+  panels.shares = nullptr;
   panels.base = nullptr;
   return true;
 }
@@ -174,7 +254,8 @@ void pack_panels(const WeightRef& from, const std::byte* expert, std::int64_t fi
   const std::int64_t stride = panel_bytes(format, from.cols);
   auto* panels = reinterpret_cast<std::uint8_t*>(to);
   for (std::int64_t p = first; p < last; ++p) {
-    pack_panel(format, from, expert, p * kRows, bytes_of(absent.data()), panels + p * stride);
+    pack_panel(format, from, expert, p * kRows, bytes_of(absent.data()),
+               panels + (p - first) * stride);
   }
 }
 
@@ -188,7 +269,7 @@ void panel_row(const WeightRef& weight, std::int32_t expert, std::int64_t row, s
                    .hint = {}};
   });
   auto* out = reinterpret_cast<std::uint8_t*>(blocks);
-  const std::uint8_t* panel = bytes_of(weight.expert(expert)) + row / kRows * weight.row_stride;
+  const std::uint8_t* panel = bytes_of(weight.panel(expert, row / kRows));
   const std::int64_t lane = row % kRows;
   const std::int64_t records = (weight.cols + kRecordCols - 1) / kRecordCols;
   for (std::int64_t record = 0; record < records; ++record) {
@@ -223,11 +304,11 @@ void CpuBackend::prepare(ExpertStack::Parts& parts, const LoadOptions& options) 
   }
   Meter meter(options, total);
   for (const RolePlan& plan : roles) {
-    pack_role(*plan.weights, options, meter);
+    const std::string placement = pack_role(*plan.weights, options, meter);
     for (RoleReport& report : parts.report.roles) {
       if (report.role != plan.role) continue;
       report.decision = "repacked";
-      report.reason = "panels of 16 rows run fastest";
+      report.reason = "panels of 16 rows run fastest" + placement;
       report.bytes = plan.weights->ref.num_experts * plan.weights->ref.expert_stride;
     }
     meter.report(meter.done());

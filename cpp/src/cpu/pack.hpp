@@ -24,8 +24,8 @@ bool panel_layout(const WeightRef& rows, WeightRef& panels);
 
 /// A row of zeros, for the rows that the last panel of `from` lacks; empty when it lacks none.
 std::vector<std::byte> absent_row(const WeightRef& from);
-/// Repacks panels [first, last) of one expert, whose rows start at `expert`, into `to`, where the
-/// panels of that expert start. `from` says how its rows lie; `absent` is its absent_row.
+/// Repacks panels [first, last) of one expert, whose rows start at `expert`, one behind the other
+/// into `to`. `from` says how its rows lie; `absent` is its absent_row.
 void pack_panels(const WeightRef& from, const std::byte* expert, std::int64_t first,
                  std::int64_t last, std::span<const std::byte> absent, std::byte* to);
 

@@ -157,7 +157,7 @@ std::size_t product_bytes(std::int32_t num_experts, std::int64_t num_pairs, std:
   return counter.used();
 }
 
-std::int64_t plan_jobs(const Buckets& buckets, std::int64_t panels, double bytes_per_panel,
+std::int64_t plan_jobs(const Buckets& buckets, const PanelCut& cut, double bytes_per_panel,
                        double ops_per_panel_token, int threads) {
   // Roughly what one thread reads from memory and computes per nanosecond. They need not be exact:
   // only the sizes of the jobs depend on them, never a result.
@@ -172,20 +172,18 @@ std::int64_t plan_jobs(const Buckets& buckets, std::int64_t panels, double bytes
   };
   double total = 0;
   for (std::int32_t b = 0; b < buckets.num; ++b) {
-    total += static_cast<double>(panels) * panel_ns(buckets.list[b].count);
+    total += static_cast<double>(cut.panels()) * panel_ns(buckets.list[b].count);
   }
   const double target =
       threads == 1 ? kMaxNs : std::clamp(total / (threads * kJobsPerThread), kMinNs, kMaxNs);
+  const std::int64_t panels = cut.largest();
   std::int64_t jobs = 0;
   for (std::int32_t b = 0; b < buckets.num; ++b) {
     Bucket& bucket = buckets.list[b];
     const std::int64_t tokens = std::min(bucket.job_tokens, bucket.count);
     const double ideal = target / panel_ns(tokens);
     const std::int64_t most = std::max<std::int64_t>(1, static_cast<std::int64_t>(ideal));
-    const std::int64_t ranges = (panels + most - 1) / most;
-    bucket.job_panels = static_cast<std::int32_t>((panels + ranges - 1) / ranges);
-    bucket.panel_jobs =
-        static_cast<std::int32_t>((panels + bucket.job_panels - 1) / bucket.job_panels);
+    bucket.panel_jobs = static_cast<std::int32_t>((panels + most - 1) / most);
     bucket.first_job = jobs;
     jobs += std::int64_t{bucket.panel_jobs} *
             ((bucket.count + bucket.job_tokens - 1) / bucket.job_tokens);
@@ -193,18 +191,22 @@ std::int64_t plan_jobs(const Buckets& buckets, std::int64_t panels, double bytes
   return jobs;
 }
 
-Job find_job(const Buckets& buckets, std::int64_t panels, std::int64_t job) {
+Job find_job(const Buckets& buckets, const PanelCut& cut, std::int64_t per_share,
+             std::int64_t job) {
+  const std::int64_t in_share = job % per_share;
   const Bucket* b = std::upper_bound(
-      buckets.list, buckets.list + buckets.num, job,
+      buckets.list, buckets.list + buckets.num, in_share,
       [](std::int64_t index, const Bucket& bucket) { return index < bucket.first_job; });
   const Bucket& bucket = b[-1];
-  const std::int64_t local = job - bucket.first_job;
+  const std::int64_t local = in_share - bucket.first_job;
   Job out;
   out.bucket = &bucket;
   out.first_token = static_cast<std::int32_t>(local / bucket.panel_jobs) * bucket.job_tokens;
   out.tokens = std::min(bucket.job_tokens, bucket.count - out.first_token);
-  out.first_panel = local % bucket.panel_jobs * bucket.job_panels;
-  out.last_panel = std::min(panels, out.first_panel + bucket.job_panels);
+  const PanelRange range =
+      part_of(cut, job / per_share, local % bucket.panel_jobs, bucket.panel_jobs);
+  out.first_panel = range.first;
+  out.last_panel = range.last;
   return out;
 }
 

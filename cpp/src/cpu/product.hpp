@@ -5,6 +5,7 @@
 ///   make_buckets         the entries of a row map, sorted by expert
 ///   prepare_activations  their input rows, quantised, in the bundles that the kernels read
 ///   plan_jobs            the work, cut into jobs of some tokens x some panels
+///   run_jobs             the jobs, each by a thread of the node that its panels lie on
 ///   run_job              one job on one thread: panel after panel, kernel, then sink
 ///
 /// "Token" here means an entry of the map: a row of x that meets one expert.
@@ -15,6 +16,7 @@
 
 #include "cpu/dispatch.hpp"
 #include "moesaic/backend.hpp"
+#include "moesaic/thread_pool.hpp"
 #include "moesaic/workspace.hpp"
 
 namespace moesaic::cpu {
@@ -26,9 +28,8 @@ struct Bucket {
   std::int32_t count = 0;
   std::int32_t bundle = 1;      ///< tokens of a bundle of activations
   std::int32_t job_tokens = 1;  ///< tokens of a job, a multiple of `bundle`
-  std::int32_t job_panels = 1;  ///< panels of a job
-  std::int32_t panel_jobs = 1;  ///< jobs that together cover all panels for the same tokens
-  std::int64_t first_job = 0;
+  std::int32_t panel_jobs = 1;  ///< jobs that together cover a node's panels for the same tokens
+  std::int64_t first_job = 0;   ///< of those of a node
 };
 
 struct Buckets {
@@ -71,12 +72,68 @@ inline bool same_columns(const WeightRef& a, const WeightRef& b) {
 /// Bytes that the functions above take from a Carver for a product of up to these sizes.
 std::size_t product_bytes(std::int32_t num_experts, std::int64_t num_pairs, std::int64_t cols);
 
+inline constexpr std::int64_t kPanel = 16;  ///< rows of a panel
+inline std::int64_t panels_of(const WeightRef& weight) {
+  return (weight.rows + kPanel - 1) / kPanel;
+}
+/// Where a panel (or its first row, in the row layout) lies.
+inline const std::uint8_t* panel_bytes(const WeightRef& weight, std::int32_t expert,
+                                       std::int64_t panel) {
+  return reinterpret_cast<const std::uint8_t*>(weight.layout == WeightLayout::Rows
+                                                   ? weight.expert(expert) +
+                                                         panel * kPanel * weight.row_stride
+                                                   : weight.panel(expert, panel));
+}
+
+/// The panels of a role by the nodes that have them: one share of all, where they lie together.
+class PanelCut {
+ public:
+  explicit PanelCut(const WeightRef& weight) : panels_(panels_of(weight)), dealt_(weight.shares) {}
+  std::int64_t panels() const { return panels_; }
+  std::int32_t shares() const { return dealt_ != nullptr ? dealt_->count : 1; }
+  std::int64_t first(std::int64_t share) const {
+    return dealt_ != nullptr ? dealt_->first[share] : share * panels_;
+  }
+  std::int64_t size(std::int64_t share) const { return first(share + 1) - first(share); }
+  std::int64_t largest() const {  ///< of the shares' sizes
+    std::int64_t most = 0;
+    for (std::int32_t s = 0; s < shares(); ++s) most = std::max(most, size(s));
+    return most;
+  }
+
+ private:
+  std::int64_t panels_;
+  const PanelShares* dealt_;
+};
+
 /// Cuts the buckets into jobs of some tokens x some panels: enough of them for the threads to share
 /// the work evenly, none so small that taking it costs more than a few percent. Sets the buckets'
-/// job fields and returns the number of jobs. `bytes_per_panel` are read once per job,
-/// `ops_per_panel_token` done for each of its tokens.
-std::int64_t plan_jobs(const Buckets& buckets, std::int64_t panels, double bytes_per_panel,
+/// job fields and returns the number of jobs of each share, which is the same for all.
+/// `bytes_per_panel` are read once per job, `ops_per_panel_token` done for each of its tokens.
+std::int64_t plan_jobs(const Buckets& buckets, const PanelCut& cut, double bytes_per_panel,
                        double ops_per_panel_token, int threads);
+
+/// Calls body(job, thread) for the `per_share` jobs of each share, numbered one share behind the
+/// other; by the threads of a share's node where the pool has as many nodes as there are shares.
+template <class Body>
+void run_jobs(ThreadPool& pool, const PanelCut& cut, std::int64_t per_share, const Body& body) {
+  if (cut.shares() > 1 && cut.shares() == pool.nodes()) {
+    pool.parallel_for_nodes(per_share, body);
+  } else {
+    pool.parallel_for(cut.shares() * per_share, body);
+  }
+}
+
+/// Panels [first, last) are part `part` of `parts` of a share; none where it has fewer than parts.
+struct PanelRange {
+  std::int64_t first, last;
+};
+inline PanelRange part_of(const PanelCut& cut, std::int64_t share, std::int64_t part,
+                          std::int64_t parts) {
+  const std::int64_t begin = cut.first(share);
+  const std::int64_t size = cut.size(share);
+  return {begin + size * part / parts, begin + size * (part + 1) / parts};
+}
 
 /// Some tokens of one bucket x some panels of its expert: what one thread does without a break.
 struct Job {
@@ -85,25 +142,13 @@ struct Job {
   std::int32_t tokens;
   std::int64_t first_panel, last_panel;
 };
-/// Job number `job` of those that plan_jobs counted.
-Job find_job(const Buckets& buckets, std::int64_t panels, std::int64_t job);
+/// Job number `job` of those that run_jobs counts.
+Job find_job(const Buckets& buckets, const PanelCut& cut, std::int64_t per_share, std::int64_t job);
 
 /// The task of a job as run_job gives it to the kernel, but for weights, rows and output, which
 /// change from panel to panel.
 PanelTask job_task(const WeightRef& weight, const Activations& activations, const RowMap& map,
                    const Buckets& buckets, const Job& job);
-
-inline constexpr std::int64_t kPanel = 16;  ///< rows of a panel
-inline std::int64_t panels_of(const WeightRef& weight) {
-  return (weight.rows + kPanel - 1) / kPanel;
-}
-/// Where a panel (or its first row, in the row layout) lies.
-inline const std::uint8_t* panel_bytes(const WeightRef& weight, std::int32_t expert,
-                                       std::int64_t panel) {
-  const std::int64_t rows = weight.layout == WeightLayout::Rows ? kPanel : 1;
-  return reinterpret_cast<const std::uint8_t*>(weight.expert(expert)) +
-         panel * rows * weight.row_stride;
-}
 
 /// Copies the products of one panel and token. Nearly always the panel is whole, and then the copy
 /// has a constant size.

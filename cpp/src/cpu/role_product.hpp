@@ -31,12 +31,12 @@ void role_product(Context& context, const RoleRef& role, const RowMap& map, cons
       low_rank_rows(context, role, {}, in, map, buckets, nullptr, carver).first;
   const Activations activations = prepare_activations(context, kernels, in, weight, map, buckets,
                                                       planes_of(weight.type, precision), carver);
-  const std::int64_t panels = panels_of(weight);
+  const PanelCut cut(weight);
   const std::int64_t jobs = plan_jobs(
-      buckets, panels, static_cast<double>(weight.expert_bytes()) / static_cast<double>(panels),
+      buckets, cut, static_cast<double>(weight.expert_bytes()) / static_cast<double>(cut.panels()),
       2.0 * kPanel * static_cast<double>(weight.cols), context.pool().threads());
-  context.pool().parallel_for(jobs, [&](std::int64_t i, int) {
-    const Job job = find_job(buckets, panels, i);
+  run_jobs(context.pool(), cut, jobs, [&](std::int64_t i, int) {
+    const Job job = find_job(buckets, cut, jobs, i);
     const Epilogue epilogue(role, job.bucket->expert);
     run_job(
         kernels, weight, activations, map, buckets, job, nullptr,

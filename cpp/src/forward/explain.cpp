@@ -50,6 +50,48 @@ std::string block_size_fact(const Tuning& tuning) {
   return "64, 32 or 16: the largest that pads at most 30 %, chosen from the routing of each call";
 }
 
+/// The part of a role's bytes that threads read from other nodes' memory.
+double remote_part(const ThreadPool& pool, const WeightRef& ref) {
+  const int nodes = pool.nodes();
+  if (nodes == 1 || (ref.shares != nullptr && ref.shares->count == nodes)) return 0.0;
+  return 1.0 - 1.0 / nodes;
+}
+
+/// Where the panels of each role lie, and what an expected call reads from other nodes.
+void add_placement(const Context& context, const LayerRef& layer, double experts,
+                   std::int64_t pairs, std::int64_t tokens, Precision precision, Facts& facts) {
+  const ThreadPool& pool = context.pool();
+  if (context.backend().device_type() != DeviceType::Cpu) return;
+  facts.emplace_back("numa", pool.topology().text());
+  const int nodes = pool.nodes();
+  if (nodes == 1) return;
+  double weights = 0;
+  for (const Role role : {Role::Gate, Role::Up, Role::Down}) {
+    const WeightRef& ref = layer.stack->role(role).ref;
+    if (!ref) continue;
+    const double part = remote_part(pool, ref);
+    std::string where = "not dealt to nodes";
+    if (ref.shares != nullptr) {
+      where = "panels dealt to " + std::to_string(ref.shares->count) + " nodes: ";
+      for (std::int32_t s = 0; s < ref.shares->count; ++s) {
+        where +=
+            (s == 0 ? "" : " + ") + std::to_string(ref.shares->first[s + 1] - ref.shares->first[s]);
+      }
+      if (part > 0) where += "; the threads have " + std::to_string(nodes);
+    }
+    facts.emplace_back(std::string(name_of(role)) + " placement", where);
+    weights += part * experts * static_cast<double>(ref.expert_bytes());
+  }
+  facts.emplace_back("remote weight bytes (uniform routing)",
+                     std::to_string(std::llround(weights)));
+  // Every node reads the quantised rows of both phases once, from where one node wrote them.
+  const std::int64_t planes = precision == Precision::Fast ? 1 : 2;
+  const StackShape& shape = layer.stack->shape();
+  facts.emplace_back("remote activation bytes", std::to_string((nodes - 1) * planes *
+                                                               (tokens * shape.hidden_size +
+                                                                pairs * shape.intermediate_size)));
+}
+
 /// The rarer parts of the layer, by name.
 std::string parts_fact(const LayerRef& layer) {
   std::string names;
@@ -117,6 +159,7 @@ Explanation explain(const Context& context, const LayerRef& layer, std::int32_t 
                      std::to_string(std::llround(experts)) + " of " + std::to_string(kept));
   facts.emplace_back("weight bytes read (uniform routing)",
                      std::to_string(std::llround(weight_bytes)));
+  add_placement(context, layer, experts, num_tokens * top_k, num_tokens, choice.precision, facts);
   facts.emplace_back("workspace bytes", std::to_string(scratch));
   return explanation;
 }

@@ -1,4 +1,5 @@
-// Slots on the CPU: one arena per role, into which experts are repacked as panels when they come.
+// Slots on the CPU: one arena per role, into which experts are repacked as panels when they come. Its
+// pages are spread over NUMA nodes, since a slot's expert changes faster than it could be dealt.
 
 #include <algorithm>
 #include <cstring>
@@ -71,7 +72,7 @@ class CpuSlots final : public ExpertSlots {
       context.pool().parallel_for(chunks, [&](std::int64_t chunk, int) {
         const std::int64_t first = chunk * kPanelsPerChunk;
         cpu::pack_panels(part.from, from[r], first, std::min(panels, first + kPanelsPerChunk),
-                         part.absent, to);
+                         part.absent, to + first * part.to.row_stride);
       });
     }
   }

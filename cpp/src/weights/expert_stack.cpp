@@ -199,7 +199,10 @@ const RoleWeights& ExpertStack::role(Role role) const {
 
 const char* ExpertStack::kind() const {
   if (parts_.down.ref.type == QuantType::INT4) return "marlin";
-  return parts_.down.ref.table != nullptr ? "per_expert" : "stacked";
+  // A stack of its own whose panels are dealt to nodes has a table too, but keeps its stride.
+  const WeightRef& down = parts_.down.ref;
+  const bool own = down.shares != nullptr && down.expert_stride > 0;
+  return down.table != nullptr && !own ? "per_expert" : "stacked";
 }
 
 std::int64_t ExpertStack::bytes_per_expert() const {

@@ -27,7 +27,14 @@ struct Table {
   std::vector<const std::byte*> pointers;
   std::vector<std::shared_ptr<const void>> owners;
   std::vector<std::int32_t> gather;  ///< of INT4 columns, where the sources differ
+  PanelShares shares{};              ///< where panels are dealt to nodes
 };
+
+/// Whether experts of both roles can share a table of panels.
+bool dealt_alike(const PanelShares* a, const PanelShares* b) {
+  if (a == nullptr || b == nullptr) return a == b;
+  return std::equal(a->first, a->first + a->count + 1, b->first, b->first + b->count + 1);
+}
 
 bool same_groups(const Int4Format& a, const Int4Format& b) {
   return a.group_size == b.group_size && a.groups == b.groups && a.packed_cols == b.packed_cols &&
@@ -54,6 +61,14 @@ void check_source(const ExpertSource& source, Sources sources, Role role) {
     return problem(name_of(role), "weights that lie in one way",
                    std::string(name_of(first.layout)) + " and " + name_of(ref.layout),
                    "load the stacks with the same layout=");
+  });
+  require<UnsupportedError>(dealt_alike(ref.shares, first.shares), [&] {
+    const auto nodes = [](const WeightRef& r) {
+      return "panels dealt to " + std::to_string(r.shares != nullptr ? r.shares->count : 1) +
+             " nodes";
+    };
+    return problem(name_of(role), nodes(first) + ", as those of the first expert", nodes(ref),
+                   "load the stacks with the same MOESAIC_NUMA");
   });
   require<UnsupportedError>(ref.slot_map == nullptr || ref.slot_map[source.expert] >= 0, [&] {
     return problem("expert " + std::to_string(source.expert), "an expert in memory",
@@ -146,9 +161,16 @@ RoleWeights gather_role(Sources sources, Role role) {
   RoleWeights weights;
   WeightRef& ref = weights.ref;
   ref = role_of(sources.front(), role).ref;
+  const std::int32_t shares = ref.shares != nullptr ? ref.shares->count : 1;
+  for (std::int32_t s = 0; s < shares; ++s) {
+    for (const ExpertSource& source : sources) {
+      const WeightRef& from = role_of(source, role).ref;
+      table->pointers.push_back(s == 0 ? from.expert(source.expert)
+                                       : from.panel(source.expert, from.shares->first[s]));
+    }
+  }
   for (const ExpertSource& source : sources) {
     const RoleWeights& from = role_of(source, role);
-    table->pointers.push_back(from.ref.expert(source.expert));
     if (table->owners.empty() || table->owners.back() != from.owner) {
       table->owners.push_back(from.owner);
     }
@@ -156,6 +178,13 @@ RoleWeights gather_role(Sources sources, Role role) {
   ref.base = nullptr;
   ref.table = table->pointers.data();
   ref.expert_stride = 0;
+  if (ref.shares != nullptr) {
+    table->shares = *ref.shares;
+    // The numbers of panels are the first stack's, which `owners` keeps.
+    table->shares.table = table->pointers.data();
+    table->shares.slots = static_cast<std::int64_t>(sources.size());
+    ref.shares = &table->shares;
+  }
   ref.slot_map = nullptr;
   ref.num_experts = static_cast<std::int32_t>(sources.size());
   if (ref.type == QuantType::INT4) gather_columns(sources, role, *table, ref.int4);
