@@ -10,6 +10,8 @@ fuzz_python  fuzzers of checkpoints, forwards and misuse from Python, half a min
           the C++ library replay their corpus in ctest, under sanitizers too
 race      emulated CUDA kernels under ThreadSanitizer (Linux; skipped without clang 19)
 parity    layers and whole models beside transformers, and over several processes (torch, 200 MB)
+numa      a layer in QEMU machines of one to four NUMA nodes: where its pages and threads are
+          (Linux on x86-64; skipped without QEMU or a kernel to boot)
 arm       the kernels' tests for 64-bit Arm: cross compiler and qemu (Linux; skipped without them)
 docs      the documentation site in build/docs; a broken link or reference fails
 pythons   every CPython from 3.11 to 3.14 found here: build, install, import, demo
@@ -26,6 +28,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tarfile
@@ -37,8 +40,8 @@ from nox.command import CommandFailed
 nox.needs_version = ">=2024.4.15"
 nox.options.default_venv_backend = "venv"
 SESSIONS = [
-    "tests", "lint", "wheel", "sanitize", "fuzz_python", "gpu", "race", "parity", "arm", "docs",
-    "pythons",
+    "tests", "lint", "wheel", "sanitize", "fuzz_python", "gpu", "race", "parity", "numa", "arm",
+    "docs", "pythons",
 ]  # fmt: skip
 nox.options.sessions = SESSIONS
 
@@ -246,6 +249,25 @@ def parity(session: nox.Session) -> None:
 
 
 @nox.session
+def numa(session: nox.Session) -> None:
+    """Needs no machine with several nodes; the kernel is Debian's for virtual machines (15 MB)."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        session.skip("the guests are Linux on x86-64")
+    need_gtest(session)  # the tests' folder is configured as a whole
+    if not shutil.which("qemu-system-x86_64") and not installed(session, ["qemu-system-x86"]):
+        session.skip("qemu-system-x86_64 is missing and cannot be installed here")
+    kernel = guest_kernel(session)
+    if kernel is None:
+        session.skip("no kernel for virtual machines can be had here")
+    install(session, "cmake")
+    session.run("cmake", "--preset", "dev")
+    session.run("cmake", "--build", "--preset", "dev", "--target", "numa_guest")
+    program = ROOT / "build" / "dev" / "tests" / "numa_guest"
+    run = ["python", "tests/numa/run.py", "--program", str(program), "--kernel", str(kernel)]
+    session.run(*run)
+
+
+@nox.session
 def arm(session: nox.Session) -> None:
     """NEON kernels against the scalar twin and f64, under emulation."""
     need_gtest(session)
@@ -440,6 +462,25 @@ def installed(session: nox.Session, packages: list[str]) -> bool:
     except CommandFailed:
         return False
     return True
+
+
+def guest_kernel(session: nox.Session) -> Path | None:
+    """A Linux kernel that QEMU can boot, from the Debian package; None where apt has none."""
+    folder = ROOT / "build" / "guest_kernel"
+    find = ["apt-cache", "depends", "linux-image-cloud-amd64"]
+    try:
+        if not any(folder.glob("boot/vmlinuz-*")):
+            listed = subprocess.run(find, capture_output=True, text=True, check=True).stdout
+            (package,) = re.findall(r"Depends: (linux-image-[0-9]\S*)", listed)[:1]
+            folder.mkdir(parents=True, exist_ok=True)
+            with session.chdir(folder):
+                session.run("apt-get", "download", package, external=True)
+                for archive in folder.glob("*.deb"):
+                    session.run("dpkg-deb", "-x", archive.name, ".", external=True)
+                    archive.unlink()
+    except (OSError, ValueError, subprocess.CalledProcessError, CommandFailed):
+        return None
+    return next(folder.glob("boot/vmlinuz-*"), None)
 
 
 def apt_get() -> list[str] | None:
