@@ -14,7 +14,7 @@
 //   bits          lop3<LUT>, prmt
 //   16-bit        f32_to_bf16, bf16_to_f32, pack_bf16, unpack_bf16, and likewise for f16;
 //                 bf16x2_add, bf16x2_fma
-//   grids         griddepcontrol_wait, griddepcontrol_launch, launch, launch_dependent
+//   grids         griddepcontrol_wait, griddepcontrol_launch, launch, launch_dependent, load
 #pragma once
 
 #if defined(__CUDACC__)

@@ -24,6 +24,13 @@ int32_t launch_gemm(const op::Gemm& args, Stream stream);
 int32_t launch_gate_up(const op::GateUp& args, Stream stream);
 int32_t launch_down(const op::Down& args, Stream stream);
 
+// Each loads the kernels of its folder before their first launch; the last those of products.
+int32_t load_route_kernels();
+int32_t load_plan_kernels();
+int32_t load_row_kernels();
+int32_t load_stage_kernels();
+int32_t load_product_kernels(const WeightRef& weight);
+
 int64_t plan_scratch_bytes(int64_t num_pairs, int32_t num_experts);
 int64_t gemm_scratch_bytes(const GemmSizes& args);
 

@@ -16,7 +16,7 @@
 namespace moesaic::cuda {
 
 /// Raised with every change of an operation or of the table.
-inline constexpr int32_t kPluginVersion = 3;
+inline constexpr int32_t kPluginVersion = 4;
 
 using Stream = void*;
 
@@ -66,17 +66,32 @@ struct Table {
   int32_t table_bytes;  ///< sizeof(Table)
   const char* build;    ///< "CUDA 13.0, sm_80 sm_90a"
 
-  // Host functions. The current device is the caller's: set_device gives back the one before.
+  // Host functions. Those from `allocate` on, and the operations, work on the device that was
+  // entered.
   const char* (*error_text)(int32_t error);
+  /// Whether every later call of this process on the device will fail with this error too.
+  bool (*is_sticky)(int32_t error);
   int32_t (*device_count)(int32_t* count);
   int32_t (*device_properties)(int32_t device, DeviceProperties* properties);
-  int32_t (*set_device)(int32_t device, int32_t* previous);
+  /// Makes the device the thread's current one, and creates its context and no other. `previous` is
+  /// the context that was current, null for none; leave_device makes it current again.
+  int32_t (*enter_device)(int32_t device, void** previous);
+  int32_t (*leave_device)(void* previous);
+  /// While another thread records a graph, the next three neither fail nor end its recording.
   int32_t (*allocate)(int64_t bytes, void** memory);
   int32_t (*deallocate)(void* memory);
+  /// From host memory to an allocation that nothing reads yet; complete when it returns.
+  int32_t (*upload)(void* to, const void* from, int64_t bytes);
   /// Between any two of host and device, ordered on the stream.
   int32_t (*copy)(void* to, const void* from, int64_t bytes, Stream stream);
   int32_t (*synchronize)(Stream stream);
   int32_t (*is_capturing)(Stream stream, int32_t* capturing);
+
+  // The driver loads a kernel at its first launch, which cannot be recorded into a graph: these load
+  // them before.
+  int32_t (*load_operations)(void);
+  /// The kernels that products with this weight can run.
+  int32_t (*load_products)(const WeightRef*);
 
   // Sizes.
   int64_t (*plan_scratch_bytes)(int64_t num_pairs, int32_t num_experts);

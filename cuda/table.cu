@@ -15,6 +15,13 @@ int32_t call(const Args* args, Stream stream) {
 void fill_operations(Table& table) {
   table.version = kPluginVersion;
   table.table_bytes = sizeof(Table);
+  table.load_operations = [] {
+    int32_t error = load_route_kernels();
+    if (error == kOk) error = load_plan_kernels();
+    if (error == kOk) error = load_row_kernels();
+    return error == kOk ? load_stage_kernels() : error;
+  };
+  table.load_products = [](const WeightRef* weight) { return load_product_kernels(*weight); };
   table.plan_scratch_bytes = plan_scratch_bytes;
   table.gemm_scratch_bytes = [](const GemmSizes* args) { return gemm_scratch_bytes(*args); };
   table.router_logits = call<launch_router_logits, op::RouterLogits>;

@@ -45,7 +45,7 @@ const void* Constants::find(HostValues values, std::string_view operation, Strea
   });
   void* const memory = gpu_->allocate(values.size());
   try {
-    gpu_->copy(memory, values.data(), values.size());
+    gpu_->upload(memory, values.data(), values.size());
     entries_.emplace(hash, Entry{{values.begin(), values.end()}, memory});
   } catch (...) {
     gpu_->deallocate(memory);
@@ -58,7 +58,7 @@ std::shared_ptr<const void> Constants::pin(HostValues values) const {
   if (values.empty()) return nullptr;
   const std::shared_ptr<void> memory(gpu_->allocate(values.size()),
                                      [gpu = gpu_](void* p) { gpu->deallocate(p); });
-  gpu_->copy(memory.get(), values.data(), values.size());
+  gpu_->upload(memory.get(), values.data(), values.size());
   const std::pair key{values.data(), values.size()};
   {
     const std::lock_guard lock(pins_->mutex);

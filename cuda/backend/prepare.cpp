@@ -22,7 +22,7 @@ Memory allocate(const std::shared_ptr<const Gpu>& gpu, std::size_t bytes) {
 
 Memory upload(const std::shared_ptr<const Gpu>& gpu, const void* from, std::size_t bytes) {
   Memory memory = allocate(gpu, bytes);
-  gpu->copy(memory.get(), from, bytes);
+  gpu->upload(memory.get(), from, bytes);
   return memory;
 }
 
@@ -104,8 +104,8 @@ class Packer {
       }
       errors.rethrow();
       const std::int64_t bytes = count * to.expert_stride;
-      gpu_->copy(device + first * to.expert_stride, staging.data(),
-                 static_cast<std::size_t>(bytes));
+      gpu_->upload(device + first * to.expert_stride, staging.data(),
+                   static_cast<std::size_t>(bytes));
       done_ +=
           count * (from.ref.expert_bytes() + (second != nullptr ? second->ref.expert_bytes() : 0));
       weights::report_progress(options_, done_, total_, "upload");
@@ -167,6 +167,7 @@ void prepare(const std::shared_ptr<const Gpu>& gpu, ExpertStack::Parts& parts,
     }
   }
   if (down.ref) packer.pack(down, nullptr);
+  for (const RoleWeights* const role : {&gate, &up, &down}) gpu->load_products(role->ref);
 
   for (RoleReport& report : parts.report.roles) {
     const WeightRef& ref = (report.role == Role::Gate ? gate

@@ -35,6 +35,18 @@ int launch_with(cudaLaunchAttribute* attributes, unsigned count, void (*kernel)(
 
 }  // namespace detail
 
+// Loads each kernel, which else happens at its first launch; returns a cudaError_t as int.
+template <class... Kernels>
+int load(Kernels... kernels) {
+  cudaError_t status = cudaSuccess;
+  cudaFuncAttributes ignored;
+  ((status = status != cudaSuccess
+                 ? status
+                 : cudaFuncGetAttributes(&ignored, reinterpret_cast<const void*>(kernels))),
+   ...);
+  return status;
+}
+
 // Launches `kernel`; returns a cudaError_t as int, 0 on success. An empty grid is a success.
 template <class... Params, class... Args>
 int launch(void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t dynamic_shared,

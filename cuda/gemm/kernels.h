@@ -13,6 +13,7 @@ namespace moesaic::cuda {
 struct Launchers {
   int32_t (*product)(const ProductArgs& args, int64_t max_tiles, Stream stream);
   int32_t (*down_sum)(const DownSumArgs& args, Stream stream);
+  int32_t (*load)();  // all kernels that these launch
 };
 
 template <class D, int kPlanes>
@@ -46,8 +47,14 @@ int32_t launch_down_sum(const DownSumArgs& args, Stream stream) {
 }
 
 template <class D>
+int32_t load_kernels() {
+  return dev::load(narrow_kernel<D, 1>, narrow_kernel<D, 2>, wide_kernel<D, 1>, wide_kernel<D, 2>,
+                   down_sum_kernel<D, 1>, down_sum_kernel<D, 2>);
+}
+
+template <class D>
 constexpr Launchers launchers_of() {
-  return {launch_product<D>, launch_down_sum<D>};
+  return {launch_product<D>, launch_down_sum<D>, load_kernels<D>};
 }
 
 #define MOESAIC_DECLARE(name) extern const Launchers name##_launchers;

@@ -248,6 +248,17 @@ bool share_units(const WeightRef& gate, const WeightRef& up) {
 
 }  // namespace
 
+int32_t load_stage_kernels() {
+  return dev::load(stage_kernel<DType::F32>, stage_kernel<DType::F16>, stage_kernel<DType::BF16>,
+                   stage_entries_kernel<DType::F32>, stage_entries_kernel<DType::F16>,
+                   stage_entries_kernel<DType::BF16>);
+}
+
+int32_t load_product_kernels(const WeightRef& weight) {
+  const Kernel* const kernel = find_kernel(weight);
+  return kernel != nullptr ? kernel->launchers->load() : kUnsupported;
+}
+
 int32_t launch_gemm(const op::Gemm& args, Stream stream) {
   Phase phase(args, sizes_of(args.weight.ref, args.map, args.in), stream);
   if (phase.empty()) return kOk;

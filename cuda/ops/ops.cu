@@ -49,7 +49,23 @@ MOESAIC_KERNEL void __launch_bounds__(kFillThreads) fill_kernel(op::Fill args) {
   if (first < args.bytes - tail) bytes[tail + first] = byte;
 }
 
+template <DType kType>
+int32_t load_of_type() {
+  return dev::load(router_logits_kernel<kType, 1, 1>, router_logits_kernel<kType, 8, 4>,
+                   gather_kernel<kType>, rms_norm_kernel<kType>, add_identity_kernel<kType>,
+                   combine_kernel<kType, DType::F32>, combine_kernel<kType, DType::F16>,
+                   combine_kernel<kType, DType::BF16>);
+}
+
 }  // namespace
+
+int32_t load_row_kernels() {
+  int32_t error = load_of_type<DType::F32>();
+  if (error == kOk) error = load_of_type<DType::F16>();
+  if (error == kOk) error = load_of_type<DType::BF16>();
+  if (error != kOk) return error;
+  return dev::load(activate_kernel, look_up_experts_kernel, zero_skipped_kernel, fill_kernel);
+}
 
 int32_t launch_router_logits(const op::RouterLogits& args, Stream stream) {
   if (args.x.num_rows == 0) return kOk;

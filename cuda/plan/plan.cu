@@ -24,6 +24,11 @@ int64_t plan_scratch_bytes(int64_t num_pairs, int32_t num_experts) {
   return tile_count(num_pairs) * num_experts * int64_t{sizeof(int32_t)};
 }
 
+int32_t load_plan_kernels() {
+  return dev::load(sort_small_kernel, sort_count_kernel, sort_scan_kernel, sort_place_kernel,
+                   align_kernel, tiles_kernel);
+}
+
 int32_t launch_bucket_plan(const op::BucketPlan& args, Stream stream) {
   if (args.num_experts > kMaxExperts) return kUnsupported;
   const auto queue = static_cast<dev::Stream>(stream);

@@ -24,6 +24,11 @@ MOESAIC_KERNEL void shared_routing_kernel(op::SharedRouting args) {
 
 }  // namespace
 
+int32_t load_route_kernels() {
+  return dev::load(route_kernel<1, 4>, route_kernel<1, 8>, route_kernel<1, 16>, route_kernel<8, 16>,
+                   shared_routing_kernel);
+}
+
 int32_t launch_route(const op::Route& args, Stream stream) {
   if (args.out.num_tokens == 0) return kOk;
   const int32_t experts = args.num_experts;

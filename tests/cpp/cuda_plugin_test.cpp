@@ -2,12 +2,15 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "backend/builtin.hpp"
 #include "cuda/backend/cuda_backend.hpp"
+#include "moesaic/context.hpp"
 #include "moesaic/error.hpp"
 
 namespace moesaic {
@@ -17,7 +20,9 @@ namespace {
 struct HostTable : cuda::Table {
   static inline std::int32_t count_error = 0;
   static inline std::int32_t devices = 2;
-  static inline std::int32_t current = 0;
+  static inline void* current = nullptr;  ///< context; there is one for each device
+  static inline std::array<bool, 2> contexts{};
+  static inline std::int32_t launch_error = cuda::kOk;
 
   HostTable() : cuda::Table{} {
     version = cuda::kPluginVersion;
@@ -37,10 +42,27 @@ struct HostTable : cuda::Table {
       properties->driver_version = 13000;
       return cuda::kOk;
     };
-    set_device = [](std::int32_t device, std::int32_t* previous) {
-      *previous = std::exchange(current, device);
+    is_sticky = [](std::int32_t error) { return error == 700; };
+    enter_device = [](std::int32_t device, void** previous) {
+      auto& context = contexts[static_cast<std::size_t>(device)];
+      context = true;
+      *previous = std::exchange(current, &context);
       return cuda::kOk;
     };
+    leave_device = [](void* previous) {
+      current = previous;
+      return cuda::kOk;
+    };
+    load_operations = [] { return cuda::kOk; };
+    allocate = [](std::int64_t bytes, void** memory) {
+      *memory = std::malloc(static_cast<std::size_t>(bytes));
+      return cuda::kOk;
+    };
+    deallocate = [](void* memory) {
+      std::free(memory);
+      return cuda::kOk;
+    };
+    fill = [](const op::Fill*, cuda::Stream) { return launch_error; };
   }
 };
 
@@ -56,7 +78,41 @@ TEST(CudaPlugin, OneBackendForEachUsableDevice) {
   EXPECT_EQ(list[0]->device(), info.devices[0]);
   EXPECT_EQ(info.detail,
             "New, sm_90, 132 SMs, 81920 MiB; driver CUDA 13.0, plug-in CUDA 13.0, sm_80");
-  EXPECT_EQ(HostTable::current, 0);
+  EXPECT_FALSE(HostTable::contexts[0] || HostTable::contexts[1]) << "to look at it needs none";
+}
+
+TEST(CudaPlugin, OnlyTheBackendsDeviceGetsAContext) {
+  const HostTable table;
+  const auto backend = cuda::backends_of(table)[0];
+  for (void* const callers :
+       {static_cast<void*>(nullptr), static_cast<void*>(&HostTable::current)}) {
+    HostTable::current = callers;
+    backend->deallocate(backend->allocate(16), 16);
+    EXPECT_EQ(HostTable::current, callers);
+  }
+  EXPECT_FALSE(HostTable::contexts[0]);
+  EXPECT_TRUE(HostTable::contexts[1]);
+}
+
+std::string launch_failure(const Backend& backend, std::int32_t error) {
+  HostTable::launch_error = error;
+  Context context(backend, Tuning{}, ThreadPool::shared(1));
+  std::string text = "none";
+  try {
+    backend.fill(context, {});
+  } catch (const DeviceError& thrown) {
+    text = thrown.what();
+  }
+  HostTable::launch_error = cuda::kOk;
+  return text;
+}
+
+TEST(CudaPlugin, ALostContextIsSaid) {
+  const HostTable table;
+  const auto backend = cuda::backends_of(table)[0];
+  EXPECT_NE(launch_failure(*backend, 700).find("start a new one"), std::string::npos);
+  EXPECT_EQ(launch_failure(*backend, 1).find("start a new one"), std::string::npos);
+  EXPECT_EQ(launch_failure(*backend, cuda::kOk), "none");
 }
 
 std::string reason_of(const cuda::Table& table) {

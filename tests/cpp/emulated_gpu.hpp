@@ -3,18 +3,22 @@
 /// The host half of a CUDA device for the emulator: memory that it knows piece by piece, guarded
 /// and poisoned; one stream order; captures that record launches and replay them. With the emulated
 /// launchers it is the table of a plug-in. What a GPU would refuse is an error here: a host pointer
-/// in a launch; an allocation, a wait or a copy to the host during a capture.
+/// in a launch; an allocation, a wait or a copy to the host during a capture, a first load of a kernel
+/// in a graph.
 
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "cuda/backend/cuda_backend.hpp"
+#include "cuda/device.cuh"
 #include "cuda/launch.h"
 #include "emulated_pointers.hpp"
 
@@ -40,7 +44,9 @@ class EmulatedGpu {
   std::string refused;  ///< the last thing that a GPU would have refused
   int device_count = 1;
   std::int32_t arch = 90;
-  std::int32_t current_device = 0;
+  /// The context of this device is current, and those of these exist; -1 for none.
+  std::int32_t current_context = -1;
+  std::set<std::int32_t> contexts;
   std::int64_t memory_limit = std::int64_t{1} << 40;
 
   std::int64_t live_bytes() const {
@@ -55,10 +61,12 @@ class EmulatedGpu {
     return true;
   }
 
-  /// A stream that records; launches run at replay().
+  /// A stream that records; launches run at replay(). The thread that begins may then do little
+  /// else, other threads what leaves recordings alone.
   static cuda::Stream capture_stream() { return reinterpret_cast<cuda::Stream>(0x5); }
   void begin_capture() {
     capturing_ = true;
+    recorder_ = std::this_thread::get_id();
     recorded_.clear();
   }
   std::vector<std::function<void()>> end_capture() {
@@ -71,6 +79,7 @@ class EmulatedGpu {
   static constexpr std::int32_t kCaptureError = 900;
   static constexpr std::int32_t kMemoryError = 2;
   static constexpr std::int32_t kInvalidError = 1;
+  static constexpr std::int32_t kLaunchError = 719;
   static constexpr std::byte kGuardByte{0xA5};
 
   struct Piece {
@@ -100,16 +109,26 @@ class EmulatedGpu {
       properties->driver_version = 13000;
       return cuda::kOk;
     };
-    table_.set_device = [](std::int32_t device, std::int32_t* previous) {
-      *previous = std::exchange(get().current_device, device);
+    table_.is_sticky = [](std::int32_t error) { return error == kLaunchError; };
+    table_.enter_device = [](std::int32_t device, void** previous) {
+      get().contexts.insert(device);
+      *previous = to_context(std::exchange(get().current_context, device));
       return cuda::kOk;
+    };
+    table_.leave_device = [](void* previous) {
+      get().current_context =
+          static_cast<std::int32_t>(reinterpret_cast<std::intptr_t>(previous)) - 1;
+      return cuda::kOk;
+    };
+    table_.upload = [](void* to, const void* from, std::int64_t bytes) {
+      return get().upload(to, from, static_cast<std::size_t>(bytes));
     };
     table_.allocate = [](std::int64_t bytes, void** memory) {
       return get().allocate(static_cast<std::size_t>(bytes), memory);
     };
     table_.deallocate = [](void* memory) { return get().deallocate(memory); };
-    table_.copy = [](void* to, const void* from, std::int64_t bytes, cuda::Stream) {
-      return get().copy(to, from, static_cast<std::size_t>(bytes));
+    table_.copy = [](void* to, const void* from, std::int64_t bytes, cuda::Stream stream) {
+      return get().copy(to, from, static_cast<std::size_t>(bytes), stream);
     };
     table_.synchronize = [](cuda::Stream) {
       ++get().counts.waits;
@@ -128,7 +147,7 @@ class EmulatedGpu {
 
   std::int32_t allocate(std::size_t bytes, void** memory) {
     ++counts.allocations;
-    if (capturing_) return refuse(kCaptureError, "an allocation during a capture");
+    if (recording_here()) return refuse(kCaptureError, "an allocation during a capture");
     if (live_bytes() + static_cast<std::int64_t>(bytes) > memory_limit) return kMemoryError;
     const std::size_t whole = (bytes + 2 * kGuard + 255) / 256 * 256;
     auto* const base = static_cast<std::byte*>(std::aligned_alloc(256, whole));
@@ -146,8 +165,19 @@ class EmulatedGpu {
     pieces_.erase(piece);
     return cuda::kOk;
   }
-  std::int32_t copy(void* to, const void* from, std::size_t bytes) {
+  std::int32_t upload(void* to, const void* from, std::size_t bytes) {
     ++counts.copies;
+    if (recording_here()) return refuse(kCaptureError, "an upload during a capture");
+    if (!on_device(to)) return refuse(kInvalidError, "an upload to host memory");
+    std::memcpy(to, from, bytes);
+    return cuda::kOk;
+  }
+  std::int32_t copy(void* to, const void* from, std::size_t bytes, cuda::Stream stream) {
+    ++counts.copies;
+    if (capturing_ && stream == nullptr) {
+      recorded_.clear();  // of whichever thread
+      return refuse(kCaptureError, "a copy on the default stream during a capture");
+    }
     if (!capturing_) {
       std::memmove(to, from, bytes);
       return cuda::kOk;
@@ -157,6 +187,11 @@ class EmulatedGpu {
     }
     recorded_.push_back([=] { std::memmove(to, from, bytes); });
     return cuda::kOk;
+  }
+
+  bool recording_here() const { return capturing_ && recorder_ == std::this_thread::get_id(); }
+  static void* to_context(std::int32_t device) {
+    return reinterpret_cast<void*>(static_cast<std::intptr_t>(device) + 1);
   }
 
   bool on_device(const void* address) const {
@@ -184,7 +219,10 @@ class EmulatedGpu {
     each_pointer(*args, [&](const void* p) { known &= p == nullptr || gpu.on_device(p); });
     if (!known) return gpu.refuse(kInvalidError, "a host address in a launch");
     if (gpu.capturing_) {
-      gpu.recorded_.push_back([copy = *args] { launcher<Member>(&copy, nullptr); });
+      gpu.recorded_.push_back([copy = *args] {
+        const emulation::LoadedOnly as_a_graph;
+        launcher<Member>(&copy, nullptr);
+      });
       return cuda::kOk;
     }
     return launcher<Member>(args, nullptr);
@@ -207,6 +245,7 @@ class EmulatedGpu {
   cuda::Table table_{};
   std::map<std::byte*, Piece> pieces_;
   bool capturing_ = false;
+  std::thread::id recorder_;
   std::vector<std::function<void()>> recorded_;
 };
 

@@ -7,6 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from files import Small, write_small
+from gpu_processes import (  # noqa: F401
+    gpu_survives,
+    pytest_collection_modifyitems,
+    pytest_runtest_logstart,
+)
 from values import expert_weights
 
 import moesaic as mo

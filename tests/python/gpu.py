@@ -35,7 +35,7 @@ def _why_not() -> str:
 if reason := _why_not():
     pytest.skip(reason, allow_module_level=True)
 #: The mark of every test module on top of this one.
-MARKS = [pytest.mark.gpu, pytest.mark.usefixtures("exact_on_the_cpu")]
+MARKS = [pytest.mark.gpu, pytest.mark.usefixtures("exact_on_the_cpu", "gpu_survives")]
 needs_gpu = pytest.mark.skipif(not ON_GPU, reason="the CPU has no streams and graphs")
 
 K_TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")

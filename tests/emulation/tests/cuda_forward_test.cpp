@@ -5,6 +5,7 @@
 
 #include <optional>
 #include <string>
+#include <thread>
 
 #include "gpu_forward.hpp"
 #include "moesaic/error.hpp"
@@ -187,6 +188,31 @@ TEST(CudaGraph, ReplaysFollowNewInputs) {
     for (const auto& launch : graph) launch();
     EXPECT_EQ(out.values(), eager) << seed;
   }
+}
+
+TEST(CudaGraph, AnotherThreadLoadsWhileOneRecords) {
+  EmulatedGpu& gpu = EmulatedGpu::get();
+  const WholeLayer whole;
+  const MoeLayer layer = whole.make(&gpu_backend());
+  const DeviceTensor in(Tensor(DType::F32, whole.c.tokens, whole.c.hidden,
+                               random_values(whole.c.tokens * whole.c.hidden, 1)));
+  const DeviceTensor out(DType::F32, whole.c.tokens, whole.c.hidden);
+  Context context = gpu_context();
+  Workspace workspace(workspace_bytes(context, layer, whole.c.top_k, whole.c.tokens),
+                      gpu_backend());
+  const ForwardIo io = LayerCase{layer, in.view()}.io(out.view());
+  context.set_stream(EmulatedGpu::capture_stream());
+  gpu.begin_capture();
+  moe_forward(context, layer, io, workspace);
+  std::optional<MoeLayer> loaded;
+  std::thread([&] { loaded.emplace(whole.make(&gpu_backend())); }).join();
+  const auto graph = gpu.end_capture();
+  EXPECT_EQ(gpu.refused, "");
+  ASSERT_GT(graph.size(), 4U);
+  for (const auto& launch : graph) launch();
+  const Floats want = out.values();
+  context.set_stream(nullptr);
+  EXPECT_EQ(run_case(context, {*loaded, in.view()}).values(), want);
 }
 
 TEST(CudaGraph, WhatNeedsTheHostIsRefusedBeforeAnyLaunch) {
@@ -401,15 +427,20 @@ TEST(CudaLoad, RefusalsLeaveNothingBehind) {
   EXPECT_EQ(gpu.live_bytes(), live);
 }
 
-TEST(CudaDevice, TheCallersCurrentDeviceIsKept) {
+TEST(CudaDevice, TheCallersContextIsKeptAndNoOtherMade) {
   EmulatedGpu& gpu = EmulatedGpu::get();
-  gpu.current_device = 3;
-  void* const memory = gpu_backend().allocate(64);
-  Context context = gpu_context();
-  gpu_backend().fill(context, {.data = memory, .bytes = 64, .value = 1});
-  gpu_backend().deallocate(memory, 64);
-  EXPECT_EQ(gpu.current_device, 3);
-  gpu.current_device = 0;
+  const auto other = std::make_shared<const cuda::CudaBackend>(gpu.table(), 2);
+  gpu.contexts.clear();
+  for (const std::int32_t callers : {-1, 3}) {
+    gpu.current_context = callers;
+    void* const memory = other->allocate(64);
+    Context context(*other, Tuning{}, ThreadPool::shared(1));
+    other->fill(context, {.data = memory, .bytes = 64, .value = 1});
+    other->deallocate(memory, 64);
+    EXPECT_EQ(gpu.current_context, callers);
+  }
+  gpu.current_context = -1;
+  EXPECT_EQ(gpu.contexts, std::set<std::int32_t>{2});
 }
 
 TEST(CudaDevice, HostAddressesAreRefusedByTheEmulatedGpu) {

@@ -229,6 +229,17 @@ TEST_P(Wrappers, ABarrierCountsCopies) {
   });
 }
 
+MOESAIC_KERNEL void never_loaded() {}
+MOESAIC_KERNEL void loaded_before() {}
+
+TEST(Launches, AGraphLoadsNoKernel) {
+  dev::load(loaded_before);
+  EXPECT_EQ(dev::launch(never_loaded, dim3(1), dim3(1), 0, nullptr), 0);
+  const emulation::LoadedOnly as_a_graph;
+  EXPECT_EQ(dev::launch(loaded_before, dim3(1), dim3(1), 0, nullptr), 0);
+  EXPECT_THROW(dev::launch(never_loaded, dim3(1), dim3(1), 0, nullptr), emulation::Fault);
+}
+
 TEST(Scalars, Bits) {
   EXPECT_EQ((dev::lop3 < (0xF0 & 0xCC) | 0xAA > (0x0F0F1234u, 0x00FF00FFu, 0x43004300u)),
             (0x0F0F1234u & 0x00FF00FFu) | 0x43004300u);
