@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import moesaic as mo
+from moesaic import bench
 from moesaic.bench import BenchOptions, BenchShape, gpu, records, report, roofline, run
 from moesaic.bench.run import BenchResult, Point
 from moesaic.bench.weights import SCALE_AT, answer_f64, make_layers
@@ -49,6 +50,37 @@ def test_report_and_comparison(result: object, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     roofline.plot(json.loads(json.dumps(result.to_json())), str(tmp_path / "r.png"))  # type: ignore[attr-defined]
     assert (tmp_path / "r.png").stat().st_size > 1000
+
+
+SHORT = ["bench", "--threads=1", "--peers=none", "--rounds=1", "--seconds=0.01"]
+
+
+def test_what_is_measured_is_saved_after_every_point(tmp_path, monkeypatch) -> None:
+    """A run that is ended from outside leaves the points that it finished."""
+    monkeypatch.setitem(bench.SHAPES, "qwen3-30b-a3b", TINY)
+    saved: list[int] = []
+
+    def counted(results, path):
+        saved.append(len(results[-1]["points"]))
+        return save(results, path)
+
+    save = records.save
+    monkeypatch.setattr(records, "save", counted)
+    path = tmp_path / "r.json"
+    assert main([*SHORT, "--tokens=1,2,3", "--json", str(path)]) == 0
+    assert saved == [1, 2, 3, 3]
+    assert [p["tokens"] for p in records.load(path)[0]["points"]] == [1, 2, 3]
+
+
+def test_no_point_begins_after_the_time_limit(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(bench.SHAPES, "qwen3-30b-a3b", TINY)
+    path = tmp_path / "r.json"
+    limit = ["--time-limit=1e-9", "--tokens=2,3", "--json", str(path)]
+    assert main([*SHORT, *limit]) == 0
+    left = "from 2 tokens, 1 threads on: 2 points"
+    assert f"absent: time limit: {left}" in capsys.readouterr().out
+    (result,) = records.load(path)
+    assert result["points"] == [] and result["absent"] == {"time limit": left}
 
 
 def one_point(**changes: float) -> BenchResult:

@@ -37,13 +37,17 @@ CHECKED_TOKENS = 16
 
 @dataclass(frozen=True)
 class GpuOptions:
-    """What to measure on which device; ``peers`` are names of :data:`PEERS`."""
+    """What to measure on which device; ``peers`` are names of :data:`PEERS`.
+
+    No point is begun after ``deadline`` (time.monotonic()).
+    """
 
     device: str
     tokens: tuple[int, ...]
     peers: tuple[str, ...] = ()
     rounds: int = 5
     seed: int = 1
+    deadline: float | None = None
 
 
 @dataclass
@@ -209,9 +213,12 @@ def _measure(
 def run(
     shape: BenchShape,
     options: GpuOptions,
-    on_point: Callable[[list[GpuPoint]], None] | None = None,
+    on_point: Callable[[list[GpuPoint], BenchResult], None] | None = None,
 ) -> BenchResult:
-    """Measures one shape on ``options.device``. Raises UnsupportedError, DeviceError."""
+    """Measures one shape on ``options.device``. Raises UnsupportedError, DeviceError.
+
+    ``on_point`` is called with the engines of each finished point, and the result so far.
+    """
     backend = next((b for b in mo.backends() if b.available and options.device in b.devices), None)
     if backend is None:
         reasons = "; ".join(f"{b.name}: {b.reason}" for b in mo.backends() if not b.available)
@@ -238,14 +245,17 @@ def run(
                 engines.append(PEERS[name](torch, options.device, layer, max(counts.values())))
             except (PeerUnavailable, torch.OutOfMemoryError) as reason:
                 result.absent[name] = str(reason)
-        for tokens in options.tokens:
+        for i, tokens in enumerate(options.tokens):
+            left = ", ".join(map(str, options.tokens[i:])) + " tokens"
+            if result.out_of_time(options.deadline, left):
+                break
             points, failed = _measure(
                 torch, engines, layer, tokens, counts[tokens], options, limits
             )
             result.points += points  # type: ignore[arg-type]
             result.absent |= failed
             if on_point:
-                on_point(points)
+                on_point(points, result)
     return result
 
 

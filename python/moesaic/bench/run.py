@@ -36,7 +36,7 @@ class BenchOptions:
     """What to measure.
 
     ``seconds`` is the time per engine and point over all rounds; ``busy`` adds rows beside a
-    process that never sleeps.
+    process that never sleeps. No point is begun after ``deadline`` (time.monotonic()).
     """
 
     tokens: tuple[int, ...]
@@ -47,6 +47,7 @@ class BenchOptions:
     seconds: float = 1.0
     busy: bool = False
     seed: int = 1
+    deadline: float | None = None
 
 
 @dataclass
@@ -80,6 +81,13 @@ class BenchResult:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    def out_of_time(self, deadline: float | None, left: str) -> bool:
+        """Whether the deadline has passed; then ``left`` is what was not measured for it."""
+        if deadline is None or time.monotonic() < deadline:
+            return False
+        self.absent["time limit"] = left
+        return True
 
 
 def machine() -> dict[str, Any]:
@@ -230,9 +238,14 @@ def _measure(
 
 
 def run(
-    shape: BenchShape, options: BenchOptions, on_point: Callable[[list[Point]], None] | None = None
+    shape: BenchShape,
+    options: BenchOptions,
+    on_point: Callable[[list[Point], BenchResult], None] | None = None,
 ) -> BenchResult:
-    """Measures one shape. ``on_point`` is called with the engines of each finished point."""
+    """Measures one shape.
+
+    ``on_point`` is called with the engines of each finished point, and the result so far.
+    """
     command = " ".join(["moesaic", *sys.argv[1:]])
     result = BenchResult(asdict(shape), machine(), datetime.date.today().isoformat(), command)
     one = make_layers(shape, 1, options.seed)
@@ -261,11 +274,14 @@ def run(
         ]
         if options.busy:
             plan += [(max(options.threads), tokens, True) for tokens in BUSY_TOKENS]
-        for threads, tokens, busy in plan:
+        for i, (threads, tokens, busy) in enumerate(plan):
+            left = f"from {tokens} tokens, {threads} threads on: {len(plan) - i} points"
+            if result.out_of_time(options.deadline, left):
+                break
             points = _measure(layers, engines, tokens, threads, busy, options)
             result.points += points
             if on_point:
-                on_point(points)
+                on_point(points, result)
     finally:
         for engine in engines:
             engine.close()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+import time
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -62,10 +64,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--busy", action="store_true", help="add rows beside one process that never sleeps"
     )
     parser.add_argument(
+        "--time-limit",
+        type=number(0, above=True),
+        metavar="SECONDS",
+        help="begin no point later than this; the result names those left out",
+    )
+    parser.add_argument(
         "--json",
         type=result_path,
         metavar="PATH",
-        help="write the result to a file, or to <date>.json of a folder; - is stdout",
+        help="write the result after every point to a file, or to <date>.json of a folder; - is "
+        "stdout, at the end",
     )
     parser.add_argument(
         "--plot",
@@ -128,6 +137,23 @@ def peers_of(asked: str, known: dict[str, Any]) -> tuple[str, ...]:
     return peers
 
 
+def _deadline(options: argparse.Namespace) -> float | None:
+    return None if options.time_limit is None else time.monotonic() + options.time_limit
+
+
+def _after_point(
+    options: argparse.Namespace, results: list[dict[str, Any]], lines: Callable[..., str]
+) -> Callable[[list[Any], Any], None]:
+    """Prints the rows of a point, and saves what there is: a run may be ended from outside."""
+
+    def after(points: list[Any], result: Any) -> None:
+        print(lines(points, head=False), flush=True)
+        if options.json not in (None, "-"):
+            _save([*results, result.to_json()], options.json)
+
+    return after
+
+
 def _run_gpu(options: argparse.Namespace) -> int:
     from ..bench import SHAPES, gpu
 
@@ -137,14 +163,13 @@ def _run_gpu(options: argparse.Namespace) -> int:
         tokens=tuple(options.tokens) if options.tokens else gpu.TOKENS,
         peers=peers_of(options.peers, gpu.PEERS),
         rounds=options.rounds,
+        deadline=_deadline(options),
     )
-    results = []
+    results: list[dict[str, Any]] = []
     for shape in _shapes(options, SHAPES):
         print(f"{shape.name}  {shape.gate_up_type} gate/up, {shape.down_type} down, {device}")
         print(gpu.lines([]), flush=True)
-        result = gpu.run(
-            shape, gpu_options, lambda points: print(gpu.lines(points, head=False), flush=True)
-        )
+        result = gpu.run(shape, gpu_options, _after_point(options, results, gpu.lines))
         for peer, reason in result.absent.items():
             print(f"absent: {peer}: {reason}")
         print(flush=True)
@@ -225,6 +250,7 @@ def _run(options: argparse.Namespace) -> int:
         rounds=options.rounds,
         seconds=options.seconds,
         busy=options.busy,
+        deadline=_deadline(options),
     )
 
     results: list[dict[str, Any]] = []
@@ -233,9 +259,7 @@ def _run(options: argparse.Namespace) -> int:
     for shape in _shapes(options, SHAPES):
         print(f"{shape.name}  {shape.gate_up_type} gate/up, {shape.down_type} down")
         print(report.lines([]), flush=True)
-        result = run_bench(
-            shape, bench_options, lambda points: print(report.lines(points, head=False), flush=True)
-        )
+        result = run_bench(shape, bench_options, _after_point(options, results, report.lines))
         for peer, reason in result.absent.items():
             print(f"absent: {peer}: {reason}")
         print(flush=True)
