@@ -14,6 +14,7 @@ void bind_tuning(py::module_& m);
 void bind_profile(py::module_& m);
 void bind_array(py::module_& m);
 void bind_asarray(py::module_& m);
+void bind_results(py::module_& m);
 void bind_quant(py::module_& m);
 void bind_gguf(py::module_& m);
 void bind_config(py::module_& m);

@@ -6,6 +6,7 @@
 #include "devices.hpp"
 #include "dlpack.hpp"
 #include "moesaic/error.hpp"
+#include "result.hpp"
 #include "routing.hpp"
 
 namespace moesaic::python {
@@ -29,13 +30,23 @@ ArrayRef import_routing_part(py::handle array, const char* name, DType dtype,
   return ref;
 }
 
-std::shared_ptr<const DeviceRouting> empty_routing(std::int64_t num_tokens, std::int32_t top_k,
-                                                   const DeviceStream& target, py::handle like,
-                                                   const char* operation) {
+/// Of the package of `like`. Where that makes no empty arrays, what a caller will see (`shown`) is an
+/// UnsupportedError, the rest memory made here.
+std::shared_ptr<const DeviceRouting> empty_routing(bool shown, std::int64_t num_tokens,
+                                                   std::int32_t top_k, const DeviceStream& target,
+                                                   py::handle like, const char* operation) {
   const std::vector<std::int64_t> shape{num_tokens, top_k};
+  const auto part = [&](DType dtype) {
+    py::object made = foreign_empty(like, target.device, false, dtype, shape);
+    return made || shown ? made : device_memory(dtype, shape, target.device, operation);
+  };
+  py::object ids = part(DType::I32), weights = part(DType::F32);
+  require<UnsupportedError>(ids && weights, [&] {
+    return Problem{operation, "routing of the result", "an array package that makes empty arrays",
+                   type_name(like), "route with return_routing=False, or on the cpu"};
+  });
   return std::make_shared<const DeviceRouting>(
-      DeviceRouting{target.device, foreign_empty(like, false, DType::I32, shape, operation),
-                    foreign_empty(like, false, DType::F32, shape, operation), num_tokens, top_k});
+      DeviceRouting{target.device, std::move(ids), std::move(weights), num_tokens, top_k});
 }
 
 }  // namespace
@@ -77,7 +88,7 @@ CallRouting::CallRouting(const RoutingObject& given, const DeviceStream& target,
                    {}};
   });
   const RoutingView host = given.view();
-  object_.device = empty_routing(host.num_tokens, host.top_k, target, like, operation);
+  object_.device = empty_routing(false, host.num_tokens, host.top_k, target, like, operation);
   borrow(target, operation);
   const auto pairs = static_cast<std::size_t>(host.num_pairs());
   backend.copy_on_stream(context, view_.topk_ids, host.topk_ids, pairs * sizeof(std::int32_t));
@@ -92,7 +103,7 @@ CallRouting::CallRouting(std::int64_t num_tokens, std::int32_t top_k, const Devi
     object_.resized(num_tokens, top_k);
     object_.maker = ArrayMaker::like(like);
   } else {
-    object_.device = empty_routing(num_tokens, top_k, target, like, operation);
+    object_.device = empty_routing(true, num_tokens, top_k, target, like, operation);
   }
   borrow(target, operation);
 }

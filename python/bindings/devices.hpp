@@ -9,6 +9,19 @@
 
 namespace moesaic::python {
 
+/// A GPU as the current device of the package of `like` while alive: packages export arrays of it
+/// and make new ones there only. Nothing for the CPU and for packages without a current device.
+class CurrentDevice {
+ public:
+  CurrentDevice(py::handle like, Device device);
+  ~CurrentDevice();
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+
+ private:
+  py::object entered_;  ///< the package's context manager, where it had to be entered
+};
+
 /// The stream that the package of `like` uses now; empty for packages that do not say.
 std::optional<void*> current_stream(py::handle like, int index);
 
@@ -19,8 +32,9 @@ DeviceStream device_stream(Device device, py::handle stream, py::handle like,
                            const char* operation);
 
 /// A dense array of the package and on the device of `like`; of its own element type when
-/// `same_dtype`, else of `dtype`. Throws UnsupportedError when the package has none.
-py::object foreign_empty(py::handle like, bool same_dtype, DType dtype,
-                         const std::vector<std::int64_t>& shape, const char* operation);
+/// `same_dtype`, else of `dtype`. Null when the package makes no empty arrays that can be written to
+/// (jax), or has no such element type.
+py::object foreign_empty(py::handle like, Device device, bool same_dtype, DType dtype,
+                         const std::vector<std::int64_t>& shape);
 
 }  // namespace moesaic::python

@@ -62,7 +62,7 @@ struct DLManagedTensorVersioned {
 constexpr std::uint64_t kFlagReadOnly = 1;
 constexpr std::uint64_t kFlagCopied = 2;
 enum Code : std::uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBFloat = 4, kComplex = 5, kBool = 6 };
-constexpr int kCuda = 2, kCudaHost = 3, kRocmHost = 11, kCudaManaged = 13;
+constexpr int kCudaHost = 3, kRocmHost = 11, kCudaManaged = 13;
 /// What __dlpack__(stream=) calls the default stream of CUDA.
 constexpr std::uintptr_t kLegacyStream = 1;
 
@@ -122,7 +122,7 @@ const char* device_name(int type) {
 
 bool matches(int type, int id, Device device) {
   if (device.type == DeviceType::Cuda)
-    return (type == kCuda || type == kCudaManaged) && id == device.index;
+    return (type == kDLPackCuda || type == kCudaManaged) && id == device.index;
   return device.type == DeviceType::Cpu &&
          (type == kDLPackCpu || type == kCudaHost || type == kRocmHost);
 }
@@ -167,6 +167,7 @@ py::object stream_argument(py::handle object, const DeviceStream& target) {
 py::object call_dlpack(py::handle object, const char* operation, const char* name,
                        const DeviceStream& target) {
   const py::object method = object.attr("__dlpack__");
+  const CurrentDevice current(object, target.device);
   const py::object stream = stream_argument(object, target);
   py::dict given;
   if (!stream.is_none()) given["stream"] = stream;
@@ -213,7 +214,9 @@ Managed* make_managed(const std::shared_ptr<Array>& array) {
   }
   DLTensor& tensor = owned->managed.tensor;
   tensor.data = view.data;
-  tensor.device = {kDLPackCpu, 0};
+  tensor.device = view.device.type == DeviceType::Cuda
+                      ? DLDevice{kDLPackCuda, static_cast<std::int32_t>(view.device.index)}
+                      : DLDevice{kDLPackCpu, 0};
   tensor.ndim = view.rank;
   for (const auto& pair : kTypes) {
     if (pair.dtype == view.dtype) tensor.dtype = pair.dl;
@@ -244,7 +247,7 @@ bool has_dlpack(py::handle object) { return py::hasattr(object, "__dlpack__"); }
 Device device_of(py::handle array, const char* operation, const char* name) {
   if (py::isinstance<py::array>(array)) return {};
   const auto device = dlpack_device(array, operation, name);
-  if (!device || (device->first != kCuda && device->first != kCudaManaged)) return {};
+  if (!device || (device->first != kDLPackCuda && device->first != kCudaManaged)) return {};
   return {DeviceType::Cuda, device->second};
 }
 

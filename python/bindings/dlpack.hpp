@@ -21,6 +21,6 @@ ArrayRef import_dlpack(py::handle object, const char* operation, const char* nam
 /// BufferError when a read-only array is asked for without the versioned form.
 py::capsule export_dlpack(const std::shared_ptr<Array>& array, bool versioned, bool copied);
 
-inline constexpr int kDLPackCpu = 1;
+inline constexpr int kDLPackCpu = 1, kDLPackCuda = 2;
 
 }  // namespace moesaic::python

@@ -14,6 +14,7 @@ PYBIND11_MODULE(_core, m) {
   bind_profile(m);
   bind_array(m);
   bind_asarray(m);
+  bind_results(m);
   bind_quant(m);
   bind_gguf(m);
   bind_config(m);

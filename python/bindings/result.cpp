@@ -1,11 +1,16 @@
 #include "result.hpp"
 
+#include <pybind11/stl.h>
+
+#include <optional>
 #include <utility>
 
 #include "devices.hpp"
 #include "dlpack.hpp"
 #include "dtypes.hpp"
 #include "gil.hpp"
+#include "moesaic/backend.hpp"
+#include "moesaic/context.hpp"
 #include "moesaic/error.hpp"
 
 namespace moesaic::python {
@@ -31,6 +36,24 @@ py::object foreign_from_dlpack(py::handle like) {
   return py::none();
 }
 
+/// Memory of a GPU on its way to a package that makes no empty arrays. Its values are there.
+struct DeviceMemory {
+  std::shared_ptr<Array> array;
+};
+
+std::shared_ptr<Array> new_device_array(DType dtype, const std::vector<std::int64_t>& shape,
+                                        Device device, const char* operation) {
+  const Backend& backend = backend_for(device);
+  const auto bytes = static_cast<std::size_t>(dense_bytes(dtype, shape, operation));
+  auto array = std::make_shared<Array>();
+  void* const memory = backend.allocate(bytes);
+  array->owner =
+      std::shared_ptr<void>(memory, [&backend, bytes](void* p) { backend.deallocate(p, bytes); });
+  array->view = dense_view(memory, dtype, shape);
+  array->view.device = device;
+  return array;
+}
+
 std::vector<py::ssize_t> byte_strides(const TensorView& view) {
   std::vector<py::ssize_t> strides;
   for (int i = 0; i < view.rank; ++i)
@@ -40,10 +63,15 @@ std::vector<py::ssize_t> byte_strides(const TensorView& view) {
 
 }  // namespace
 
+py::object device_memory(DType dtype, const std::vector<std::int64_t>& shape, Device device,
+                         const char* operation) {
+  return py::cast(DeviceMemory{new_device_array(dtype, shape, device, operation)});
+}
+
 Result::Result(py::handle like, const ArrayRef& like_ref, DType dtype,
                const std::vector<std::int64_t>& shape, py::handle out, const char* operation,
                bool any_float, const DeviceStream& target)
-    : like_(like) {
+    : like_(like), target_(target) {
   dense_bytes(dtype, shape, operation);
   if (!out.is_none()) {
     write_to(py::reinterpret_borrow<py::object>(out), operation, target);
@@ -68,8 +96,7 @@ Result::Result(py::handle like, const ArrayRef& like_ref, DType dtype,
     return;
   }
   if (target.device.type != DeviceType::Cpu) {
-    write_to(foreign_empty(like, dtype == like_ref.view.dtype, dtype, shape, operation), operation,
-             target);
+    make_on_device(like_ref, dtype, shape, operation, target);
     return;
   }
   if (like_ref.kind == ArrayKind::Numpy) {
@@ -94,8 +121,36 @@ void Result::write_to(py::object object, const char* operation, const DeviceStre
   object_ = std::move(object);
 }
 
+void Result::make_on_device(const ArrayRef& like_ref, DType dtype,
+                            const std::vector<std::int64_t>& shape, const char* operation,
+                            const DeviceStream& target) {
+  if (py::object made =
+          foreign_empty(like_, target.device, dtype == like_ref.view.dtype, dtype, shape)) {
+    write_to(std::move(made), operation, target);
+    return;
+  }
+  require<UnsupportedError>(!foreign_from_dlpack(like_).is_none(), [&] {
+    return Problem{operation, "result", "an array package with empty arrays or from_dlpack",
+                   type_name(like_), "pass out="};
+  });
+  array_ = new_device_array(dtype, shape, target.device, operation);
+  view_ = array_->view;
+}
+
+/// The package may read on any stream, so the values have to be there.
+py::object Result::hand_over() {
+  {
+    const ReleasedGil release;
+    Context context(backend_for(target_.device), Tuning{}, ThreadPool::shared(1));
+    context.set_stream(target_.stream);
+    context.backend().synchronize(context);
+  }
+  return foreign_from_dlpack(like_)(py::cast(DeviceMemory{array_}));
+}
+
 py::object Result::finish() {
   if (object_) return std::move(object_);
+  if (target_.device.type != DeviceType::Cpu) return hand_over();
   return foreign_ ? ArrayMaker(like_, ArrayKind::Foreign)(array_) : py::cast(array_);
 }
 
@@ -117,6 +172,22 @@ py::object ArrayMaker::operator()(const std::shared_ptr<Array>& array) const {
   return py::array(numpy_dtype(view.dtype),
                    std::vector<py::ssize_t>(view.shape.begin(), view.shape.begin() + view.rank),
                    byte_strides(view), view.data, own);
+}
+
+void bind_results(py::module_& m) {
+  py::class_<DeviceMemory>(m, "_DeviceMemory", py::is_final())
+      .def(
+          "__dlpack__",
+          [](const DeviceMemory& memory, const py::object&,
+             const std::optional<std::pair<int, int>>& max_version, const py::object&,
+             const py::object&) {
+            return export_dlpack(memory.array, max_version && max_version->first >= 1, false);
+          },
+          py::kw_only(), py::arg("stream") = py::none(), py::arg("max_version") = py::none(),
+          py::arg("dl_device") = py::none(), py::arg("copy") = py::none())
+      .def("__dlpack_device__", [](const DeviceMemory& memory) {
+        return std::pair{kDLPackCuda, memory.array->view.device.index};
+      });
 }
 
 }  // namespace moesaic::python

@@ -24,8 +24,23 @@ class Tensor(ctypes.Structure):
     ]  # fmt: skip
 
 
-class Array:
-    """An array of the package ``fakecuda``: emulated device memory with numpy's shape and dtype."""
+class CurrentDevice:
+    """The current device of ``fakecuda``, which exports arrays of that one only, as torch does."""
+
+    number = 0
+
+    def __init__(self, number):
+        self.wanted = number
+
+    def __enter__(self):
+        self.before, CurrentDevice.number = CurrentDevice.number, self.wanted
+
+    def __exit__(self, *error):
+        CurrentDevice.number = self.before
+
+
+class Memory:
+    """Emulated device memory with numpy's shape and dtype."""
 
     streams: typing.ClassVar[list] = []
 
@@ -40,14 +55,13 @@ class Array:
         ctypes.memmove(out.ctypes.data, self.address, out.nbytes)
         return out
 
-    def new_empty(self, shape, dtype):
-        return Array(np.full(shape, -1, dtype))
-
     def __dlpack_device__(self):
         return (2, 0)
 
     def __dlpack__(self, *, stream=None, max_version=None):
-        Array.streams.append(stream)
+        if CurrentDevice.number != 0:
+            raise BufferError("Can't export tensors on a different CUDA device index")
+        Memory.streams.append(stream)
         sizes = (ctypes.c_int64 * len(self.shape))(*self.shape)
         codes = {"f": 2, "i": 0}
         managed = ctypes.create_string_buffer(ctypes.sizeof(Tensor) + 16)
@@ -62,6 +76,31 @@ class Array:
             [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p],
         )
         return new(ctypes.addressof(managed), b"dltensor", None)
+
+
+class Array(Memory):
+    """An array of the package ``fakecuda``."""
+
+    def new_empty(self, shape, dtype):
+        return Array(np.full(shape, -1, dtype))
+
+
+class Frozen(Memory):
+    """An array of the package ``fakejax``, whose arrays cannot be written to."""
+
+
+def from_dlpack(producer):
+    """``fakejax.from_dlpack``: a copy of what the producer exports."""
+    assert producer.__dlpack_device__() == (2, 0)
+    capsule = producer.__dlpack__(stream=1)
+    get = ctypes.pythonapi.PyCapsule_GetPointer
+    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    tensor = Tensor.from_address(get(capsule, b"dltensor"))
+    assert (tensor.device_type, tensor.device_id, tensor.code, tensor.bits) == (2, 0, 2, 32)
+    shape = (ctypes.c_int64 * tensor.ndim).from_address(tensor.shape)
+    values = np.empty(tuple(shape), np.float32)
+    ctypes.memmove(values.ctypes.data, tensor.data + tensor.byte_offset, values.nbytes)
+    return Frozen(values)
 
 
 def allocate(nbytes):
@@ -135,9 +174,9 @@ def check_phases(close):
     for p, e in enumerate(ids.ravel()):
         if e >= 0:
             pairs[p] = weights[e] @ x[p // 2]
-    Array.streams.clear()
+    Memory.streams.clear()
     close(gpu.gemm_phase_vllm(xd, aligned, 2, precision="exact", stream=0x1234), pairs)
-    assert 0x1234 in Array.streams
+    assert 0x1234 in Memory.streams
 
     bias = rng.standard_normal(128).astype(np.float32)
     linear = gpu.make_expert_linear(1, 64, bias=bias)
@@ -257,10 +296,15 @@ def main():
     package = types.ModuleType("fakecuda")
     package.float32, package.int32 = np.float32, np.int32
     package.cuda = types.SimpleNamespace(
-        current_stream=lambda index: types.SimpleNamespace(cuda_stream=0x90 + index)
+        current_stream=lambda index: types.SimpleNamespace(cuda_stream=0x90 + index),
+        current_device=lambda: CurrentDevice.number,
+        device=CurrentDevice,
     )
     sys.modules["fakecuda"] = package
     Array.__module__ = "fakecuda"
+    sys.modules["fakejax"] = types.ModuleType("fakejax")
+    sys.modules["fakejax"].from_dlpack = from_dlpack
+    Frozen.__module__ = "fakejax"
 
     gpu = next(b for b in mo.backends() if b.name == "cuda")
     assert gpu.available and "emulated" in gpu.detail, gpu
@@ -274,17 +318,17 @@ def main():
     logits = rng.standard_normal((7, 5), np.float32)
     want = mo.moe_forward(x, logits, host, top_k=2, precision="exact")
 
-    def close(got, expected):
-        assert isinstance(got, Array), type(got)
+    def close(got, expected, kind=Array):
+        assert type(got) is kind, type(got)
         error = np.linalg.norm(got.numpy() - expected) / np.linalg.norm(expected)
         assert error < 1e-4, error
 
     xd, ld = Array(x), Array(logits)
     close(mo.moe_forward(xd, ld, stack, top_k=2, precision="exact"), want)
-    assert set(Array.streams) == {-1}, Array.streams  # all of it on the package's current stream
-    Array.streams.clear()
+    assert set(Memory.streams) == {-1}, Memory.streams  # all of it on the package's current stream
+    Memory.streams.clear()
     close(mo.moe_forward(xd, ld, stack, top_k=2, precision="exact", stream=0x1234), want)
-    assert 0x1234 in Array.streams
+    assert 0x1234 in Memory.streams
 
     workspace = mo.Workspace.for_stack(stack, 2, 7)
     out = xd.new_empty((7, 64), np.float32)
@@ -310,6 +354,17 @@ def main():
     h = host.gemv_gate_up_silu(x, np.maximum(ids, 0), precision="exact") * (ids >= 0)[..., None]
     close(stack.gemv_gate_up_silu(xd, Array(ids), precision="exact"), h)
 
+    # An array of a GPU that is not the current one, which stays so.
+    CurrentDevice.number = 1
+    close(mo.moe_forward(xd, ld, stack, top_k=2, precision="exact"), want)
+    assert CurrentDevice.number == 1
+    CurrentDevice.number = 0
+
+    # Arrays that cannot be written to: results are handed over.
+    frozen = Frozen(x)
+    close(mo.moe_forward(frozen, Frozen(logits), stack, top_k=2, precision="exact"), want, Frozen)
+    close(mo.moe_forward(frozen, None, stack, routing=routing, precision="exact"), want, Frozen)
+
     check_int4(close)
     check_phases(close)
     check_operations(close)
@@ -325,6 +380,7 @@ def main():
         (mo.DTypeError, lambda: stack.gemv_gate(xd, Array(ids.astype(np.int64)))),
         (mo.WorkspaceError, lambda: on_host_memory(xd, ld, stack)),
         (mo.UnsupportedError, lambda: stack.dequantize("up", 0)),
+        (mo.UnsupportedError, lambda: layer(frozen, Frozen(logits), return_routing=True)),
     ]  # fmt: skip
     for error, call in refusals:
         try:
