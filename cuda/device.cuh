@@ -10,7 +10,7 @@
 //   tensor cores  mma_m16n8k16_bf16, mma_m16n8k16_f16, ldmatrix_x2, _x4, _x2_trans, _x4_trans
 //   copies        cp_async16, cp_async_weight16, cp_async_commit, cp_async_wait<N>
 //   barriers      mbarrier_init, _arrive, _arrive_after_copies, _wait
-//   loads         load_weight16, load_weight<T>
+//   loads         load_weight16, load_weight<T>, load_scale<T>
 //   bits          lop3<LUT>, prmt
 //   16-bit        f32_to_bf16, bf16_to_f32, pack_bf16, unpack_bf16, and likewise for f16;
 //                 bf16x2_add, bf16x2_fma

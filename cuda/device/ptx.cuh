@@ -153,6 +153,12 @@ MOESAIC_DEV T load_weight(const T* global) {
   return __ldcs(global);
 }
 
+// Scales, which the lanes and warps of a block share: 2, 4, 8 or 16 bytes, naturally aligned.
+template <class T>
+MOESAIC_DEV T load_scale(const T* global) {
+  return __ldg(global);
+}
+
 // --- bits
 
 template <int kTable>

@@ -42,12 +42,12 @@ struct FromShared {
   }
 };
 
-// Loads kPieces pieces of 16 bytes for a lane.
+// Loads a lane's kPieces pieces of 16 bytes, which lie 512 bytes apart.
 template <class From, int kPieces>
-MOESAIC_DEV void load_pieces(const uint8_t* unit, int lane, uint32_t* words) {
+MOESAIC_DEV void load_pieces(const uint8_t* first, uint32_t* words) {
   MOESAIC_UNROLL
   for (int i = 0; i < kPieces; ++i) {
-    const uint4 piece = From::load16(unit + 512 * i + 16 * lane);
+    const uint4 piece = From::load16(first + 512 * i);
     words[4 * i] = piece.x;
     words[4 * i + 1] = piece.y;
     words[4 * i + 2] = piece.z;
@@ -55,24 +55,31 @@ MOESAIC_DEV void load_pieces(const uint8_t* unit, int lane, uint32_t* words) {
   }
 }
 
-// Loads a field of kBits per code for a lane.
+// Loads a lane's words of a field of kBits per code.
 template <class From, int kBits>
-MOESAIC_DEV void load_bit_field(const uint8_t* field, int lane, uint32_t* words) {
+MOESAIC_DEV void load_bit_field(const uint8_t* field, uint32_t* words) {
   if constexpr (kBits == 4) {
-    load_pieces<From, 1>(field, lane, words);
+    load_pieces<From, 1>(field, words);
   } else if constexpr (kBits == 2) {
-    const uint2 pair = From::template load<uint2>(field + 8 * lane);
+    const uint2 pair = From::template load<uint2>(field);
     words[0] = pair.x;
     words[1] = pair.y;
   } else {
     static_assert(kBits == 1);
-    words[0] = From::template load<uint32_t>(field + 4 * lane);
+    words[0] = From::template load<uint32_t>(field);
   }
 }
 
 inline constexpr int kAndOr = 0xEA;  // lop3 table of (a & b) | c
 
 MOESAIC_DEV constexpr uint32_t in_both_halves(uint32_t half) { return half << 16 | half; }
+
+// Two times a small integer, which bf16 holds exactly.
+template <int kValue>
+MOESAIC_DEV uint32_t bf16_pair() {
+  constexpr uint32_t kBits = __builtin_bit_cast(uint32_t, static_cast<float>(kValue)) >> 16;
+  return kBits << 16 | kBits;
+}
 
 // A word with its bits moved from bit kFrom to bit kTo of both halves.
 template <int kFrom, int kTo>
@@ -91,13 +98,24 @@ struct BitFieldCodes {
   struct Codes {
     uint32_t words[kLow + kHigh];
   };
+  struct CodePlace {
+    const uint8_t* low;
+    const uint8_t* high;
 
+    MOESAIC_DEV void step(int bytes) {
+      low += bytes;
+      if constexpr (kHigh > 0) high += bytes;
+    }
+  };
+
+  static MOESAIC_DEV CodePlace code_place(const uint8_t* unit, int lane) {
+    return {unit + 4 * kLow * lane, unit + 128 * kLow + 4 * kHigh * lane};
+  }
   template <class From>
-  static MOESAIC_DEV Codes load_from(const uint8_t* unit, int lane) {
+  static MOESAIC_DEV Codes load_from(const CodePlace& place) {
     Codes codes;
-    load_bit_field<From, kLow>(unit, lane, codes.words);
-    if constexpr (kHigh > 0)
-      load_bit_field<From, kHigh>(unit + 128 * kLow, lane, codes.words + kLow);
+    load_bit_field<From, kLow>(place.low, codes.words);
+    if constexpr (kHigh > 0) load_bit_field<From, kHigh>(place.high, codes.words + kLow);
     return codes;
   }
 
@@ -138,11 +156,19 @@ struct PieceCodes {
   struct Codes {
     uint32_t words[4 * kPieces];
   };
+  struct CodePlace {
+    const uint8_t* first;
 
+    MOESAIC_DEV void step(int bytes) { first += bytes; }
+  };
+
+  static MOESAIC_DEV CodePlace code_place(const uint8_t* unit, int lane) {
+    return {unit + 16 * lane};
+  }
   template <class From>
-  static MOESAIC_DEV Codes load_from(const uint8_t* unit, int lane) {
+  static MOESAIC_DEV Codes load_from(const CodePlace& place) {
     Codes codes;
-    load_pieces<From, kPieces>(unit, lane, codes.words);
+    load_pieces<From, kPieces>(place.first, codes.words);
     return codes;
   }
 };

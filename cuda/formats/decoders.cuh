@@ -8,14 +8,18 @@
 //                           [4 j / kScaleGroups, 4 (j + 1) / kScaleGroups)
 //   kOffset                 whether promotions have an offset, which wants sums of x by scale
 //                           group
+//   kFixedShift             where it is one number s for all weights: weight = scale * (held - s) of
+//                           what fragments hold; else 0
 //   Codes                   what a lane holds of a unit
-//   load(unit, lane)        reads Codes from memory, where they are not kept in L1 afterwards;
-//                           load_shared reads them from shared memory
+//   load_shared(unit, lane) reads Codes from shared memory
 //   fragment<s, p>(codes, a)
 //                           plane p of the A fragment of k16 step s
 //   Scales                  the scales of a unit for rows g and g + 8, as they are stored
-//   load_scales(weight, row_block_scales, unit, g)
-//                           reads Scales
+//   ScalePlace, scale_place(weight, row_block_scales, unit, g), load_scales(place)
+//                           where Scales lie, and reads them
+//   Place, place(weight, expert, row_block, unit, lane), step(place, weight)
+//                           where a lane reads codes and scales, and the same kWalkUnits later
+//   load(place)             reads Codes from memory, where they are not kept in L1 afterwards
 //   promotion(scales, j)    the Promotion of scale group j
 #pragma once
 
@@ -27,11 +31,26 @@ namespace moesaic::cuda {
 template <class C, class S>
 struct Decoder : C, S {
   using typename C::Codes;
-  static MOESAIC_DEV Codes load(const uint8_t* unit, int lane) {
-    return C::template load_from<FromGlobal>(unit, lane);
+  struct Place {
+    typename C::CodePlace codes;
+    typename S::ScalePlace scales;
+  };
+  static MOESAIC_DEV Place place(const PackedWeight& weight, const uint8_t* expert, int row_block,
+                                 int unit, int lane) {
+    const uint8_t* const codes =
+        weight.codes(expert, row_block) + static_cast<int64_t>(unit) * C::kUnitBytes;
+    return {C::code_place(codes, lane),
+            S::scale_place(weight, weight.scales(expert, row_block), unit, lane / 4)};
+  }
+  static MOESAIC_DEV void step(Place& place, const PackedWeight& weight) {
+    place.codes.step(kWalkUnits * C::kUnitBytes);
+    place.scales.step(weight);
+  }
+  static MOESAIC_DEV Codes load(const Place& place) {
+    return C::template load_from<FromGlobal>(place.codes);
   }
   static MOESAIC_DEV Codes load_shared(const uint8_t* unit, int lane) {
-    return C::template load_from<FromShared>(unit, lane);
+    return C::template load_from<FromShared>(C::code_place(unit, lane));
   }
 };
 
@@ -60,8 +79,15 @@ using nvfp4 = Decoder<BookCodes<Fp4Doubled>, ByteScale<kByte16, HalfUe4m3>>;
 using f32 = Decoder<F32Codes, NoScale>;
 using f16 = Decoder<F16Codes, NoScale>;
 using bf16 = Decoder<Bf16Codes, NoScale>;
-using int4 = Decoder<Four, Int4Scale<1, Four::kBias>>;
-using int4_g32 = Decoder<Four, Int4Scale<2, Four::kBias>>;
+// INT4 by columns of a scale group, type of its scale, and whether it has zero points.
+using int4 = Decoder<Four, Int4Scale<1, Four::kBias, false, false>>;
+using int4_zeros = Decoder<Four, Int4Scale<1, Four::kBias, false, true>>;
+using int4_f32 = Decoder<Four, Int4Scale<1, Four::kBias, true, false>>;
+using int4_f32_zeros = Decoder<Four, Int4Scale<1, Four::kBias, true, true>>;
+using int4_g32 = Decoder<Four, Int4Scale<2, Four::kBias, false, false>>;
+using int4_g32_zeros = Decoder<Four, Int4Scale<2, Four::kBias, false, true>>;
+using int4_g32_f32 = Decoder<Four, Int4Scale<2, Four::kBias, true, false>>;
+using int4_g32_f32_zeros = Decoder<Four, Int4Scale<2, Four::kBias, true, true>>;
 
 #define MOESAIC_FORMAT(TYPE, value, name, unit_bytes, scale) \
   static_assert(name::kUnitBytes == unit_bytes);

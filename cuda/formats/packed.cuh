@@ -12,6 +12,10 @@ struct Promotion {
   float offset[2];
 };
 
+// How far a place in a row block goes with each step: to the unit that many behind (narrow.cuh). A
+// multiple of every span, so that the step is the same number of bytes everywhere.
+inline constexpr int kWalkUnits = 8;
+
 // One packed role as a kernel reads it; fields are named as in WeightRef and PackedLayout.
 struct PackedWeight {
   const uint8_t* base;
@@ -24,12 +28,9 @@ struct PackedWeight {
   int32_t num_experts;
   int32_t row_blocks;
   int32_t units;
-  // The next four describe the scale records of INT4: units per record as a power of two, its
-  // bytes, whether scales are f32, whether there are zero points.
+  // The scale records of INT4: units per record as a power of two, and its bytes.
   int32_t span_shift;
   int32_t span_bytes;
-  int32_t scale_f32;
-  int32_t zeros;
 
   // Where an expert lies. Null when there is none with this number, or it is not resident; its
   // segments are skipped.
@@ -74,9 +75,7 @@ inline PackedWeight packed_weight(const WeightRef& weight) {
           .row_blocks = static_cast<int32_t>(layout.row_blocks),
           .units = static_cast<int32_t>(layout.units),
           .span_shift = span_shift,
-          .span_bytes = layout.span_bytes,
-          .scale_f32 = weight.int4.scale_f32 ? 1 : 0,
-          .zeros = weight.int4.zeros ? 1 : 0};
+          .span_bytes = layout.span_bytes};
 }
 
 }  // namespace moesaic::cuda

@@ -20,7 +20,7 @@
 // Bytes in flight. One token of 2048 columns, 768 hidden ones, top 8 and 4 bits reads 6.5 MB in
 // 128 blocks, about one per multiprocessor: 96 units each, 6 for each of 16 warps. A multiprocessor
 // must keep some 24 KiB on their way (4 TB/s for 0.7 us, over 132), so a warp keeps 1.5 KiB in
-// flight, whatever the bytes of a unit, and x of the unit after this one.
+// flight, whatever the bytes of a unit, and their x where registers allow.
 //
 // Weight bytes: once per pair. Blocks of one row block and neighbouring tokens are neighbours in
 // the grid, so that pairs that share an expert meet in L2.
@@ -53,6 +53,10 @@ template <class D, int kPlanes>
 struct DownSum {
   using Product = WarpProduct<D, kPlanes, 1>;
   static constexpr int kDepth = (1536 + D::kUnitBytes - 1) / D::kUnitBytes;
+  // Words of a lane with x ahead: of what is in flight, as many as there are registers for.
+  static constexpr int kRingWords =
+      kDepth * ((sizeof(typename D::Codes) + sizeof(typename D::Scales)) / 4 + 8 * kPlanes + 1);
+  static constexpr bool kXAhead = kRingWords <= 78;
 
   struct Shared {
     const uint8_t* expert[kMaxTopK];  // null: the pair is skipped
@@ -71,13 +75,14 @@ struct DownSum {
 
     MOESAIC_DEV bool more() const { return slot < slots; }
     MOESAIC_DEV const uint8_t* expert() const { return shared->expert[slot]; }
-    // The token is the first of the eight that a product has room for.
-    MOESAIC_DEV int64_t row() const { return threadIdx.x % 32 < 4 ? shared->row[slot] : -1; }
-    MOESAIC_DEV void advance() {
+    // The token takes the place of all eight that a product has room for; the first is read.
+    MOESAIC_DEV int64_t row() const { return shared->row[slot]; }
+    MOESAIC_DEV bool advance() {
       unit += kParts;
-      if (unit < units) return;
+      if (unit < units) return false;
       next_slot();
       skip();
+      return true;
     }
     // Leaves out slots without work for this warp.
     MOESAIC_DEV void skip() {
@@ -125,7 +130,8 @@ MOESAIC_KERNEL void __launch_bounds__(kDownSumThreads, 1) down_sum_kernel(DownSu
   typename Loop::Walk walk{&shared,       units,         combine.routing.top_k,
                            warp / kParts, warp % kParts, warp % kParts};
   walk.skip();
-  typename Loop::Product(args.weight, args.x, row_block).template run<Loop::kDepth, true>(walk);
+  typename Loop::Product(args.weight, args.x, row_block)
+      .template run<Loop::kDepth, Loop::kXAhead>(walk);
   __syncthreads();
 
   const int parts = units < kParts ? units : kParts;

@@ -13,7 +13,8 @@ namespace moesaic::cuda {
 struct Launchers {
   int32_t (*product)(const ProductArgs& args, int64_t max_tiles, Stream stream);
   int32_t (*down_sum)(const DownSumArgs& args, Stream stream);
-  int32_t (*load)();  // all kernels that these launch
+  int32_t (*load)();     // all kernels that these launch
+  int32_t scale_groups;  // of a unit: 4, 2, 1; as StageArgs wants it
 };
 
 template <class D, int kPlanes>
@@ -54,7 +55,8 @@ int32_t load_kernels() {
 
 template <class D>
 constexpr Launchers launchers_of() {
-  return {launch_product<D>, launch_down_sum<D>, load_kernels<D>};
+  return {launch_product<D>, launch_down_sum<D>, load_kernels<D>,
+          D::kScaleGroups > 0 ? D::kScaleGroups : 1};
 }
 
 #define MOESAIC_DECLARE(name) extern const Launchers name##_launchers;
@@ -62,7 +64,13 @@ constexpr Launchers launchers_of() {
 #include "formats/formats.inc"
 #undef MOESAIC_FORMAT
 MOESAIC_DECLARE(int4)
+MOESAIC_DECLARE(int4_zeros)
+MOESAIC_DECLARE(int4_f32)
+MOESAIC_DECLARE(int4_f32_zeros)
 MOESAIC_DECLARE(int4_g32)
+MOESAIC_DECLARE(int4_g32_zeros)
+MOESAIC_DECLARE(int4_g32_f32)
+MOESAIC_DECLARE(int4_g32_f32_zeros)
 #undef MOESAIC_DECLARE
 
 }  // namespace moesaic::cuda

@@ -23,7 +23,7 @@
 namespace moesaic::cuda {
 
 // Parts of K: unit u belongs to part u % kParts.
-inline constexpr int kParts = 8;
+inline constexpr int kParts = kWalkUnits;
 inline constexpr int kNarrowWarps = kParts;
 inline constexpr int kNarrowTokens = 8;
 inline constexpr int kRowBlocks = 2;
@@ -33,16 +33,19 @@ struct Narrow : WarpProduct<D, kPlanes, kRowBlocks> {
   using Product = WarpProduct<D, kPlanes, kRowBlocks>;
   static constexpr int kRows = kRowBlocks * kUnitRows;
   // How many units a warp loads ahead. The depth keeps the registers low enough for two blocks per
-  // multiprocessor, which together have 16 KiB or more in flight. x is loaded ahead only where it is
-  // one plane.
-  static constexpr int kDepth = D::kUnitBytes > 1024 ? 1 : D::kUnitBytes < 512 ? 3 : 2;
+  // multiprocessor, which together have 16 KiB or more in flight. x is loaded with them only where
+  // it is one plane.
+  static constexpr bool kManyScaleWords = kPlanes == 2 && sizeof(typename D::Scales) > 16;
+  static constexpr int kDepth = D::kUnitBytes > 1024 || kManyScaleWords ? 1
+                                : D::kUnitBytes < 512 && kPlanes == 1   ? 3
+                                                                        : 2;
   static constexpr bool kXAhead = kPlanes == 1;
   // Tokens lie 4 banks apart, so that the lanes of a fragment meet no bank twice.
   static constexpr int kTokenStride = kRows + 4;
 
   struct Shared {
     float parts[kParts][kNarrowTokens][kTokenStride];
-    int64_t source[kNarrowTokens];  // staged row, -1 behind the tile
+    int64_t source[kNarrowTokens];  // staged row; behind the tile that of its first token
     int64_t destination[kNarrowTokens];
   };
   struct Operands {
@@ -58,7 +61,10 @@ struct Narrow : WarpProduct<D, kPlanes, kRowBlocks> {
     MOESAIC_DEV bool more() const { return unit < operands->units; }
     MOESAIC_DEV const uint8_t* expert() const { return operands->expert; }
     MOESAIC_DEV int64_t row() const { return operands->source; }
-    MOESAIC_DEV void advance() { unit += kParts; }
+    MOESAIC_DEV bool advance() {
+      unit += kParts;
+      return false;
+    }
     MOESAIC_DEV void finish(const typename Product::Totals&, const Walk&) const {}
   };
 
@@ -95,13 +101,11 @@ MOESAIC_KERNEL void __launch_bounds__(32 * kNarrowWarps, 2) narrow_kernel(Produc
   const uint8_t* const expert = args.weight.expert(tile.expert);
   if (expert == nullptr) return;
   if (thread < kNarrowTokens) {
-    const int32_t entry = tile.first + thread;
-    const bool real = thread < tile.count;
-    const int64_t destination = real ? args.tiles.map.destination_of(entry) : -1;
+    const int32_t entry = tile.first + (thread < tile.count ? thread : 0);
+    const int64_t destination = args.tiles.map.destination_of(entry);
     shared.destination[thread] = destination;
-    shared.source[thread] = !real                        ? -1
-                            : args.x.by_destination != 0 ? destination
-                                                         : args.tiles.map.source_of(entry);
+    shared.source[thread] =
+        args.x.by_destination != 0 ? destination : args.tiles.map.source_of(entry);
   }
   __syncthreads();
 

@@ -34,6 +34,17 @@ constexpr Kernel kKernels[] = {
     MOESAIC_ROW(kInt4Type, 0, int4) MOESAIC_ROW(kInt4Type, 1, int4_g32)};
 #undef MOESAIC_ROW
 
+// INT4 has kernels for each layout of its scale records, under one name.
+const Launchers* launchers_for(const Kernel& kernel, const WeightRef& weight) {
+  if (weight.type != QuantType::INT4) return kernel.launchers;
+  constexpr const Launchers* kInt4[2][2][2] = {
+      {{&int4_launchers, &int4_zeros_launchers}, {&int4_f32_launchers, &int4_f32_zeros_launchers}},
+      {{&int4_g32_launchers, &int4_g32_zeros_launchers},
+       {&int4_g32_f32_launchers, &int4_g32_f32_zeros_launchers}}};
+  const Int4Format& int4 = weight.int4;
+  return kInt4[kernel.small_groups][int4.scale_f32 ? 1 : 0][int4.zeros ? 1 : 0];
+}
+
 const Kernel* find_kernel(const WeightRef& weight) {
   const bool int4 = weight.type == QuantType::INT4;
   const int32_t small_groups = int4 && weight.int4.scale_cols < kUnitCols ? 1 : 0;
@@ -164,6 +175,7 @@ class Phase {
     args.cols = weight.int4.gather != nullptr ? weight.int4.packed_cols : weight.cols;
     args.gather = weight.int4.gather;
     args.gather_stride = weight.int4.gather_stride;
+    args.scale_groups = launchers_for(*find_kernel(weight), weight)->scale_groups;
     args.tiles = tiles_;
     staged_.units = static_cast<int32_t>(blocks_of(packed_facts(weight).cols, kUnitCols));
     staged_.num_planes = planes_of(in_.dtype, precision_);
@@ -189,14 +201,14 @@ class Phase {
   }
 
   int32_t multiply(const WeightRef& weight, const OutputArgs& out) const {
-    return find_kernel(weight)->launchers->product({packed_weight(weight), tiles_, staged_, out},
-                                                   max_tiles_, stream_);
+    return launchers_for(*find_kernel(weight), weight)
+        ->product({packed_weight(weight), tiles_, staged_, out}, max_tiles_, stream_);
   }
 
   int32_t multiply_and_sum(const RoleRef& weight, const op::Combine& combine) const {
     const RoleOutput out{weight.scale, weight.bias};
-    return find_kernel(weight.ref)
-        ->launchers->down_sum({packed_weight(weight.ref), staged_, out, combine}, stream_);
+    return launchers_for(*find_kernel(weight.ref), weight.ref)
+        ->down_sum({packed_weight(weight.ref), staged_, out, combine}, stream_);
   }
 
  private:
@@ -256,7 +268,7 @@ int32_t load_stage_kernels() {
 
 int32_t load_product_kernels(const WeightRef& weight) {
   const Kernel* const kernel = find_kernel(weight);
-  return kernel != nullptr ? kernel->launchers->load() : kUnsupported;
+  return kernel != nullptr ? launchers_for(*kernel, weight)->load() : kUnsupported;
 }
 
 int32_t launch_gemm(const op::Gemm& args, Stream stream) {

@@ -4,7 +4,8 @@
 //   planes[r][u][t][plane][2 s + b]   columns 16 s + 8 b + 2 t, + 1 of the unit
 // so lane 4 g + t of a warp reads its fragments of token g as 16-byte pieces. Plane 0 is x rounded
 // to bf16, plane 1 what that left: f32 in 16 bits, f16 and bf16 exactly. sums[r][u][s] is the f32
-// sum of the staged values of 16 columns. Columns are gathered where the weight has an order of its
+// sum of the staged values of the scale group, of the weight that will be read, that step s lies in.
+// Columns are gathered where the weight has an order of its
 // own; behind the last one there are zeros.
 //
 // A warp stages a unit of a row, a lane two columns. Not measured on hardware.
@@ -45,7 +46,8 @@ struct StageArgs {
   int64_t cols;           // columns of the packed weight when `gather` is set, else of `in`
   const int32_t* gather;  // [cols] or null
   int64_t gather_stride;
-  TileSource tiles;  // which entries to stage, when rows are destinations
+  int32_t scale_groups;  // of a unit: 4, 2, 1
+  TileSource tiles;      // which entries to stage, when rows are destinations
 };
 
 template <DType kType>
@@ -76,7 +78,8 @@ MOESAIC_DEV void stage_unit(const StageArgs& args, const int32_t* gather, int64_
     low -= rounded.x;
     high -= rounded.y;
   }
-  for (int step = 1; step < 8; step *= 2) sum += __shfl_xor_sync(~0U, sum, step);
+  for (int step = 1; step < 32 / args.scale_groups; step *= 2)
+    sum += __shfl_xor_sync(~0U, sum, step);
   if (lane % 8 == 0) args.out.unit_sums(to_row, unit)[s] = sum;
 }
 

@@ -5,15 +5,15 @@
 //                     64 tokens, staged as B fragments
 //                   +----+----+----+----+--    a stage of the ring: one unit (64 columns) of
 //                   | n0 | n1 | n2 | n3 | ..     x     [64][planes x 128 B], swizzled
-//   rows            +----+----+----+----+--      sums  [64][4] f32, where the format has offsets
+//   rows            +----+----+----+----+--      sums  [64][4] f32, where offsets differ by row
 //   0 .. 15   warp 0| f32 accumulators  |        codes [4 warps][row blocks][unit bytes]
 //   16.. 31   warp 0| in registers      |      all brought by cp.async, one or two stages ahead;
 //   32.. 47   warp 1|                   |      a warp decodes the codes of its own rows into A
 //   ..              +----+----+----+----+--    fragments and multiplies them by all tokens
 //
-// A warp decodes the A fragments of two k16 steps (one where scales change every step) once; then
-// for each 8 tokens it reads their B words, multiplies, and promotes the sums of the scale group to
-// the accumulators (scale * sum + offset * sum of x). Eights of tokens behind the tile's last are
+// A warp decodes the A fragments of a scale group's k16 steps of a unit once; then for each 8 tokens
+// it reads their B words, multiplies, and promotes the sums of the scale group to the accumulators
+// (scale * sum + offset * sum of x). Eights of tokens behind the tile's last are
 // left out, so a tile's cost follows its count. K runs from left to right in one warp: a token's
 // result depends on nothing but K. Each code byte is read once per tile.
 //
@@ -25,6 +25,7 @@
 #pragma once
 
 #include "device.cuh"
+#include "formats/codes.cuh"
 #include "gemm/product.cuh"
 
 namespace moesaic::cuda {
@@ -43,7 +44,10 @@ struct Wide {
   static constexpr int kRowBytes = kPlanes * 4 * kPlaneWords;  // of a token and unit
   static constexpr int kRowPieces = kRowBytes / 16;
   static constexpr int kXBytes = kWideTokens * kRowBytes;
-  static constexpr int kSumBytes = D::kOffset ? kWideTokens * kUnitSums * 4 : 0;
+  // A fixed shift is subtracted from the fragments, exactly: they meet many tokens. Other offsets
+  // are multiplied by the sums of x.
+  static constexpr bool kSums = D::kOffset && D::kFixedShift == 0;
+  static constexpr int kSumBytes = kSums ? kWideTokens * kUnitSums * 4 : 0;
   static constexpr int kCodeBytes = kGroupBlocks * D::kUnitBytes;
   static constexpr int kStageBytes = kXBytes + kSumBytes + kCodeBytes;
   // How many blocks share one multiprocessor of sm_80: its registers and 164 KiB of shared memory
@@ -61,9 +65,9 @@ struct Wide {
     int64_t destination[kWideTokens];
     int32_t expert;
   };
-  // How many k16 steps are multiplied before their sums are promoted: they must lie in one scale
-  // group, and their fragments must fit in registers.
-  static constexpr int kSteps = D::kScaleGroups == 4 ? 1 : 2;
+  // How many k16 steps are multiplied before their sums are promoted: those of a scale group.
+  // Without scales nothing is promoted, and two steps fit in registers.
+  static constexpr int kSteps = D::kScaleGroups == 0 ? 2 : 4 / D::kScaleGroups;
   struct Fragments {
     uint32_t a[D::kPlanes][kSteps][4];
   };
@@ -117,7 +121,7 @@ struct Wide {
       dev::cp_async16(stage + row * kRowBytes + 16 * swizzled(row, piece),
                       shared.planes[row] + at + 16 * piece, row < count);
     }
-    if constexpr (D::kOffset) {
+    if constexpr (kSums) {
       if (thread() < live_rows()) {
         dev::cp_async16(stage + kXBytes + 16 * thread(), shared.sums[thread()] + 16 * unit,
                         thread() < count);
@@ -139,11 +143,20 @@ struct Wide {
     }
   }
 
-  template <int kStep, int kPlane = 0>
+  // Decodes steps kStep .. kStep + kSteps of the unit, from the kAt-th of them on.
+  template <int kStep, int kPlane = 0, int kAt = 0>
   static MOESAIC_DEV void decode(const typename D::Codes& codes, Fragments& to) {
-    D::template fragment<kStep, kPlane>(codes, to.a[kPlane][0]);
-    if constexpr (kSteps == 2) D::template fragment<kStep + 1, kPlane>(codes, to.a[kPlane][1]);
-    if constexpr (kPlane + 1 < D::kPlanes) decode<kStep, kPlane + 1>(codes, to);
+    uint32_t(&a)[4] = to.a[kPlane][kAt];
+    D::template fragment<kStep + kAt, kPlane>(codes, a);
+    if constexpr (D::kFixedShift != 0) {
+      MOESAIC_UNROLL
+      for (uint32_t& pair : a) pair = dev::bf16x2_add(pair, bf16_pair<-D::kFixedShift>());
+    }
+    if constexpr (kAt + 1 < kSteps) {
+      decode<kStep, kPlane, kAt + 1>(codes, to);
+    } else if constexpr (kPlane + 1 < D::kPlanes) {
+      decode<kStep, kPlane + 1>(codes, to);
+    }
   }
 
   // The B words of 8 tokens for the steps of a part.
@@ -152,34 +165,32 @@ struct Wide {
     const int row = 8 * n + lane() / 4, t = lane() % 4;
     MOESAIC_UNROLL
     for (int p = 0; p < kPlanes; ++p) {
-      const uint8_t* const piece =
-          stage + row * kRowBytes + 16 * swizzled(row, (t * kPlanes + p) * 2 + kStep / 2);
-      if constexpr (kSteps == 2) {
-        const uint4 words = *reinterpret_cast<const uint4*>(piece);
-        b[p][0] = words.x;
-        b[p][1] = words.y;
-        b[p][2] = words.z;
-        b[p][3] = words.w;
-      } else {
-        const uint2 words = *reinterpret_cast<const uint2*>(piece + kStep % 2 * 8);
-        b[p][0] = words.x;
-        b[p][1] = words.y;
+      MOESAIC_UNROLL
+      for (int i = 0; i < (kSteps + 1) / 2; ++i) {
+        const uint8_t* const piece =
+            stage + row * kRowBytes + 16 * swizzled(row, (t * kPlanes + p) * 2 + kStep / 2 + i);
+        uint32_t* const to = b[p] + 4 * i;
+        if constexpr (kSteps > 1) {
+          const uint4 words = *reinterpret_cast<const uint4*>(piece);
+          to[0] = words.x;
+          to[1] = words.y;
+          to[2] = words.z;
+          to[3] = words.w;
+        } else {
+          const uint2 words = *reinterpret_cast<const uint2*>(piece + kStep % 2 * 8);
+          to[0] = words.x;
+          to[1] = words.y;
+        }
       }
     }
   }
 
-  // Sums of x over the columns of a part, of tokens 2t and 2t + 1 of 8.
+  // Sums of x over the scale group of a part, of tokens 2t and 2t + 1 of 8.
   template <int kStep>
   MOESAIC_DEV float2 load_sums(const uint8_t* stage, int n) const {
     const auto* const sums = reinterpret_cast<const float*>(stage + kXBytes) +
                              (8 * n + lane() % 4 * 2) * kUnitSums + kStep;
-    if constexpr (kSteps == 1) {
-      return make_float2(sums[0], sums[kUnitSums]);
-    } else {
-      const float2 first = *reinterpret_cast<const float2*>(sums);
-      const float2 second = *reinterpret_cast<const float2*>(sums + kUnitSums);
-      return make_float2(first.x + first.y, second.x + second.y);
-    }
+    return make_float2(sums[0], sums[kUnitSums]);
   }
 
   static MOESAIC_DEV void multiply(const Fragments& f, const uint32_t (&b)[kPlanes][2 * kSteps],
@@ -202,7 +213,7 @@ struct Wide {
     MOESAIC_UNROLL
     for (int i = 0; i < 4; ++i) {
       to[i] = fmaf(p.scale[i / 2], sum[i], to[i]);
-      if constexpr (D::kOffset) to[i] = fmaf(p.offset[i / 2], i % 2 == 0 ? x.x : x.y, to[i]);
+      if constexpr (kSums) to[i] = fmaf(p.offset[i / 2], i % 2 == 0 ? x.x : x.y, to[i]);
     }
   }
 
@@ -228,7 +239,7 @@ struct Wide {
         for (int r = 0; r < kRowBlocks; ++r) multiply(a[r], b, total[r][n]);
       } else {
         float2 x{};
-        if constexpr (D::kOffset) x = load_sums<kStep>(stage, n);
+        if constexpr (kSums) x = load_sums<kStep>(stage, n);
         MOESAIC_UNROLL
         for (int r = 0; r < kRowBlocks; ++r) {
           float sum[4] = {};
@@ -253,8 +264,8 @@ struct Wide {
       for (int r = 0; r < kRowBlocks; ++r) {
         // Behind the last row block the one before it is read again; its sums go nowhere.
         const int block = has_block(r) ? first_block + r : args.weight.row_blocks - 1;
-        scales[r] =
-            D::load_scales(args.weight, args.weight.scales(expert, block), unit, lane() / 4);
+        scales[r] = D::load_scales(
+            D::scale_place(args.weight, args.weight.scales(expert, block), unit, lane() / 4));
       }
       dev::cp_async_wait<kStages - 2>();
       __syncthreads();  // the unit is there for all, and nobody reads the stage that is free

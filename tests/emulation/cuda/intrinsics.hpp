@@ -192,6 +192,14 @@ inline uint4 load_weight16(const void* global,
   return load_weight(static_cast<const uint4*>(global), where);
 }
 
+// Several lanes read a scale, so that its bytes are not counted.
+template <class T>
+T load_scale(const T* global, std::source_location where = std::source_location::current()) {
+  if (reinterpret_cast<uintptr_t>(global) % sizeof(T) != 0)
+    emulation::fail("a misaligned load", {"load_scale", where});
+  return *global;
+}
+
 inline void griddepcontrol_wait() {}
 inline void griddepcontrol_launch() {}
 

@@ -42,6 +42,10 @@ inline std::vector<Format> all_formats() {
   int4("int4_g128", {.group_size = 128});
   int4("int4_g64_zeros", {.group_size = 64, .zeros = true});
   int4("int4_g32_zeros_f32", {.group_size = 32, .zeros = true, .scale_f32 = true});
+  int4("int4_g32_zeros", {.group_size = 32, .zeros = true});
+  int4("int4_g32_f32", {.group_size = 32, .scale_f32 = true});
+  int4("int4_g64_zeros_f32", {.group_size = 64, .zeros = true, .scale_f32 = true});
+  int4("int4_g128_f32", {.group_size = 128, .scale_f32 = true});
   int4("int4_channel", {.group_size = -1});
   int4("int4_g32_order", {.group_size = 32, .order = Int4Recipe::Shared});
   int4("int4_g64_orders", {.group_size = 64, .zeros = true, .order = Int4Recipe::PerExpert});
