@@ -5,7 +5,8 @@ lint      ruff, clang-format, mypy, stubtest
 wheel     sdist -> wheel, its content and symbols, a clean environment without a compiler
 sanitize  ctest under AddressSanitizer + UBSan, the thread tests under ThreadSanitizer; with the
           kernels of two instruction sets, `nox -s sanitize -- all` with those of all
-gpu       nvcc on every CUDA kernel, and all checks of Metal (skips what lacks nvcc or clang 19)
+gpu       nvcc on every CUDA kernel, bounds on its instructions, and all checks of Metal (skips what
+          lacks nvcc or clang 19)
 fuzz_python  fuzzers of checkpoints, forwards and misuse from Python, half a minute each; those of
           the C++ library replay their corpus in ctest, under sanitizers too
 race      emulated CUDA kernels under ThreadSanitizer (Linux; skipped without clang 19)
@@ -63,6 +64,7 @@ TOOLS = {
         "mlx[cpu]>=0.30,<1; sys_platform == 'linux'",
     ],
     "sdist": ["build>=1"],
+    "sass": ["nvidia-cuda-cuobjdump>=13,<14", "nvidia-cuda-nvdisasm>=13,<14"],
     "lock": ["uv>=0.9"],
 }
 # A file of versions and hashes for each of groups(), and one of versions alone. The sdist has none.
@@ -221,6 +223,8 @@ def gpu(session: nox.Session) -> None:
     need_gtest(session)
     need_clang(session)
     install(session, "cmake")
+    if shutil.which("nvcc") and not shutil.which("cuobjdump"):
+        install(session, "sass")
     session.run("cmake", "--preset", "dev")
     session.run("cmake", "--build", "--preset", "dev", "--target", "moesaic")
     session.run("ctest", "--preset", "dev", "-L", "gpu-compile")
