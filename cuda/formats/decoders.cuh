@@ -16,7 +16,7 @@
 //                           plane p of the A fragment of k16 step s
 //   Scales                  the scales of a unit for rows g and g + 8, as they are stored
 //   ScalePlace, scale_place(weight, row_block_scales, unit, g), load_scales(place)
-//                           where Scales lie, and reads them
+//                           where Scales lie, and reads them, in kScaleLoads loads
 //   Place, place(weight, expert, row_block, unit, lane), step(place, weight)
 //                           where a lane reads codes and scales, and the same kWalkUnits later
 //   load(place)             reads Codes from memory, where they are not kept in L1 afterwards

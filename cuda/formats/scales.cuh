@@ -70,6 +70,7 @@ template <ScaleLayout kLayout>
 struct RecordScale {
   using Scales = ScaleRecord<kLayout>;
   using ScalePlace = typename Scales::Place;
+  static constexpr int kScaleLoads = Scales::kSpanHalves > 0 ? 2 : 1;
   static MOESAIC_DEV ScalePlace scale_place(const PackedWeight&, const uint8_t* row_block, int unit,
                                             int g) {
     return Scales::place(row_block, unit, g);
@@ -82,6 +83,7 @@ struct NoScale {
   static constexpr int kScaleGroups = 0;
   static constexpr bool kOffset = false;
   static constexpr int kFixedShift = 0;
+  static constexpr int kScaleLoads = 0;
   struct Scales {};
   struct ScalePlace {
     MOESAIC_DEV void step(const PackedWeight&) {}
@@ -211,6 +213,7 @@ struct Int4Scale {
   static constexpr int kScaleGroups = kUnitScaleGroups;
   static constexpr bool kOffset = true;
   static constexpr int kFixedShift = kZeros ? 0 : kBias + 8;
+  static constexpr int kScaleLoads = kUnitScaleGroups * (kZeros ? 2 : 1);
   static constexpr int kPairWords = kF32 ? 2 : 1;  // of the scales of rows g and g + 8
   static constexpr int kGroupBytes = 8 * 4 * kPairWords;
   static constexpr int kZerosAt = int4_zeros_at(kUnitScaleGroups, kF32);

@@ -35,7 +35,8 @@ struct Narrow : WarpProduct<D, kPlanes, kRowBlocks> {
   // How many units a warp loads ahead. The depth keeps the registers low enough for two blocks per
   // multiprocessor, which together have 16 KiB or more in flight. x is loaded with them only where
   // it is one plane.
-  static constexpr bool kManyScaleWords = kPlanes == 2 && sizeof(typename D::Scales) > 16;
+  static constexpr bool kManyScaleWords =
+      kPlanes == 2 && (sizeof(typename D::Scales) > 16 || D::kScaleLoads > 2);
   static constexpr int kDepth = D::kUnitBytes > 1024 || kManyScaleWords ? 1
                                 : D::kUnitBytes < 512 && kPlanes == 1   ? 3
                                                                         : 2;
