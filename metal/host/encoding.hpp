@@ -26,11 +26,14 @@ struct Recorder {
 
 class Encoding {
  public:
-  Encoding(Recorder& recorder, const char* operation)
-      : recorder_(recorder), operation_(operation), exceptions_(std::uncaught_exceptions()) {}
+  Encoding(Recorder& recorder, Context& context, const char* operation)
+      : recorder_(recorder),
+        work_(recorder.queue.work_of(context)),
+        operation_(operation),
+        exceptions_(std::uncaught_exceptions()) {}
   /// An exception leaves no half of a call behind.
   ~Encoding() {
-    if (std::uncaught_exceptions() > exceptions_) recorder_.queue.abandon();
+    if (std::uncaught_exceptions() > exceptions_) recorder_.queue.abandon(work_);
   }
   Encoding(const Encoding&) = delete;
   Encoding& operator=(const Encoding&) = delete;
@@ -50,12 +53,13 @@ class Encoding {
   void run(const DispatchShape& shape, const Arguments& arguments,
            std::initializer_list<BufferSlice> buffers, const BufferSlice* grid = nullptr) {
     if (shape.empty()) return;
-    recorder_.queue.dispatch(recorder_.pipelines.get(shape.kernel, shape.constants), shape,
+    recorder_.queue.dispatch(work_, recorder_.pipelines.get(shape.kernel, shape.constants), shape,
                              std::as_bytes(std::span(&arguments, 1)), buffers, grid);
   }
 
  private:
   Recorder& recorder_;
+  Work& work_;
   const char* operation_;
   int exceptions_;
   AutoreleaseScope scope_;

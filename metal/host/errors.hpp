@@ -11,10 +11,11 @@ namespace moesaic::metal {
 
 /// The driver's own words; "unknown" without an error.
 std::string text_of(const NS::Error* error);
-/// OutOfMemoryError or DeviceError for a command buffer that failed.
+/// OutOfMemoryError or DeviceError for a command buffer that failed. Needs an AutoreleaseScope.
 [[noreturn]] void throw_command_error(const NS::Error* error);
 
-/// Temporary objects of the driver are released when it goes.
+/// Temporary objects of the driver are released when it goes. Every public entry opens one, since
+/// threads of a host program need have none; an Encoding has its own.
 class AutoreleaseScope {
  public:
   AutoreleaseScope() : pool_(NS::AutoreleasePool::alloc()->init()) {}

@@ -58,6 +58,24 @@ std::shared_ptr<const void> Memory::adopt(const void* begin, std::size_t bytes) 
   return map_while_alive(begin, bytes, buffer, address - first);
 }
 
+std::shared_ptr<const void> Memory::share(void* begin, std::size_t bytes) {
+  // What is known stays so without this result: the caller holds it.
+  if (holds(begin, bytes)) return {std::shared_ptr<const void>(), begin};
+  if (reinterpret_cast<std::uintptr_t>(begin) % page_bytes() != 0) return nullptr;
+  return adopt(begin, bytes);
+}
+
+SharedHandle Memory::share_buffer(MTL::Buffer* buffer) {
+  void* const begin = buffer->contents();
+  require<DeviceError>(begin != nullptr, [] {
+    return Problem{"metal", "array", "a buffer in memory that the host reaches",
+                   "one of storage mode private", "copy it to a shared one"};
+  });
+  const std::size_t bytes = buffer->length();
+  buffer->retain();
+  return {begin, bytes, map_while_alive(begin, bytes, buffer, 0)};
+}
+
 std::shared_ptr<const void> Memory::mirror(const void* from, std::size_t bytes) {
   return map_while_alive(from, bytes, copy_of(from, bytes)->retain(), 0);
 }
@@ -66,6 +84,7 @@ std::shared_ptr<const void> Memory::map_while_alive(const void* begin, std::size
                                                     MTL::Buffer* buffer, std::size_t offset) {
   map_.insert(begin, bytes, buffer, offset);
   return {buffer, [this, begin](MTL::Buffer* b) {
+            const AutoreleaseScope scope;
             map_.erase(begin, b);
             b->release();
           }};

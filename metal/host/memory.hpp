@@ -7,6 +7,7 @@
 
 #include "metal/host/address_map.hpp"
 #include "metal/host/metal_cpp.hpp"
+#include "moesaic/backend_facts.hpp"
 
 namespace moesaic::metal {
 
@@ -26,6 +27,13 @@ class Memory {
   /// Makes [begin, begin + bytes), pages of a mapped file, readable by kernels without a copy, as
   /// long as the result lives. Null when the driver refuses.
   std::shared_ptr<const void> adopt(const void* begin, std::size_t bytes);
+
+  /// Makes [begin, begin + bytes) of the caller usable by kernels in place, as long as the result
+  /// lives: memory that is known already, or begins at a page. Null otherwise, and when the driver
+  /// refuses.
+  std::shared_ptr<const void> share(void* begin, std::size_t bytes);
+  /// The memory of a buffer that another package made.
+  SharedHandle share_buffer(MTL::Buffer* buffer);
 
   /// A copy that is found by the address of the original, which must not change, as long as the
   /// result lives.

@@ -21,6 +21,18 @@ bool in_words(const void* memory, std::size_t bytes) {
   return reinterpret_cast<std::uintptr_t>(memory) % 4 == 0 && bytes % 4 == 0;
 }
 
+/// One that the kernels run on, if there is one; else any.
+NS::SharedPtr<MTL::Device> first_device() {
+  const auto all = NS::TransferPtr(MTL::CopyAllDevices());
+  NS::SharedPtr<MTL::Device> first;
+  for (NS::UInteger i = 0; all.get() != nullptr && i < all->count(); ++i) {
+    auto* const device = all->object<MTL::Device>(i);
+    if (device->supportsFamily(MTL::GPUFamilyApple7)) return NS::RetainPtr(device);
+    if (!first) first = NS::RetainPtr(device);
+  }
+  return first;
+}
+
 WordsArgs words_args(std::size_t bytes, std::uint32_t value) {
   return {static_cast<std::int64_t>(bytes / 4), value, 0};
 }
@@ -30,7 +42,11 @@ WordsArgs words_args(std::size_t bytes, std::uint32_t value) {
 MetalBackend::MetalBackend(NS::SharedPtr<MTL::Device> device)
     : device_(std::move(device)), recorder_(std::make_unique<Recorder>(device_.get())) {}
 
-MetalBackend::~MetalBackend() { recorder_->memory.deallocate(recorder_->nothing); }
+MetalBackend::~MetalBackend() {
+  const AutoreleaseScope scope;
+  recorder_->memory.deallocate(recorder_->nothing);
+  recorder_.reset();
+}
 
 BackendInfo MetalBackend::info() const {
   const AutoreleaseScope scope;
@@ -71,52 +87,78 @@ Support MetalBackend::supports(const WeightRef& weight) const {
   return {};
 }
 
-void* MetalBackend::allocate(std::size_t bytes) const { return recorder_->memory.allocate(bytes); }
+void* MetalBackend::allocate(std::size_t bytes) const {
+  const AutoreleaseScope scope;
+  return recorder_->memory.allocate(bytes);
+}
 
 void MetalBackend::deallocate(void* memory, std::size_t) const noexcept {
+  const AutoreleaseScope scope;
   recorder_->memory.deallocate(memory);
 }
 
 void MetalBackend::copy(void* to, const void* from, std::size_t bytes) const {
   if (bytes == 0) return;
-  recorder_->queue.wait();
+  const AutoreleaseScope scope;
+  recorder_->queue.wait_for_all();
   std::memcpy(to, from, bytes);
 }
 
-void MetalBackend::copy_on_stream(Context&, void* to, const void* from, std::size_t bytes) const {
+void MetalBackend::copy_on_stream(Context& context, void* to, const void* from,
+                                  std::size_t bytes) const {
   if (bytes == 0) return;
   if (!recorder_->memory.holds(to, bytes) || !in_words(to, bytes) || !in_words(from, bytes)) {
-    copy(to, from, bytes);
+    synchronize(context);
+    std::memcpy(to, from, bytes);
     return;
   }
-  Encoding e = encode("copy");
+  Encoding e = encode(context, "copy");
   e.run(words_shape(Kernel::copy_words, static_cast<std::int64_t>(bytes / 4)), words_args(bytes, 0),
         {e.copied(from, bytes), e.at(to)});
 }
 
-void MetalBackend::fill(Context&, const op::Fill& call) const {
+std::shared_ptr<const void> MetalBackend::share(void* memory, std::size_t bytes) const {
+  const AutoreleaseScope scope;
+  return recorder_->memory.share(memory, bytes);
+}
+
+SharedHandle MetalBackend::share_handle(void* handle) const {
+  const AutoreleaseScope scope;
+  return recorder_->memory.share_buffer(static_cast<MTL::Buffer*>(handle));
+}
+
+void MetalBackend::fill(Context& context, const op::Fill& call) const {
   const auto bytes = static_cast<std::size_t>(call.bytes);
   if (bytes == 0) return;
   if (!recorder_->memory.holds(call.data, bytes) || !in_words(call.data, bytes)) {
-    recorder_->queue.wait();
+    synchronize(context);
     std::memset(call.data, call.value, bytes);
     return;
   }
-  Encoding e = encode("fill");
+  Encoding e = encode(context, "fill");
   e.run(words_shape(Kernel::fill_words, call.bytes / 4),
         words_args(bytes, call.value * 0x01010101U), {e.at(call.data)});
 }
 
-void MetalBackend::submit(Context&) const { recorder_->queue.submit(); }
+void MetalBackend::submit(Context& context) const {
+  const AutoreleaseScope scope;
+  recorder_->queue.submit(recorder_->queue.work_of(context));
+}
 
-void MetalBackend::synchronize(Context&) const { recorder_->queue.wait(); }
+void MetalBackend::synchronize(Context& context) const {
+  const AutoreleaseScope scope;
+  recorder_->queue.wait(recorder_->queue.work_of(context));
+  context.throw_kept_error();
+}
 
 std::shared_ptr<const void> MetalBackend::pin(HostValues values) const {
   if (values.empty()) return nullptr;
+  const AutoreleaseScope scope;
   return recorder_->memory.mirror(values.data(), values.size());
 }
 
 void MetalBackend::prepare(ExpertStack::Parts& parts, const LoadOptions& options) const {
+  const AutoreleaseScope scope;
   hold_roles(*this, recorder_->memory, parts, options);
 }
 
@@ -133,8 +175,8 @@ std::int64_t MetalBackend::route_scratch(const RouterRules&, std::int64_t num_to
   return num_tokens;  // a flag per row
 }
 
-void MetalBackend::router_logits(Context&, const op::RouterLogits& call) const {
-  Encoding e = encode("router_logits");
+void MetalBackend::router_logits(Context& context, const op::RouterLogits& call) const {
+  Encoding e = encode(context, "router_logits");
   const InputRows& x = call.x;
   const auto bytes = static_cast<std::size_t>(call.num_experts * x.cols) * sizeof(float);
   e.run(router_logits_shape(x, call.num_experts),
@@ -148,7 +190,7 @@ RouteStats MetalBackend::route(Context& context, const op::Route& call) const {
   const bool report = context.tuning().strict || context.profiler() != nullptr;
   const RoutingView& out = call.out;
   {
-    Encoding e = encode("route");
+    Encoding e = encode(context, "route");
     const auto bytes = static_cast<std::size_t>(call.num_experts) * sizeof(float);
     e.run(
         route_shape(out.num_tokens), route_args(call, report),
@@ -157,7 +199,7 @@ RouteStats MetalBackend::route(Context& context, const op::Route& call) const {
   }
   RouteStats stats;
   if (!report || out.num_tokens == 0) return stats;
-  recorder_->queue.wait();
+  synchronize(context);
   for (std::int64_t t = 0; t < out.num_tokens; ++t) {
     std::int32_t flag;
     std::memcpy(&flag, static_cast<const std::byte*>(call.scratch) + t * sizeof flag, sizeof flag);
@@ -169,12 +211,12 @@ RouteStats MetalBackend::route(Context& context, const op::Route& call) const {
 void MetalBackend::check_ids(Context& context, const RoutingView& routing, std::int32_t num_experts,
                              std::string_view operation) const {
   if (!context.tuning().strict) return;
-  recorder_->queue.wait();
+  synchronize(context);
   moesaic::check_ids(routing, num_experts, operation);
 }
 
-void MetalBackend::shared_routing(Context&, const op::SharedRouting& call) const {
-  Encoding e = encode("shared_routing");
+void MetalBackend::shared_routing(Context& context, const op::SharedRouting& call) const {
+  Encoding e = encode(context, "shared_routing");
   const RoutingView& out = call.out;
   e.run(
       shared_routing_shape(out.num_tokens),
@@ -182,8 +224,8 @@ void MetalBackend::shared_routing(Context&, const op::SharedRouting& call) const
       {e.at(call.logits), e.at(out.topk_ids), e.at(out.topk_weights)});
 }
 
-void MetalBackend::bucket_plan(Context&, const op::BucketPlan& call) const {
-  Encoding e = encode("bucket_plan");
+void MetalBackend::bucket_plan(Context& context, const op::BucketPlan& call) const {
+  Encoding e = encode(context, "bucket_plan");
   const RoutingView& routing = call.routing;
   const BucketPlanView& out = call.out;
   const auto pairs = static_cast<std::int32_t>(routing.num_pairs());
@@ -193,8 +235,8 @@ void MetalBackend::bucket_plan(Context&, const op::BucketPlan& call) const {
          e.at(out.pair_row)});
 }
 
-void MetalBackend::align(Context&, const op::Align& call) const {
-  Encoding e = encode("align");
+void MetalBackend::align(Context& context, const op::Align& call) const {
+  Encoding e = encode(context, "align");
   const AlignArgs args{.num_pairs = static_cast<std::int32_t>(call.num_pairs),
                        .num_experts = call.num_experts,
                        .block_size = call.block_size,
@@ -206,14 +248,14 @@ void MetalBackend::align(Context&, const op::Align& call) const {
          e.at(call.out.block_experts), e.at(call.out.num_post_pad)});
 }
 
-void MetalBackend::gather(Context&, const op::Gather& call) const {
-  Encoding e = encode("gather");
+void MetalBackend::gather(Context& context, const op::Gather& call) const {
+  Encoding e = encode(context, "gather");
   e.run(gather_shape(call.x, call.rows), GatherArgs{input_args(call.x), call.x.cols},
         {e.at(call.x.data), e.at(call.index), e.at(call.out)});
 }
 
-void MetalBackend::expert_gemm(Context&, const op::Gemm& call) const {
-  Encoding e = encode("expert_gemm");
+void MetalBackend::expert_gemm(Context& context, const op::Gemm& call) const {
+  Encoding e = encode(context, "expert_gemm");
   const WeightRef& ref = call.weight.ref;
   const RowMap& map = call.map;
   const Product product = choose_product(map);
@@ -248,15 +290,15 @@ void MetalBackend::expert_gemm(Context&, const op::Gemm& call) const {
         indirect ? &grid : nullptr);
 }
 
-void MetalBackend::activate(Context&, const op::Activate& call) const {
-  Encoding e = encode("activate");
+void MetalBackend::activate(Context& context, const op::Activate& call) const {
+  Encoding e = encode(context, "activate");
   e.run(activate_shape(call),
         ActivateArgs{call.row_stride, call.intermediate, activation_args(call.activation)},
         {e.at(call.gate), e.at(call.up), e.at(call.hidden)});
 }
 
-void MetalBackend::combine(Context&, const op::Combine& call) const {
-  Encoding e = encode("combine");
+void MetalBackend::combine(Context& context, const op::Combine& call) const {
+  Encoding e = encode(context, "combine");
   std::uint32_t flags = 0;
   if (call.pair_row != nullptr) flags |= kHasPairRow;
   if (call.accumulate) flags |= kAccumulate;
@@ -267,8 +309,8 @@ void MetalBackend::combine(Context&, const op::Combine& call) const {
          e.at(call.routing.topk_weights), e.at(call.out.data)});
 }
 
-void MetalBackend::zero_skipped(Context&, const op::ZeroSkipped& call) const {
-  Encoding e = encode("zero_skipped");
+void MetalBackend::zero_skipped(Context& context, const op::ZeroSkipped& call) const {
+  Encoding e = encode(context, "zero_skipped");
   e.run(zero_skipped_shape(call.rows), ZeroSkippedArgs{call.cols, call.num_experts, 0},
         {e.at(call.ids), e.at(call.out)});
 }
@@ -279,7 +321,7 @@ void MetalBackend::gate_up(Context& context, const op::GateUp& call) const {
     return;
   }
   const ScopedZone zone(context, Zone::GateUp);
-  Encoding e = encode("gate_up");
+  Encoding e = encode(context, "gate_up");
   const RoleRef& gate = call.gate;
   const RoleRef& up = call.up;
   const RowMap& map = call.map;
@@ -312,6 +354,8 @@ std::shared_ptr<const Backend> create_backend() {
     return absent_backend(DeviceType::Metal, "metal", std::move(reason));
   };
   auto device = NS::TransferPtr(MTL::CreateSystemDefaultDevice());
+  // Without a window server (ssh, launchd, tmux) there may be devices and no default one.
+  if (!device) device = first_device();
   if (!device) return absent("this machine has no Metal device");
   // Simdgroup matrices and unified memory.
   if (!device->supportsFamily(MTL::GPUFamilyApple7)) {

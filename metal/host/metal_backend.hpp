@@ -27,6 +27,8 @@ class MetalBackend final : public Backend {
   void copy(void* to, const void* from, std::size_t bytes) const override;
   void copy_on_stream(Context& context, void* to, const void* from,
                       std::size_t bytes) const override;
+  std::shared_ptr<const void> share(void* memory, std::size_t bytes) const override;
+  SharedHandle share_handle(void* handle) const override;
   void fill(Context& context, const op::Fill& call) const override;
   void submit(Context& context) const override;
   void synchronize(Context& context) const override;
@@ -54,7 +56,9 @@ class MetalBackend final : public Backend {
   void gate_up(Context& context, const op::GateUp& call) const override;
 
  private:
-  Encoding encode(const char* operation) const { return Encoding(*recorder_, operation); }
+  Encoding encode(Context& context, const char* operation) const {
+    return Encoding(*recorder_, context, operation);
+  }
 
   NS::SharedPtr<MTL::Device> device_;
   std::unique_ptr<Recorder> recorder_;

@@ -4,6 +4,7 @@
 
 #include "metal/host/errors.hpp"
 #include "metal/host/kernel_source.hpp"
+#include "metal/host/system.hpp"
 
 namespace moesaic::metal {
 namespace {
@@ -13,24 +14,42 @@ NS::String* string_of(const char* text) { return NS::String::string(text, NS::UT
 }  // namespace
 
 MTL::ComputePipelineState* Pipelines::get(Kernel kernel, const Constants& constants) {
+  const std::pair key{kernel, constants};
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = pipelines_.find(key);
+    if (found != pipelines_.end()) return found->second.get();
+  }
+  NS::SharedPtr<MTL::ComputePipelineState> made = compile(kernel, constants);
   const std::lock_guard lock(mutex_);
-  auto& pipeline = pipelines_[{kernel, constants}];
-  if (!pipeline) pipeline = compile(kernel, constants);
-  return pipeline.get();
+  return pipelines_.try_emplace(key, std::move(made)).first->second.get();
 }
 
-MTL::Library* Pipelines::library() {
-  if (library_) return library_.get();
+NS::SharedPtr<MTL::Library> Pipelines::library() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (library_) return library_;
+  }
   const auto options = NS::TransferPtr(MTL::CompileOptions::alloc()->init());
-  options->setFastMathEnabled(false);  // it would assume that there are no NaNs
+  // Fast math would assume that there are no NaNs. The older switch is deprecated where there is the
+  // newer one, which also says what exp means without precise::.
+  if (is_macos(15)) {
+    options->setMathMode(MTL::MathModeSafe);
+    options->setMathFloatingPointFunctions(MTL::MathFloatingPointFunctionsPrecise);
+  } else {
+    options->setFastMathEnabled(false);
+  }
   options->setLanguageVersion(MTL::LanguageVersion3_0);
   NS::Error* error = nullptr;
-  library_ = NS::TransferPtr(device_->newLibrary(string_of(kKernelSource), options.get(), &error));
-  require<DeviceError>(library_.get() != nullptr, [&] {
+  NS::SharedPtr<MTL::Library> made =
+      NS::TransferPtr(device_->newLibrary(string_of(kKernelSource), options.get(), &error));
+  require<DeviceError>(made.get() != nullptr, [&] {
     return Problem{"metal", "kernels", "source that compiles", text_of(error),
                    "Metal 3 needs macOS 13 or later"};
   });
-  return library_.get();
+  const std::lock_guard lock(mutex_);
+  if (!library_) library_ = std::move(made);
+  return library_;
 }
 
 NS::SharedPtr<MTL::ComputePipelineState> Pipelines::compile(Kernel kernel,

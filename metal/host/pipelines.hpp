@@ -16,11 +16,13 @@ class Pipelines {
  public:
   explicit Pipelines(MTL::Device* device) : device_(device) {}
 
-  /// Lives as long as this object. Throws DeviceError with the compiler's words.
+  /// Lives as long as this object. Threads that ask for the same kernel at first may each compile
+  /// it, which takes long and so holds no lock; the first one is kept. Throws DeviceError with the
+  /// compiler's words.
   MTL::ComputePipelineState* get(Kernel kernel, const Constants& constants);
 
  private:
-  MTL::Library* library();
+  NS::SharedPtr<MTL::Library> library();
   NS::SharedPtr<MTL::ComputePipelineState> compile(Kernel kernel, const Constants& constants);
 
   MTL::Device* device_;

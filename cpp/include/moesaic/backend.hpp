@@ -60,6 +60,12 @@ class Backend {
                               std::size_t bytes) const;
   /// `bytes` of host memory in memory of this backend, which must outlive the result.
   std::shared_ptr<void> upload(const void* from, std::size_t bytes) const;
+  /// Lets launches read and write host memory of the caller in place while the result lives, where
+  /// host and device share their memory. Null where that cannot be; then the caller copies.
+  virtual std::shared_ptr<const void> share(void*, std::size_t) const { return nullptr; }
+  /// Memory that another package hands over by a handle (data of kDLMetal in DLPack, an MTLBuffer).
+  /// Throws UnsupportedError on backends whose memory has addresses alone.
+  virtual SharedHandle share_handle(void* handle) const;
   virtual void fill(Context& context, const op::Fill& call) const;
   /// The end of every public operation: recorded work goes to the device.
   virtual void submit(Context&) const {}

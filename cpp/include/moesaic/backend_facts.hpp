@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -53,6 +54,13 @@ template <class T>
 HostValues host_values(const std::vector<T>& values) {
   return std::as_bytes(std::span(values));
 }
+
+/// Memory behind a handle, which launches may use while `keep` lives.
+struct SharedHandle {
+  void* data = nullptr;
+  std::size_t bytes = 0;
+  std::shared_ptr<const void> keep;
+};
 
 /// Asked on every forward, so it allocates nothing.
 struct Support {

@@ -27,6 +27,9 @@ class Context {
   void attach(Profiler* profiler) { profiler_ = profiler; }  ///< null detaches
   void* stream() const { return stream_; }
   void set_stream(void* stream) { stream_ = stream; }
+  /// What the backend keeps for this context, such as work that is recorded or on its way; copies of
+  /// the context share it, and it ends with the last of them. Null until the backend sets it.
+  std::shared_ptr<void>& backend_state() { return backend_state_; }
   /// Keeps the first error that was seen where nothing may be thrown, for throw_kept_error() at the
   /// end of the call.
   void keep_error(std::exception_ptr error) noexcept {
@@ -42,6 +45,7 @@ class Context {
   std::shared_ptr<ThreadPool> pool_;
   Profiler* profiler_ = nullptr;
   void* stream_ = nullptr;
+  std::shared_ptr<void> backend_state_;
   std::exception_ptr error_;
 };
 

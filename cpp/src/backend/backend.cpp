@@ -29,6 +29,8 @@ void Backend::copy_on_stream(Context&, void* to, const void* from, std::size_t b
   copy(to, from, bytes);
 }
 
+SharedHandle Backend::share_handle(void*) const { refuse("share_handle"); }
+
 std::shared_ptr<void> Backend::upload(const void* from, std::size_t bytes) const {
   if (bytes == 0) return nullptr;
   const std::shared_ptr<void> memory(allocate(bytes),

@@ -42,7 +42,8 @@ CallMemory::~CallMemory() {
   if (!finished_) {
     try {
       settle();
-    } catch (...) {  // the error that ended the call is on its way to the caller
+    } catch (...) {  // that which ended the call is on its way: this one waits for the next call
+      context_.keep_error(std::current_exception());
     }
   }
   for (const Block& block : blocks_) backend_.deallocate(block.memory, block.bytes);

@@ -23,7 +23,8 @@ void require_no_capture(const char* operation, const Context& context, const cha
 class CallMemory {
  public:
   CallMemory(const char* operation, Context& context);
-  /// After an error, which is the one that counts, it waits for what was launched and is silent.
+  /// After an error, which is the one that counts, it waits for what was launched; what then fails
+  /// on the device is kept for the next call of the context.
   ~CallMemory();
   CallMemory(const CallMemory&) = delete;
   CallMemory& operator=(const CallMemory&) = delete;

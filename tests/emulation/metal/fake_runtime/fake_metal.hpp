@@ -1,9 +1,11 @@
 #pragma once
 
 /// A Metal device for tests: what it can be made to do wrong, what it has counted, and the kernels
-/// that it runs. Commands run when someone waits for them and not before, so host code that reads
-/// too early reads poison. Every buffer ends at a page that cannot be touched.
+/// that it runs. As on a real device, committed commands run on a thread of the queue's own, some
+/// time later, so host code that reads too early reads poison. Every buffer ends at a page that
+/// cannot be touched.
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -28,14 +30,31 @@ void set_function_constant(unsigned index, int value);
 /// What goes wrong next; nothing by default.
 struct Faults {
   bool no_device = false;
-  bool old_device = false;  ///< supports no Apple family
-  bool no_memory = false;   ///< every new buffer fails
-  bool no_mapping = false;  ///< buffers over existing pages fail
+  bool no_default_device = false;  ///< as without a window server; there are devices all the same
+  bool old_system = false;         ///< macOS 14, without what came with 15
+  bool old_device = false;         ///< supports no Apple family
+  bool no_memory = false;          ///< every new buffer fails
+  bool no_mapping = false;         ///< buffers over existing pages fail
   bool does_not_compile = false;
-  long command_error = 0;  ///< code with which command buffers end
+  long command_error = 0;  ///< code with which command buffers committed now will end
 };
 Faults& faults();
 
+/// When commands run; read at their commit.
+struct Pace {
+  /// How long they lie in the queue when nobody waits.
+  std::chrono::microseconds idle{2000};
+  /// How long a command buffer takes at least.
+  std::chrono::microseconds takes{0};
+  /// How long a new command buffer waits for one of the others before the program counts as stuck.
+  std::chrono::microseconds patience{20'000'000};
+};
+Pace& pace();
+
+/// Command buffers of a queue that may exist and be unfinished; the next one waits.
+inline constexpr long kMaxOpenBuffers = 64;
+
+/// Counted by several threads; read and set while none of them runs.
 struct Counters {
   long command_buffers = 0;  ///< committed
   long dispatches = 0;       ///< run

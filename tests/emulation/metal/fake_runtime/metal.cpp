@@ -4,10 +4,15 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <condition_variable>
 #include <cstring>
+#include <deque>
+#include <exception>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <thread>
 
 #include "fake_metal.hpp"
 #include "objects.hpp"
@@ -19,6 +24,10 @@ constexpr std::size_t kMaxInlineBytes = 4096;
 constexpr unsigned long kMaxThreads = 1024;
 constexpr unsigned long kMaxBuffers = 31;
 
+struct Version {
+  long major, minor, patch;
+};
+
 struct Size {
   unsigned long width, height, depth;
 };
@@ -28,11 +37,25 @@ struct String : Object {
   std::string text;
 };
 
+struct Array : Object {
+  Array() : Object("NSArray") {}
+  ~Array() override {
+    for (Object* object : objects) release(object);
+  }
+  std::vector<Object*> objects;
+};
+
 struct Error : Object {
   Error(long c, std::string t) : Object("NSError"), code(c), text(std::move(t)) {}
   long code;
   std::string text;
 };
+
+void count(long Counters::* what, long by = 1) {
+  static std::mutex mutex;
+  const std::lock_guard lock(mutex);
+  counters().*what += by;
+}
 
 std::size_t page() { return static_cast<std::size_t>(::sysconf(_SC_PAGESIZE)); }
 
@@ -61,6 +84,7 @@ struct Buffer : Object {
 struct Options : Object {
   Options() : Object("MTLCompileOptions") {}
   bool fast_math = true;
+  bool precise_functions = true;  // what setFastMathEnabled(false) brings
 };
 
 struct ConstantValues : Object {
@@ -115,14 +139,36 @@ struct Command {
   Bound grid;
 };
 
+using Clock = std::chrono::steady_clock;
+
+/// What a queue shares with its command buffers, which may outlive it.
+struct QueueState {
+  std::mutex mutex;
+  std::condition_variable changed;
+  long open = 0;     ///< command buffers that exist and have not finished
+  long waiters = 0;  ///< threads that wait for one of them
+};
+
+struct Queue;
+
 struct CommandBuffer : Object {
-  CommandBuffer() : Object("MTLCommandBuffer") {}
+  CommandBuffer(Queue* q, std::shared_ptr<QueueState> s)
+      : Object("MTLCommandBuffer"), queue(q), state(std::move(s)) {}
   ~CommandBuffer() override {
     must(!encoder_open, "a command buffer goes while its encoder is open");
     if (error != nullptr) release(error);
+    if (committed) return;
+    const std::lock_guard lock(state->mutex);
+    --state->open;
+    state->changed.notify_all();
   }
+  Queue* const queue;  ///< alive until the commit
+  const std::shared_ptr<QueueState> state;
   std::vector<Command> commands;
   bool encoder_open = false, committed = false;
+  long fails_with = 0;
+  Clock::time_point starts, ends;  // not before
+  // Under the queue's mutex:
   unsigned long status = 0;  // MTLCommandBufferStatusNotEnqueued
   Error* error = nullptr;
 };
@@ -140,6 +186,23 @@ struct Encoder : Object {
 
 struct Queue : Object {
   Queue() : Object("MTLCommandQueue") {}
+  ~Queue() override {
+    {
+      const std::lock_guard lock(state->mutex);
+      ending = true;
+      state->changed.notify_all();
+    }
+    if (device.joinable()) device.join();
+  }
+  CommandBuffer* command_buffer();
+  void commit(CommandBuffer* commands);
+  void work();
+
+  const std::shared_ptr<QueueState> state = std::make_shared<QueueState>();
+  // Under its mutex:
+  std::deque<Held<CommandBuffer>> pending;
+  bool ending = false;
+  std::thread device;  // begins with the first commit, so that death tests can fork before
 };
 
 void Encoder::record(Size groups, Size threads, Buffer* grid, std::size_t grid_offset) {
@@ -175,7 +238,7 @@ void run(const Command& command) {
   if (command.indirect) {
     std::memcpy(groups, command.grid.buffer->contents + command.grid.offset, sizeof groups);
     must(std::size_t{groups[0]} * groups[1] * groups[2] < 1u << 20, "an indirect grid of garbage");
-    ++counters().indirect;
+    count(&Counters::indirect);
   }
   std::vector<void*> buffers;
   for (const auto& [index, bound] : command.buffers) {
@@ -187,28 +250,69 @@ void run(const Command& command) {
   const Kernel& kernel = *command.pipeline->kernel;
   kernel.run(kernel, command.arguments.data(), buffers.data(), groups,
              static_cast<std::uint32_t>(command.threads));
-  ++counters().dispatches;
+  count(&Counters::dispatches);
 }
 
-/// Committed and not yet run, in order.
-std::mutex pending_mutex;
-std::vector<Held<CommandBuffer>> pending;
+/// The one GPU that all queues share.
+std::mutex& gpu() {
+  static std::mutex m;
+  return m;
+}
 
-/// Runs what was committed up to `last`, as the device would.
-void run_until(CommandBuffer* last) {
-  const std::lock_guard lock(pending_mutex);
-  while (last->status < 4 && !pending.empty()) {
-    const Held<CommandBuffer> next = pending.front();
-    pending.erase(pending.begin());
-    if (const long code = faults().command_error; code != 0) {
-      next->error = new Error(code, "a fault asked for by the test");
-      next->status = 5;  // MTLCommandBufferStatusError
-    } else {
-      for (const Command& command : next->commands) run(command);
-      next->status = 4;  // MTLCommandBufferStatusCompleted
+void finish(CommandBuffer& commands) {
+  std::optional<long> code;
+  if (commands.fails_with != 0) {
+    code = commands.fails_with;
+  } else {
+    const std::lock_guard lock(gpu());
+    try {
+      for (const Command& command : commands.commands) run(command);
+    } catch (const std::exception& fault) {
+      broken(std::string("a kernel failed: ") + fault.what());
     }
-    next->commands.clear();
   }
+  std::this_thread::sleep_until(commands.ends);
+  commands.commands.clear();
+  const std::lock_guard lock(commands.state->mutex);
+  if (code) commands.error = new Error(*code, "a fault asked for by the test");
+  commands.status = code ? 5 : 4;  // MTLCommandBufferStatusError, MTLCommandBufferStatusCompleted
+  --commands.state->open;
+  commands.state->changed.notify_all();
+}
+
+/// Runs what was committed, in order, until the queue ends.
+void Queue::work() {
+  std::unique_lock lock(state->mutex);
+  for (;;) {
+    state->changed.wait(lock, [&] { return ending || !pending.empty(); });
+    if (pending.empty()) return;
+    const Held<CommandBuffer> next = pending.front();
+    pending.pop_front();
+    state->changed.wait_until(lock, next->starts, [&] { return ending || state->waiters > 0; });
+    lock.unlock();
+    finish(*next.operator->());
+    lock.lock();
+  }
+}
+
+CommandBuffer* Queue::command_buffer() {
+  std::unique_lock lock(state->mutex);
+  const bool free =
+      state->changed.wait_for(lock, pace().patience, [&] { return state->open < kMaxOpenBuffers; });
+  must(free, "64 command buffers are open, and none of them finishes");
+  ++state->open;
+  return new CommandBuffer(this, state);
+}
+
+void Queue::commit(CommandBuffer* commands) {
+  const std::lock_guard lock(state->mutex);
+  commands->status = 2;  // MTLCommandBufferStatusCommitted
+  commands->fails_with = faults().command_error;
+  commands->starts = Clock::now() + pace().idle;
+  commands->ends = Clock::now() + pace().takes;
+  pending.emplace_back(commands);
+  if (!device.joinable()) device = std::thread([this] { work(); });
+  state->changed.notify_all();
 }
 
 void give_error(Object** out, long code, const char* text) {
@@ -221,6 +325,15 @@ bool add_foundation() {
            return autoreleased(new String(text));
          });
   method("NSString", "UTF8String", [](String* self, SEL) { return self->text.c_str(); });
+  method("+NSProcessInfo", "processInfo",
+         [](Object*, SEL) -> Object* { return autoreleased(new Object("NSProcessInfo")); });
+  method("NSProcessInfo", "isOperatingSystemAtLeastVersion:", [](Object*, SEL, Version version) {
+    return version.major <= (faults().old_system ? 14 : 15);
+  });
+  method("NSArray", "count", [](Array* self, SEL) { return self->objects.size(); });
+  method("NSArray", "objectAtIndex:", [](Array* self, SEL, unsigned long index) {
+    return self->objects.at(index);
+  });
   method("NSError", "code", [](Error* self, SEL) { return self->code; });
   method("NSError", "localizedDescription",
          [](Error* self, SEL) -> Object* { return autoreleased(new String(self->text)); });
@@ -232,18 +345,23 @@ bool add_device() {
          [](Object*, SEL) -> Object* { return autoreleased(new String("Fake GPU")); });
   method("MTLDevice", "supportsFamily:", [](Object*, SEL, long) { return !faults().old_device; });
   method("MTLDevice", "maxBufferLength", [](Object*, SEL) { return 1UL << 32; });
-  method("MTLDevice", "newCommandQueue", [](Object*, SEL) -> Object* { return new Queue; });
+  method("MTLDevice", "newCommandQueue", [](Object*, SEL) -> Object* {
+    need_pool();
+    return new Queue;
+  });
   method("MTLDevice", "newBufferWithLength:options:",
          [](Object*, SEL, unsigned long length, unsigned long) -> Object* {
+           need_pool();
            must(length > 0, "a buffer of no bytes");
            return faults().no_memory ? nullptr : new Buffer(length);
          });
   method("MTLDevice", "newBufferWithBytesNoCopy:length:options:deallocator:",
          [](Object*, SEL, void* pages, unsigned long length, unsigned long, void*) -> Object* {
+           need_pool();
            must(reinterpret_cast<std::uintptr_t>(pages) % page() == 0 && length % page() == 0,
                 "a buffer without a copy needs whole pages");
            if (faults().no_mapping) return nullptr;
-           counters().mapped_bytes += static_cast<long>(length);
+           count(&Counters::mapped_bytes, static_cast<long>(length));
            return new Buffer(pages, length);
          });
   method("MTLBuffer", "contents", [](Buffer* self, SEL) -> void* { return self->contents; });
@@ -256,15 +374,26 @@ bool add_library() {
   method("MTLCompileOptions", "init", [](Object* self, SEL) { return self; });
   method("MTLCompileOptions",
          "setFastMathEnabled:", [](Options* self, SEL, bool on) { self->fast_math = on; });
+  method("MTLCompileOptions", "setMathMode:", [](Options* self, SEL, long mode) {
+    must(!faults().old_system, "setMathMode: came with macOS 15");
+    self->fast_math = mode != 0;  // MTLMathModeSafe
+    self->precise_functions = false;
+  });
+  method("MTLCompileOptions",
+         "setMathFloatingPointFunctions:", [](Options* self, SEL, long functions) {
+           must(!faults().old_system, "setMathFloatingPointFunctions: came with macOS 15");
+           self->precise_functions = functions == 1;
+         });
   method("MTLCompileOptions", "setLanguageVersion:", [](Object*, SEL, unsigned long) {});
   method("MTLDevice", "newLibraryWithSource:options:error:",
          [](Object*, SEL, String* source, Options* options, Object** error) -> Object* {
            must(options != nullptr && !options->fast_math,
                 "fast math assumes that there are no NaNs");
+           must(options->precise_functions, "functions that are fast instead of precise");
            must(source->text.find("kernel void") != std::string::npos, "source without kernels");
            must(source->text.find("#include \"") == std::string::npos,
                 "the driver finds no files of ours");
-           ++counters().libraries;
+           count(&Counters::libraries);
            if (!faults().does_not_compile) return new Object("MTLLibrary");
            give_error(error, 3, "program_source:1:1: error: asked for by the test");
            return nullptr;
@@ -286,7 +415,7 @@ bool add_library() {
          });
   method("MTLDevice", "newComputePipelineStateWithFunction:error:",
          [](Object*, SEL, Function* function, Object**) -> Object* {
-           ++counters().pipelines;
+           count(&Counters::pipelines);
            return new Pipeline(*function);
          });
   method("MTLComputePipelineState", "threadExecutionWidth", [](Object*, SEL) { return 32UL; });
@@ -297,28 +426,37 @@ bool add_library() {
 
 bool add_commands() {
   method("MTLCommandQueue", "commandBuffer",
-         [](Object*, SEL) -> Object* { return autoreleased(new CommandBuffer); });
+         [](Queue* self, SEL) -> Object* { return autoreleased(self->command_buffer()); });
   method("MTLCommandBuffer", "computeCommandEncoder", [](CommandBuffer* self, SEL) -> Object* {
     must(!self->encoder_open && !self->committed, "one encoder at a time, before the commit");
     self->encoder_open = true;
     return autoreleased(new Encoder(self));
   });
   method("MTLCommandBuffer", "commit", [](CommandBuffer* self, SEL) {
+    need_pool();
     must(!self->encoder_open, "a commit with an open encoder");
     must(!self->committed, "a second commit");
     self->committed = true;
-    self->status = 2;  // MTLCommandBufferStatusCommitted
-    ++counters().command_buffers;
-    const std::lock_guard lock(pending_mutex);
-    pending.emplace_back(self);
+    count(&Counters::command_buffers);
+    self->queue->commit(self);
   });
   method("MTLCommandBuffer", "waitUntilCompleted", [](CommandBuffer* self, SEL) {
+    need_pool();
     must(self->committed, "a wait for what was not committed");
-    run_until(self);
+    std::unique_lock lock(self->state->mutex);
+    ++self->state->waiters;
+    self->state->changed.notify_all();
+    self->state->changed.wait(lock, [&] { return self->status >= 4; });
+    --self->state->waiters;
   });
-  method("MTLCommandBuffer", "status", [](CommandBuffer* self, SEL) { return self->status; });
-  method("MTLCommandBuffer", "error",
-         [](CommandBuffer* self, SEL) -> Object* { return self->error; });
+  method("MTLCommandBuffer", "status", [](CommandBuffer* self, SEL) {
+    const std::lock_guard lock(self->state->mutex);
+    return self->status;
+  });
+  method("MTLCommandBuffer", "error", [](CommandBuffer* self, SEL) -> Object* {
+    const std::lock_guard lock(self->state->mutex);
+    return self->error;
+  });
   return true;
 }
 
@@ -367,6 +505,11 @@ Faults& faults() {
   return f;
 }
 
+Pace& pace() {
+  static Pace p;
+  return p;
+}
+
 Counters& counters() {
   static Counters c;
   return c;
@@ -374,7 +517,17 @@ Counters& counters() {
 
 }  // namespace fake_metal
 
-extern "C" void* MTLCreateSystemDefaultDevice() {
-  if (fake_metal::faults().no_device) return nullptr;
+extern "C" {
+
+void* MTLCreateSystemDefaultDevice() {
+  const fake_metal::Faults& faults = fake_metal::faults();
+  if (faults.no_device || faults.no_default_device) return nullptr;
   return static_cast<fake_metal::Object*>(new fake_metal::Object("MTLDevice"));
+}
+
+void* MTLCopyAllDevices() {
+  auto* const all = new fake_metal::Array;
+  if (!fake_metal::faults().no_device) all->objects.push_back(new fake_metal::Object("MTLDevice"));
+  return static_cast<fake_metal::Object*>(all);
+}
 }

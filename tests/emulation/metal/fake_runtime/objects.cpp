@@ -97,6 +97,8 @@ void release(Object* object) {
   if (left == 0) delete object;
 }
 
+void need_pool() { must(!pools.empty(), "a message that needs an autorelease pool"); }
+
 void add_to_pool(Object* object) {
   must(!pools.empty(), "an autoreleased object needs an autorelease pool");
   pools.back()->objects.push_back(object);

@@ -28,6 +28,8 @@ void retain(Object* object);
 void release(Object* object);
 /// Released when the innermost pool of this thread goes; every such object needs a pool.
 void add_to_pool(Object* object);
+/// For messages whose real answers may leave temporary objects behind.
+void need_pool();
 template <class T>
 T* autoreleased(T* object) {
   add_to_pool(object);

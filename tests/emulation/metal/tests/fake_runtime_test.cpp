@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <string>
+#include <thread>
 
 #include "fake_runtime/fake_metal.hpp"
 #include "metal/arguments.h"
@@ -26,8 +28,7 @@ class FakeRuntime : public ::testing::Test {
     pipeline_ = NS::TransferPtr(device_->newComputePipelineState(function.get(), &error));
     queue_ = NS::TransferPtr(device_->newCommandQueue());
     buffer_ = NS::TransferPtr(device_->newBuffer(4096, MTL::ResourceStorageModeShared));
-    commands_ = queue_->commandBuffer();
-    encoder_ = commands_->computeCommandEncoder();
+    next();
   }
   static NS::String* string(const char* text) {
     return NS::String::string(text, NS::UTF8StringEncoding);
@@ -47,7 +48,15 @@ class FakeRuntime : public ::testing::Test {
   void dispatch(unsigned groups = 4, unsigned threads = 256) {
     encoder_->dispatchThreadgroups(MTL::Size::Make(groups, 1, 1), MTL::Size::Make(threads, 1, 1));
   }
-  void TearDown() override { encoder_->endEncoding(); }
+  /// A new recording where one was committed.
+  void next() {
+    commands_ = queue_->commandBuffer();
+    encoder_ = commands_->computeCommandEncoder();
+  }
+  void TearDown() override {
+    encoder_->endEncoding();
+    fake_metal::pace() = {};
+  }
 
   AutoreleaseScope scope_;
   NS::SharedPtr<MTL::Device> device_ = NS::TransferPtr(MTL::CreateSystemDefaultDevice());
@@ -59,6 +68,7 @@ class FakeRuntime : public ::testing::Test {
 };
 
 TEST_F(FakeRuntime, RunsWhenWaitedFor) {
+  fake_metal::pace().idle = std::chrono::hours(1);
   set_all();
   dispatch();
   encoder_->endEncoding();
@@ -70,11 +80,48 @@ TEST_F(FakeRuntime, RunsWhenWaitedFor) {
   EXPECT_EQ(commands_->status(), MTL::CommandBufferStatusCompleted);
   EXPECT_EQ(words[0], 7U);
   EXPECT_EQ(words[1023], 7U);
-  commands_ = queue_->commandBuffer();
-  encoder_ = commands_->computeCommandEncoder();
+  next();
+}
+
+TEST_F(FakeRuntime, RunsOnItsOwn) {
+  fake_metal::pace().takes = std::chrono::milliseconds(5);
+  set_all();
+  dispatch();
+  encoder_->endEncoding();
+  commands_->commit();
+  while (commands_->status() != MTL::CommandBufferStatusCompleted) std::this_thread::yield();
+  EXPECT_EQ(static_cast<const unsigned*>(buffer_->contents())[1023], 7U);
+  next();
+}
+
+TEST_F(FakeRuntime, FailsAsTheCommitWasTold) {
+  set_all();
+  dispatch();
+  encoder_->endEncoding();
+  fake_metal::faults().command_error = 14;
+  commands_->commit();
+  fake_metal::faults() = {};
+  commands_->waitUntilCompleted();
+  EXPECT_EQ(commands_->status(), MTL::CommandBufferStatusError);
+  EXPECT_EQ(commands_->error()->code(), 14);
+  EXPECT_EQ(*static_cast<const unsigned*>(buffer_->contents()), ~0U) << "nothing ran";
+  next();
 }
 
 using FakeRuntimeDeath = FakeRuntime;
+
+TEST_F(FakeRuntimeDeath, HasSixtyFourCommandBuffers) {
+  fake_metal::pace().patience = std::chrono::milliseconds(10);
+  for (int i = 1; i < 64; ++i) queue_->commandBuffer();
+  EXPECT_DEATH(queue_->commandBuffer(), "64 command buffers are open");
+}
+
+TEST_F(FakeRuntimeDeath, WantsAutoreleasePools) {
+  EXPECT_DEATH(std::thread([&] { commands_->commit(); }).join(), "needs an autorelease pool");
+  EXPECT_DEATH(std::thread([&] { queue_->commandBuffer(); }).join(), "needs an autorelease pool");
+  EXPECT_DEATH(std::thread([&] { device_->newBuffer(64, MTL::ResourceStorageModeShared); }).join(),
+               "needs an autorelease pool");
+}
 
 TEST_F(FakeRuntimeDeath, NamesUnknownSelectors) {
   EXPECT_DEATH(device_->registryID(), "MTLDevice registryID. is not known");

@@ -24,6 +24,7 @@ class MetalTest : public ::testing::Test {
  protected:
   MetalTest() {
     fake_metal::faults() = {};
+    fake_metal::pace() = {};
     // The first use of a class makes an object that stays.
     metal::create_backend();
     objects_ = fake_metal::live_objects();

@@ -285,6 +285,9 @@ TEST_F(MetalErrors, AnAbsentDeviceSaysWhy) {
   fake_metal::faults().no_device = true;
   EXPECT_EQ(metal::create_backend()->info().reason, "this machine has no Metal device");
   fake_metal::faults() = {};
+  fake_metal::faults().no_default_device = true;
+  EXPECT_TRUE(metal::create_backend()->info().available) << "one without a window is as good";
+  fake_metal::faults() = {};
   fake_metal::faults().old_device = true;
   const BackendInfo old = metal::create_backend()->info();
   EXPECT_FALSE(old.available);
@@ -339,6 +342,12 @@ TEST_F(MetalFailure, SourceThatDoesNotCompile) {
   expect_recovery();
 }
 
+TEST_F(MetalFailure, AnOlderSystemIsNoFailure) {
+  fake_metal::faults().old_system = true;
+  EXPECT_NO_THROW(run());
+  EXPECT_EQ(fake_metal::counters().libraries, 1);
+}
+
 TEST_F(MetalFailure, NoMemory) {
   fake_metal::faults().no_memory = true;
   EXPECT_THROW(run(), OutOfMemoryError);
@@ -352,6 +361,15 @@ TEST_F(MetalFailure, CommandBuffersThatFail) {
   EXPECT_THROW(run(), OutOfMemoryError);
   fake_metal::faults().command_error = 11;  // MTLCommandBufferErrorDeviceRemoved
   EXPECT_THROW(run(), DeviceError);
+  for (const long killed : {2, 14}) {  // by the watchdog: a timeout, and a screen that had to wait
+    fake_metal::faults().command_error = killed;
+    try {
+      run();
+      FAIL();
+    } catch (const DeviceError& error) {
+      EXPECT_NE(std::string(error.what()).find("smaller batch"), std::string::npos) << error.what();
+    }
+  }
   expect_recovery();
 }
 
