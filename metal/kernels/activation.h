@@ -5,8 +5,8 @@
 
 #include "device.h"
 
-inline float sigmoid(float x) { return 1.0f / (1.0f + exp(-x)); }
-inline float silu(float x) { return x / (1.0f + exp(-x)); }
+inline float sigmoid(float x) { return 1.0f / (1.0f + precise::exp(-x)); }
+inline float silu(float x) { return x / (1.0f + precise::exp(-x)); }
 inline float relu(float x) { return x < 0.0f ? 0.0f : x; }
 /// 0.5 * (1 + tanh(y)) is sigmoid(2 y), which does not overflow.
 inline float gelu_tanh(float x) {
@@ -37,8 +37,8 @@ inline float activate(ActivationArgs a, float g, float u) {
     case kReluSquared:
       return relu(u) * relu(u);
     default: {  // kSiTu
-      const float up = a.linear_beta == 0.0f ? u : a.linear_beta * tanh(u / a.linear_beta);
-      return a.beta * tanh(g / a.beta) * sigmoid(g) * up;
+      const float up = a.linear_beta == 0.0f ? u : a.linear_beta * precise::tanh(u / a.linear_beta);
+      return a.beta * precise::tanh(g / a.beta) * sigmoid(g) * up;
     }
   }
 }

@@ -11,7 +11,11 @@
 //   weights  slot s belongs to lane s % 32, so a lane has at most two slots
 //
 // Preconditions: top_k <= 64, num_groups <= 256 and dividing num_experts. Ids are those of the host
-// except where two scores differ by less than the rounding of exp; weights agree to 1e-6.
+// except where two scores differ by less than the rounding of exp; weights agree to 1e-6, where the
+// scores of the chosen experts do not add up to less than 2^-126 (renormalized, such a token shares
+// its weight evenly). The GPU flushes subnormal numbers, so keys never pass through arithmetic that
+// would make equals of different logits, and tiny scores become keys without being computed
+// (flushed_key). No promise depends on whether products and sums are contracted.
 // Not measured on hardware.
 
 #include "device.h"
@@ -21,15 +25,19 @@ namespace router {
 constant int kCached = 1024;
 constant float kInf = INFINITY;
 constant float kLargest = 3.402823466e+38f;
+constant float kSmallest = 1.175494351e-38f;  // that is no subnormal number
+constant float kExpEnd = -103.972084f;        // exp of less is 0 on the host
+constant float kSigmoidEnd = -88.7228394f;    // exp of minus less is infinite
 
 // Keys below that of -inf belong to NaNs; two of them mark what comes after every number.
 constant int kNan = -2147483646;
 constant int kMasked = -2147483647;
 
-/// A float as an integer of the same order (-0 becomes +0), and back.
+/// A float as an integer of the same order (-0 becomes +0), and back. Integers only: a sum with +0
+/// would flush a subnormal value.
 inline int to_key(float value) {
-  const int bits = as_type<int>(value + 0.0f);
-  return bits ^ ((bits >> 31) & 0x7fffffff);
+  const int bits = as_type<int>(value);
+  return bits == int(0x80000000u) ? 0 : bits ^ ((bits >> 31) & 0x7fffffff);
 }
 inline float from_key(int key) { return as_type<float>(key ^ ((key >> 31) & 0x7fffffff)); }
 inline int minus_infinity() { return to_key(-kInf); }
@@ -75,18 +83,44 @@ inline float score_of(thread const Row& row, int e) {
     case 2:  // Sigmoid
       return 1.0f / (1.0f + precise::exp(-x));
     default:  // SqrtSoftplus, linear above 20, where exp(-x) no longer changes a float
+      // Far below 0 it is the root of exp(x), which may be subnormal though its root is not.
+      if (x < -80.0f) return x < kExpEnd ? 0.0f : precise::exp(0.5f * x);
       return precise::sqrt(x > 20.0f ? x : log1p_of(precise::exp(x)));
   }
+}
+
+/// The key of the logit with its bias.
+inline int logit_key(thread const Row& row, int e) {
+  if ((row.args.flags & kHasRouterBias) != 0) return to_key(logit_of(row, e));
+  return min(to_key(row.logits[e]), to_key(kLargest));
+}
+
+/// The key of exp(x) * factor where that is subnormal, as the host has it: the bits of a subnormal
+/// number count units of 2^-149.
+inline int subnormal_key(float x, float factor) {
+  return int(rint(precise::exp(x + 103.278929903431851f) * factor));
+}
+
+/// The key of a score; of the smallest ones without computing them.
+inline int score_key(thread const Row& row, int e) {
+  if (row.args.score == 1) return logit_key(row, e);
+  const float score = score_of(row, e);
+  if (score >= kSmallest) return to_key(score);
+  const float x = logit_of(row, e);
+  if (row.args.score == 0) return subnormal_key(x - row.largest, row.reciprocal);
+  if (row.args.score == 2) return x < kSigmoidEnd ? 0 : subnormal_key(x, 1.0f);
+  return to_key(score);
 }
 
 /// What the selection compares, before the limit to the best expert groups.
 inline int key_of(thread const Row& row, int e) {
   const float logit = row.logits[e];
   if (!is_usable(logit)) return isnan(logit) ? kNan : minus_infinity();
-  const float selection = row.args.select_on == 0 ? score_of(row, e) : logit_of(row, e);
-  return to_key((row.args.flags & kHasSelectionBias) != 0
-                    ? clamp_finite(selection + row.selection_bias[e])
-                    : selection);
+  const bool biased = (row.args.flags & kHasSelectionBias) != 0;
+  const float bias = biased ? row.selection_bias[e] : 0.0f;
+  if (bias == 0.0f) return row.args.select_on == 0 ? score_key(row, e) : logit_key(row, e);
+  return to_key(
+      clamp_finite((row.args.select_on == 0 ? score_of(row, e) : logit_of(row, e)) + bias));
 }
 
 /// The score of an expert group from its usable members; a group without any comes last.

@@ -1,6 +1,7 @@
 // Dispatches an emulated Metal kernel; it has run when the call returns. Faults are thrown.
 #pragma once
 
+#include "flush.hpp"
 #include "include/metal_stdlib"
 
 namespace moesaic::emulation {
@@ -15,6 +16,7 @@ void metal_launch(Dim3 groups, unsigned threads, Body&& body) {
     std::size_t before = std::exchange(options().shared_limit, kThreadgroupMemory);
     ~Limit() { options().shared_limit = before; }
   } limit;
+  const FlushedSubnormals flushed;
   launch(groups, Dim3(threads), 0, [&] {
     body(uint3{position.block.x, position.block.y, position.block.z}, position.warp, position.lane);
   });

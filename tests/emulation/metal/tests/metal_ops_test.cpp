@@ -115,6 +115,36 @@ TEST_F(MetalOps, RouteSizes) {
   expect_same_routing(groups, spread_logits(1, 512, 3), "256 groups");
 }
 
+// The GPU flushes subnormal numbers, so that scores which the host tells apart are 0 there, and
+// logits which differ are equal in its arithmetic.
+TEST_F(MetalOps, RouteBelowTheNormalNumbers) {
+  constexpr std::int32_t kExperts = 16;
+  const Floats far{-88.0F,  0.0F,   -95.0F,  -103.0F, -90.0F, -87.0F, -100.0F, -102.0F,
+                   -104.0F, -89.0F, -101.0F, -88.5F,  -97.0F, -92.0F, -106.0F, -86.0F};
+  Floats all_far = far;
+  all_far[1] = -88.2F;
+  Floats tiny;
+  for (int e = 0; e < kExperts; ++e) {
+    tiny.push_back(1e-39F * static_cast<float>((e * 7) % kExperts - 8));
+  }
+  for (const Floats& row : {far, all_far, tiny}) {
+    for (const ScoreFunction score : {ScoreFunction::Softmax, ScoreFunction::SoftmaxSelected,
+                                      ScoreFunction::Sigmoid, ScoreFunction::SqrtSoftplus}) {
+      for (const SelectOn select : {SelectOn::Scores, SelectOn::Logits}) {
+        RouterConfig c = router(kExperts, 12);
+        c.score = score;
+        c.select_on = select;
+        c.renormalize = false;
+        const std::string what =
+            "score " + std::to_string(static_cast<int>(score)) + " of " + std::to_string(row[0]);
+        expect_same_routing(c, row, what);
+        c.selection_bias.assign(kExperts, 0.0F);
+        expect_same_routing(c, row, what + ", biased by 0");
+      }
+    }
+  }
+}
+
 TEST_F(MetalOps, RouteTiesAndNonfiniteValues) {
   Floats logits(12 * 8, 0.5F);  // row 0: ties only
   const auto set = [&](int row, std::vector<float> values) {
