@@ -7,9 +7,13 @@
 #include <string>
 
 #include "metal/host/errors.hpp"
+#include "metal/host/system.hpp"
 
 namespace moesaic::metal {
 namespace {
+
+/// How often residency is asked for; the system's own patience is longer, and not documented.
+constexpr std::chrono::milliseconds kResidencyInterval{500};
 
 std::uintptr_t page_bytes() {
   static const auto bytes = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
@@ -26,7 +30,7 @@ NS::SharedPtr<MTL::Buffer> Memory::create(std::size_t bytes) {
       device_->newBuffer(std::max<std::size_t>(bytes, 16), MTL::ResourceStorageModeShared));
   require<OutOfMemoryError>(buffer.get() != nullptr, [&] {
     return Problem{"metal", "allocate", std::to_string(bytes) + " bytes",
-                   "no buffer; the largest one has " + std::to_string(device_->maxBufferLength()),
+                   "no buffer; the largest one has " + std::to_string(max_bytes()),
                    "use a smaller batch or fewer loaded layers"};
   });
   return buffer;
@@ -51,7 +55,7 @@ std::shared_ptr<const void> Memory::adopt(const void* begin, std::size_t bytes) 
   const auto address = reinterpret_cast<std::uintptr_t>(begin);
   const std::uintptr_t first = address / page_bytes() * page_bytes();
   const std::uintptr_t last = (address + bytes + page_bytes() - 1) / page_bytes() * page_bytes();
-  if (last - first > device_->maxBufferLength()) return nullptr;
+  if (last - first > max_bytes()) return nullptr;
   MTL::Buffer* const buffer = device_->newBuffer(reinterpret_cast<const void*>(first), last - first,
                                                  MTL::ResourceStorageModeShared, nullptr);
   if (buffer == nullptr) return nullptr;
@@ -94,6 +98,43 @@ NS::SharedPtr<MTL::Buffer> Memory::copy_of(const void* from, std::size_t bytes) 
   NS::SharedPtr<MTL::Buffer> buffer = create(bytes);
   std::memcpy(buffer->contents(), from, bytes);
   return buffer;
+}
+
+std::shared_ptr<const void> Memory::keep_resident(const void* address) {
+  const auto found = map_.find(address);
+  if (!found || !is_macos(15)) return nullptr;
+  const auto wish = NS::TransferPtr(MTL::ResidencySetDescriptor::alloc()->init());
+  NS::Error* error = nullptr;
+  MTL::ResidencySet* const made = device_->newResidencySet(wish.get(), &error);
+  if (made == nullptr) return nullptr;
+  // A set of its own for each buffer: sets are for one thread at a time.
+  const std::shared_ptr<MTL::ResidencySet> set(made, [](MTL::ResidencySet* s) {
+    const AutoreleaseScope scope;
+    s->endResidency();
+    s->release();
+  });
+  set->addAllocation(static_cast<MTL::Buffer*>(found->buffer));
+  set->commit();
+  set->requestResidency();
+  const std::lock_guard lock(residency_mutex_);
+  std::erase_if(resident_, [](const auto& one) { return one.expired(); });
+  resident_.push_back(set);
+  return set;
+}
+
+void Memory::request_residency() {
+  const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  auto last = requested_.load();
+  if (now - std::chrono::steady_clock::duration(last) < kResidencyInterval) return;
+  if (!requested_.compare_exchange_strong(last, now.count())) return;  // another thread does it
+  std::vector<std::shared_ptr<MTL::ResidencySet>> sets;
+  {
+    const std::lock_guard lock(residency_mutex_);
+    for (const auto& one : resident_) {
+      if (auto set = one.lock()) sets.push_back(std::move(set));
+    }
+  }
+  for (const auto& set : sets) set->requestResidency();
 }
 
 bool Memory::holds(const void* address, std::size_t bytes) const {

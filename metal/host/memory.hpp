@@ -2,12 +2,16 @@
 
 /// Buffers in unified memory, found again by address.
 
+#include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <memory>
+#include <vector>
 
 #include "metal/host/address_map.hpp"
 #include "metal/host/metal_cpp.hpp"
 #include "moesaic/backend_facts.hpp"
+#include "moesaic/leaf_mutex.hpp"
 
 namespace moesaic::metal {
 
@@ -20,6 +24,8 @@ class Memory {
  public:
   explicit Memory(MTL::Device* device);
 
+  /// Bytes of the largest buffer.
+  std::size_t max_bytes() const { return device_->maxBufferLength(); }
   /// Throws OutOfMemoryError.
   void* allocate(std::size_t bytes);
   void deallocate(void* memory) noexcept;
@@ -42,6 +48,14 @@ class Memory {
   /// A buffer of its own that holds a copy; for arrays of the host that one call reads.
   NS::SharedPtr<MTL::Buffer> copy_of(const void* from, std::size_t bytes);
 
+  /// Asks the system to keep the buffer that holds `address` in memory while the result lives, so
+  /// that weights which no command used for a while need not come back first. Null before macOS 15,
+  /// which has no such wish, and when the driver refuses.
+  std::shared_ptr<const void> keep_resident(const void* address);
+  /// Asks once more, some time after the last time: the system forgets such wishes of an idle
+  /// program.
+  void request_residency();
+
   bool holds(const void* address, std::size_t bytes = 1) const;
   /// Throws DeviceError naming `what` for memory that no buffer holds.
   BufferSlice find(const void* address, const char* what) const;
@@ -54,6 +68,9 @@ class Memory {
 
   MTL::Device* device_;
   AddressMap map_;
+  LeafMutex residency_mutex_;
+  std::vector<std::weak_ptr<MTL::ResidencySet>> resident_;
+  std::atomic<std::chrono::steady_clock::rep> requested_{0};  ///< when, by the steady clock
 };
 
 }  // namespace moesaic::metal

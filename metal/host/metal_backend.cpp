@@ -1,6 +1,7 @@
 #include "metal/host/metal_backend.hpp"
 
 #include <cstring>
+#include <string>
 
 #include "backend/builtin.hpp"
 #include "metal/host/prepare.hpp"
@@ -19,6 +20,12 @@ constexpr std::string_view kElsewhere = "not in Metal memory; load it for this b
 /// Whether 32-bit words describe the range.
 bool in_words(const void* memory, std::size_t bytes) {
   return reinterpret_cast<std::uintptr_t>(memory) % 4 == 0 && bytes % 4 == 0;
+}
+
+/// Bytes as text, e.g. "21.3 GiB".
+std::string gib(std::uint64_t bytes) {
+  const std::uint64_t tenths = bytes * 10 >> 30;
+  return std::to_string(tenths / 10) + "." + std::to_string(tenths % 10) + " GiB";
 }
 
 /// One that the kernels run on, if there is one; else any.
@@ -54,7 +61,9 @@ BackendInfo MetalBackend::info() const {
           .available = true,
           .reason = "",
           .devices = {Device{DeviceType::Metal, 0}},
-          .detail = device_->name()->utf8String()};
+          .detail = std::string(device_->name()->utf8String()) + ", working set " +
+                    gib(device_->recommendedMaxWorkingSetSize()) + ", buffers of up to " +
+                    gib(device_->maxBufferLength())};
 }
 
 std::vector<KernelInfo> MetalBackend::kernels() const {
@@ -142,6 +151,7 @@ void MetalBackend::fill(Context& context, const op::Fill& call) const {
 
 void MetalBackend::submit(Context& context) const {
   const AutoreleaseScope scope;
+  recorder_->memory.request_residency();
   recorder_->queue.submit(recorder_->queue.work_of(context));
 }
 

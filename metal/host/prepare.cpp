@@ -82,12 +82,21 @@ void hold_role(const Backend& backend, Memory& memory, ExpertStack::Parts& parts
       // The pair destroys its second member first, so the buffer goes before the pages it views.
       weights.owner = joined(weights.owner, adopted);
     } else {
+      require<OutOfMemoryError>(bytes <= memory.max_bytes(), [&] {
+        return Problem{"metal", std::string(name_of(named.role)) + " weights",
+                       "at most " + std::to_string(memory.max_bytes()) + " bytes, one buffer",
+                       std::to_string(bytes), "run the layer on the CPU"};
+      });
       copy_role(backend, weights);
       if (report != nullptr) {
         report->decision = "copied";
-        report->reason = mapped ? "Metal cannot map these pages" : "kernels read Metal memory";
+        report->reason = mapped ? "Metal refused a buffer over the pages of the file"
+                                : "kernels read Metal memory";
       }
     }
+  }
+  if (auto resident = memory.keep_resident(weights.ref.base)) {
+    weights.owner = joined(weights.owner, std::move(resident));
   }
   const auto upload = [&](const std::shared_ptr<const std::vector<float>>& values) {
     if (values == nullptr) return std::shared_ptr<const float>();

@@ -43,7 +43,7 @@ TEST(MetalDispatch, KernelNamesAreDistinctAndMechanical) {
   EXPECT_EQ(name_of(Kernel::name), #name); \
   names.insert(name_of(Kernel::name));
 #include "metal/kernels.inc"
-  EXPECT_EQ(names.size(), 12U + 4U * 7U);
+  EXPECT_EQ(names.size(), 12U + 4U * 17U);
 }
 
 TEST(MetalDispatch, EveryFormatHasItsFourLoops) {
@@ -58,8 +58,8 @@ TEST(MetalDispatch, EveryFormatHasItsFourLoops) {
     EXPECT_EQ(name_of(expert_kernel(t.type, ExpertLoop::Gemm)), "expert_gemm_" + suffix);
     EXPECT_EQ(name_of(expert_kernel(t.type, ExpertLoop::GemmHalf)), "expert_gemm_half_" + suffix);
   }
-  EXPECT_EQ(formats, 7);
-  EXPECT_FALSE(has_kernels(QuantType::Q3_K));
+  EXPECT_EQ(formats, 17);
+  EXPECT_FALSE(has_kernels(QuantType::IQ3_S));
   EXPECT_FALSE(has_kernels(QuantType::INT4));
 }
 

@@ -7,9 +7,9 @@
 ///   D::decode(row, piece, cols, weights)  its 32 weights in f32: run 0, then run 1
 ///
 /// so that loops ask for 32 weights at a time and every byte is read once. Rows have `cols`
-/// columns, in (cols + 31) / 32 pieces; only F16 may end inside a piece. Weights are as aligned as
-/// their quant block: to 2 bytes, or to 1 for MXFP4. Layouts are those of GGUF (ggml's block
-/// structs).
+/// columns, in (cols + 31) / 32 pieces; only F16, BF16 and F32 may end inside a piece. Weights are as
+/// aligned as their quant block: to 2 bytes (F32: 4), or to 1 for MXFP4. Layouts are those of GGUF
+/// (ggml's block structs).
 
 #include "../device.h"
 

@@ -34,7 +34,8 @@ struct Faults {
   bool old_system = false;         ///< macOS 14, without what came with 15
   bool old_device = false;         ///< supports no Apple family
   bool no_memory = false;          ///< every new buffer fails
-  bool no_mapping = false;         ///< buffers over existing pages fail
+  unsigned long max_buffer = 1UL << 32;  ///< bytes of the largest buffer
+  bool no_mapping = false;               ///< buffers over existing pages fail
   bool does_not_compile = false;
   long command_error = 0;  ///< code with which command buffers committed now will end
 };
@@ -62,6 +63,8 @@ struct Counters {
   long libraries = 0;
   long pipelines = 0;
   long mapped_bytes = 0;  ///< in buffers over existing pages
+  long residency_requests = 0;
+  long residency_ends = 0;
 };
 Counters& counters();
 

@@ -87,6 +87,11 @@ struct Options : Object {
   bool precise_functions = true;  // what setFastMathEnabled(false) brings
 };
 
+struct ResidencySet : Object {
+  ResidencySet() : Object("MTLResidencySet") {}
+  long added = 0, committed = 0;
+};
+
 struct ConstantValues : Object {
   ConstantValues() : Object("MTLFunctionConstantValues") {}
   std::map<unsigned, int> values;
@@ -170,6 +175,7 @@ struct CommandBuffer : Object {
   Clock::time_point starts, ends;  // not before
   // Under the queue's mutex:
   unsigned long status = 0;  // MTLCommandBufferStatusNotEnqueued
+  Clock::time_point began, ended;
   Error* error = nullptr;
 };
 
@@ -260,6 +266,7 @@ std::mutex& gpu() {
 }
 
 void finish(CommandBuffer& commands) {
+  const Clock::time_point began = Clock::now();
   std::optional<long> code;
   if (commands.fails_with != 0) {
     code = commands.fails_with;
@@ -274,6 +281,8 @@ void finish(CommandBuffer& commands) {
   std::this_thread::sleep_until(commands.ends);
   commands.commands.clear();
   const std::lock_guard lock(commands.state->mutex);
+  commands.began = began;
+  commands.ended = Clock::now();
   if (code) commands.error = new Error(*code, "a fault asked for by the test");
   commands.status = code ? 5 : 4;  // MTLCommandBufferStatusError, MTLCommandBufferStatusCompleted
   --commands.state->open;
@@ -344,7 +353,8 @@ bool add_device() {
   method("MTLDevice", "name",
          [](Object*, SEL) -> Object* { return autoreleased(new String("Fake GPU")); });
   method("MTLDevice", "supportsFamily:", [](Object*, SEL, long) { return !faults().old_device; });
-  method("MTLDevice", "maxBufferLength", [](Object*, SEL) { return 1UL << 32; });
+  method("MTLDevice", "maxBufferLength", [](Object*, SEL) { return faults().max_buffer; });
+  method("MTLDevice", "recommendedMaxWorkingSetSize", [](Object*, SEL) { return 3UL << 30; });
   method("MTLDevice", "newCommandQueue", [](Object*, SEL) -> Object* {
     need_pool();
     return new Queue;
@@ -353,7 +363,8 @@ bool add_device() {
          [](Object*, SEL, unsigned long length, unsigned long) -> Object* {
            need_pool();
            must(length > 0, "a buffer of no bytes");
-           return faults().no_memory ? nullptr : new Buffer(length);
+           const bool fits = length <= faults().max_buffer && !faults().no_memory;
+           return fits ? new Buffer(length) : nullptr;
          });
   method("MTLDevice", "newBufferWithBytesNoCopy:length:options:deallocator:",
          [](Object*, SEL, void* pages, unsigned long length, unsigned long, void*) -> Object* {
@@ -364,6 +375,29 @@ bool add_device() {
            count(&Counters::mapped_bytes, static_cast<long>(length));
            return new Buffer(pages, length);
          });
+  method("+MTLResidencySetDescriptor", "alloc", [](Object*, SEL) -> Object* {
+    must(!faults().old_system, "residency sets came with macOS 15");
+    return new Object("MTLResidencySetDescriptor");
+  });
+  method("MTLResidencySetDescriptor", "init", [](Object* self, SEL) { return self; });
+  method("MTLDevice", "newResidencySetWithDescriptor:error:",
+         [](Object*, SEL, Object* descriptor, Object**) -> Object* {
+           need_pool();
+           must(descriptor != nullptr, "a residency set needs a descriptor");
+           return new ResidencySet;
+         });
+  method("MTLResidencySet", "addAllocation:", [](ResidencySet* self, SEL, Buffer* buffer) {
+    must(buffer != nullptr, "residency of no buffer");
+    ++self->added;
+  });
+  method("MTLResidencySet", "commit",
+         [](ResidencySet* self, SEL) { self->committed = self->added; });
+  method("MTLResidencySet", "requestResidency", [](ResidencySet* self, SEL) {
+    must(self->added > 0 && self->committed == self->added, "residency before the commit");
+    count(&Counters::residency_requests);
+  });
+  method("MTLResidencySet", "endResidency",
+         [](ResidencySet*, SEL) { count(&Counters::residency_ends); });
   method("MTLBuffer", "contents", [](Buffer* self, SEL) -> void* { return self->contents; });
   method("MTLBuffer", "length", [](Buffer* self, SEL) { return self->length; });
   return true;
@@ -452,6 +486,14 @@ bool add_commands() {
   method("MTLCommandBuffer", "status", [](CommandBuffer* self, SEL) {
     const std::lock_guard lock(self->state->mutex);
     return self->status;
+  });
+  method("MTLCommandBuffer", "GPUStartTime", [](CommandBuffer* self, SEL) {
+    const std::lock_guard lock(self->state->mutex);
+    return std::chrono::duration<double>(self->began.time_since_epoch()).count();
+  });
+  method("MTLCommandBuffer", "GPUEndTime", [](CommandBuffer* self, SEL) {
+    const std::lock_guard lock(self->state->mutex);
+    return std::chrono::duration<double>(self->ended.time_since_epoch()).count();
   });
   method("MTLCommandBuffer", "error", [](CommandBuffer* self, SEL) -> Object* {
     const std::lock_guard lock(self->state->mutex);

@@ -147,7 +147,8 @@ __attribute__((naked)) void objc_msgSend() {
       "pop %r9\n pop %r8\n pop %rcx\n pop %rdx\n pop %rsi\n pop %rdi\n pop %rbp\n"
       "jmp *%rax\n");
 }
-void objc_msgSend_fpret() { fake_metal::broken("a message that returns a float"); }
+/// A double comes back in a register of its own either way.
+__attribute__((naked)) void objc_msgSend_fpret() { asm("jmp objc_msgSend\n"); }
 void objc_msgSend_stret() { fake_metal::broken("a message that returns a large struct"); }
 
 // Blocks are mentioned by headers and never used.

@@ -29,37 +29,38 @@ struct Format {
   const char* suffix;
 };
 inline constexpr Format kFormats[] = {
-    {QuantType::Q4_K, "q4_k"}, {QuantType::Q5_K, "q5_k"}, {QuantType::Q6_K, "q6_k"},
-    {QuantType::Q8_0, "q8_0"}, {QuantType::Q4_0, "q4_0"}, {QuantType::MXFP4, "mxfp4"},
-    {QuantType::F16, "f16"},
+#define MOESAIC_METAL_FORMAT(type, suffix) {QuantType::type, #suffix},
+#include "metal/kernels.inc"
 };
 
 // Ends at the end of its allocation, so that ASan sees a read behind it.
 using Bytes = std::unique_ptr<std::byte[]>;
 
-// One role [E, rows, cols]. Experts begin `kGap` bytes apart from each other, the first at `kBase`.
+// One role [E, rows, cols]. Experts begin some kGap bytes apart from each other.
 class Role {
  public:
-  static constexpr std::int64_t kBase = 6;
   static constexpr std::int64_t kGap = 10;
 
   Role(QuantType type, int experts, int rows, int cols, testing::Random& random)
       : rows_(rows), cols_(cols) {
-    args.base = kBase;
-    args.row_stride = row_bytes(type, cols) + (type == QuantType::MXFP4 ? 1 : 2);
-    args.expert_stride = rows * args.row_stride + kGap;
+    // As badly aligned as the format may be.
+    const std::int64_t step = type == QuantType::MXFP4 ? 1 : type == QuantType::F32 ? 4 : 2;
+    const std::int64_t base = 3 * step, gap = kGap / step * step;
+    args.base = base;
+    args.row_stride = row_bytes(type, cols) + step;
+    args.expert_stride = rows * args.row_stride + gap;
     args.num_experts = experts;
     args.rows = rows;
     args.cols = cols;
-    const std::int64_t last = args.row_stride - row_bytes(type, cols) + kGap;
-    const std::int64_t size = kBase + experts * args.expert_stride - last;
+    const std::int64_t last = args.row_stride - row_bytes(type, cols) + gap;
+    const std::int64_t size = base + experts * args.expert_stride - last;
     bytes_ = std::make_unique<std::byte[]>(static_cast<std::size_t>(size));
     decoded_.resize(static_cast<std::size_t>(experts) * rows * cols);
     std::vector<float> row(static_cast<std::size_t>(cols));
     for (int e = 0; e < experts; e++) {
       for (int r = 0; r < rows; r++) {
         for (float& w : row) w = random.normal();
-        std::byte* to = bytes_.get() + kBase + e * args.expert_stride + r * args.row_stride;
+        std::byte* to = bytes_.get() + base + e * args.expert_stride + r * args.row_stride;
         quantize_row(type, row.data(), to, cols);
         dequantize_row(type, to, &decoded_[(static_cast<std::size_t>(e) * rows + r) * cols], cols);
       }
