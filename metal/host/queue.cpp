@@ -67,6 +67,11 @@ void Work::abandon() noexcept {
   commands_ = {};
 }
 
+double gpu_seconds(Context& context) {
+  const auto* const work = static_cast<const Work*>(context.backend_state().get());
+  return work != nullptr ? work->gpu_seconds() : 0;
+}
+
 Queue::Queue(MTL::Device* device)
     : queue_(NS::TransferPtr(device->newCommandQueue())),
       submissions_(std::make_shared<Submissions>()) {
@@ -146,6 +151,9 @@ void Queue::wait(Work& work) {
   const std::vector<Submitted> own = submissions_->of(work);
   for (const Submitted& one : own) one.commands->waitUntilCompleted();
   submissions_->remove(own);
+  for (const Submitted& one : own) {
+    work.gpu_seconds_ += one.commands->GPUEndTime() - one.commands->GPUStartTime();
+  }
   const auto failed = std::ranges::find_if_not(own, completed);
   if (failed != own.end()) throw_command_error(failed->commands->error());
 }

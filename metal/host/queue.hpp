@@ -30,15 +30,22 @@ class Work {
   Work(const Work&) = delete;
   Work& operator=(const Work&) = delete;
 
+  /// How long the GPU ran what was waited for here, in seconds.
+  double gpu_seconds() const { return gpu_seconds_; }
+
  private:
   friend class Queue;
   void abandon() noexcept;
 
   std::shared_ptr<Submissions> submissions_;
   std::thread::id thread_;  ///< that used it last
+  double gpu_seconds_ = 0;
   NS::SharedPtr<MTL::CommandBuffer> commands_;
   NS::SharedPtr<MTL::ComputeCommandEncoder> encoder_;
 };
+
+/// Work::gpu_seconds of a context of this backend.
+double gpu_seconds(Context& context);
 
 class Queue {
  public:

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <optional>
 #include <string>
 
@@ -34,6 +35,21 @@ class Contract : public ::testing::TestWithParam<Case> {
     EXPECT_GE(count, 2);
   }
 };
+/// On a machine that is there for a device, a run that skips it is no pass: MOESAIC_REQUIRE_BACKEND
+/// names what must be there, e.g. "metal".
+TEST(RequiredBackend, IsAvailable) {
+  const char* const name = std::getenv("MOESAIC_REQUIRE_BACKEND");
+  if (name == nullptr) return;
+  std::string reason = "no such backend";
+  for (const auto& backend : backends()) {
+    const BackendInfo info = backend->info();
+    if (info.name != name) continue;
+    if (info.available) return;
+    reason = info.reason;
+  }
+  FAIL() << name << ": " << reason;
+}
+
 INSTANTIATE_TEST_SUITE_P(Cases, Contract, ::testing::ValuesIn(cases::kCases),
                          [](const auto& info) { return std::string(info.param.name); });
 

@@ -230,6 +230,9 @@ def main() -> int:
     )
     parser.add_argument("steps", nargs="*", metavar="STEP", help=", ".join(STEPS))
     parser.add_argument("--library", type=Path, help="libmoesaic.a, for emulation and race")
+    bench = ROOT / "tests" / "bench" / "metal_bench.cpp"
+    tests = f"-I{ROOT / 'tests' / 'cpp'}"
+    run(*compiler, *flags, tests, "-c", bench, "-o", folder / "metal_bench.o", env=environment)
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "metal")
     parser.add_argument("--fetch", action="store_true", help="get what is missing from PyPI")
     arguments = parser.parse_args()
