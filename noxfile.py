@@ -156,22 +156,17 @@ def sanitize_python(session: nox.Session) -> None:
     """
     if platform.system() != "Linux":
         session.skip("preloads the runtimes of GCC's sanitizers")
-    for group in ("cmake", "build", "package"):
-        install(session, group)
-    python = subprocess.check_output(
-        [f"{session.bin}/python", "-c", "import sys; print(sys.executable)"], text=True
-    ).strip()
+    module = install_for_module(session)
     for preset in session.posargs or SANITIZED:
         build = ROOT / "build" / preset
-        options = ["-DMOESAIC_CPU_ISAS=avx2;neon", "-DMOESAIC_PYTHON=ON"]
-        options += [f"-DPython_EXECUTABLE={python}"]
-        session.run("cmake", "--preset", preset, "--fresh", *options)
+        options = ["--fresh", "-DMOESAIC_CPU_ISAS=avx2;neon", *module]
+        session.run("cmake", "--preset", preset, *options)
         session.run("cmake", "--build", "--preset", preset, "--target", "_core")
         package = build / "package" / "moesaic"
         shutil.rmtree(package, ignore_errors=True)
         shutil.copytree(ROOT / "python" / "moesaic", package, ignore=shutil.ignore_patterns("*.so"))
-        (module,) = (build / "python" / "bindings").glob("_core*.so")
-        shutil.copy(module, package)
+        (built,) = (build / "python" / "bindings").glob("_core*.so")
+        shutil.copy(built, package)
         # Python is not instrumented, so the runtime comes first, and with it the C++ library,
         # whose exceptions it watches. So it is in every process that tests start.
         libraries = [f"lib{preset}.so", "libstdc++.so"]
@@ -222,11 +217,10 @@ def gpu(session: nox.Session) -> None:
     """Downloads metal-cpp and a cross compiler for macOS (125 MB)."""
     need_gtest(session)
     need_clang(session)
-    install(session, "cmake")
     if shutil.which("nvcc") and not shutil.which("cuobjdump"):
         install(session, "sass")
-    session.run("cmake", "--preset", "dev")
-    session.run("cmake", "--build", "--preset", "dev", "--target", "moesaic")
+    session.run("cmake", "--preset", "dev", *install_for_module(session))
+    session.run("cmake", "--build", "--preset", "dev", "--target", "moesaic", "_core")
     session.run("ctest", "--preset", "dev", "-L", "gpu-compile")
     build = ROOT / "build" / "dev"
     where = ["--library", build / "cpp" / "libmoesaic.a", "--build", build / "metal_checks"]
@@ -361,6 +355,16 @@ def install(session: nox.Session, name: str) -> None:
         session.install("--require-hashes", "-r", str(lock))
     else:
         session.install(*groups()[name])
+
+
+def install_for_module(session: nox.Session) -> list[str]:
+    """Install what building the Python module and its tests needs; returns options for CMake."""
+    for group in ("cmake", "build", "package"):
+        install(session, group)
+    python = subprocess.check_output(
+        [f"{session.bin}/python", "-c", "import sys; print(sys.executable)"], text=True
+    ).strip()
+    return ["-DMOESAIC_PYTHON=ON", f"-DPython_EXECUTABLE={python}"]
 
 
 def install_package(session: nox.Session) -> None:

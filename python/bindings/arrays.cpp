@@ -130,8 +130,10 @@ ArrayRef import_any(py::handle object, const char* operation, const char* name,
     return from_numpy(py::reinterpret_borrow<py::array>(object), operation, name);
   if (py::isinstance<Array>(object)) {
     const auto& array = object.cast<const Array&>();
-    return {array.view, array.read_only, ArrayKind::Own,
-            py::reinterpret_borrow<py::object>(object)};
+    return {.view = array.view,
+            .read_only = array.read_only,
+            .kind = ArrayKind::Own,
+            .keep = py::reinterpret_borrow<py::object>(object)};
   }
   if (auto ref = from_buffer(object, operation, name)) {
     // Some packages with types of their own, such as jax, speak both protocols.

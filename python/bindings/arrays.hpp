@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "moesaic/backend.hpp"
 #include "views.hpp"
 
 namespace moesaic::python {
@@ -23,15 +24,19 @@ struct ArrayRef {
   TensorView view;
   bool read_only = false;
   ArrayKind kind = ArrayKind::Numpy;
-  py::object keep;
+  py::object keep{};
+  SharedHandle handle{};  ///< of memory that came by one, known to its backend while this lives
 
   ConstTensorView read() const { return view; }
 };
 
-/// Where a call works: its device, and on a GPU the stream that its launches join.
+/// Where a call takes its arrays: the device, and on a GPU with memory of its own the stream that its
+/// launches join. A device that shares the host's memory takes arrays of the host (HostArrays).
 struct DeviceStream {
   Device device{};
   void* stream = nullptr;  ///< null: the default stream of the device
+  /// Takes memory that packages know by a handle, too (kDLMetal); null where none does.
+  const Backend* handles = nullptr;
 };
 
 /// Borrows an array of the caller. Errors: DTypeError (not an array, or an element type without a

@@ -96,10 +96,12 @@ DeviceStream device_stream(Device device, py::handle stream, py::handle like,
       return Problem{
           operation, "stream", "None on the " + to_string(device), type_name(stream), {}};
     });
-    return {device, nullptr};
+    if (shares_host_memory(device)) return {.handles = &backend_for(device)};
+    return {.device = device};
   }
-  return {device, stream.is_none() ? current_stream(like, device.index).value_or(nullptr)
-                                   : stream_of(stream, operation)};
+  return {.device = device,
+          .stream = stream.is_none() ? current_stream(like, device.index).value_or(nullptr)
+                                     : stream_of(stream, operation)};
 }
 
 py::object foreign_empty(py::handle like, Device device, bool same_dtype, DType dtype,

@@ -25,9 +25,13 @@ class CurrentDevice {
 /// The stream that the package of `like` uses now; empty for packages that do not say.
 std::optional<void*> current_stream(py::handle like, int index);
 
-/// Where a call on `device` works. `stream` is None (the current stream of the package of `like`,
+/// Whether launches on the device can use arrays of the host (HostArrays).
+inline bool shares_host_memory(Device device) { return device.type == DeviceType::Metal; }
+
+/// Where a call on `device` takes its arrays. `stream` is None (the current stream of the package of `like`,
 /// else the default stream), an address, or an object with __cuda_stream__, cuda_stream (torch) or
-/// ptr (cupy). Errors: DeviceError (a stream on the CPU), DTypeError (no stream).
+/// ptr (cupy). Errors: DeviceError (a stream where
+/// there are none), DTypeError (no stream).
 DeviceStream device_stream(Device device, py::handle stream, py::handle like,
                            const char* operation);
 

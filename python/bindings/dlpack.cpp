@@ -62,7 +62,7 @@ struct DLManagedTensorVersioned {
 constexpr std::uint64_t kFlagReadOnly = 1;
 constexpr std::uint64_t kFlagCopied = 2;
 enum Code : std::uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBFloat = 4, kComplex = 5, kBool = 6 };
-constexpr int kCudaHost = 3, kRocmHost = 11, kCudaManaged = 13;
+constexpr int kCudaHost = 3, kMetal = 8, kRocmHost = 11, kCudaManaged = 13;
 /// What __dlpack__(stream=) calls the default stream of CUDA.
 constexpr std::uintptr_t kLegacyStream = 1;
 
@@ -120,19 +120,25 @@ const char* device_name(int type) {
   }
 }
 
-bool matches(int type, int id, Device device) {
+bool matches(int type, int id, const DeviceStream& target) {
+  const Device device = target.device;
+  if (type == kMetal) return target.handles != nullptr;
   if (device.type == DeviceType::Cuda)
     return (type == kDLPackCuda || type == kCudaManaged) && id == device.index;
   return device.type == DeviceType::Cpu &&
          (type == kDLPackCpu || type == kCudaHost || type == kRocmHost);
 }
 
-void require_device(int type, int id, const char* operation, const char* name, Device device) {
-  require<DeviceError>(matches(type, id, device), [&] {
+void require_device(int type, int id, const char* operation, const char* name,
+                    const DeviceStream& target) {
+  const Device device = target.device;
+  require<DeviceError>(matches(type, id, target), [&] {
     const std::string label = device_name(type);
     const bool cpu = device.type == DeviceType::Cpu;
     return Problem{operation, name,
-                   cpu ? "an array in cpu memory" : "an array on " + to_string(device),
+                   !cpu                        ? "an array on " + to_string(device)
+                   : target.handles != nullptr ? "an array in cpu or metal memory"
+                                               : "an array in cpu memory",
                    label + (label == "device type" ? " " + std::to_string(type) : "") + ":" +
                        std::to_string(id),
                    cpu ? "copy it to the cpu first" : "move it there first"};
@@ -254,7 +260,7 @@ Device device_of(py::handle array, const char* operation, const char* name) {
 ArrayRef import_dlpack(py::handle object, const char* operation, const char* name,
                        const DeviceStream& target) {
   if (const auto device = dlpack_device(object, operation, name)) {
-    require_device(device->first, device->second, operation, name, target.device);
+    require_device(device->first, device->second, operation, name, target);
   }
   ArrayRef ref;
   ref.keep = call_dlpack(object, operation, name, target);
@@ -276,7 +282,7 @@ ArrayRef import_dlpack(py::handle object, const char* operation, const char* nam
     throw DTypeError(
         Problem{operation, name, "a DLPack capsule from __dlpack__", type_name(ref.keep), {}});
   }
-  require_device(tensor->device.type, tensor->device.id, operation, name, target.device);
+  require_device(tensor->device.type, tensor->device.id, operation, name, target);
   require<ShapeError>(tensor->ndim >= 0 && tensor->ndim <= kMaxRank, [&] {
     return Problem{operation, name, "at most 4 dimensions", std::to_string(tensor->ndim), {}};
   });
@@ -289,8 +295,15 @@ ArrayRef import_dlpack(py::handle object, const char* operation, const char* nam
   require<ShapeError>(empty || tensor->data != nullptr, [&] {
     return Problem{operation, name, "a DLPack tensor with data", "null", {}};
   });
-  if (tensor->data != nullptr)
-    ref.view.data = static_cast<std::byte*>(tensor->data) + tensor->byte_offset;
+  if (tensor->data != nullptr) {
+    void* data = tensor->data;
+    if (tensor->device.type == kMetal) {
+      // On Metal `data` is no address but an MTLBuffer.
+      ref.handle = target.handles->share_handle(data);
+      data = ref.handle.data;
+    }
+    ref.view.data = static_cast<std::byte*>(data) + tensor->byte_offset;
+  }
   ref.view.device = target.device;
   ref.view.rank = tensor->ndim;
   std::int64_t step = 1;

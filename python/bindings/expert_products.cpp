@@ -40,10 +40,11 @@ py::object gemv(const char* operation, const char* x_name, const ExpertStack& st
   TensorView flat_x = in.view;
   if (tokens > 1) flat_x = merged_in(in, tokens, operation, x_name, target);
   experts.merge_first(tokens);
-  return run_product({operation, x, out, precision, target}, in, flat_x, shape,
-                     [&](Context& context, const ConstTensorView& from, const TensorView& to) {
-                       run(context, from, experts.view, merged_out(to, tokens, operation));
-                     });
+  return run_product(
+      {operation, x, out, precision, stack.device(), target}, in, flat_x, shape,
+      [&](Context& context, HostArrays& arrays, const ConstTensorView& from, const TensorView& to) {
+        run(context, from, arrays.read(experts.view), merged_out(to, tokens, operation));
+      });
 }
 
 py::object gemv_gate_up_silu(const ExpertStack& stack, const py::object& x, const py::object& ids,
@@ -86,9 +87,9 @@ void define_gemm(StackClass& type, const char* name, const char* operation, Role
         const TokenRows in = import_tokens(x, operation, x_name, target);
         const auto held = plan.value;
         return run_product(
-            {operation, x, out, precision, target}, in.array, in.rows,
+            {operation, x, out, precision, stack.device(), target}, in.array, in.rows,
             {held->num_pairs(), rows_of(stack, role)},
-            [&](Context& context, const ConstTensorView& from, const TensorView& to) {
+            [&](Context& context, HostArrays&, const ConstTensorView& from, const TensorView& to) {
               expert_gemm(context, stack, role, from, *held, to);
             });
       },

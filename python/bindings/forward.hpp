@@ -8,6 +8,7 @@
 #include "devices.hpp"
 #include "forward/check_call.hpp"
 #include "gil.hpp"
+#include "host_arrays.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/forward.hpp"
 #include "result.hpp"
@@ -98,7 +99,7 @@ struct CallInputs {
     const char* operation = request.operation;
     io.x = token_rows(x, operation, "x", target);
     const bool as_it_came = io.x.rank == 2 && io.x.dim(1) == request.layer.hidden_size();
-    forward::check_x(operation, device, request.layer, as_it_came ? io.x : x.read());
+    forward::check_x(operation, target.device, request.layer, as_it_came ? io.x : x.read());
     if (!request.logits.is_none()) {
       logits_ = import_f32(request.logits, operation, "router_logits", target);
       io.logits = token_rows(logits_, operation, "router_logits", target);
@@ -121,15 +122,19 @@ struct CallInputs {
     return routing;
   }
 
-  /// Runs run(workspace) without the GIL, in the caller's workspace or one for this call.
+  /// Runs run(workspace) without the GIL, in the caller's workspace or one for this call, with the
+  /// arrays of `io` where the device reaches them.
   template <class Run>
   void run(const ForwardRequest& request, Run&& run) {
     const InterruptibleRelease release;
+    HostArrays arrays(call.context);
+    if (arrays.needed()) place(arrays);
     const CallWorkspace workspace(request.workspace, call.context, [&]() -> std::size_t {
       if (!request.needs_workspace) return 0;
       return workspace_bytes(call.context, request.layer, top_k, io.x.dim(0));
     });
     run(*workspace);
+    arrays.finish();
   }
 
   Device device;  ///< where the call runs: the reference on the host whatever it is given
@@ -140,6 +145,26 @@ struct CallInputs {
   std::int32_t top_k = 0;
 
  private:
+  void place(HostArrays& arrays) {
+    const auto place_routing = [&](RoutingView& routing, auto&& put) {
+      const std::vector<std::int64_t> shape{routing.num_tokens, routing.top_k};
+      if (routing.topk_ids != nullptr) {
+        routing.topk_ids = static_cast<std::int32_t*>(
+            const_cast<void*>(put(dense_view(routing.topk_ids, DType::I32, shape)).data));
+      }
+      if (routing.topk_weights != nullptr) {
+        routing.topk_weights = static_cast<float*>(
+            const_cast<void*>(put(dense_view(routing.topk_weights, DType::F32, shape)).data));
+      }
+    };
+    for (ConstTensorView* const view : {&io.x, &io.logits, &io.router_input, &io.token_ids}) {
+      if (view->data != nullptr) *view = arrays.read(*view);
+    }
+    place_routing(io.routing, [&](const TensorView& view) { return arrays.read(view); });
+    place_routing(io.routing_out, [&](const TensorView& view) { return arrays.write(view); });
+    if (io.out.data != nullptr) io.out = arrays.write(io.out);
+  }
+
   ArrayRef logits_;
   std::optional<CallRouting> held_;  ///< another thread may give the object a new value meanwhile
   std::optional<GivenInputs> given_;

@@ -15,11 +15,10 @@ py::object call_linear(const MarlinLinear& linear, const py::object& x, const py
   const DeviceStream target = device_stream(linear.device(), stream, x, kOperation);
   const ArrayRef in = import_rows(x, kOperation, "x", target);
   const std::int64_t rows = in.view.rank == 2 ? in.view.dim(0) : 0;
-  return run_product({kOperation, x, out, precision, target}, in, in.read(),
+  return run_product({kOperation, x, out, precision, linear.device(), target}, in, in.read(),
                      {rows, linear.out_features()},
-                     [&](Context& context, const ConstTensorView& from, const TensorView& to) {
-                       linear.forward(context, from, to);
-                     });
+                     [&](Context& context, HostArrays&, const ConstTensorView& from,
+                         const TensorView& to) { linear.forward(context, from, to); });
 }
 
 }  // namespace

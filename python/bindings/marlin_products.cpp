@@ -72,8 +72,9 @@ py::object phase_batched(const MarlinExpertStack& stack, const py::object& x,
     if (given.view.rank == 2) rows = given.view.dim(0);
   }
   return run_product(
-      {kOperation, x, out, precision, target}, in, in.read(), {rows, stack.n_per_expert()},
-      [&](Context& context, const ConstTensorView& from, const TensorView& to) {
+      {kOperation, x, out, precision, stack.device(), target}, in, in.read(),
+      {rows, stack.n_per_expert()},
+      [&](Context& context, HostArrays&, const ConstTensorView& from, const TensorView& to) {
         if (fresh && !to.empty()) {
           ops::require_no_capture(kOperation, context, "dispatches");
           const auto bytes = static_cast<std::size_t>(to.num_elements()) * sizeof(float);
@@ -91,11 +92,12 @@ py::object phase_vllm(const MarlinExpertStack& stack, const py::object& x,
   constexpr const char* kOperation = "MarlinExpertStack.gemm_phase_vllm";
   const DeviceStream target = device_stream(stack.device(), stream, x, kOperation);
   const ArrayRef in = import_rows(x, kOperation, "x", target);
-  return run_product({kOperation, x, out, precision, target}, in, in.read(),
-                     {aligned->num_pairs(), stack.n_per_expert()},
-                     [&](Context& context, const ConstTensorView& from, const TensorView& to) {
-                       stack.gemm_phase_vllm(context, from, *aligned, top_k, to);
-                     });
+  return run_product(
+      {kOperation, x, out, precision, stack.device(), target}, in, in.read(),
+      {aligned->num_pairs(), stack.n_per_expert()},
+      [&](Context& context, HostArrays&, const ConstTensorView& from, const TensorView& to) {
+        stack.gemm_phase_vllm(context, from, *aligned, top_k, to);
+      });
 }
 
 }  // namespace

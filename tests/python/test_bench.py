@@ -144,6 +144,14 @@ def test_the_history_command(result: object, tmp_path: Path, capsys) -> None:
     assert "time/limit: " in out
 
 
+def test_an_absent_device_says_why(capsys) -> None:
+    reasons = [b.reason for b in mo.backends() if b.name == "metal" and not b.available]
+    if not reasons:
+        pytest.skip("there is a Metal device")
+    assert main(["bench", "--device", "metal"]) == 2
+    assert reasons[0] in capsys.readouterr().err
+
+
 def test_recorded_results_are_read() -> None:
     folder = Path(__file__).parents[1] / "bench" / "results"
     assert {entry.error < 0.1 for entry in records.history(records.load_folder(folder))} == {True}

@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 class Moesaic(Peer):
     """One stack per layer, prepared once; the routing is given, as for the peers."""
 
-    def __init__(self, precision: str) -> None:
+    def __init__(self, precision: str, device: str = "cpu") -> None:
         self.name = "moesaic" if precision == "auto" else f"moesaic {precision}"
+        self._device = device
         self._precision: Any = precision  # a word that the call checks
         self._stacks: list[mo.ExpertStack] = []
 
     def load(self, layers: list[BenchLayer]) -> None:
-        self._stacks = load_stacks(layers)
+        self._stacks = load_stacks(layers, self._device)
 
     def share(self, other: Moesaic) -> None:
         """Uses the stacks of another entry instead of a second copy."""

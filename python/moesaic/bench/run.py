@@ -36,7 +36,9 @@ class BenchOptions:
     """What to measure.
 
     ``seconds`` is the time per engine and point over all rounds; ``busy`` adds rows beside a
-    process that never sleeps. No point is begun after ``deadline`` (time.monotonic()).
+    process that never sleeps. No point is begun after ``deadline`` (time.monotonic()). ``device``
+    ("cpu" or "metal") is where our layers run; on Metal each time is that of a whole call, waits
+    included.
     """
 
     tokens: tuple[int, ...]
@@ -48,6 +50,7 @@ class BenchOptions:
     busy: bool = False
     seed: int = 1
     deadline: float | None = None
+    device: str = "cpu"
 
 
 @dataclass
@@ -90,7 +93,7 @@ class BenchResult:
         return True
 
 
-def machine() -> dict[str, Any]:
+def machine(device: str = "cpu") -> dict[str, Any]:
     """What the numbers depend on."""
     model = platform.processor() or platform.machine()
     try:
@@ -99,6 +102,7 @@ def machine() -> dict[str, Any]:
     except (OSError, StopIteration):
         pass
     cpu = next(b for b in mo.backends() if b.name == "cpu")
+    gpu = [b.detail for b in mo.backends() if b.available and b.name == device != "cpu"]
     return {
         "cpu": model,
         "cpus": len(os.sched_getaffinity(0))
@@ -108,7 +112,7 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "moesaic": mo.__version__,
-    }
+    } | ({"gpu": gpu[0]} if gpu else {})
 
 
 @contextmanager
@@ -204,10 +208,11 @@ def _measure(
         for r in range(options.rounds):
             if not busy:
                 bandwidth = _core.measure_bandwidth(threads)
-                peak = _core.measure_dot_peak(threads)
-                floors.append(
-                    max((layer_bytes / bandwidth * 1e-3, "memory"), (gop / peak * 1e6, "compute"))
-                )
+                floor = (layer_bytes / bandwidth * 1e-3, "memory")
+                if options.device == "cpu":  # what a GPU could compute is not known here
+                    peak = _core.measure_dot_peak(threads)
+                    floor = max(floor, (gop / peak * 1e6, "compute"))
+                floors.append(floor)
             for i in range(len(ready)):
                 engine = ready[(i + r) % len(ready)]
                 times = _time(call(engine, 5 * r), options.seconds / options.rounds, 2)
@@ -247,13 +252,14 @@ def run(
     ``on_point`` is called with the engines of each finished point, and the result so far.
     """
     command = " ".join(["moesaic", *sys.argv[1:]])
-    result = BenchResult(asdict(shape), machine(), datetime.date.today().isoformat(), command)
+    today = datetime.date.today().isoformat()
+    result = BenchResult(asdict(shape), machine(options.device), today, command)
     one = make_layers(shape, 1, options.seed)
     layer_bytes = shape.num_experts * one[0].expert_bytes
     layers = make_layers(shape, max(2, int(np.ceil(CACHE_BYTES / layer_bytes))), options.seed)
 
     engines: list[Peer] = []
-    ours = [Moesaic(p) for p in options.precisions]
+    ours = [Moesaic(p, options.device) for p in options.precisions]
     for entry in ours:
         if entry is ours[0]:
             entry.load(layers)

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="layer shape (default: qwen3-30b-a3b)",
     )
     parser.add_argument(
-        "--device", default="cpu", help="cpu, cuda or cuda:N (CUDA graphs; needs torch)"
+        "--device", default="cpu", help="cpu, metal, cuda or cuda:N (CUDA graphs; needs torch)"
     )
     parser.add_argument(
         "--tokens",
@@ -221,7 +221,8 @@ def _save(results: list[dict[str, Any]], path: str) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from .. import build_info
+    import moesaic as mo
+
     from ..bench import SHAPES, TOKENS, BenchOptions, records, report
     from ..bench import run as run_bench
     from ..bench.peers import PEERS
@@ -233,24 +234,27 @@ def _run(options: argparse.Namespace) -> int:
 
         return run_model(options)
     if options.layers is not None:
-        import moesaic as mo
         from moesaic._errors import error_of
 
         raise error_of(
             mo.ConfigError, "bench", "--layers", "--model beside it", str(options.layers)
         )
-    if options.device != "cpu":
+    if options.device not in ("cpu", "metal"):
         return _run_gpu(options)
-    cores = int(build_info()["threads"])
+    metal = options.device == "metal"
+    if metal:  # says why it is absent before weights are made
+        mo.Workspace(64, device="metal")
+    cores = int(mo.build_info()["threads"])
     bench_options = BenchOptions(
         tokens=tuple(options.tokens) if options.tokens else TOKENS,
-        threads=tuple(options.threads) if options.threads else tuple(sorted({1, cores})),
+        threads=tuple(options.threads or sorted({cores} if metal else {1, cores})),
         peers=peers_of(options.peers, PEERS),
         precisions=tuple(options.precision),
         rounds=options.rounds,
         seconds=options.seconds,
         busy=options.busy,
         deadline=_deadline(options),
+        device=options.device,
     )
 
     results: list[dict[str, Any]] = []

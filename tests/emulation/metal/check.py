@@ -5,6 +5,7 @@
 signatures      kernels number their buffers in order, as the launchers and the host expect
 address_spaces  every .metal file, with its address spaces, through clang's OpenCL C++ front end
 emulation       host code over the fake runtime and kernels in the emulator, all test programs
+python          the Python face on the fake device: tests/emulation/metal/python
 race            the same under ThreadSanitizer
 macos           the host code compiled and linked for macOS arm64 by ziglang
 
@@ -154,8 +155,8 @@ def address_spaces(_: argparse.Namespace) -> None:
     print(f"{len(KERNELS)} files, {len(planted)} planted mistakes refused")
 
 
-def built(arguments: argparse.Namespace, name: str, *options: str) -> Path:
-    """Builds the programs and gives their folder."""
+def built(arguments: argparse.Namespace, name: str, *options: str, target: str = "all") -> Path:
+    """Builds the programs, or one target, and gives their folder."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         raise Skip("the fake runtime passes messages on x86-64 Linux only")
     compiler = tool("clang++-19", "clang-19 libclang-rt-19-dev")
@@ -172,13 +173,37 @@ def built(arguments: argparse.Namespace, name: str, *options: str) -> Path:
     defines = [f"-D{key}={value}" for key, value in settings.items()]
     log = ["--log-level=WARNING"]
     run(cmake, "-S", HERE, "-B", folder, "-G", "Ninja", *log, *defines, *options)
-    run(cmake, "--build", folder)
+    run(cmake, "--build", folder, "--target", target)
     return folder
 
 
 def emulation(arguments: argparse.Namespace) -> None:
     folder = built(arguments, "emulation")
     run(tool("ctest", "cmake"), "--test-dir", folder, "--output-on-failure", "--no-tests=error")
+
+
+def python(arguments: argparse.Namespace) -> None:
+    """The module of a build, linked once more with the fake, beside the rest of the package."""
+    for package in ("pytest", "numpy", "gguf"):
+        if importlib.util.find_spec(package) is None:
+            raise Skip(f"{package} is missing (pip install {package})")
+    bindings = arguments.library.resolve().parents[1] / "python" / "bindings"
+    modules = sorted(bindings.glob("_core*.so"))
+    objects = sorted((bindings / "CMakeFiles" / "_core.dir").rglob("*.o"))
+    if not modules or not objects:
+        raise Skip(f"no moesaic._core in {bindings} (build with -DMOESAIC_PYTHON=ON)")
+    names = ";".join(map(str, objects))
+    options = [f"-DMOESAIC_CORE_OBJECTS={names}", f"-DMOESAIC_CORE_NAME={modules[0].name}"]
+    folder = built(arguments, "emulation", *options, target="fake_core") / "python"
+    for entry in (ROOT / "python" / "moesaic").iterdir():
+        link = folder / "moesaic" / entry.name
+        if entry.name.startswith("_core.") and entry.suffix != ".pyi":
+            continue
+        if not link.is_symlink():
+            link.symlink_to(entry)
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", folder]
+    run(*pytest, HERE / "python", env=environment)
 
 
 def race(arguments: argparse.Namespace) -> None:
@@ -205,6 +230,9 @@ def macos(arguments: argparse.Namespace) -> None:
     for file in [*files, ROOT / "metal" / "dispatch_shape.cpp", source]:
         objects.append(folder / f"{file.stem}.o")
         run(*compiler, *flags, "-c", file, "-o", objects[-1], env=environment)
+    bench = ROOT / "tests" / "bench" / "metal_bench.cpp"
+    tests = f"-I{ROOT / 'tests' / 'cpp'}"
+    run(*compiler, *flags, tests, "-c", bench, "-o", folder / "metal_bench.o", env=environment)
     library = folder / "libmoesaic_metal.dylib"
     # All that a Mac brings is left to it, the C++ library too: making that here takes minutes.
     link = ["-shared", "-nostdlib", "-Wl,-undefined,dynamic_lookup", "-o", library]
@@ -219,6 +247,7 @@ STEPS: dict[str, Callable[[argparse.Namespace], None]] = {
     "signatures": signatures,
     "address_spaces": address_spaces,
     "emulation": emulation,
+    "python": python,
     "race": race,
     "macos": macos,
 }
@@ -230,9 +259,6 @@ def main() -> int:
     )
     parser.add_argument("steps", nargs="*", metavar="STEP", help=", ".join(STEPS))
     parser.add_argument("--library", type=Path, help="libmoesaic.a, for emulation and race")
-    bench = ROOT / "tests" / "bench" / "metal_bench.cpp"
-    tests = f"-I{ROOT / 'tests' / 'cpp'}"
-    run(*compiler, *flags, tests, "-c", bench, "-o", folder / "metal_bench.o", env=environment)
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "metal")
     parser.add_argument("--fetch", action="store_true", help="get what is missing from PyPI")
     arguments = parser.parse_args()
