@@ -135,14 +135,18 @@ TEST_F(MetalThreads, AnErrorBehindAnotherIsTheNextCalls) {
 // one submits, which nothing must keep it from.
 TEST_F(MetalThreads, ManyRecordAtOnce) {
   constexpr int kThreads = fake_metal::kMaxOpenBuffers + 4;
+  fake_metal::pace().patience = 5s;
   std::atomic<int> recorded{0};
   std::atomic<int> right{0};
-  run_threads(kThreads, [&](int) {
+  std::vector<DeviceArray<std::byte>> arrays;
+  for (int i = 0; i < kThreads; ++i) arrays.push_back(poisoned<std::byte>(256));
+  run_threads(kThreads, [&](int i) {
     Context own = context();
-    const auto array = poisoned<std::byte>(256);
+    const auto& array = arrays[static_cast<std::size_t>(i)];
     fill(own, array);
     ++recorded;
     while (recorded < fake_metal::kMaxOpenBuffers) std::this_thread::yield();
+    std::this_thread::sleep_for(100ms);  // until the others wait for a command buffer
     backend().submit(own);
     backend().synchronize(own);
     right += filled(array) ? 1 : 0;
