@@ -21,6 +21,7 @@ On request:
 fuzz      all fuzzers, on a library that is made for them; `nox -s fuzz -- --hours 2`
 sanitize_python  pytest on the Python module under AddressSanitizer + UBSan, and its tests of
                  threads under ThreadSanitizer (Linux)
+wheels    what a release holds, in dist/: the sdist, and a wheel of each CPython
 lock      the newest versions within the ranges of pyproject.toml and of this file, with their
           hashes, to .ci/locks
 """
@@ -48,6 +49,7 @@ nox.options.sessions = SESSIONS
 
 ROOT = Path(__file__).parent
 WORK = ROOT / "build" / "nox"
+DIST = ROOT / "dist"
 # What sessions install beside what pyproject.toml asks for; install() takes the locked versions.
 TOOLS = {
     "nox": ["nox>=2024.4.15"],
@@ -72,6 +74,7 @@ LOCKS = ROOT / ".ci" / "locks"
 # PyPI's torch for Linux brings CUDA along, which no session needs: the index decides which comes.
 UNLOCKED = {"parity"}
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
+RELEASED_PYTHONS = ["3.10", *PYTHONS]
 # The programs whose tests make calls from several threads, and those tests.
 TSAN_PROGRAMS = [
     *("thread_pool_test", "forward_invariance_test", "profile_test", "gguf_sharing_test"),
@@ -127,11 +130,31 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def wheel(session: nox.Session) -> None:
-    package = built_wheel(session)
-    install(session, "wheel")
-    if platform.system() == "Linux":
-        session.run("auditwheel", "show", str(package))
-    session.run("pytest", "tests/build", "--wheel", str(package))
+    check_wheel(session, built_wheel(session))
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """Each is tested, in an environment of its Python; fails where one of these is missing."""
+    if not makes_releases():
+        session.error("published wheels are made on Debian 12 for x86-64 (wheels/README.md)")
+    shutil.rmtree(DIST, ignore_errors=True)
+    DIST.mkdir()
+    missing = []
+    for version in RELEASED_PYTHONS:
+        interpreter = find_python(version)
+        if interpreter is None:
+            missing.append(version)
+            continue
+        package = released_wheel(session, interpreter)
+        check_wheel(session, package, "--python", interpreter)
+        shutil.copy(package, DIST)
+    source = unpacked_sdist(session)
+    shutil.copy(source.with_name(f"{source.name}.tar.gz"), DIST)
+    for path in sorted(DIST.iterdir()):
+        session.log(f"{path.stat().st_size / 1e6:.1f} MB  {path.name}")
+    if missing:
+        session.error(f"no wheels for Python {', '.join(missing)}, not found here")
 
 
 @nox.session
@@ -409,8 +432,16 @@ def as_in_dev(folder: Path, name: str) -> tuple[list[str], dict[str, str]]:
     return options, env
 
 
+def makes_releases() -> bool:
+    """Whether wheels are made here as they are published: by Debian 12's compiler, for x86-64."""
+    here = (platform.machine(), *platform.libc_ver())
+    return here == ("x86_64", "glibc", "2.36") and "CXX" not in os.environ
+
+
 def built_wheel(session: nox.Session) -> Path:
     """The wheel for the Python of nox, made from the sdist once per run of nox."""
+    if makes_releases():
+        return released_wheel(session, f"{session.bin}/python")
     if "wheel" not in _made:
         folder, target = unpacked_sdist(session), WORK / "wheel"
         options, env = as_in_dev(folder, "own")
@@ -418,6 +449,28 @@ def built_wheel(session: nox.Session) -> Path:
         session.run(*wheel, str(folder), env=env)
         (_made["wheel"],) = target.glob("*.whl")
     return _made["wheel"]
+
+
+def released_wheel(session: nox.Session, interpreter: str) -> Path:
+    """The wheel for a Python as it is published, made once per run of nox."""
+    code = "import sys; print('{}.{}'.format(*sys.version_info))"
+    version = subprocess.check_output([interpreter, "-c", code], text=True).strip()
+    if version not in _made:
+        folder, out = unpacked_sdist(session), WORK / f"wheel-{version}"
+        options, env = as_in_dev(folder, f"wheel-{version}")
+        make = ["python", "wheels/make.py", "--python", interpreter, "--out", str(out)]
+        make += ["--work", str(ROOT / "build" / "wheels")]
+        session.run(*make, str(folder), *options, env=env)
+        (_made[version],) = out.glob("*.whl")
+    return _made[version]
+
+
+def check_wheel(session: nox.Session, package: Path, *options: str) -> None:
+    """Read it, and install and run it; options are those of tests/build."""
+    install(session, "wheel")
+    if platform.system() == "Linux":
+        session.run("auditwheel", "show", str(package))
+    session.run("pytest", "tests/build", "--wheel", str(package), *options)
 
 
 def find_python(version: str) -> str | None:

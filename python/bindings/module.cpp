@@ -3,6 +3,11 @@
 #include "docs.hpp"
 #include "seal.hpp"
 
+// Wheels for another kind of machine are compiled with the Python headers of this one.
+static_assert(sizeof(void*) == SIZEOF_VOID_P && sizeof(size_t) == SIZEOF_SIZE_T &&
+                  sizeof(long) == SIZEOF_LONG && sizeof(wchar_t) == SIZEOF_WCHAR_T,
+              "pyconfig.h is of another kind of machine");
+
 // Free-threaded Python takes its lock for this module: what threads share in the objects of this
 // folder is guarded by nothing else.
 PYBIND11_MODULE(_core, m) {

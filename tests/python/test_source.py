@@ -82,7 +82,7 @@ SUFFIXES = "md|hpp|cpp|h|cu|cuh|metal|inc|py|pyi|cmake|txt|json|toml|yaml|sh|bin
 NAMED_FILE = re.compile(
     rf"(?<![\w./*<>{{}}$-])((?:\.\./)*[\w*<{{][\w./*<>{{}},-]*\.(?:{SUFFIXES}))(?![\w(]|\.\w)"
 )
-TOP = ("cpp", "cuda", "metal", "python", "tests", "cmake", "third_party")
+TOP = ("cpp", "cuda", "metal", "python", "tests", "cmake", "third_party", "wheels")
 NAMED_FOLDER = re.compile(rf"(?<![\w./-])((?:{'|'.join(TOP)})/[\w./*<>{{}},-]*[\w/])(?![\w(*<{{])")
 # Where a path may start beside the folders above the file that names it.
 BASES = (
@@ -98,6 +98,7 @@ ELSEWHERE = {
     "consolidated.safetensors.index.json": "of a checkpoint",
     "docs/gguf.md": "of ggml",
     "ggml-common.h": "of ggml",
+    "pyconfig.h": "of Python",
     "docs_table.cpp": "made by python/bindings/generate_docs.py at build time",
     "Metal/Metal.hpp": "of metal-cpp",
     "Foundation/Foundation.hpp": "of metal-cpp",
