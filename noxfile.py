@@ -404,7 +404,7 @@ def unpacked_sdist(session: nox.Session) -> Path:
     if "sdist" not in _made:
         install(session, "sdist")
         shutil.rmtree(WORK, ignore_errors=True)
-        session.run("python", "-m", "build", "--sdist", "--outdir", str(WORK))
+        session.run("python", "-m", "build", "--sdist", "--outdir", str(WORK), env=dated())
         (archive,) = WORK.glob("*.tar.gz")
         with tarfile.open(archive) as tar:
             tar.extractall(WORK, filter="data")
@@ -430,6 +430,14 @@ def as_in_dev(folder: Path, name: str) -> tuple[list[str], dict[str, str]]:
     if (LOCKS / "versions.txt").exists():
         env["PIP_CONSTRAINT"] = env["PIP_BUILD_CONSTRAINT"] = str(LOCKS / "versions.txt")
     return options, env
+
+
+def dated() -> dict[str, str]:
+    """The time that archives carry: that of the commit, so that a source gives the same bytes."""
+    command = ["git", "-C", str(ROOT), "log", "-1", "--format=%ct"]
+    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    first = "315532800"  # 1980, before which a zip file knows no time
+    return {"SOURCE_DATE_EPOCH": os.environ.get("SOURCE_DATE_EPOCH") or commit or first}
 
 
 def makes_releases() -> bool:
@@ -460,7 +468,7 @@ def released_wheel(session: nox.Session, interpreter: str) -> Path:
         options, env = as_in_dev(folder, f"wheel-{version}")
         make = ["python", "wheels/make.py", "--python", interpreter, "--out", str(out)]
         make += ["--work", str(ROOT / "build" / "wheels")]
-        session.run(*make, str(folder), *options, env=env)
+        session.run(*make, str(folder), *options, env={**env, **dated()})
         (_made[version],) = out.glob("*.whl")
     return _made[version]
 
