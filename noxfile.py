@@ -137,7 +137,7 @@ def wheel(session: nox.Session) -> None:
 def wheels(session: nox.Session) -> None:
     """Each is tested, in an environment of its Python; fails where one of these is missing."""
     if not makes_releases():
-        session.error("published wheels are made on Debian 12 for x86-64 (wheels/README.md)")
+        session.error("published wheels are made on Debian 12 for x86-64 (python/wheels/README.md)")
     shutil.rmtree(DIST, ignore_errors=True)
     DIST.mkdir()
     missing = []
@@ -466,7 +466,7 @@ def released_wheel(session: nox.Session, interpreter: str) -> Path:
     if version not in _made:
         folder, out = unpacked_sdist(session), WORK / f"wheel-{version}"
         options, env = as_in_dev(folder, f"wheel-{version}")
-        make = ["python", "wheels/make.py", "--python", interpreter, "--out", str(out)]
+        make = ["python", "python/wheels/make.py", "--python", interpreter, "--out", str(out)]
         make += ["--work", str(ROOT / "build" / "wheels")]
         session.run(*make, str(folder), *options, env={**env, **dated()})
         (_made[version],) = out.glob("*.whl")

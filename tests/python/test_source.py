@@ -82,7 +82,7 @@ SUFFIXES = "md|hpp|cpp|h|cu|cuh|metal|inc|py|pyi|cmake|txt|json|toml|yaml|sh|bin
 NAMED_FILE = re.compile(
     rf"(?<![\w./*<>{{}}$-])((?:\.\./)*[\w*<{{][\w./*<>{{}},-]*\.(?:{SUFFIXES}))(?![\w(]|\.\w)"
 )
-TOP = ("cpp", "cuda", "metal", "python", "tests", "cmake", "third_party", "wheels")
+TOP = ("cpp", "cuda", "metal", "python", "tests", "cmake", "third_party")
 NAMED_FOLDER = re.compile(rf"(?<![\w./-])((?:{'|'.join(TOP)})/[\w./*<>{{}},-]*[\w/])(?![\w(*<{{])")
 # Where a path may start beside the folders above the file that names it.
 BASES = (

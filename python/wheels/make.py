@@ -16,7 +16,7 @@ from pathlib import Path
 
 import old_glibc
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LOCKS = ROOT / ".ci" / "locks"
 
 # What pip calls the oldest systems that the wheel runs on.
