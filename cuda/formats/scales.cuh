@@ -238,7 +238,7 @@ struct Int4Scale {
     return {record + 4 * kPairWords * g, record + kZerosAt + 2 * g};
   }
   static MOESAIC_DEV Scales load_scales(const ScalePlace& place) {
-    Scales s;
+    Scales s = {};  // Formats without zero points leave theirs.
     MOESAIC_UNROLL
     for (int j = 0; j < kUnitScaleGroups; ++j) {
       load_words(place.scale + j * kGroupBytes, s.scale[j]);
