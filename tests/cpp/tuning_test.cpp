@@ -184,7 +184,7 @@ TEST(Knobs, TableIsConsistent) {
       EXPECT_EQ(knob.get(again), knob.get(t)) << knob.name << " " << word;
     }
   }
-  EXPECT_EQ(names.size(), 16U);
+  EXPECT_EQ(names.size(), 17U);
 }
 
 TEST(ShowConfig, ValueAndSource) {

@@ -39,6 +39,35 @@ void combine_rows(const char* operation, const char* name, Context& context,
                             .accumulate = accumulate});
 }
 
+/// `combine` without the wait at its end; `memory` lives until then.
+void combine_buckets(ops::CallMemory& memory, Context& context, const ConstTensorView& rows,
+                     const BucketPlan& plan, const RoutingView& routing, TensorView out,
+                     bool accumulate) {
+  constexpr const char* kName = "combine";
+  check_plan(kName, plan, routing);
+  if (out.rank != 2) ops::wrong_shape(kName, "out", "[T, H]", out);
+  ops::check_dense(kName, "rows", context.backend().device(), rows, DType::F32,
+                   {plan.num_pairs(), out.dim(1)});
+  const std::int32_t* const pair_row = memory.on_device(plan.pair_row());
+  combine_rows(kName, "rows", context, rows, pair_row, routing, out, accumulate);
+}
+
+/// `weighted_sum` without the wait at its end.
+void sum_pairs(Context& context, const ConstTensorView& pairs, const RoutingView& routing,
+               TensorView out, bool accumulate) {
+  constexpr const char* kName = "weighted_sum";
+  if (out.rank != 2) ops::wrong_shape(kName, "out", "[T, H]", out);
+  const Device device = context.backend().device();
+  // As [T, top_k, H] or flat.
+  if (pairs.rank == 3) {
+    ops::check_dense(kName, "pairs", device, pairs, DType::F32,
+                     {routing.num_tokens, routing.top_k, out.dim(1)});
+  } else {
+    ops::check_dense(kName, "pairs", device, pairs, DType::F32, {routing.num_pairs(), out.dim(1)});
+  }
+  combine_rows(kName, "pairs", context, pairs, nullptr, routing, out, accumulate);
+}
+
 }  // namespace
 
 void gather_rows(Context& context, const ConstTensorView& x, const BucketPlan& plan,
@@ -95,37 +124,21 @@ void silu_mul(Context& context, const ConstTensorView& gate_up, TensorView out) 
 
 void combine(Context& context, const ConstTensorView& rows, const BucketPlan& plan,
              const RoutingView& routing, TensorView out, bool accumulate) {
-  constexpr const char* kName = "combine";
-  check_plan(kName, plan, routing);
-  if (out.rank != 2) ops::wrong_shape(kName, "out", "[T, H]", out);
-  ops::check_dense(kName, "rows", context.backend().device(), rows, DType::F32,
-                   {plan.num_pairs(), out.dim(1)});
-  ops::CallMemory memory(kName, context);
-  const std::int32_t* const pair_row = memory.on_device(plan.pair_row());
-  combine_rows(kName, "rows", context, rows, pair_row, routing, out, accumulate);
+  ops::CallMemory memory("combine", context);
+  combine_buckets(memory, context, rows, plan, routing, out, accumulate);
   memory.finish();
 }
 
 void combine(Context& context, const ConstTensorView& rows, const BucketPlan& plan,
              const Routing& routing, TensorView out, bool accumulate) {
   ops::CallMemory memory("combine", context);
-  combine(context, rows, plan, memory.on_device(routing), out, accumulate);
+  combine_buckets(memory, context, rows, plan, memory.on_device(routing), out, accumulate);
   memory.finish();
 }
 
 void weighted_sum(Context& context, const ConstTensorView& pairs, const RoutingView& routing,
                   TensorView out, bool accumulate) {
-  constexpr const char* kName = "weighted_sum";
-  if (out.rank != 2) ops::wrong_shape(kName, "out", "[T, H]", out);
-  const Device device = context.backend().device();
-  // As [T, top_k, H] or flat.
-  if (pairs.rank == 3) {
-    ops::check_dense(kName, "pairs", device, pairs, DType::F32,
-                     {routing.num_tokens, routing.top_k, out.dim(1)});
-  } else {
-    ops::check_dense(kName, "pairs", device, pairs, DType::F32, {routing.num_pairs(), out.dim(1)});
-  }
-  combine_rows(kName, "pairs", context, pairs, nullptr, routing, out, accumulate);
+  sum_pairs(context, pairs, routing, out, accumulate);
   context.backend().submit(context);
   context.throw_kept_error();
 }
@@ -133,7 +146,7 @@ void weighted_sum(Context& context, const ConstTensorView& pairs, const RoutingV
 void weighted_sum(Context& context, const ConstTensorView& pairs, const Routing& routing,
                   TensorView out, bool accumulate) {
   ops::CallMemory memory("weighted_sum", context);
-  weighted_sum(context, pairs, memory.on_device(routing), out, accumulate);
+  sum_pairs(context, pairs, memory.on_device(routing), out, accumulate);
   memory.finish();
 }
 
