@@ -245,6 +245,7 @@ CALLS = {
         "mo.MoeExpertStore.from_arrays([(gate, up, down)])",
         "gate up down",
     ),
+    "MoeExpertStore.prefetch": ("store.prefetch(0, ids)", "ids"),
     "MoeExpertStore.refresh_pools": ("store.refresh_pools([pool], [ids], 0)", "ids"),
     "Routing.__init__": ("layer(x, routing=mo.Routing(ids, weights))", "ids weights"),
     "BucketPlan.build": ("mo.BucketPlan.build(routing, 8)", ""),

@@ -220,6 +220,7 @@ SHORT = {
     "gil.hpp": "what the others are made of",
     "workspace.cpp": "gives memory back",
     "expert_store.cpp": "looks at what forwards hold",
+    "result.cpp": "waits for a GPU, which ends what it has begun",
 }
 
 

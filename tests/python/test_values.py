@@ -94,7 +94,7 @@ FROM_FILES = {"GgufFile", "MoeLayer", "ExpertStack", "MoeExpertStore", "QuantMat
 REFUSED = {
     "Array", "ExpertPool", "ExpertRole", "GgufMetadata", "GgufTensor", "GgufTensors",
     "LayerMoeWeights", "MarlinExpertStack", "MarlinLinear", "MarlinStackBuilder",
-    "Profile", "SharedExperts", "StackBuilder", "Workspace",
+    "Profile", "SharedExperts", "StackBuilder", "Workspace", "_DeviceMemory",
 }  # fmt: skip
 
 
