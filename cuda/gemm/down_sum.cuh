@@ -56,7 +56,7 @@ struct DownSum {
   // Words of a lane with x ahead: of what is in flight, as many as there are registers for.
   static constexpr int kRingWords =
       kDepth * ((sizeof(typename D::Codes) + sizeof(typename D::Scales)) / 4 + 8 * kPlanes + 1);
-  static constexpr bool kXAhead = kRingWords <= 78;
+  static constexpr bool kXAhead = kRingWords < 78;
 
   struct Shared {
     const uint8_t* expert[kMaxTopK];  // null: the pair is skipped

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 from moesaic import _core
 from moesaic._errors import error_of
@@ -117,7 +117,7 @@ def open_store(
         "max_tokens": max_tokens, "on_miss": on_miss, "staging": staging,
         "io_threads": io_threads, "read_ahead": read_ahead, "direct_io": direct_io,
     }  # fmt: skip
-    store = OffloadStore(experts, pools, beside, (file, limit, options))
+    store = OffloadStore._of(experts, pools, beside, (file, limit, options))
     if profile is not None:
         profile.warm(pools)
         experts.apply(pools)
@@ -128,29 +128,36 @@ class OffloadStore:
     """A model whose experts need not fit in memory; ``open_store`` makes one.
 
     Thread safe. It pickles as how to open it, without what it has learnt.
-
-    Parameters
-    ----------
-    experts : MoeExpertStore
-        The experts, below what is left of the memory.
-    pools : sequence of ExpertPool
-        One per layer.
-    beside : int
-        Bytes of everything else.
-    origin : tuple
-        The file, the memory in bytes and the options that ``open_store`` was called with.
     """
 
-    def __init__(
-        self,
+    _experts: _core.MoeExpertStore
+    _pools: tuple[_core.ExpertPool, ...]
+    #: Bytes of everything else.
+    _beside: int
+    #: The file, the memory in bytes and the options that ``open_store`` was called with.
+    _origin: tuple[_core.GgufFile, int, dict[str, Any]]
+    #: Where each block is in lists of layers.
+    _places: dict[int, int]
+
+    def __init__(self, *args: NoReturn, **kwargs: NoReturn) -> None:
+        raise error_of(
+            _core.ArgumentError, "OffloadStore", "arguments", "a store that open_store made",
+            "a call of the class",
+        )  # fmt: skip
+
+    @classmethod
+    def _of(
+        cls,
         experts: _core.MoeExpertStore,
         pools: Sequence[_core.ExpertPool],
         beside: int,
         origin: tuple[_core.GgufFile, int, dict[str, Any]],
-    ) -> None:
-        self._experts, self._pools, self._beside = experts, tuple(pools), beside
-        self._origin = origin
-        self._places = {view.layer_index: i for i, view in enumerate(experts.layers)}
+    ) -> OffloadStore:
+        store = cls.__new__(cls)
+        store._experts, store._pools, store._beside = experts, tuple(pools), beside
+        store._origin = origin
+        store._places = {view.layer_index: i for i, view in enumerate(experts.layers)}
+        return store
 
     @property
     def blocks(self) -> list[int]:

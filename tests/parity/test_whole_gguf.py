@@ -156,13 +156,14 @@ class TestMemory:
         assert torch.equal(logits_of(ours), logits_of(whole))
         held = store.memory()
         assert held["slots"] + held["staging"] <= held["limit"] == int(0.4 * size) < size
-        resident = 3 * 5 * store.layers[0].expert_bytes
+        budget = ours.model.layers[0].mlp.experts._weights.pool.budget
+        resident = 3 * budget * store.layers[0].expert_bytes
         assert store.io_stats()["bytes"] > 4 * resident
 
     def test_experts_that_are_used_stay(self, many):
         ours, _ = self.load(many)
         experts = ours.model.layers[0].mlp.experts
-        assert ", 5 in memory" in repr(experts)
+        assert f", {experts._weights.pool.budget} in memory" in repr(experts)
         x, weights = torch.randn(1, 32), torch.ones(1, 2)
         for _ in range(4):
             experts(x, torch.tensor([[40, 41]]), weights)
@@ -214,7 +215,8 @@ class TestMemory:
         assert distance(logits_of(ours), logits_of(model)) < 1e-5
         ours.save_pretrained(tmp_path / "again")
         again = load(tmp_path / "again", dtype=torch.float32)
-        assert again.model.layers[0].mlp.experts._weights.pool.budget == 5
+        budgets = [one.model.layers[0].mlp.experts._weights.pool.budget for one in (again, ours)]
+        assert 1 < budgets[0] == budgets[1] < 48
         assert torch.equal(logits_of(again), logits_of(ours))
 
     def test_fewer_blocks_than_the_model_has(self, many, tmp_path):
@@ -226,13 +228,14 @@ class TestMemory:
         with pytest.raises(mo.FormatError, match=r"block 3 of .*one with experts: 0, 1, 2"):
             transformers.AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config)
 
-    def test_too_little(self, many):
-        with pytest.raises(mo.ConfigError, match=r"memory: expected at least \d+ bytes"):
-            self.load(many, 0.2)
+    @pytest.mark.parametrize("part", [0.0001, 0.02, 0.05])
+    def test_too_little(self, many, part):
+        with pytest.raises(mo.ConfigError, match=r"expected .*bytes of buffers|expected room"):
+            self.load(many, part)
 
     @pytest.mark.parametrize("size", ["much", 0, -1, "0", True, 1.5])
     def test_sizes_that_are_none(self, size):
-        with pytest.raises(mo.ConfigError, match="a size such as '12GiB'"):
+        with pytest.raises((mo.ConfigError, mo.DTypeError), match="a text such as '12GiB'"):
             mt.MoesaicConfig(memory=size)
 
     def test_types_to_encode_in(self):

@@ -20,9 +20,16 @@ def pooled_experts(
     Blocks get equally many slots. Raises ConfigError where not even one of each fits.
     """
     store = _core.MoeExpertStore.from_gguf(file, memory_limit=memory)
+    budgets = store.fitting_budgets()
+    if min(budgets) < 1:
+        raise error_of(
+            _core.ConfigError, "MoesaicConfig", "memory",
+            "room for an expert of each block, beside the buffers that they are read into",
+            str(memory),
+        )  # fmt: skip
     pools = {
         view.layer_index: _core.ExpertPool(view.stack.num_experts, budget, decay=_DECAY)
-        for view, budget in zip(store.layers, store.fitting_budgets(), strict=True)
+        for view, budget in zip(store.layers, budgets, strict=True)
     }
 
     def experts(kind: type[Experts], block: int, activation: _core.Activation) -> Experts:
