@@ -117,7 +117,7 @@ def open_store(
         "max_tokens": max_tokens, "on_miss": on_miss, "staging": staging,
         "io_threads": io_threads, "read_ahead": read_ahead, "direct_io": direct_io,
     }  # fmt: skip
-    store = OffloadStore._of(experts, pools, beside, (file, limit, options))
+    store = _store_of(experts, pools, beside, (file, limit, options))
     if profile is not None:
         profile.warm(pools)
         experts.apply(pools)
@@ -144,20 +144,6 @@ class OffloadStore:
             _core.ArgumentError, "OffloadStore", "arguments", "a store that open_store made",
             "a call of the class",
         )  # fmt: skip
-
-    @classmethod
-    def _of(
-        cls,
-        experts: _core.MoeExpertStore,
-        pools: Sequence[_core.ExpertPool],
-        beside: int,
-        origin: tuple[_core.GgufFile, int, dict[str, Any]],
-    ) -> OffloadStore:
-        store = cls.__new__(cls)
-        store._experts, store._pools, store._beside = experts, tuple(pools), beside
-        store._origin = origin
-        store._places = {view.layer_index: i for i, view in enumerate(experts.layers)}
-        return store
 
     @property
     def blocks(self) -> list[int]:
@@ -266,6 +252,19 @@ class OffloadStore:
             f"moesaic.OffloadStore(layers={len(self._pools)}, in memory {shown} of {most} experts"
             f" a layer, reading={self.reading!r})"
         )
+
+
+def _store_of(
+    experts: _core.MoeExpertStore,
+    pools: Sequence[_core.ExpertPool],
+    beside: int,
+    origin: tuple[_core.GgufFile, int, dict[str, Any]],
+) -> OffloadStore:
+    store = OffloadStore.__new__(OffloadStore)
+    store._experts, store._pools, store._beside = experts, tuple(pools), beside
+    store._origin = origin
+    store._places = {view.layer_index: i for i, view in enumerate(experts.layers)}
+    return store
 
 
 def _reopen(file: _core.GgufFile, limit: int, options: dict[str, Any]) -> OffloadStore:
