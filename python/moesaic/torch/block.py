@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from moesaic import _core
 from moesaic._errors import require_kind
 from moesaic.torch.frozen import FrozenLayer
-from moesaic.torch.state import state_of, weights_of
+from moesaic.torch.state import FrozenModule
 
 if TYPE_CHECKING:
     from moesaic._core import _GgufSource, _Progress
 
 
-class MoeBlock(nn.Module):
+class MoeBlock(FrozenModule):
     """A mixture-of-experts layer with its own router and shared experts, for inference.
 
     It has no parameters. Nothing flows back through its router: a model that trains what comes
@@ -43,6 +42,8 @@ class MoeBlock(nn.Module):
     >>> block(torch.ones(1, 3, 256)).shape
     torch.Size([1, 3, 256])
     """
+
+    _weights: FrozenLayer
 
     def __init__(self, layer: _core.MoeLayer) -> None:
         super().__init__()
@@ -121,14 +122,6 @@ class MoeBlock(nn.Module):
         """
         out: torch.Tensor = torch.ops.moesaic.moe_layer(hidden_states, self._weights.number)
         return out
-
-    def get_extra_state(self) -> Any:
-        """Return the entry of a state_dict: where the layer is, or what cannot be saved."""
-        return state_of(self._weights)
-
-    def set_extra_state(self, state: Any) -> None:
-        """Take the layer of an entry of a state_dict."""
-        self._weights = weights_of(state, self._weights)
 
     def extra_repr(self) -> str:
         """Return the sizes of the layer."""

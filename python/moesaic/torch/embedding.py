@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import Any
 
 import torch
-from torch import nn
 
 from moesaic import _core
 from moesaic._errors import error_of
 from moesaic.torch.frozen import FrozenTable
-from moesaic.torch.state import state_of, weights_of
+from moesaic.torch.state import FrozenModule
 
 
-class Embedding(nn.Module):
+class Embedding(FrozenModule):
     """What ``torch.nn.Embedding`` gives, over a tensor of a GGUF file.
 
     The rows that a call asks for are decoded; the others stay in the file's pages. It has no
@@ -44,6 +42,8 @@ class Embedding(nn.Module):
     >>> router(torch.tensor([[0, 1, 0]])).shape
     torch.Size([1, 3, 256])
     """
+
+    _weights: FrozenTable
 
     def __init__(self, file: _core.GgufFile, name: str, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -119,14 +119,6 @@ class Embedding(nn.Module):
         """
         out: torch.Tensor = torch.ops.moesaic.embedding(ids, self._weights.number, self.dtype)
         return out
-
-    def get_extra_state(self) -> Any:
-        """Return the entry of a state_dict: where the table is."""
-        return state_of(self._weights)
-
-    def set_extra_state(self, state: Any) -> None:
-        """Take the table of an entry of a state_dict."""
-        self._weights = weights_of(state, self._weights)
 
     def extra_repr(self) -> str:
         """Return sizes, type and bytes."""

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from moesaic import _core
 from moesaic._errors import error_of, require_kind
 from moesaic.torch.frozen import FrozenExperts, PooledExperts
-from moesaic.torch.state import state_of, weights_of
+from moesaic.torch.state import FrozenModule
 
 if TYPE_CHECKING:
     from moesaic._core import _ActivationName, _GgufSource, _OnMiss, _Precision, _Progress
 
 
-class Experts(nn.Module):
+class Experts(FrozenModule):
     """The experts of one layer; the model routes.
 
     It stands where a model of transformers has its ``experts``, and has no parameters: the weights
@@ -53,6 +52,8 @@ class Experts(nn.Module):
     >>> experts(x, ids, weights).shape
     torch.Size([3, 256])
     """
+
+    _weights: FrozenExperts
 
     def __init__(
         self,
@@ -232,14 +233,6 @@ class Experts(nn.Module):
             hidden_states, top_k_index, top_k_weights, self._weights.number
         )
         return out
-
-    def get_extra_state(self) -> Any:
-        """Return the entry of a state_dict: where the weights are, or what cannot be saved."""
-        return state_of(self._weights)
-
-    def set_extra_state(self, state: Any) -> None:
-        """Take the weights of an entry of a state_dict."""
-        self._weights = weights_of(state, self._weights)
 
     def extra_repr(self) -> str:
         """Return sizes, types and bytes."""

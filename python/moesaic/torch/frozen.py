@@ -96,6 +96,11 @@ class FrozenExperts(Frozen):
         return FrozenExperts, (self.stack, self.activation, self.precision)
 
 
+def _stack_of(store: _core.MoeExpertStore, block: int) -> _core.ExpertStack:
+    """The experts of a block, where the store has them."""
+    return {one.layer_index: one.stack for one in store.layers}[block]
+
+
 class PooledExperts(FrozenExperts):
     """Experts of a store, as many of them in memory as a pool says.
 
@@ -111,10 +116,9 @@ class PooledExperts(FrozenExperts):
         activation: _core.Activation,
         precision: str | None,
     ) -> None:
-        view = {one.layer_index: one for one in store.layers}[block]
-        super().__init__(view.stack, activation, precision)
+        stack = _stack_of(store, block)
+        super().__init__(stack, activation, precision)
         self.store, self.block, self.pool = store, block, pool
-        stack = view.stack
         facts = _core.MoeConfig(
             hidden_size=stack.hidden_size,
             intermediate_size=stack.intermediate_size,
@@ -148,8 +152,7 @@ def mapped_experts(
 
     Whoever loads one says anew how much memory experts may take.
     """
-    view = {one.layer_index: one for one in store.layers}[block]
-    return FrozenExperts(view.stack, activation, precision)
+    return FrozenExperts(_stack_of(store, block), activation, precision)
 
 
 class FrozenLayer(Frozen):

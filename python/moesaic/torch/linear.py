@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -11,13 +11,13 @@ from moesaic import _core
 from moesaic._errors import require_kind
 from moesaic.torch.arrays import array_of
 from moesaic.torch.frozen import FrozenMatrix
-from moesaic.torch.state import state_of, weights_of
+from moesaic.torch.state import FrozenModule
 
 if TYPE_CHECKING:
     from moesaic._core import _GgufSource, _Progress
 
 
-class Linear(nn.Module):
+class Linear(FrozenModule):
     """What ``torch.nn.Linear`` computes, over a matrix that stays encoded.
 
     It has no parameters: the weights are frozen. Gradients reach the input, through the decoded
@@ -41,6 +41,8 @@ class Linear(nn.Module):
     >>> linear(torch.ones(2, 3, 256)).shape
     torch.Size([2, 3, 64])
     """
+
+    _weights: FrozenMatrix
 
     def __init__(self, matrix: _core.QuantMatrix) -> None:
         super().__init__()
@@ -133,14 +135,6 @@ class Linear(nn.Module):
         """
         out: torch.Tensor = torch.ops.moesaic.linear(x, self._weights.number)
         return out
-
-    def get_extra_state(self) -> Any:
-        """Return the entry of a state_dict: where the matrix is, or what cannot be saved."""
-        return state_of(self._weights)
-
-    def set_extra_state(self, state: Any) -> None:
-        """Take the weights of an entry of a state_dict."""
-        self._weights = weights_of(state, self._weights)
 
     def extra_repr(self) -> str:
         """Return sizes, type and bytes."""

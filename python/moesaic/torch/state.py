@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
+from torch import nn
 
 from moesaic import _core
 from moesaic._errors import error_of
@@ -114,3 +115,17 @@ def _malformed(got: str) -> _core.Error:
     return error_of(
         _core.FormatError, "load_state_dict", "experts", "an entry of a state_dict of moesaic", got
     )
+
+
+class FrozenModule(nn.Module):
+    """A module over weights that no one changes, to which its state_dict refers."""
+
+    _weights: Frozen
+
+    def get_extra_state(self) -> Any:
+        """Return the entry of a state_dict: where the weights are, or what cannot be saved."""
+        return state_of(self._weights)
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take the weights of an entry of a state_dict."""
+        self._weights = weights_of(state, self._weights)
