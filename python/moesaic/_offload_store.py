@@ -109,10 +109,7 @@ def open_store(
         read_ahead=read_ahead,
         direct_io=direct_io,
     )
-    pools = [
-        _core.ExpertPool(view.up.num_experts, budget, decay=_DECAY)
-        for view, budget in zip(experts.layers, experts.fitting_budgets(), strict=True)
-    ]
+    pools = pools_of(experts, experts.fitting_budgets())
     options = {
         "max_tokens": max_tokens, "on_miss": on_miss, "staging": staging,
         "io_threads": io_threads, "read_ahead": read_ahead, "direct_io": direct_io,
@@ -252,6 +249,14 @@ class OffloadStore:
             f"moesaic.OffloadStore(layers={len(self._pools)}, in memory {shown} of {most} experts"
             f" a layer, reading={self.reading!r})"
         )
+
+
+def pools_of(experts: _core.MoeExpertStore, budgets: Sequence[int]) -> list[_core.ExpertPool]:
+    """A pool for each layer of a store, which keep what is used and forget it slowly."""
+    return [
+        _core.ExpertPool(view.up.num_experts, budget, decay=_DECAY)
+        for view, budget in zip(experts.layers, budgets, strict=True)
+    ]
 
 
 def _store_of(

@@ -6,10 +6,8 @@ from collections.abc import Callable
 
 from moesaic import _core
 from moesaic._errors import error_of
+from moesaic._offload_store import pools_of
 from moesaic.torch.experts import Experts
-
-#: How fast the past of an expert fades, per forward.
-_DECAY = 0.97
 
 
 def pooled_experts(
@@ -27,10 +25,8 @@ def pooled_experts(
             "room for an expert of each block, beside the buffers that they are read into",
             str(memory),
         )  # fmt: skip
-    pools = {
-        view.layer_index: _core.ExpertPool(view.stack.num_experts, budget, decay=_DECAY)
-        for view, budget in zip(store.layers, budgets, strict=True)
-    }
+    blocks = [view.layer_index for view in store.layers]
+    pools = dict(zip(blocks, pools_of(store, budgets), strict=True))
 
     def experts(kind: type[Experts], block: int, activation: _core.Activation) -> Experts:
         if block not in pools:
