@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from values import expert_weights, normal
 
 import moesaic as mo
 
@@ -52,6 +53,23 @@ def write_checkpoint(folder: Path, tensors: dict, config: dict, types: dict | No
     write_safetensors(folder / "model.safetensors", tensors, types)
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def write_small_checkpoint(folder: Path) -> Path:
+    """One layer of Qwen3 MoE: 8 experts [32, 64], of which each token gets 2."""
+    gate, up, down = expert_weights(8, 64, 32)
+    tensors = {"model.layers.0.mlp.gate.weight": normal(8, 64)}
+    for e in range(8):
+        stem = f"model.layers.0.mlp.experts.{e}"
+        tensors |= {
+            f"{stem}.gate_proj.weight": gate[e], f"{stem}.up_proj.weight": up[e],
+            f"{stem}.down_proj.weight": down[e],
+        }  # fmt: skip
+    config = {
+        "model_type": "qwen3_moe", "hidden_size": 64, "moe_intermediate_size": 32,
+        "num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True,
+    }  # fmt: skip
+    return write_checkpoint(folder, tensors, config)
 
 
 def bf16_bits(values: np.ndarray) -> np.ndarray:

@@ -6,9 +6,9 @@ import time
 import numpy as np
 import pytest
 from fake_group import FakeGroup, Lost, Room, good, run_ranks
-from files import write_checkpoint, write_small
+from files import write_small, write_small_checkpoint
 from test_layer_calls import layer_with_everything
-from values import expert_weights, normal
+from values import normal
 from zoo_models import LAYER, architectures, files_of, inputs_of
 
 import moesaic as mo
@@ -120,19 +120,7 @@ def test_parts_of_few_models(combine):
 
 
 def test_checkpoints(tmp_path):
-    gate, up, down = expert_weights(8, 64, 32)
-    tensors = {"model.layers.0.mlp.gate.weight": normal(8, 64)}
-    for e in range(8):
-        stem = f"model.layers.0.mlp.experts.{e}"
-        tensors |= {
-            f"{stem}.gate_proj.weight": gate[e], f"{stem}.up_proj.weight": up[e],
-            f"{stem}.down_proj.weight": down[e],
-        }  # fmt: skip
-    config = {
-        "model_type": "qwen3_moe", "hidden_size": 64, "moe_intermediate_size": 32,
-        "num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True,
-    }  # fmt: skip
-    folder = write_checkpoint(tmp_path, tensors, config)
+    folder = write_small_checkpoint(tmp_path)
     whole = mo.MoeLayer.from_safetensors(folder, 0)
     plan = plan_experts(np.ones(8), 3)
 

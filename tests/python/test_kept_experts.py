@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from files import write_checkpoint, write_small
+from files import write_small, write_small_checkpoint
 from int4_files import LAYER, H
 from int4_files import Model as Int4Model
 from test_gguf_layers import Model, fuse, split_experts
@@ -174,19 +174,7 @@ def test_only_those_bytes_are_read(tmp_path):
 
 
 def test_checkpoints(tmp_path):
-    gate, up, down = expert_weights(8, 64, 32)
-    tensors = {"model.layers.0.mlp.gate.weight": normal(8, 64)}
-    for e in range(8):
-        stem = f"model.layers.0.mlp.experts.{e}"
-        tensors |= {
-            f"{stem}.gate_proj.weight": gate[e], f"{stem}.up_proj.weight": up[e],
-            f"{stem}.down_proj.weight": down[e],
-        }  # fmt: skip
-    config = {
-        "model_type": "qwen3_moe", "hidden_size": 64, "moe_intermediate_size": 32,
-        "num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True,
-    }  # fmt: skip
-    folder = write_checkpoint(tmp_path, tensors, config)
+    folder = write_small_checkpoint(tmp_path)
     whole = mo.MoeLayer.from_safetensors(folder, 0)
     x = normal(9, 64)
     for kept in (KEPT, range(8), []):
@@ -201,6 +189,7 @@ def test_checkpoints(tmp_path):
             np.testing.assert_array_equal(some(x, routing=routing), whole(x, routing=routing))
         assert pickle.loads(pickle.dumps(some)).stack.experts == list(kept)
     stack = mo.ExpertStack.load_from_safetensors(folder, 0, experts=[7])
+    _, up, _ = expert_weights(8, 64, 32)  # as they are in the folder
     np.testing.assert_array_equal(stack.dequantize("up", 7), up[7])
     with pytest.raises(mo.ShapeError, match="0 to 7"):
         mo.MoeLayer.from_safetensors(folder, 0, experts=[9])
