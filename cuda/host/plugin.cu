@@ -8,7 +8,7 @@
 
 #define MOESAIC_TEXT(x) #x
 #define MOESAIC_TEXT_OF(x) MOESAIC_TEXT(x)
-// Of the release of each toolkit's first minor version, which serves the later ones too.
+// The driver of each toolkit's first minor version serves the later ones too.
 #if __CUDACC_VER_MAJOR__ >= 13
 #define MOESAIC_MIN_DRIVER "580"
 #else

@@ -30,8 +30,8 @@ ArrayRef import_routing_part(py::handle array, const char* name, DType dtype,
   return ref;
 }
 
-/// Of the package of `like`. Where that makes no empty arrays, what a caller will see (`shown`) is an
-/// UnsupportedError, the rest memory made here.
+/// A routing in arrays of the package that `like` is from. Where that makes no empty arrays, one that
+/// a caller will see (`shown`) is an UnsupportedError, another is made in memory of its own.
 std::shared_ptr<const DeviceRouting> empty_routing(bool shown, std::int64_t num_tokens,
                                                    std::int32_t top_k, const DeviceStream& target,
                                                    py::handle like, const char* operation) {

@@ -60,7 +60,7 @@ def main(folder: str) -> None:
     for layer, spread in zip(profile.layer_indices, profile.effective_experts(), strict=True):
         print(f"layer {layer}: as many as {spread:.1f} experts, used evenly")
 
-    # The same model in torch, for comparison.
+    # The model as torch runs it, for comparison.
     plain = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     with torch.no_grad():
         got, want = (m(prompt).logits.float() for m in (model, plain))

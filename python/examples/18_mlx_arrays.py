@@ -43,7 +43,7 @@ y = layer(x)
 assert isinstance(y, mx.array) and y.shape == x.shape
 assert layer(x.astype(mx.bfloat16)).dtype == mx.bfloat16
 
-# The same in MLX alone, all experts of all tokens, over the decoded weights.
+# The layer in MLX alone: all experts of all tokens, over the decoded weights.
 logits = layer.router(x)
 ids = mx.argpartition(-logits, TOP_K - 1, axis=-1)[..., :TOP_K]
 weights = mx.softmax(mx.take_along_axis(logits, ids, axis=-1), axis=-1)

@@ -38,7 +38,7 @@ void check_parts(const ExpertStack::Parts& parts);
 
 /// Decodes every role to `type` (F32, F16 or BF16) in own memory.
 void dequantize_roles(ExpertStack::Parts& parts, QuantType type, const LoadOptions& options);
-/// The same of a role on its own.
+/// Decodes one role to `type` in own memory.
 void dequantize_role(RoleWeights& weights, QuantType type, const LoadOptions& options);
 
 /// The end of every loader: check, dequantize when asked, let the backend prepare.

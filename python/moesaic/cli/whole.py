@@ -112,7 +112,7 @@ def tokenizer_of(place: Place, given: str | None) -> Any:
         raise error_of(
             mo.UnsupportedError, "generate", f"tokenizer of {where}", expected, got, hint
         ) from error
-    # Of a folder with a configuration alone it makes one that knows no words.
+    # transformers makes a tokenizer without words of a folder that has a configuration alone.
     if len(found) <= len(found.all_special_ids):
         raise error_of(
             mo.UnsupportedError, "generate", f"tokenizer of {where}", expected, "no words", hint

@@ -141,7 +141,7 @@ class Rounds:
         step = self._settings.max_tokens or max(tokens, 1)
         rounds, more = 0, True
         while more:
-            # Of all ranks the same, so that each knows the number of every token.
+            # All ranks begin a round at one number, so that each knows the number of every token.
             first = rounds * (self._settings.max_tokens or 0)
             more, protocol = self._round(wire, job, first, min(first + step, tokens))
             rounds += 1

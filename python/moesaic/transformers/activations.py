@@ -67,7 +67,7 @@ def _computed(module: nn.Module, gate: torch.Tensor | None, up: torch.Tensor) ->
         if gate is None:
             out = module.act_fn(up)
         elif hasattr(module, "_apply_gate"):
-            # Of one value each, concatenated and interleaved halves are the same.
+            # With one value each, concatenated and interleaved halves are the same.
             out = module._apply_gate(torch.cat([gate, up], -1))
         else:
             out = module.act_fn(gate) * up
