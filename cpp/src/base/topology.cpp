@@ -205,16 +205,14 @@ std::vector<std::int32_t> allowed_cpus() {
   Ids cpus;
 #if defined(__linux__)
   // The kernel refuses a mask smaller than its own.
-  for (int capacity = 1024; capacity <= (1 << 20) && cpus.empty(); capacity *= 2) {
-    cpu_set_t* const mask = CPU_ALLOC(static_cast<std::size_t>(capacity));
-    if (mask == nullptr) break;
-    const std::size_t bytes = CPU_ALLOC_SIZE(static_cast<std::size_t>(capacity));
-    const bool ok = sched_getaffinity(0, bytes, mask) == 0;
+  for (std::size_t sets = 1; sets <= 1024 && cpus.empty(); sets *= 2) {
+    std::vector<cpu_set_t> mask(sets);
+    const std::size_t bytes = sets * sizeof(cpu_set_t);
+    const bool ok = sched_getaffinity(0, bytes, mask.data()) == 0;
     const bool too_small = !ok && errno == EINVAL;
-    for (int cpu = 0; ok && cpu < capacity; ++cpu) {
-      if (CPU_ISSET_S(static_cast<std::size_t>(cpu), bytes, mask)) cpus.push_back(cpu);
+    for (std::size_t cpu = 0; ok && cpu < 8 * bytes; ++cpu) {
+      if (CPU_ISSET_S(cpu, bytes, mask.data())) cpus.push_back(static_cast<std::int32_t>(cpu));
     }
-    CPU_FREE(mask);
     if (!too_small) break;
   }
 #endif
