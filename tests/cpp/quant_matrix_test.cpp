@@ -118,8 +118,8 @@ TEST_P(EveryMatrix, MeetsF64AndTheScalarTwinForEveryNumberOfRows) {
               << name_of(isa) << " rows " << rows;
         }
         // A row does not depend on those beside it.
-        ASSERT_EQ(0, std::memcmp(most.bytes.data(), y.bytes.data(),
-                                 std::min(most.bytes.size(), y.bytes.size())))
+        const std::size_t both = std::min(most.bytes.size(), y.bytes.size());
+        ASSERT_TRUE(std::equal(y.bytes.begin(), y.bytes.begin() + both, most.bytes.begin()))
             << name_of(isa) << " rows " << rows;
         most = y;
       }
