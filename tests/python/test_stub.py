@@ -268,6 +268,8 @@ def documented():
             parameters = inspect.signature(value).parameters.values()
         except ValueError:  # a class that cannot be called
             continue
+        if any(p.annotation == "NoReturn" for p in parameters):  # nor one that only raises
+            continue
         if isinstance(value, type) and issubclass(
             value, BaseException | dict | list | mo.MoeExecMode
         ):
