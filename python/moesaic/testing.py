@@ -148,11 +148,10 @@ def write_moe_gguf(
 
     def add(name: str, values: npt.NDArray[np.float32], quant: str) -> npt.NDArray[np.float32]:
         data = quantize(values, quant)
-        decoded = dequantize(data, quant, values.shape)
-        plain = {"F32": np.float32, "F16": np.float16}.get(quant)
-        stored = data if plain is None else data.view(plain)
-        writer.add_tensor(name, stored, raw_dtype=gguf.GGMLQuantizationType[quant])
-        return decoded
+        # gguf takes any bytes for any number of a type, unless they are uint8.
+        number = _core.quant_types()[quant]["id"]
+        writer.add_tensor(name, data.view(np.int8), values.shape, raw_dtype=number)
+        return dequantize(data, quant, values.shape)
 
     weights = []
     for layer in range(layers):

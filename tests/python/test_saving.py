@@ -27,6 +27,18 @@ def test_every_architecture_comes_back(name, tmp_path):
         np.testing.assert_array_equal(new(x), old(x))
 
 
+@pytest.mark.parametrize(
+    "quant", sorted(name for name, facts in mo.testing.quant_types().items() if facts["encodes"])
+)
+def test_every_type_comes_back(quant, tmp_path):
+    mo.testing.write_moe_gguf(tmp_path / "old.gguf", gate_type=quant, down_type=quant)
+    old = open_layer(tmp_path / "old.gguf")
+    old.save(tmp_path / "new.gguf")
+    new = open_layer(tmp_path / "new.gguf")
+    assert new.stack.quants == dict.fromkeys(("gate", "up", "down"), quant)
+    assert_same(old, new)
+
+
 def kimi_file() -> Model:
     """Latent experts under the other names, with a norm and scales of the projections."""
     model = latent_file()

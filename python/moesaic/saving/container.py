@@ -110,7 +110,7 @@ def begin(path: Path, metadata: Mapping[str, Value], tensors: Sequence[Tensor]) 
     for tensor in tensors:
         writer.add_tensor_info(
             tensor.name, tensor.shape, np.dtype(np.float32), tensor.nbytes,
-            raw_dtype=gguf.GGMLQuantizationType[tensor.type],
+            raw_dtype=_core.quant_types()[tensor.type]["id"],  # gguf may not name it yet
         )  # fmt: skip
     try:
         writer.write_header_to_file(path)
