@@ -37,7 +37,8 @@ PathChoice choose_path(std::int64_t num_tokens, std::int64_t num_pairs, std::int
   choice.precision = forward::choose_precision(num_pairs, num_experts, tuning).precision;
   if (tuning.gemm == GemmMode::Auto && num_tokens <= 1) {
     choice.path = Path::Gemv;
-    choice.reason = "one token: no expert repeats";
+    choice.reason =
+        num_tokens == 0 ? "no tokens: nothing to compute" : "one token: no expert repeats";
     return choice;
   }
   choice.path = tuning.gemm == GemmMode::Aligned ? Path::Aligned : Path::Bucketed;
