@@ -189,6 +189,7 @@ void bind_tuning(py::module_& m) {
                           .add("source", &ConfigEntry::source)
                           .add("help", &ConfigEntry::help));
 
+  m.def("borrow_openmp", &ThreadPool::borrow_openmp, py::arg("library"));
   m.def("current_tuning", [] { return Tuning(current_tuning()); });
   m.def("show_config", [] { return show_config(current_tuning(), process_tuning()); });
 }

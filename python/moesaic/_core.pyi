@@ -5745,6 +5745,13 @@ def explain_matrix(matrix: QuantMatrix, num_rows: int = 8) -> dict[str, str]:
 def show_config() -> list[ConfigEntry]:
     """Return every knob with value and source, as ``moesaic.show_config``."""
 
+def borrow_openmp(library: str) -> bool:
+    """Let calls work on threads of the OpenMP runtime that a loaded library depends on.
+
+    They do where the runtime has as many threads for the caller as the call wants. Returns whether
+    there is such a runtime; it stays in use until the process ends.
+    """
+
 def current_tuning() -> Tuning:
     """Return the tuning that calls here and now run with.
 

@@ -439,6 +439,32 @@ class TestModule:
         assert seen == [1, 1, 2, 2]
         assert mo.current_tuning().threads is None
 
+    @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and borrows threads on Linux")
+    def test_threads_are_those_of_torch(self):
+        script = """
+import time
+from pathlib import Path
+import numpy as np, torch
+import moesaic as mo
+from moesaic.torch import Linear
+torch.set_num_threads(2)
+weight, x = torch.randn(512, 512), torch.randn(512, 512)
+linear = Linear(mo.QuantMatrix.from_dense(weight.numpy()))
+linear(x), x @ weight
+
+def ticks():
+    return {task.name: int((task / "stat").read_text().rsplit(")")[-1].split()[11])
+            for task in Path("/proc/self/task").iterdir()}
+
+before, end = ticks(), time.monotonic() + 1
+while time.monotonic() < end:
+    linear(x), x @ weight
+print(sum(spent - before.get(task, 0) > 3 for task, spent in ticks().items()))
+"""
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert int(done.stdout) == 2  # with threads of both there would be three
+
 
 class TestState:
     def test_from_files(self, tmp_path):

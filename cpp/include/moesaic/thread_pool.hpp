@@ -60,6 +60,14 @@ class ThreadPool {
   /// machine_topology. The latest one is kept alive.
   static std::shared_ptr<ThreadPool> shared(int threads = 0, std::int32_t nodes = 0);
 
+  /// Lets pools of one node work on threads of the OpenMP runtime that a loaded library depends on,
+  /// in calls from threads for which the runtime has as many as the pool. Threads of both spin for
+  /// work, and would keep each other from the CPUs; now the pool's own sleep. Returns whether there
+  /// is such a runtime: not where the library is not loaded, nor where its threads cannot be had by
+  /// the names of GCC's runtime, which LLVM's and Intel's have too. It is never unloaded then. A
+  /// forked child, in which the runtime has lost its threads, uses the pools' own.
+  static bool borrow_openmp(const char* library);
+
  private:
   static constexpr std::chrono::microseconds kPatience{20};  // about what a job costs more there
   using Invoke = void (*)(void* body, std::int64_t chunk, int thread);

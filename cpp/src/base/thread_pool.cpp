@@ -14,6 +14,7 @@
 #include "base/float_state.hpp"
 #include "base/fork.hpp"
 #include "base/futex.hpp"
+#include "base/openmp.hpp"
 #include "base/topology.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/interrupt.hpp"
@@ -398,6 +399,36 @@ struct ThreadPool::Impl final : ForkHook {
     }
   }
 
+  /// Threads of an OpenMP runtime at the work of one round.
+  struct Team {
+    Impl* pool;
+    const OpenMpRuntime* runtime;
+    Interrupt* interrupt;  ///< of the caller, who is thread 0 here and there
+
+    static void enter(void* argument) {
+      const Team& team = *static_cast<const Team*>(argument);
+      Impl& pool = *team.pool;
+      const int thread = team.runtime->thread_num();
+      const std::size_t own = pool.lane_of[static_cast<std::size_t>(thread)];
+      if (thread == 0) return pool.take_near(own, 0, team.interrupt);
+      const FloatState before = float_state();
+      {
+        const Enter inside(&pool, thread);
+        pool.take_near(own, thread);
+      }
+      set_float_state(before);
+    }
+  };
+
+  /// The runtime whose threads can work for the caller now. Where it has another number of them, it
+  /// would end some and start others in each turn.
+  const OpenMpRuntime* team_of_caller() const {
+    const OpenMpRuntime* const runtime = openmp_lender();
+    const bool usable = runtime != nullptr && nodes.size() == 1 && runtime->in_parallel() == 0 &&
+                        runtime->max_threads() == num_threads;
+    return usable ? runtime : nullptr;
+  }
+
   /// Chunks of one round: node n has [begin[n], end[n]).
   struct Round {
     std::int64_t begin, end;
@@ -435,6 +466,14 @@ struct ThreadPool::Impl final : ForkHook {
       lane.ticket.store(((last & ~(kCallStep - 1)) + kCallStep) | size, std::memory_order_seq_cst);
     }
     const std::size_t own = caller_lane();
+    if (const OpenMpRuntime* const runtime = team_of_caller(); runtime != nullptr) {
+      Team team{this, runtime, interrupt};
+      runtime->parallel(&Team::enter, &team, static_cast<unsigned>(num_threads), 0);
+      // The runtime may have had fewer threads, and has waited for all of them.
+      take_near(own, 0, interrupt);
+      take_far(own, 0, interrupt);
+      return;
+    }
     wake(own, 1);
     take_near(own, 0, interrupt);
     const auto finished = [this] { return pending.load(std::memory_order_acquire) == 0; };
@@ -546,6 +585,8 @@ void ThreadPool::run(std::int64_t chunks, std::int64_t per_node, Invoke invoke, 
   pool.busy.store(false, std::memory_order_release);
   if (cancelled) Interrupt::cancel();
 }
+
+bool ThreadPool::borrow_openmp(const char* library) { return lend_openmp(library); }
 
 std::shared_ptr<ThreadPool> ThreadPool::shared(int threads, std::int32_t nodes) {
   // Counting reads files of the cgroup: once, not for every context.

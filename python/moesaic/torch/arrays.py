@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,10 @@ def array_of(tensor: torch.Tensor) -> Any:
 
 
 class threads_of_torch:  # noqa: N801 - used as a context manager
-    """The calls inside use as many threads as torch does.
+    """The calls inside use as many threads as torch does: the same ones, where they are OpenMP's.
 
-    They are our own: those of torch's OpenMP wait for all of them at the end of each step, while
-    ours leave out one that another process keeps from running. ``mo.tuning(threads=)`` and
-    MOESAIC_THREADS come before ``torch.set_num_threads``.
+    ``mo.tuning(threads=)`` and MOESAIC_THREADS come before ``torch.set_num_threads``; another
+    number of threads than torch's are our own.
     """
 
     __slots__ = ("_token",)
@@ -40,6 +40,9 @@ class threads_of_torch:  # noqa: N801 - used as a context manager
         if self._token is not None:
             _core.tuning_variable.reset(self._token)
 
+
+# Threads of both would spin for work at the same time, and keep each other from the CPUs.
+_core.borrow_openmp(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
 
 _tunings: dict[int, _core.Tuning | None] = {}
 
