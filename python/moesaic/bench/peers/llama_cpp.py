@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,11 @@ from .base import PeerUnavailable
 
 
 class LlamaCpp:
-    """Raises PeerUnavailable where the package is missing or does not open the file."""
+    """Raises PeerUnavailable where the package is missing or does not open the file.
+
+    It computes on a thread of its own: ggml sets the shapes of AMX tiles once for each thread, and
+    torch, which sets its own, leaves none behind.
+    """
 
     def __init__(self, path: Path, context: int, threads: int) -> None:
         try:
@@ -27,6 +32,7 @@ class LlamaCpp:
             )
         except (ValueError, RuntimeError, OSError) as error:
             raise PeerUnavailable(f"{type(error).__name__}: {error}"[:200]) from error
+        self._thread = ThreadPoolExecutor(1)
 
     def clear(self) -> None:
         """Forget all tokens."""
@@ -34,4 +40,4 @@ class LlamaCpp:
 
     def evaluate(self, tokens: list[int]) -> None:
         """Run the model on further tokens."""
-        self._llama.eval(tokens)
+        self._thread.submit(self._llama.eval, tokens).result()
