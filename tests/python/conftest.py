@@ -20,6 +20,12 @@ ROOT = Path(__file__).resolve().parents[2]
 ZOO = ROOT.parent / "shared" / "data" / "zoo-qwen3moe.gguf"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def folders_of_children(tmp_path_factory):
+    """Where processes that tests start make temporary folders: pytest removes it in time."""
+    os.environ["TMPDIR"] = str(tmp_path_factory.mktemp("children"))
+
+
 @pytest.fixture(scope="session")
 def small(tmp_path_factory) -> Small:
     """Two layers, Q4_K gate and up, Q6_K down, H != I."""
