@@ -69,7 +69,7 @@ class Fuzzer(ABC):
 
     #: Cases that share what begin() made; the first of them is a multiple of this.
     group = 1
-    #: A case that takes longer hangs.
+    #: A case that takes longer hangs, on a machine without other work.
     seconds_per_case = 30.0
     #: Address space beyond that of the worker at its start.
     megabytes = 1024
@@ -182,6 +182,7 @@ class Run:
                         number, begun, _ = board.read()
                         seen, before = before, (number, begun)
                         patience = self.fuzzer.seconds_per_case * (1 if number >= 0 else 10)
+                        patience *= max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
                         # Twice the same, for what is being written may be read by halves.
                         if seen == before and time.monotonic() - begun > patience:
                             hangs = True
