@@ -30,7 +30,7 @@ def about(result: dict[str, Any]) -> str:
         f"Milliseconds, lower quartile (median, upper quartile). {layers} of "
         f"{result['model']}, {experts}, matrices {types['matrices']}; "
         f"{result['threads']} threads of an {result['machine']} ({result['isa']}) with a load of "
-        f"{result['load']:.0f}, other processes included; {result['date']}."
+        f"{result['load']:.0f}; {result['date']}."
     )
 
 
