@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,18 @@ def wheel(request: pytest.FixtureRequest) -> Path:
     if path is None:
         pytest.skip("needs --wheel PATH (nox -s wheel)")
     return path.resolve()
+
+
+@pytest.fixture(scope="session")
+def names(wheel: Path) -> list[str]:
+    return zipfile.ZipFile(wheel).namelist()
+
+
+@pytest.fixture(scope="session")
+def core(wheel: Path, names: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The compiled module, out of the wheel."""
+    (name,) = [n for n in names if Path(n).name.startswith("_core.") and n.endswith(".so")]
+    return Path(zipfile.ZipFile(wheel).extract(name, tmp_path_factory.mktemp("core")))
 
 
 @pytest.fixture(scope="session")
