@@ -7,6 +7,7 @@
 #include <cstring>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "moesaic/error.hpp"
 #include "moesaic/types.hpp"
@@ -149,33 +150,79 @@ void decode_floats(const StoredRole& role, std::int64_t rows, std::int64_t cols,
   }
 }
 
+bool is_finite(std::uint32_t bits) { return (bits & 0x7F800000) != 0x7F800000; }
+
+/// The nearest BF16 of a finite f32, ties to even.
+std::uint16_t nearest_bf16(std::uint32_t bits) {
+  return static_cast<std::uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+/// Every code under one scale.
+struct ScaledCodes {
+  std::array<std::uint16_t, 256> values;
+  std::array<std::uint8_t, 256> bad;  ///< 1: no finite number
+
+  void fill(const Table& table, float scale) {
+    for (std::size_t code = 0; code < table.size(); ++code) {
+      const auto bits = std::bit_cast<std::uint32_t>(table[code] * scale);
+      values[code] = nearest_bf16(bits);
+      bad[code] = is_finite(bits) ? 0 : 1;
+    }
+  }
+};
+
 void decode_codes(const StoredRole& role, std::int64_t rows, std::int64_t cols,
                   const std::byte* values, const std::byte* scales, const std::string& name,
                   std::byte* to) {
+  // Under a scale of many values its products are looked up, which are fewer than these.
+  constexpr std::int64_t kMany = 1024;
+  const bool looked_up = role.grid_rows * std::min(role.grid_cols, cols) >= kMany;
   const Table& table = shared_table(role.code);
   const std::int64_t part_rows = role.matrix_rows / role.grid_parts;
   const std::int64_t columns = grid_columns(role, cols);
+  std::vector<ScaledCodes> products(looked_up ? static_cast<std::size_t>(columns) : 0);
+  std::int64_t products_of = -1;  // the row of the grid whose scales are in `products`
+  const auto scale_of = [&](std::int64_t grid_row, std::int64_t g) {
+    const float scale =
+        scale_at(scales, role.scale, grid_row * columns + g, name) * role.scale_factor;
+    if (!std::isfinite(scale)) refuse(name, "scales that are finite in f32", "others");
+    return scale;
+  };
   auto* out = reinterpret_cast<std::uint8_t*>(to);
-  constexpr std::uint32_t kExponent = 0x7F800000;
   for (std::int64_t r = 0; r < rows; ++r) {
     const std::int64_t m = matrix_row(role, r);
     const std::int64_t grid_row =
         m / part_rows * grid_part_rows(role) + m % part_rows / role.grid_rows;
     const auto* codes = reinterpret_cast<const std::uint8_t*>(values) + m * cols;
-    bool finite = true;
+    if (looked_up && grid_row != products_of) {
+      for (std::int64_t g = 0; g < columns; ++g) {
+        products[static_cast<std::size_t>(g)].fill(table, scale_of(grid_row, g));
+      }
+      products_of = grid_row;
+    }
+    unsigned bad = 0;
     for (std::int64_t g = 0; g < columns; ++g) {
-      const float scale =
-          scale_at(scales, role.scale, grid_row * columns + g, name) * role.scale_factor;
-      if (!std::isfinite(scale)) refuse(name, "scales that are finite in f32", "others");
-      const std::int64_t end = std::min(cols, (g + 1) * role.grid_cols);
-      for (std::int64_t c = g * role.grid_cols; c < end; ++c) {
+      const std::int64_t begin = g * role.grid_cols;
+      const std::int64_t end = std::min(cols, begin + role.grid_cols);
+      const auto put = [&](std::int64_t c, std::uint16_t value) {
+        std::memcpy(out + 2 * c, &value, 2);
+      };
+      if (looked_up) {
+        const ScaledCodes& product = products[static_cast<std::size_t>(g)];
+        for (std::int64_t c = begin; c < end; ++c) {
+          put(c, product.values[codes[c]]);
+          bad |= product.bad[codes[c]];
+        }
+        continue;
+      }
+      const float scale = scale_of(grid_row, g);
+      for (std::int64_t c = begin; c < end; ++c) {
         const auto bits = std::bit_cast<std::uint32_t>(table[codes[c]] * scale);
-        finite = finite && (bits & kExponent) != kExponent;
-        const auto nearest = static_cast<std::uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-        std::memcpy(out + 2 * c, &nearest, 2);
+        put(c, nearest_bf16(bits));
+        bad |= is_finite(bits) ? 0U : 1U;
       }
     }
-    if (!finite) refuse(name, "numbers whose products with their scales f32 holds", "others");
+    if (bad != 0) refuse(name, "numbers whose products with their scales f32 holds", "others");
     out += 2 * cols;
   }
 }
