@@ -34,6 +34,7 @@ void bind_expert_pool(py::module_& m);
 void bind_placement(py::module_& m);
 void bind_store_views(py::module_& m);
 void bind_expert_store(py::module_& m);
+void bind_checkpoint_store(py::module_& m);
 void bind_layer_from_store(py::module_& m);
 void bind_checkpoints(py::module_& m);
 void bind_workspace(py::module_& m);

@@ -1,3 +1,5 @@
+#include "checkpoints.hpp"
+
 #include <pybind11/stl.h>
 
 #include <optional>
@@ -66,9 +68,9 @@ void add_expert(Builder& builder, const std::string& role_name, std::int32_t exp
   builder.add(role, expert, bytes, scale, values);
 }
 
-/// The stack of what Python gathered: a StackBuilder, or the Marlin stacks of gate_up and down with
-/// the number of experts of the model and those that the stacks have, None for all.
-Stack finish(Loading& loading, const char* operation, const py::handle& gathered) {
+}  // namespace
+
+Stack finish_gathered(Loading& loading, const char* operation, const py::handle& gathered) {
   Stack stack;
   if (py::isinstance<py::tuple>(gathered)) {
     using Marlin = std::shared_ptr<MarlinExpertStack>;
@@ -93,6 +95,12 @@ Stack finish(Loading& loading, const char* operation, const py::handle& gathered
   return stack;
 }
 
+py::object checkpoint_loader(const char* name) {
+  return py::module_::import("moesaic.safetensors").attr(name);
+}
+
+namespace {
+
 /// What Python calls after each matrix, with a name and the bytes done and to do.
 py::cpp_function step_of(Loading& loading) {
   return {[&loading](const Text& name, std::int64_t done, std::int64_t total) {
@@ -106,10 +114,6 @@ py::object checkpoint_source(const py::object& path, std::int32_t layer,
   return call_python(pickling_function("CheckpointSource"), py::make_tuple(path, layer, prefix));
 }
 
-py::object loader(const char* name) {
-  return py::module_::import("moesaic.safetensors").attr(name);
-}
-
 Stack load_stack(const py::object& path, std::int32_t layer,
                  const std::optional<std::string>& dequantize, const std::optional<py::str>& prefix,
                  const py::object& experts, const std::string& device, const py::object& progress) {
@@ -118,9 +122,9 @@ Stack load_stack(const py::object& path, std::int32_t layer,
   const auto kept = loading.keep(experts, kOperation);
   const py::object source = checkpoint_source(path, layer, prefix);
   const py::object gathered = call_python(
-      loader("gather_experts"),
+      checkpoint_loader("gather_experts"),
       py::make_tuple(path, layer, step_of(loading), dequantize.has_value(), prefix, source, kept));
-  const Stack stack = finish(loading, kOperation, gathered);
+  const Stack stack = finish_gathered(loading, kOperation, gathered);
   const py::dict options(py::arg("dequantize") = dequantize, py::arg("prefix") = prefix,
                          py::arg("experts") = kept, py::arg("device") = device);
   remember_origin(stack, reduced("checkpoint_stack", source, layer, options));
@@ -139,13 +143,13 @@ py::object load_layer(const py::object& path, std::int32_t layer,
   // The arguments of MoeLayer by name, with stacks still in their builders.
   const py::object source = checkpoint_source(path, layer, prefix);
   const auto parts =
-      call_python(loader("gather_layer"),
+      call_python(checkpoint_loader("gather_layer"),
                   py::make_tuple(path, layer, step_of(loading), dequantize.has_value(), prefix,
                                  config, top_k, source, kept))
           .cast<py::dict>();
   for (const char* name : {"stack", "shared"}) {
     const py::object gathered = parts[name];
-    if (!gathered.is_none()) parts[name] = finish(loading, kOperation, gathered);
+    if (!gathered.is_none()) parts[name] = finish_gathered(loading, kOperation, gathered);
   }
   parts["precision"] = precision;
   py::object made = py::type::of<LayerObject>()(**parts);

@@ -171,10 +171,17 @@ void bind_expert_store(py::module_& m) {
           py::arg("layer"), py::arg("ids"))
       .def(
           "fitting_budgets",
-          [](const MoeExpertStore& store, std::int64_t reserve) {
-            return store.fitting_budgets(backend_for(Device{}), reserve);
+          [](const MoeExpertStore& store, std::optional<std::int64_t> memory,
+             std::int64_t reserve) {
+            return store.fitting_budgets(backend_for(Device{}), reserve, memory);
           },
-          py::kw_only(), py::arg("reserve") = 0)
+          py::arg("memory") = py::none(), py::kw_only(), py::arg("reserve") = 0)
+      .def(
+          "slot_bytes",
+          [](const MoeExpertStore& store, const std::vector<std::int32_t>& budgets) {
+            return store.slot_bytes(backend_for(Device{}), budgets);
+          },
+          py::arg("budgets"))
       .def_property_readonly("reading", &MoeExpertStore::reading)
       .def("memory", &memory_of)
       .def("io_stats", &io_of)

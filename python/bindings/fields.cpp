@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "arrays.hpp"
 #include "base/nearest.hpp"
 #include "errors.hpp"
 #include "moesaic/error.hpp"

@@ -111,7 +111,13 @@ py::dict memory(const LayerObject& self) {
   add("latent",
       latent != nullptr ? latent->projections.nbytes() + bytes_of(latent->norm.weight) : 0);
   const MoeLayer::Parts& parts = layer->parts();
-  add("other", bytes_of(parts.input_norm.weight) + bytes_of(parts.router_norm.weight) +
+  std::int64_t epilogues = 0;
+  for (const Role role : {Role::Gate, Role::Up, Role::Down}) {
+    const RoleWeights& weights = layer->stack().role(role);
+    if (weights.bias != nullptr) epilogues += bytes_of(*weights.bias);
+    if (weights.scale != nullptr) epilogues += bytes_of(*weights.scale);
+  }
+  add("other", epilogues + bytes_of(parts.input_norm.weight) + bytes_of(parts.router_norm.weight) +
                    static_cast<std::int64_t>(parts.token_experts.size() * sizeof(std::int32_t)));
   result["total"] = total;
   return result;

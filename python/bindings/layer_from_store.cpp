@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "calls.hpp"
+#include "checkpoints.hpp"
 #include "gil.hpp"
 #include "layer_parts.hpp"
 #include "load.hpp"
@@ -13,6 +14,29 @@ namespace moesaic::python {
 namespace {
 
 using Store = std::shared_ptr<MoeExpertStore>;
+
+/// What a checkpoint has of a layer beside its experts, and the config that it says or was given.
+std::pair<MoeConfig, MoeLayer::Parts> parts_of_checkpoint(const py::object& checkpoint,
+                                                          const LayerMoeWeights& weights,
+                                                          const std::optional<MoeConfig>& given,
+                                                          std::optional<std::int32_t> top_k,
+                                                          Loading& loading, const char* operation) {
+  const auto found = call_python(checkpoint.attr("layer_arguments"),
+                                 py::make_tuple(weights.layer_index, given, top_k))
+                         .cast<py::dict>();
+  const auto argument = [&](const char* name) -> py::object {
+    return found.contains(name) ? py::object(found[name]) : py::none();
+  };
+  LayerArguments arguments{argument("router_weight"), argument("shared"),
+                           argument("shared_gate"),   argument("latent"),
+                           argument("latent_norm"),   argument("input_norm"),
+                           argument("router_norm"),   argument("token_experts")};
+  if (!arguments.shared.is_none()) {
+    arguments.shared = py::cast(finish_gathered(loading, operation, arguments.shared));
+  }
+  const auto config = argument("config").cast<MoeConfig>();
+  return {config, import_parts(weights.stack, config, arguments)};
+}
 
 LayerObject layer_from_store(const Store& store, std::int32_t block,
                              const std::shared_ptr<ExpertPool>& pool, const std::string& on_miss,
@@ -43,6 +67,17 @@ LayerObject layer_from_store(const Store& store, std::int32_t block,
                         kOperation);
   }
   const bool has_parts = !router_weight.is_none() || !shared.is_none();
+  const py::object checkpoint = checkpoint_of(store);
+  if (!checkpoint.is_none() && !has_parts) {
+    auto [found, parts] =
+        parts_of_checkpoint(checkpoint, weights, given, top_k, loading, kOperation);
+    parts.residency = loading.run([&](const LoadOptions& options) {
+      return store->residency(i, used, miss, *options.backend);
+    });
+    auto layer = std::make_shared<const MoeLayer>(std::move(found), std::move(parts));
+    load_all();
+    return {std::move(layer), default_precision};
+  }
   if (!config || (file && !has_parts)) {
     require<ConfigError>(!has_parts, [] {
       return Problem{kOperation, "router_weight and shared", "none: they come from the file",

@@ -91,19 +91,9 @@ LayerObject make_layer(const std::shared_ptr<ExpertStack>& stack, const MoeConfi
                        const py::object& latent_norm, const py::object& input_norm,
                        const py::object& router_norm, const py::object& token_experts,
                        const std::string& precision) {
-  const std::int64_t hidden = config.hidden_size;
-  const auto norm = [&](const py::object& weight, const char* name) {
-    return RmsNorm{import_part(weight, kConstructor, name, {hidden}), config.norm_eps};
-  };
-  MoeLayer::Parts parts;
-  parts.stack = stack;
-  parts.router_weight = import_part(router_weight, kConstructor, "router_weight",
-                                    {config.router.num_experts, hidden});
-  parts.shared = import_shared(shared, shared_gate, hidden, kConstructor);
-  parts.latent = import_latent(latent, latent_norm, config, stack->device());
-  parts.input_norm = norm(input_norm, "input_norm");
-  parts.router_norm = norm(router_norm, "router_norm");
-  parts.token_experts = import_table(token_experts, config);
+  MoeLayer::Parts parts = import_parts(stack, config,
+                                       {router_weight, shared, shared_gate, latent, latent_norm,
+                                        input_norm, router_norm, token_experts});
   return {std::make_shared<const MoeLayer>(config, std::move(parts)),
           parse_precision(precision, kConstructor)};
 }
@@ -167,6 +157,24 @@ const char* precision_of(const LayerObject& self) {
 }
 
 }  // namespace
+
+MoeLayer::Parts import_parts(std::shared_ptr<const ExpertStack> stack, const MoeConfig& config,
+                             const LayerArguments& arguments) {
+  const std::int64_t hidden = config.hidden_size;
+  const auto norm = [&](const py::object& weight, const char* name) {
+    return RmsNorm{import_part(weight, kConstructor, name, {hidden}), config.norm_eps};
+  };
+  MoeLayer::Parts parts;
+  parts.router_weight = import_part(arguments.router_weight, kConstructor, "router_weight",
+                                    {config.router.num_experts, hidden});
+  parts.shared = import_shared(arguments.shared, arguments.shared_gate, hidden, kConstructor);
+  parts.latent = import_latent(arguments.latent, arguments.latent_norm, config, stack->device());
+  parts.input_norm = norm(arguments.input_norm, "input_norm");
+  parts.router_norm = norm(arguments.router_norm, "router_norm");
+  parts.token_experts = import_table(arguments.token_experts, config);
+  parts.stack = std::move(stack);
+  return parts;
+}
 
 std::optional<SharedExperts> import_shared(const py::object& shared, const py::object& gate,
                                            std::int64_t hidden, const char* operation) {

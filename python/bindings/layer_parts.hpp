@@ -16,6 +16,16 @@ using LayerClass = py::class_<LayerObject>;
 std::optional<SharedExperts> import_shared(const py::object& shared, const py::object& gate,
                                            std::int64_t hidden, const char* operation);
 
+/// The arguments of the constructor beside stack, config and precision, each None where there is none.
+struct LayerArguments {
+  py::object router_weight = py::none(), shared = py::none(), shared_gate = py::none(),
+             latent = py::none(), latent_norm = py::none(), input_norm = py::none(),
+             router_norm = py::none(), token_experts = py::none();
+};
+/// What a layer is made of. Errors: those of the constructor, naming the argument.
+MoeLayer::Parts import_parts(std::shared_ptr<const ExpertStack> stack, const MoeConfig& config,
+                             const LayerArguments& arguments);
+
 /// Adds what makes layers of others.
 void define_layer_edits(LayerClass& type);
 

@@ -39,6 +39,7 @@ PYBIND11_MODULE(_core, m) {
   bind_placement(m);
   bind_store_views(m);
   bind_expert_store(m);
+  bind_checkpoint_store(m);
   bind_layer_from_store(m);
   bind_checkpoints(m);
   bind_workspace(m);

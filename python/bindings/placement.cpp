@@ -14,8 +14,6 @@ void bind_placement(py::module_& m) {
         return target_from_counts(counts, budget);
       },
       py::arg("counts"), py::arg("budget"));
-  m.def("budget_from_memory", &budget_from_memory, py::arg("free"), py::arg("reserve"),
-        py::arg("expert_bytes"), py::arg("layers"), py::arg("num_experts"));
   m.def(
       "merged_resident_mask",
       [](const std::vector<std::shared_ptr<ExpertPool>>& pools) {

@@ -36,10 +36,7 @@ def main(path: Path) -> None:
     store = mo.MoeExpertStore.from_gguf(file)  # copies nothing
     first = store.layers[0]
     experts = first.up.num_experts
-    budget = mo.budget_from_memory(
-        free=8 * first.expert_bytes, reserve=0, expert_bytes=first.expert_bytes,
-        layers=store.num_layers, num_experts=experts,
-    )  # fmt: skip
+    budget = min(store.fitting_budgets(memory=9 * first.expert_bytes))
     print(f"{budget} of {experts} experts a layer in fast memory")
     every_4 = mo.RefreshPolicy.every_decode_steps(4)
     pools = [mo.ExpertPool(experts, budget, every_4) for _ in store.layers]

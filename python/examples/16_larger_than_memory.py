@@ -1,6 +1,7 @@
 """A model larger than its memory: a few experts stay, the others are read when they are needed.
 
-Run with a file of yours and a size such as 12GiB, or without to make a small file first.
+Run with a GGUF file or a checkpoint folder of yours and a size such as 12GiB, or without to make a
+small file first.
 """
 
 import sys
@@ -28,7 +29,8 @@ def main(path: Path, memory: str) -> None:
             print(f"{step} tokens: {store.hit_rate():.0%} of the experts were in memory")
 
     # The bits are those of a layer that has everything in memory.
-    whole = mo.MoeLayer.from_gguf(path, store.blocks[0])
+    open_layer = mo.MoeLayer.from_safetensors if path.is_dir() else mo.MoeLayer.from_gguf
+    whole = open_layer(path, store.blocks[0])
     print("same bits:", np.array_equal(layers[0](topic), whole(topic)))
 
     # Whoever predicts what a layer will need says so, and the reads begin.

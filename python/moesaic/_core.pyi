@@ -32,6 +32,7 @@ import numpy.typing as npt
 from typing_extensions import Buffer, CapsuleType, Never, Self, Unpack
 
 from moesaic.offload import ExpertProfile
+from moesaic.safetensors import CheckpointExperts
 
 # --- types of arguments -----------------------------------------------------------------------
 
@@ -3230,8 +3231,8 @@ class MoeLayer:
         top_k : int, optional
             Experts per token, instead of the config's.
         router_weight, shared, shared_gate
-            As in the constructor; only with a ``config``. None: those of the file, where the store
-            is of one.
+            As in the constructor; only with a ``config``. None: those of the file or checkpoint,
+            where the store is of one.
         device : str
             'cpu' or 'cuda:0'.
         precision : str
@@ -4163,36 +4164,6 @@ def target_from_counts(counts: Sequence[int], budget: int) -> list[int]:
     [1, 3]
     """
 
-def budget_from_memory(
-    free: int, reserve: int, expert_bytes: int, layers: int, num_experts: int
-) -> int:
-    """Return how many experts per layer fit into memory, by division alone.
-
-    ``MoeExpertStore.fitting_budgets`` counts what a store with a limit needs beside them.
-
-    Parameters
-    ----------
-    free, reserve : int
-        Bytes that are free, and how many of them to leave.
-    expert_bytes : int
-        Bytes of one expert: gate, up and down.
-    layers : int
-        MoE layers.
-    num_experts : int
-        E.
-
-    Returns
-    -------
-    int
-        (free - reserve) / (expert_bytes * layers), from 0 to E; E when ``expert_bytes`` or
-        ``layers`` is 0.
-
-    Raises
-    ------
-    ConfigError
-        A negative argument.
-    """
-
 def merged_resident_mask(pools: Sequence[ExpertPool]) -> npt.NDArray[np.bool_]:
     """Return which experts are resident in any of the pools.
 
@@ -4300,7 +4271,7 @@ class LayerMoeWeights:
 class MoeExpertStore:
     """The experts of all MoE layers of a model, in slow memory.
 
-    That is a mapped file or, under a memory limit, a file that is read with several requests in
+    That is a mapped file or, under a memory limit, files that are read with several requests in
     flight. Thread safe. A mapped file must not be truncated meanwhile (SIGBUS); one that is read
     is not for use in a forked child. A store of a file pickles as how to open it, without its
     pools.
@@ -4358,6 +4329,47 @@ class MoeExpertStore:
         FormatError, UnsupportedError
             As ``ExpertStack.load_from_gguf``; also a limit on a file opened without mmap, and
             ``direct_io=True`` on a file system that cannot.
+        ConfigError
+            A bad option, or a limit below two experts.
+        """
+
+    @staticmethod
+    def from_safetensors(
+        path: _Path | CheckpointExperts,
+        *,
+        memory_limit: int,
+        staging: int = 0,
+        io_threads: int = 16,
+        read_ahead: int = 4,
+        direct_io: bool | None = None,
+    ) -> MoeExpertStore:
+        """Take every MoE layer of a Hugging Face checkpoint, whose experts are read one by one.
+
+        Each becomes what ``MoeLayer.from_safetensors`` would hold of it, so results are the same
+        bits: floats as they are, FP8 and INT8 as BF16, FP4 and INT4 repacked without loss.
+
+        Parameters
+        ----------
+        path : str or path
+            A folder, one .safetensors file, or an index file.
+        memory_limit : int
+            Bytes that slots and staging together stay below.
+        staging, io_threads, read_ahead, direct_io
+            As in ``from_gguf``. A staging buffer holds an expert twice where it is decoded: as
+            stored, and as kernels read it.
+
+        Returns
+        -------
+        MoeExpertStore
+
+        Raises
+        ------
+        FileNotFoundError, OSError, FormatError
+            As ``MoeLayer.from_safetensors``. That some values are no numbers shows in the call that
+            reads them.
+        UnsupportedError
+            Experts in a form that is not read one by one (the message names a tensor and the way
+            out), ``direct_io=True`` on a file system that cannot.
         ConfigError
             A bad option, or a limit below two experts.
         """
@@ -4475,27 +4487,48 @@ class MoeExpertStore:
             No such block, or an id that is no expert.
         """
 
-    def fitting_budgets(self, *, reserve: int = 0) -> list[int]:
-        """Return how many experts of each layer have room below the memory limit.
+    def fitting_budgets(self, memory: int | None = None, *, reserve: int = 0) -> list[int]:
+        """Return how many experts of each layer have room.
 
-        The staging buffers and whatever rounds up to pages are counted, so that ``apply`` and
-        layers on pools of these budgets stay below the limit.
+        The staging buffers, the layout of slots and whatever rounds up to pages are counted, so
+        that ``apply`` and layers on pools of these budgets take no more.
 
         Parameters
         ----------
+        memory : int, optional
+            Bytes for slots, buffers and the reserve. None: the memory limit; all experts have room
+            without one.
         reserve : int
             Bytes to leave for something else.
 
         Returns
         -------
         list of int
-            One per layer: equally many, one more in the first ones where that fits. All experts
-            without a limit.
+            One per layer: equally many, one more in the first ones where that fits.
 
         Raises
         ------
         ConfigError
             Not even buffers and reserve fit.
+        """
+
+    def slot_bytes(self, budgets: Sequence[int]) -> int:
+        """Return the bytes that the slots of pools take.
+
+        Parameters
+        ----------
+        budgets : sequence of int
+            Experts in fast memory, one number a layer.
+
+        Returns
+        -------
+        int
+            As memory is given out, rounded up to pages.
+
+        Raises
+        ------
+        ShapeError
+            Not one a layer.
         """
 
     @property

@@ -6,17 +6,25 @@ import os
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, get_args
 
 from moesaic import _core
 from moesaic._errors import error_of
 from moesaic._sizes import bytes_of
 from moesaic.offload import ExpertProfile
 
+if TYPE_CHECKING:
+    from moesaic.safetensors import CheckpointExperts
+
 __all__ = ["OffloadStore", "open_store"]
 
 OnMiss = Literal["compute", "stage", "error"]
+#: What a store is made of, opened.
+Source: TypeAlias = "_core.GgufFile | CheckpointExperts"
 
+#: Experts on their way from the disk at most, where memory is not short.
+_BUFFERS = 16
+_LARGE_PAGE = 2 << 20
 #: What of its score an expert keeps from one forward to the next: half after some 23 of them.
 _DECAY = 0.97
 
@@ -33,7 +41,7 @@ def open_store(
     read_ahead: int = 4,
     direct_io: bool | None = None,
 ) -> OffloadStore:
-    """Open a GGUF file whose experts need not fit in memory.
+    """Open a model whose experts need not fit in memory.
 
     The experts that are used most stay in memory, as many as fit, and change with use; the others
     are read from the file when a call needs them. Results are those of a layer with everything in
@@ -42,7 +50,8 @@ def open_store(
     Parameters
     ----------
     file : GgufFile or path
-        The model. A path is opened and stays open while the store lives.
+        The model: a GGUF file, or a Hugging Face checkpoint (its folder, one .safetensors file, or
+        an index file). A path is opened and stays open while the store lives.
     memory : int or str
         Bytes, or a text such as "12GiB", that experts, buffers of reads, the other parts of all
         layers and the workspace of one call take together at most. The interpreter and the rest
@@ -56,7 +65,7 @@ def open_store(
     profile : ExpertProfile, optional
         What an earlier run used: its most used experts are read first, before this returns.
     staging, io_threads, read_ahead, direct_io
-        As in ``MoeExpertStore.from_gguf``.
+        As in ``MoeExpertStore.from_gguf`` and ``from_safetensors``.
 
     Returns
     -------
@@ -67,10 +76,11 @@ def open_store(
     FileNotFoundError, OSError, FormatError
         The file is absent or cannot be read, or is no model.
     ConfigError
-        A ``memory`` that is no size, or too small for two experts, the other parts and the
-        workspace; a bad option.
+        A ``memory`` that is no size, or too small for an expert of each layer, the buffers of
+        reads, the other parts and the workspace (the message counts them); a bad option.
     UnsupportedError
-        A checkpoint of safetensors, which ``moesaic convert`` makes a GGUF file of.
+        A checkpoint with experts in a form that is not read one by one (the message says which, and
+        that ``moesaic convert`` makes a GGUF file of it).
     ShapeError
         A profile of another model.
 
@@ -90,31 +100,17 @@ def open_store(
             _core.ConfigError, "open_store", "on_miss", " or ".join(get_args(OnMiss)),
             repr(on_miss)[:80],
         )  # fmt: skip
-    if not isinstance(file, _core.GgufFile):
-        _refuse_checkpoint(Path(os.fsdecode(file)))
-        file = _core.GgufFile(file)
-    beside = _beside_experts(file, max_tokens)
-    if beside >= limit:
-        raise error_of(
-            _core.ConfigError, "open_store", "memory",
-            f"more than the {beside} bytes of routers, shared experts and the workspace of"
-            f" {max_tokens} tokens",
-            str(limit), "a lower max_tokens needs less workspace",
-        )  # fmt: skip
-    experts = _core.MoeExpertStore.from_gguf(
-        file,
-        memory_limit=limit - beside,
-        staging=staging,
-        io_threads=io_threads,
-        read_ahead=read_ahead,
-        direct_io=direct_io,
-    )
-    pools = pools_of(experts, experts.fitting_budgets())
+    source = opened(file)
+    experts, budgets, beside = stored_experts(
+        "open_store", source, limit, max_tokens,
+        staging=staging, io_threads=io_threads, read_ahead=read_ahead, direct_io=direct_io,
+    )  # fmt: skip
+    pools = pools_of(experts, budgets)
     options = {
         "max_tokens": max_tokens, "on_miss": on_miss, "staging": staging,
         "io_threads": io_threads, "read_ahead": read_ahead, "direct_io": direct_io,
     }  # fmt: skip
-    store = _store_of(experts, pools, beside, (file, limit, options))
+    store = _store_of(experts, pools, beside, (source, limit, options))
     if profile is not None:
         profile.warm(pools)
         experts.apply(pools)
@@ -131,8 +127,8 @@ class OffloadStore:
     _pools: tuple[_core.ExpertPool, ...]
     #: Bytes of everything else.
     _beside: int
-    #: The file, the memory in bytes and the options that ``open_store`` was called with.
-    _origin: tuple[_core.GgufFile, int, dict[str, Any]]
+    #: The model, the memory in bytes and the options that ``open_store`` was called with.
+    _origin: tuple[Source, int, dict[str, Any]]
     #: Where each block is in lists of layers.
     _places: dict[int, int]
 
@@ -177,7 +173,7 @@ class OffloadStore:
         block : int
             Its number in the model, one of ``blocks``.
         config, top_k, precision
-            As in ``MoeLayer.from_gguf``.
+            As in ``MoeLayer.from_gguf`` and ``from_safetensors``.
 
         Returns
         -------
@@ -263,7 +259,7 @@ def _store_of(
     experts: _core.MoeExpertStore,
     pools: Sequence[_core.ExpertPool],
     beside: int,
-    origin: tuple[_core.GgufFile, int, dict[str, Any]],
+    origin: tuple[Source, int, dict[str, Any]],
 ) -> OffloadStore:
     store = OffloadStore.__new__(OffloadStore)
     store._experts, store._pools, store._beside = experts, tuple(pools), beside
@@ -272,26 +268,88 @@ def _store_of(
     return store
 
 
-def _reopen(file: _core.GgufFile, limit: int, options: dict[str, Any]) -> OffloadStore:
+def _reopen(source: Source, limit: int, options: dict[str, Any]) -> OffloadStore:
     """Return the store of a pickle."""
-    return open_store(file, limit, **options)
+    return open_store(source, limit, **options)  # type: ignore[arg-type]  # as it was opened
 
 
-def _refuse_checkpoint(path: Path) -> None:
-    if path.is_dir() or path.suffix == ".safetensors" or path.name.endswith(".index.json"):
+def opened(file: Source | str | PathLike[str]) -> Source:
+    """The model that ``open_store`` was given."""
+    if isinstance(file, _core.GgufFile):
+        return file
+    if isinstance(file, (str, PathLike)):
+        path = Path(os.fsdecode(file))
+        if not path.is_dir() and not path.name.endswith((".safetensors", ".index.json")):
+            return _core.GgufFile(file)
+    from moesaic.safetensors import CheckpointExperts  # files of GGUF do without
+
+    if isinstance(file, (str, PathLike)):
+        return CheckpointExperts(file)
+    # Of another object GgufFile says what it takes.
+    return file if isinstance(file, CheckpointExperts) else _core.GgufFile(file)
+
+
+def stored_experts(
+    operation: str,
+    source: Source,
+    memory: int,
+    max_tokens: int | None,
+    *,
+    staging: int = 0,
+    direct_io: bool | None = None,
+    **options: Any,
+) -> tuple[_core.MoeExpertStore, list[int], int]:
+    """A store of a model, the budgets of its pools, and what is beside experts and buffers.
+
+    All of it fits in ``memory``, with at least an expert of each layer; ``max_tokens`` are those of
+    the workspace, None where neither it nor the other parts of layers count. Raises ConfigError,
+    which says what is needed.
+    """
+    # As few buffers as there may be. They are never written to, so they take no memory.
+    least = _store(
+        source,
+        memory_limit=memory if staging else 1 << 62,
+        staging=staging or 2,
+        direct_io=direct_io,
+        io_threads=1,
+    )
+    buffers = least.memory()["staging"] or 0
+    beside = 0 if max_tokens is None else _beside_experts(least, max_tokens)
+    slots = least.slot_bytes([1] * least.num_layers)
+    if memory < beside + buffers + slots:
+        parts = f", {beside} of routers, shared experts and the workspace of {max_tokens} tokens"
         raise error_of(
-            _core.UnsupportedError, "open_store", str(path), "a GGUF file",
-            "a checkpoint of safetensors",
-            "moesaic convert writes its experts to a GGUF file, floats and FP4 as they are",
+            _core.ConfigError, operation, "memory",
+            f"at least {beside + buffers + slots}: {slots} of an expert in each of"
+            f" {least.num_layers} layers, {buffers} of buffers of reads"
+            + (parts if beside else ""),
+            str(memory),
+            "a lower max_tokens needs less workspace" if beside else "",
         )  # fmt: skip
+    # More buffers take at most half of what is left, beside the page that they may end in.
+    spare = max(0, memory - beside - buffers - slots - _LARGE_PAGE)
+    store = _store(
+        source,
+        memory_limit=memory - beside,
+        staging=staging or min(_BUFFERS, 2 + spare // buffers),
+        direct_io=direct_io,
+        **options,
+    )
+    return store, store.fitting_budgets(), beside
 
 
-def _beside_experts(file: _core.GgufFile, max_tokens: int) -> int:
+def _store(source: Source, **options: Any) -> _core.MoeExpertStore:
+    if isinstance(source, _core.GgufFile):
+        return _core.MoeExpertStore.from_gguf(source, **options)
+    return _core.MoeExpertStore.from_safetensors(source, **options)
+
+
+def _beside_experts(store: _core.MoeExpertStore, max_tokens: int) -> int:
     """Bytes of all layers beside their experts, and of the workspace of one call."""
     parts = workspace = 0
-    for block in file.moe_layers:
-        # Experts as stored are mapped and not read.
-        with _core.MoeLayer.from_gguf(file, block, layout="file") as layer:
+    for view in store.layers:
+        nothing = _core.ExpertPool(view.up.num_experts, 0)
+        with _core.MoeLayer.from_store(store, view.layer_index, nothing) as layer:
             memory = layer.memory()
             parts += memory["total"] - sum(memory[role] for role in ("gate", "up", "down"))
             workspace = max(workspace, _core.Workspace.for_layer(layer, max_tokens).nbytes)

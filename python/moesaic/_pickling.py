@@ -16,6 +16,7 @@ from moesaic import _core
 from moesaic._errors import error_of
 
 if TYPE_CHECKING:
+    from moesaic.safetensors import CheckpointExperts
     from moesaic.safetensors.reader import Checkpoint
 
 
@@ -171,3 +172,19 @@ def checkpoint_stack(
     """Return what ExpertStack.load_from_safetensors made."""
     source.check()
     return _core.ExpertStack.load_from_safetensors(source.path, layer, **options)
+
+
+def checkpoint_experts(path: str, facts: dict[str, Any]) -> CheckpointExperts:
+    """Return the experts of a checkpoint. Raises FormatError when the files are others now."""
+    from moesaic.safetensors import CheckpointExperts  # files of GGUF do without
+
+    experts = CheckpointExperts(path)
+    for what, now in experts.facts().items():
+        if now != facts[what]:
+            raise _changed(path, what, facts[what], now)
+    return experts
+
+
+def checkpoint_store(experts: CheckpointExperts, options: dict[str, Any]) -> _core.MoeExpertStore:
+    """Return what MoeExpertStore.from_safetensors made, with pools of its own."""
+    return _core.MoeExpertStore.from_safetensors(experts, **options)

@@ -6,6 +6,14 @@ its own, in a memory cgroup of a quarter of the file (version 1 or 2, where this
 else the peak of its memory is only reported). Without a file, one of 6 GB is made in the folder of
 ``--folder``: 16 layers as large as those of Qwen3-30B-A3B, random Q4_K and Q6_K.
 
+``ggml`` maps the file as llama.cpp does by default, its experts as stored, and runs the graph that
+llama.cpp builds for them (``pip install ggml-python==0.0.45``; left out where it is not there).
+
+``--cosines 0.8,0.95`` asks whether the router of the next layer predicts well what to read, told
+by ``OffloadStore.prefetch``: layers route by themselves, and what one reads resembles what the one
+before it read by that cosine, which is a property of a model. Each cosine runs without predictions
+and with them.
+
 The limit of the disk is measured between the steps of the same process: experts are read at
 random, with O_DIRECT, 16 requests of up to 1 MiB in flight. ``floor`` is the time that the bytes
 missed would take at that bandwidth.
@@ -16,6 +24,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import importlib.util
 import json
 import mmap
 import os
@@ -27,20 +36,26 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 import moesaic as mo
+from moesaic.bench.peers.ggml_peer import GgmlPeer
 from moesaic.simulate import zipf
 
 WAYS = {
     "open_store": "`open_store(file, memory)`",
     "page cache": "`open_store(..., direct_io=False)`",
     "mapped": '`MoeLayer.from_gguf(layout="file")`',
+    "ggml": "ggml, the file mapped",
 }
+#: With inputs that layers route by themselves: without predictions, and with those of the next
+#: layer's router.
+PREDICTIONS = ("none", "router")
 MIB = 1 << 20
 #: What interpreter and libraries take beside the model.
 BASE = 96 * MIB
@@ -142,6 +157,98 @@ class Disk:
         return sum(size for _, size in pieces) / took
 
 
+class MappedGgml(GgmlPeer):
+    """ggml on the bytes of a mapped file, without a copy: its tensors point into the mapping."""
+
+    def __init__(self, file: mo.GgufFile, top_k: int) -> None:
+        super().__init__()
+        g = self._g
+        with Path(file.shard_paths[0]).open("rb") as opened:
+            self._mapping = mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ)
+        first = np.frombuffer(self._mapping, np.uint8).ctypes.data
+        self._file_context = self._context()
+        self._weights = []
+        for block in file.moe_layers:
+            tensors = {}
+            for role in ("gate", "up", "down"):
+                found = file.tensors[f"blk.{block}.ffn_{role}_exps.weight"]
+                kind = getattr(g, f"GGML_TYPE_{found.quant}")
+                experts, rows, cols = found.shape
+                tensor = g.ggml_new_tensor_3d(self._file_context, kind, cols, rows, experts)
+                tensor.contents.data = first + found.offset
+                tensors[role] = tensor
+            self._weights.append(tensors)
+        hidden = found.shape[1]
+        self._layers = [SimpleNamespace(shape=SimpleNamespace(hidden=hidden, top_k=top_k))]
+
+
+def layers_of(
+    way: str, file: mo.GgufFile, store: mo.OffloadStore | None, threads: int
+) -> Callable[[int, np.ndarray, np.ndarray, np.ndarray], object]:
+    """Return what runs a layer by its number, on x, ids and weights."""
+    if way == "ggml":
+        peer = MappedGgml(file, mo.MoeConfig.from_gguf(file, file.moe_layers[0]).top_k)
+        peer.prepare(1, threads)
+        return peer.run
+    if store is None:
+        layers = [mo.MoeLayer.from_gguf(file, block, layout="file") for block in file.moe_layers]
+    else:
+        layers = [store.layer(block) for block in store.blocks]
+    out = np.empty((1, layers[0].config.hidden_size), np.float32)
+
+    def run(number: int, x: np.ndarray, ids: np.ndarray, weights: np.ndarray) -> object:
+        return layers[number](x, routing=mo.Routing(ids, weights), out=out)
+
+    return run
+
+
+def hidden_states(steps: int, layers: int, hidden: int, cosine: float) -> np.ndarray:
+    """Return what each layer reads in each step, [steps, layers, H].
+
+    Half of each comes from a topic of the layer, so that some experts are popular; each resembles
+    that of the layer before by ``cosine``, the topics included.
+    """
+    rng = np.random.default_rng(3)
+
+    def fresh(topic: np.ndarray) -> np.ndarray:
+        noise = rng.standard_normal((steps, hidden), np.float32)
+        return np.float32(0.5**0.5) * (topic + noise)
+
+    states = np.empty((steps, layers, hidden), np.float32)
+    for layer in range(layers):
+        states[:, layer] = fresh(rng.standard_normal(hidden, np.float32))
+        if layer:
+            states[:, layer] *= np.float32((1 - cosine**2) ** 0.5)
+            states[:, layer] += np.float32(cosine) * states[:, layer - 1]
+    return states
+
+
+def predicting(
+    store: mo.OffloadStore, options: argparse.Namespace
+) -> tuple[Callable[[int], None], float]:
+    """Return what runs a step, and the share of all experts that next routers predict right."""
+    layers = [store.layer(block) for block in store.blocks]
+    hidden = layers[0].config.hidden_size
+    states = hidden_states(
+        options.warm + options.steps, len(layers), hidden, float(options.cosines)
+    )
+    out = np.empty((1, hidden), np.float32)
+
+    def step(number: int) -> None:
+        for place, layer in enumerate(layers):
+            x = states[number, place][None]
+            if options.way == "router" and place + 1 < len(layers):
+                ids = layers[place + 1].route(x).topk_ids
+                store.prefetch(store.blocks[place + 1], ids)
+            layer(x, out=out)
+
+    right = []
+    for place in range(1, len(layers)):
+        told, asked = (layers[place].route(states[:, place - back]).topk_ids for back in (1, 0))
+        right += [len(set(t) & set(a)) / len(a) for t, a in zip(told, asked, strict=True)]
+    return step, float(np.mean(right))
+
+
 def work(options: argparse.Namespace) -> dict[str, Any]:
     """Run one way in this process."""
     file = mo.GgufFile(options.file)
@@ -155,21 +262,24 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
     with Path(options.file).open("rb") as opened:
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     store = None
-    if options.way == "mapped":
-        layers = [mo.MoeLayer.from_gguf(file, block, layout="file") for block in blocks]
-    else:
+    right = None
+    if options.way not in ("mapped", "ggml"):
         store = mo.open_store(
             file, options.limit - BASE, max_tokens=8,
             direct_io=False if options.way == "page cache" else None,
+            read_ahead=0 if options.way in PREDICTIONS else 4,
         )  # fmt: skip
-        layers = [store.layer(block) for block in blocks]
+    if options.way not in PREDICTIONS:
+        run_layer = layers_of(options.way, file, store, options.threads)
     x = np.random.default_rng(1).standard_normal((1, config.hidden_size), np.float32)
     weights = np.full((1, config.top_k), 1 / config.top_k, np.float32)
-    out = np.empty_like(x)
 
     def step(number: int) -> None:
-        for layer, ids in zip(layers, trace.ids[number], strict=True):
-            layer(x, routing=mo.Routing(ids, weights), out=out)
+        for place, ids in enumerate(trace.ids[number]):
+            run_layer(place, x, ids, weights)
+
+    if options.way in PREDICTIONS and store is not None:
+        step, right = predicting(store, options)
 
     disk = Disk(file, 2)
     with mo.tuning(threads=options.threads):
@@ -213,6 +323,12 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
             "of_floor": missed / bandwidth / (sum(times) / options.steps),
             "reading": store.reading,
         }
+        if right is not None:
+            result |= {
+                "predicted_right": right,
+                "read_ahead": after["ahead"] - before["ahead"],
+                "read_ahead_used": after["ahead_used"] - before["ahead_used"],
+            }
     return result
 
 
@@ -250,7 +366,7 @@ def run_way(way: str, options: argparse.Namespace) -> dict[str, Any]:
     command = [
         sys.executable, __file__, options.file, "--way", way, "--limit", str(options.limit),
         "--steps", str(options.steps), "--warm", str(options.warm),
-        "--threads", str(options.threads),
+        "--threads", str(options.threads), "--cosines", options.cosines,
     ]  # fmt: skip
     with cgroup(options.limit) as folder:
 
@@ -268,11 +384,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", nargs="?", help="a GGUF file with experts (default: made)")
     parser.add_argument("--folder", type=Path, help="where to make one (default: a temporary one)")
+    parser.add_argument("--layers", type=int, default=16, help="of the one made (default: 16)")
     parser.add_argument("--share", type=float, default=0.25, help="of the file (default: 0.25)")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--warm", type=int, default=20, help="steps before (default: 20)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--ways", default=",".join(WAYS))
+    there = [way for way in WAYS if way != "ggml" or importlib.util.find_spec("ggml")]
+    parser.add_argument("--ways", default=",".join(there))
+    parser.add_argument("--cosines", default="", help="of what layers read, to try predictions on")
     parser.add_argument("--json", type=Path, metavar="FOLDER", help="write <date>.json there")
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--limit", type=int, help=argparse.SUPPRESS)
@@ -284,10 +403,15 @@ def main() -> None:
         if options.file is None:
             folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
             options.file = str(folder / "offload_bench.gguf")
-            make_model(Path(options.file))
+            make_model(Path(options.file), options.layers)
         size = Path(options.file).stat().st_size
         options.limit = int(size * options.share)
-        results = {way: run_way(way, options) for way in options.ways.split(",")}
+        results = {way: run_way(way, options) for way in options.ways.split(",") if way}
+        cosines, predictions = options.cosines.split(","), []
+        for options.cosines in filter(None, cosines):
+            for way in PREDICTIONS:
+                found = run_way(way, options)
+                predictions.append({"cosine": float(options.cosines), "way": way, **found})
     record = {
         "date": datetime.date.today().isoformat(),
         "machine": platform.machine(),
@@ -298,6 +422,7 @@ def main() -> None:
         "limit_bytes": options.limit,
         "steps": options.steps,
         "ways": results,
+        "predictions": predictions,
     }
     if options.json:
         options.json.mkdir(parents=True, exist_ok=True)

@@ -194,7 +194,8 @@ TEST(Interruption, EndAWaitForTheDisk) {
     changed.wait(lock, [&] { return open; });
   };
   const std::vector<std::vector<offload::ExpertRanges>> ranges(
-      1, std::vector<offload::ExpertRanges>(4, {{{0, 0, 64}, {0, 64, 64}, {0, 128, 64}}}));
+      1, std::vector<offload::ExpertRanges>(
+             4, offload::ExpertRanges{{0, 0, 64}, {0, 64, 64}, {0, 128, 64}}));
   const auto source = offload::make_disk_source(ranges, read, {2, 1});
   const std::int32_t first[] = {0, 1}, second[] = {2};
   const auto batch = source->open(0, first);

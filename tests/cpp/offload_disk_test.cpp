@@ -27,7 +27,7 @@ std::vector<std::vector<ExpertRanges>> make_ranges(std::int64_t role_bytes = kRo
   std::uint64_t at = 11;
   for (auto& layer : ranges) {
     for (std::int32_t e = 0; e < kExperts; ++e) {
-      ExpertRanges& expert = layer.emplace_back();
+      ExpertRanges& expert = layer.emplace_back(3);
       for (FileRange& range : expert) {
         range = {0, at, role_bytes};
         at += static_cast<std::uint64_t>(role_bytes) + 5;
@@ -90,6 +90,51 @@ TEST(DiskSource, KeepsSeveralRequestsInFlight) {
   expect_expert(batch->wait(1), 0, 7);
   expect_expert(batch->wait(0), 0, 3);
   EXPECT_EQ(source->stats().most_in_flight, 6);
+}
+
+/// Gives up and down as the sum of their pieces' first bytes, gate as it was read.
+class Adding final : public ExpertDecoder {
+ public:
+  std::int64_t nbytes() const override { return 2; }
+  ExpertBytes decode(std::int32_t expert, const PieceBytes& pieces, std::byte* to) const override {
+    ++calls;
+    if (expert == bad) throw FormatError(Problem{"test", "expert", "another", "this", {}});
+    to[0] = std::byte(std::to_integer<int>(pieces[0][0]) + std::to_integer<int>(pieces[1][0]));
+    to[1] = std::byte(std::to_integer<int>(pieces[1][0]) + std::to_integer<int>(pieces[2][0]));
+    return {pieces[0], to, to + 1};
+  }
+  mutable std::atomic<int> calls{0};
+  std::int32_t bad = -1;
+};
+
+TEST(DiskSource, DecodesWhatItRead) {
+  const auto decoder = std::make_shared<Adding>();
+  decoder->bad = 7;
+  const DiskOptions options{4, 3};
+  const auto source = make_disk_source(make_ranges(), kGood, options, {decoder, decoder});
+  EXPECT_EQ(source->nbytes(), disk_buffer_bytes(make_ranges(), options, {decoder, decoder}));
+  EXPECT_GE(source->nbytes(), disk_buffer_bytes(make_ranges(), options) + 4 * 2);
+  const auto first_of = [](std::int32_t expert, std::size_t piece) {
+    return std::to_integer<int>(
+        byte_at(make_ranges()[1][static_cast<std::size_t>(expert)][piece].offset));
+  };
+  const std::int32_t experts[] = {2, 5};
+  {
+    const auto batch = source->open(1, experts);
+    for (std::size_t i = 0; i < 2; ++i) {
+      const ExpertBytes bytes = batch->wait(i);
+      const std::int32_t e = experts[i];
+      EXPECT_EQ(bytes[0][1], byte_at(make_ranges()[1][static_cast<std::size_t>(e)][0].offset + 1));
+      EXPECT_EQ(bytes[1][0], std::byte(first_of(e, 0) + first_of(e, 1)));
+      EXPECT_EQ(bytes[2][0], std::byte(first_of(e, 1) + first_of(e, 2)));
+    }
+  }
+  source->open(1, experts)->wait(1);
+  EXPECT_EQ(decoder->calls, 2);  // what is in a buffer is decoded
+  const std::int32_t with_bad[] = {7, 5};
+  const auto batch = source->open(1, with_bad);
+  EXPECT_THROW(batch->wait(0), FormatError);
+  batch->wait(1);
 }
 
 TEST(DiskSource, LargeExpertsAreCutIntoPieces) {

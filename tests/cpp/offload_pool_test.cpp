@@ -184,16 +184,6 @@ TEST(ExpertPool, MergedMask) {
   EXPECT_THROW(merged_resident_mask(unequal), ShapeError);
 }
 
-TEST(BudgetFromMemory, DividesWhatIsLeft) {
-  EXPECT_EQ(budget_from_memory(1000, 200, 10, 4, 64), 20);
-  EXPECT_EQ(budget_from_memory(1000, 200, 10, 4, 8), 8);
-  EXPECT_EQ(budget_from_memory(100, 200, 10, 4, 8), 0);
-  EXPECT_EQ(budget_from_memory(100, 0, 0, 4, 8), 8);
-  EXPECT_EQ(budget_from_memory(100, 0, 10, 0, 8), 8);
-  EXPECT_EQ(budget_from_memory(INT64_MAX, 0, INT64_MAX, INT64_MAX, 8), 0);
-  EXPECT_THROW(budget_from_memory(-1, 0, 10, 4, 8), ConfigError);
-}
-
 TEST(ExpertUsage, CountsTotalsTimeAndPairs) {
   ExpertUsage usage(4, true);
   usage.add(Ids{0, 1, 0, 2}, 2);

@@ -306,6 +306,22 @@ TEST_F(Store, BudgetsFitBelowTheLimitAndFillIt) {
   EXPECT_THROW(limited->fitting_budgets(backend, -1), ConfigError);
 }
 
+// A store without a limit has no buffers; what slots of panels take is all that is counted.
+TEST_F(Store, BudgetsFitIntoMemoryThatIsNamed) {
+  const Backend& backend = backend_for(Device{});
+  for (const std::int32_t budget : {0, 1, 3, 8}) {
+    const std::vector<std::int32_t> each(2, budget);
+    const std::int64_t bytes = store->slot_bytes(backend, each);
+    EXPECT_EQ(store->fitting_budgets(backend, 5, bytes + 5), each);
+    if (budget > 0) {
+      EXPECT_LT(store->fitting_budgets(backend, 0, bytes - 1)[1], budget);
+    }
+  }
+  EXPECT_THROW(store->fitting_budgets(backend, 0, -1), ConfigError);
+  EXPECT_THROW(store->fitting_budgets(backend, 2, 1), ConfigError);
+  EXPECT_THROW(store->slot_bytes(backend, std::vector<std::int32_t>{1}), ShapeError);
+}
+
 TEST_F(Store, SaysHowItReads) {
   EXPECT_EQ(store->reading(), "mapped");
   StoreOptions options;

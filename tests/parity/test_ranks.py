@@ -87,20 +87,39 @@ def test_another_plan_is_named(path):
     assert run_torch("plan", path, 3) == ["good\n"] * 3
 
 
-@pytest.mark.parametrize("task", ["bits", "plan"])
-def test_mpi(path, task):
-    pytest.importorskip("mpi4py")
-    beside = Path(sys.executable).with_name("mpiexec")
-    mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
-    if mpiexec is None:
-        pytest.skip("mpiexec is missing (pip install mpich)")
+def run_mpi(task: str, path: Path, size: int, *options: str) -> subprocess.CompletedProcess[str]:
+    """What ``mpiexec`` says of as many ranks."""
     env = {
         **os.environ, "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(HELPERS), os.environ.get("PYTHONPATH", "")]),
     }  # fmt: skip
-    done = subprocess.run(
-        [mpiexec, "-n", "2", sys.executable, str(SCRIPT), task, str(path), "mpi"],
+    return subprocess.run(
+        [mpiexec(), *options, "-n", str(size), sys.executable, str(SCRIPT), task, str(path), "mpi"],
         env=env, capture_output=True, text=True, timeout=180,
     )  # fmt: skip
+
+
+def mpiexec() -> str:
+    pytest.importorskip("mpi4py")
+    beside = Path(sys.executable).with_name("mpiexec")
+    found = str(beside) if beside.exists() else shutil.which("mpiexec")
+    if found is None:
+        pytest.skip("mpiexec is missing (pip install mpich)")
+    return found
+
+
+@pytest.mark.parametrize("task", ["bits", "plan"])
+def test_mpi(path, task):
+    done = run_mpi(task, path, 2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("good") == 2
+
+
+# As it is started by default, mpiexec ends all ranks when one of them dies, which is what MPI does.
+@pytest.mark.parametrize("how", ["die", "die0", "hang"])
+def test_a_lost_rank_is_named_in_time_over_mpi(path, how):
+    about = subprocess.run([mpiexec(), "--version"], capture_output=True, text=True, timeout=60)
+    if "HYDRA" not in about.stdout:
+        pytest.skip("another mpiexec than MPICH's, which can leave the other ranks alone")
+    done = run_mpi(how, path, 3, "-disable-auto-cleanup")
+    assert done.stdout.count("named in time") == 2, (done.stdout, done.stderr[-3000:])

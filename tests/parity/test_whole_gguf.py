@@ -158,7 +158,7 @@ class TestMemory:
         assert held["slots"] + held["staging"] <= held["limit"] == int(0.4 * size) < size
         budget = ours.model.layers[0].mlp.experts._weights.pool.budget
         resident = 3 * budget * store.layers[0].expert_bytes
-        assert store.io_stats()["bytes"] > 4 * resident
+        assert store.io_stats()["bytes"] > 2 * resident
 
     def test_experts_that_are_used_stay(self, many):
         ours, _ = self.load(many)
@@ -230,7 +230,7 @@ class TestMemory:
 
     @pytest.mark.parametrize("part", [0.0001, 0.02, 0.05])
     def test_too_little(self, many, part):
-        with pytest.raises(mo.ConfigError, match=r"expected .*bytes of buffers|expected room"):
+        with pytest.raises(mo.ConfigError, match=r"memory: expected at least \d+: \d+ of an"):
             self.load(many, part)
 
     @pytest.mark.parametrize("size", ["much", 0, -1, "0", True, 1.5])
@@ -243,11 +243,22 @@ class TestMemory:
             mt.MoesaicConfig(memory=1, gate_up="Q4_K")
 
     def test_experts_of_a_folder(self, many, tmp_path):
-        many[0].save_pretrained(tmp_path)
-        with pytest.raises(mo.UnsupportedError, match="experts of a GGUF file"):
-            transformers.AutoModelForCausalLM.from_pretrained(
-                tmp_path, quantization_config=mt.MoesaicConfig(memory="1MiB")
-            )
+        model, _, size = many
+        model.save_pretrained(tmp_path)
+        load = transformers.AutoModelForCausalLM.from_pretrained
+        config = mt.MoesaicConfig(memory=size)
+        ours = load(tmp_path, dtype=torch.float32, quantization_config=config)
+        whole = load(tmp_path, dtype=torch.float32, quantization_config=mt.MoesaicConfig())
+        experts = ours.model.layers[0].mlp.experts
+        assert 1 <= experts._weights.pool.budget < 48
+        with torch.no_grad():
+            assert torch.equal(logits_of(ours), logits_of(whole))
+        with pytest.raises(mo.UnsupportedError, match="read one by one"):
+            ours.state_dict()
+        x = torch.randn(1, 32, requires_grad=True)
+        y = experts(x, torch.tensor([[1, 2]]), torch.ones(1, 2))
+        with pytest.raises(mo.UnsupportedError):
+            y.sum().backward()
 
 
 class TestRefusals:

@@ -45,7 +45,6 @@ def test_worked_values():
     assert pool.resident_mask.tolist() == [True, True, False, False, False, True, True, False]
     stats = pool.stats
     assert (stats.refreshes, stats.promotions, stats.demotions) == (1, 2, 2)
-    assert mo.budget_from_memory(1000, 200, 10, 4, 64) == 20
     assert mo.merged_resident_mask([pool, mo.ExpertPool(8, 1)]).sum() == 4
     assert not mo.ExpertPool.all_resident(4).should_refresh(0, True)
 

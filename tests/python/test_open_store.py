@@ -1,6 +1,7 @@
 """Models that do not fit in memory, by open_store."""
 
 import pickle
+import re
 import subprocess
 import sys
 
@@ -52,11 +53,17 @@ def test_what_is_no_number_either(small, memory):
 
 
 def test_too_little_memory_says_how_much_is_needed(small):
-    with pytest.raises(mo.ConfigError, match=r"routers, shared experts and the workspace"):
+    with pytest.raises(mo.ConfigError, match=r"routers, shared experts and the workspace") as error:
         mo.open_store(small.path, 1000)
-    beside = mo.open_store(small.path, LIMIT, max_tokens=512).memory()["other"]
-    with pytest.raises(mo.ConfigError, match="memory_limit"):
-        mo.open_store(small.path, beside + 1000)
+    least = int(re.search(r"at least (\d+)", str(error.value))[1])
+    store = mo.open_store(small.path, least)
+    assert [pool.budget for pool in store.pools] == [1, 1]
+    with store.layer(0) as layer:
+        layer(normal(3, small.hidden))
+    memory = store.memory()
+    assert memory["slots"] + memory["staging"] + memory["other"] <= least
+    with pytest.raises(mo.ConfigError, match=rf"open_store: memory.*at least {least}"):
+        mo.open_store(small.path, least - 1)
     with pytest.raises(mo.ConfigError, match="max_tokens"):
         mo.open_store(small.path, LIMIT, max_tokens=1 << 20)
 
@@ -148,13 +155,11 @@ def test_blocks_without_experts(store):
         store.layer(9)
 
 
-def test_checkpoints_of_safetensors_are_refused_with_a_way_out(tmp_path):
-    (tmp_path / "model.safetensors").touch()
-    for path in (tmp_path, tmp_path / "model.safetensors"):
-        with pytest.raises(mo.UnsupportedError, match="moesaic convert"):
-            mo.open_store(path, LIMIT)
+def test_what_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError):
         mo.open_store(tmp_path / "none.gguf", LIMIT)
+    with pytest.raises(FileNotFoundError):
+        mo.open_store(tmp_path, LIMIT)  # a folder without files of tensors
 
 
 def test_repr(store):

@@ -485,7 +485,9 @@ SIZES = {
     "align_block_size, E": lambda n: mo.align_block_size(one_routing(), limited(n), 16),
     "align_block_size, block": lambda n: mo.align_block_size(one_routing(), 2, limited(n)),
     "ExpertPool": lambda n: mo.ExpertPool(limited(n), 1, coactivation=True),
-    "budget_from_memory": lambda n: mo.budget_from_memory(n, n, -n, n, 4),
+    "fitting_budgets": lambda n: mo.MoeExpertStore.from_gguf(written()).fitting_budgets(
+        n, reserve=-n
+    ),
     "staging": lambda n: mo.MoeExpertStore.from_gguf(
         written(), memory_limit=2**62, staging=limited(n)
     ),

@@ -228,12 +228,6 @@ std::vector<std::int64_t> count_hits(std::span<const std::int32_t> ids, std::int
 std::vector<std::int32_t> target_from_counts(std::span<const std::int64_t> counts,
                                              std::int32_t budget);
 
-/// Experts per layer that fit: (free - reserve) / (expert_bytes * layers), never below 0 and at
-/// most `num_experts`; num_experts when expert_bytes or layers is 0. `expert_bytes` is one expert's
-/// gate, up and down. Errors: ConfigError on a negative argument.
-std::int32_t budget_from_memory(std::int64_t free, std::int64_t reserve, std::int64_t expert_bytes,
-                                std::int64_t layers, std::int32_t num_experts);
-
 /// [E], 1 for an expert that any of the pools holds. Errors: ShapeError on pools of different
 /// sizes.
 std::vector<std::uint8_t> merged_resident_mask(std::span<const ExpertPool* const> pools);

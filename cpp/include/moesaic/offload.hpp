@@ -99,6 +99,10 @@ struct IoStats {
   bool guessing = true;         ///< false while reads ahead by history are paused
 };
 
+namespace offload {
+struct StoredExperts;
+}
+
 /// Experts of all MoE layers of a model. Thread safe; refers to its file while it lives.
 class MoeExpertStore : public std::enable_shared_from_this<MoeExpertStore> {
  public:
@@ -107,6 +111,12 @@ class MoeExpertStore : public std::enable_shared_from_this<MoeExpertStore> {
   /// file opened without mmap.
   static std::shared_ptr<MoeExpertStore> from_gguf(std::shared_ptr<GgufFile> file,
                                                    const StoreOptions& options = {});
+
+  /// The experts of a safetensors checkpoint, as what read its names and configuration describes
+  /// them; only with a memory limit. Errors: ConfigError and UnsupportedError as above, IoError,
+  /// FormatError for a file that changed or a tensor that does not fit.
+  static std::shared_ptr<MoeExpertStore> from_checkpoint(const offload::StoredExperts& experts,
+                                                         const StoreOptions& options);
 
   /// Arrays in the grouped-matmul layout [E, k, n], f32, f16 or bf16; `gate` may be null (ungated).
   struct ArrayLayer {
@@ -125,7 +135,7 @@ class MoeExpertStore : public std::enable_shared_from_this<MoeExpertStore> {
   /// Where the store has a block of the model (LayerMoeWeights::layer_index). Throws ShapeError that
   /// lists the blocks.
   std::int32_t place_of(std::int32_t block) const;
-  const std::shared_ptr<GgufFile>& file() const;  ///< null for arrays
+  const std::shared_ptr<GgufFile>& file() const;  ///< null for arrays and checkpoints
 
   using Pools = std::span<const std::shared_ptr<ExpertPool>>;
   /// Each pool that is due by its own policy is refreshed from its layer's ids. Nothing moves yet.
@@ -158,10 +168,14 @@ class MoeExpertStore : public std::enable_shared_from_this<MoeExpertStore> {
   /// read by the system. Negative ids are skipped. Errors: ShapeError for an id out of range.
   void prefetch(std::int32_t i, std::span<const std::int32_t> experts);
 
-  /// How many experts of each layer have room below the memory limit, beside the buffers, `reserve`
-  /// bytes and whatever rounds up to pages: equally many, one more in the first layers where that
-  /// fits. Without a limit all. Errors: ConfigError when not even the reserve fits.
-  std::vector<std::int32_t> fitting_budgets(const Backend& backend, std::int64_t reserve) const;
+  /// How many experts of each layer have room in `memory` (unset: below the memory limit, and without
+  /// one all of them), beside the buffers, `reserve` bytes and whatever rounds up to pages: equally
+  /// many, one more in the first layers where that fits. Errors: ConfigError when not even the
+  /// reserve fits.
+  std::vector<std::int32_t> fitting_budgets(const Backend& backend, std::int64_t reserve,
+                                            std::optional<std::int64_t> memory = {}) const;
+  /// What pools of these budgets take, one a layer, rounded up to pages. Errors: ShapeError.
+  std::int64_t slot_bytes(const Backend& backend, std::span<const std::int32_t> budgets) const;
 
   /// How experts are read: "mapped", "O_DIRECT", or "page cache" and why.
   const std::string& reading() const;

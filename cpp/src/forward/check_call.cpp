@@ -205,6 +205,14 @@ void check_kept(const char* operation, const ExpertStack& stack, const RoutingVi
   }
 }
 
+void check_kept(const char* operation, const LayerRef& layer, const RoutingView& routing) {
+  if (layer.residency == nullptr) check_kept(operation, *layer.stack, routing);
+}
+
+std::int32_t reachable_experts(const LayerRef& layer) {
+  return layer.residency != nullptr ? layer.stack->num_experts() : layer.stack->num_kept();
+}
+
 CallSizes check_forward(const char* operation, Device device, const LayerRef& layer,
                         const ForwardIo& io) {
   const CallSizes sizes = check_inputs(operation, device, layer, io);

@@ -29,6 +29,10 @@ CallSizes check_inputs(const char* operation, Device device, const LayerRef& lay
 /// Every expert that a routing in host memory asks for is in memory. Throws DeviceError naming the
 /// first that LoadOptions::experts left out.
 void check_kept(const char* operation, const ExpertStack& stack, const RoutingView& routing);
+/// The same of a layer, which may have its experts in a store.
+void check_kept(const char* operation, const LayerRef& layer, const RoutingView& routing);
+/// How many experts a call of the layer may ask for.
+std::int32_t reachable_experts(const LayerRef& layer);
 
 /// The input alone, for callers that make an output like it before the call: [T, H] of the layer,
 /// f32, f16 or bf16 on `device`, with a contiguous last dimension.

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <utility>
 
+#include "forward/check_call.hpp"
 #include "forward/choose_path.hpp"
 #include "forward/parts.hpp"
 #include "moesaic/forward.hpp"
@@ -109,7 +110,7 @@ Explanation explain(const Context& context, const LayerRef& layer, std::int32_t 
   const std::size_t scratch = workspace_bytes(context, layer, top_k, num_tokens);
   const ExpertStack& stack = *layer.stack;
   const Tuning& tuning = context.tuning();
-  const std::int32_t kept = stack.num_kept();
+  const std::int32_t kept = forward::reachable_experts(layer);
   const PathChoice choice = choose_path(num_tokens, num_tokens * top_k, kept, tuning);
   const forward::PrecisionChoice precision =
       forward::choose_precision(num_tokens * top_k, kept, tuning);

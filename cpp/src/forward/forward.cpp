@@ -60,7 +60,7 @@ PathChoice choose(const Call& call, const RoutingView& pairs, const Tuning& tuni
     computed = computed_pairs({pairs.topk_ids, static_cast<std::size_t>(computed)},
                               call.stack().num_experts());
   }
-  return choose_path(call.sizes.num_tokens, computed, call.stack().num_kept(), tuning);
+  return choose_path(call.sizes.num_tokens, computed, reachable_experts(call.layer), tuning);
 }
 
 ExpertPhases expert_phases(const Call& call, const RoutingView& routing, const RoutingView& pairs,
@@ -149,7 +149,7 @@ void run(const char* operation, Context& context, const LayerRef& layer, const F
   const RoutingView routing = route_tokens(call);
   const RoutingView pairs = expert_pairs(call, routing);
   if (context.backend().device_type() == DeviceType::Cpu) {
-    check_kept(operation, *layer.stack, pairs);
+    check_kept(operation, layer, pairs);
   }
   count_call(call, pairs);
 

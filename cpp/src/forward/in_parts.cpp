@@ -109,7 +109,7 @@ void moe_expert_rows(Context& context, const LayerRef& layer, const ForwardIo& i
       carve_workspace(kName, context, layer, sizes.top_k, sizes.num_tokens, workspace);
   const Call call{kName, context, layer, io, sizes, expert_input(context, layer, io, s), s};
   const RoutingView pairs = expert_pairs(call, io.routing);
-  check_kept(kName, *layer.stack, pairs);
+  check_kept(kName, layer, pairs);
   count_call(call, pairs);
   ExpertPhases phases =
       expert_phases(call, io.routing, pairs, choose(call, pairs, context.tuning()));

@@ -91,16 +91,8 @@ MarlinExpertStack::Builder::Builder(const Spec& spec) : state_(std::make_unique<
   ref.num_experts = spec.num_experts;
   ref.rows = spec.n_per_expert;
   ref.cols = spec.k;
-  ref.type = QuantType::INT4;
-  ref.layout = WeightLayout::Panels;
-  ref.int4.group_size = group_size;
-  ref.int4.groups = groups;
-  ref.int4.packed_cols = s.order.packed_cols;
-  ref.int4.scale_cols = s.order.scale_cols;
-  ref.int4.scale_f32 = spec.scale_dtype != DType::F16;
-  ref.int4.zeros = spec.zeros;
-  ref.row_stride = int4::panel_bytes(ref.int4);
-  ref.expert_stride = panels_of(ref.rows) * ref.row_stride;
+  int4::describe_panels(ref, s.order, group_size, groups, spec.scale_dtype != DType::F16,
+                        spec.zeros);
   if (!s.order.identity) {
     s.memory->gather = s.order.column;
     ref.int4.gather = s.memory->gather.data();

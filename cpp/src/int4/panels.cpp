@@ -63,6 +63,20 @@ std::int64_t panel_bytes(const Int4Format& format) {
   return int4_panel_bytes(layout_of(format), format.packed_cols);
 }
 
+void describe_panels(WeightRef& ref, const ColumnOrder& order, std::int64_t group_size,
+                     std::int64_t groups, bool scale_f32, bool zeros) {
+  ref.type = QuantType::INT4;
+  ref.layout = WeightLayout::Panels;
+  ref.int4.group_size = group_size;
+  ref.int4.groups = groups;
+  ref.int4.packed_cols = order.packed_cols;
+  ref.int4.scale_cols = order.scale_cols;
+  ref.int4.scale_f32 = scale_f32;
+  ref.int4.zeros = zeros;
+  ref.row_stride = panel_bytes(ref.int4);
+  ref.expert_stride = (ref.rows + kInt4Rows - 1) / kInt4Rows * ref.row_stride;
+}
+
 void write_panel(const LinearReader& reader, const Int4Format& format, const std::int32_t* column,
                  const std::int32_t* group, std::int64_t first_row, std::int64_t panel,
                  std::byte* expert) {

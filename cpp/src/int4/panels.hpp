@@ -12,6 +12,10 @@ namespace moesaic::int4 {
 /// Bytes from one panel to the next.
 std::int64_t panel_bytes(const Int4Format& format);
 
+/// Says of `ref`, which has rows and columns, how its panels lie; all but their memory and `gather`.
+void describe_panels(WeightRef& ref, const ColumnOrder& order, std::int64_t group_size,
+                     std::int64_t groups, bool scale_f32, bool zeros);
+
 /// The columns of `reader` are rows [first_row, first_row + reader.n()) of an expert, whose panels
 /// start at `expert`; writes those of them that lie in panel number `panel`. `column` and `group`
 /// are the expert's part of a ColumnOrder.

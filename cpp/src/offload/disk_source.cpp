@@ -1,12 +1,13 @@
 // The disk tier. A few buffers, each large enough for one expert, are filled by threads that call
 // pread. An expert is cut into pieces, so that several requests are in flight even for a single
 // one; page faults of a mapping would keep less than one in flight. Reads that a forward waits for
-// go before reads ahead. Where reads must be aligned (O_DIRECT), those of the bytes around a role of
-// an expert come along: a buffer has room for them.
+// go before reads ahead. Where reads must be aligned (O_DIRECT), the bytes around a piece of an expert
+// come along: a buffer has room for them. Experts that no kernel reads as the file has them are decoded
+// by the thread that read their last piece, into the end of their buffer.
 //
-//   open, expect(Needed) ─> demand queue ─┐               ┌─> buffer: reading ─> ready ─> leased
-//   expect(Told, Guessed) ──> ahead queue ─┴> I/O threads ─┘      ^                         │
-//                                                                 └── cached, LRU first <───┘
+//   open, expect(Needed) ─> demand queue ─┐               ┌─> buffer: reading, decoding ─> ready ─> leased
+//   expect(Told, Guessed) ──> ahead queue ─┴> I/O threads ─┘      ^                                   │
+//                                                                 └────── cached, LRU first <─────────┘
 
 #include <pthread.h>
 #include <signal.h>
@@ -47,28 +48,31 @@ struct Window {
   std::int64_t skip = 0;  ///< from the window's first byte to the range's
 };
 
-/// The windows of an expert's roles, and the bytes of a buffer that holds them.
-std::int64_t windows_of(const ExpertRanges& ranges, std::int64_t alignment,
-                        std::array<Window, 3>& windows) {
+using Windows = std::array<Window, kMaxPieces>;
+
+/// The windows of an expert's pieces, and the bytes of a buffer that holds them.
+std::int64_t windows_of(const ExpertRanges& ranges, std::int64_t alignment, Windows& windows) {
   std::int64_t at = 0;
-  for (std::size_t role = 0; role < ranges.size(); ++role) {
-    const FileRange& range = ranges[role];
+  for (std::size_t i = 0; i < ranges.size(); ++i) {
+    const FileRange& range = ranges[i];
     const auto skip =
         static_cast<std::int64_t>(range.offset & (static_cast<std::uint64_t>(alignment) - 1));
     const std::int64_t bytes = range.bytes == 0 ? 0 : round_up(skip + range.bytes, alignment);
-    windows[role] = {range.offset - static_cast<std::uint64_t>(skip), bytes, at, skip};
+    windows[i] = {range.offset - static_cast<std::uint64_t>(skip), bytes, at, skip};
     at += round_up(bytes, std::max(kAlignment, alignment));
   }
   return at;
 }
 
 std::int64_t largest_buffer(const std::vector<std::vector<ExpertRanges>>& ranges,
-                            std::int64_t alignment) {
+                            std::int64_t alignment, const Decoders& decoders) {
   std::int64_t largest = 0;
-  std::array<Window, 3> windows;
-  for (const auto& layer : ranges) {
-    for (const ExpertRanges& expert : layer) {
-      largest = std::max(largest, windows_of(expert, alignment, windows));
+  Windows windows;
+  for (std::size_t layer = 0; layer < ranges.size(); ++layer) {
+    const std::int64_t decoded =
+        decoders.empty() ? 0 : round_up(decoders[layer]->nbytes(), std::max(kAlignment, alignment));
+    for (const ExpertRanges& expert : ranges[layer]) {
+      largest = std::max(largest, windows_of(expert, alignment, windows) + decoded);
     }
   }
   return largest;
@@ -109,6 +113,7 @@ struct Buffer {
   bool incomplete = false;      ///< some of its pieces were dropped
   std::uint64_t used_at = 0;
   std::exception_ptr error;
+  ExpertBytes roles{};  ///< once nothing is pending
   bool idle() const { return pending == 0 && leases == 0; }
 };
 
@@ -120,10 +125,14 @@ struct Piece {
 
 class DiskSource final : public ExpertSource, private ForkHook {
  public:
-  DiskSource(std::vector<std::vector<ExpertRanges>> ranges, ReadFn read, const DiskOptions& options)
-      : ranges_(std::move(ranges)), read_(std::move(read)), alignment_(options.alignment) {
-    nbytes_ = disk_buffer_bytes(ranges_, options);
-    const std::int64_t largest = largest_buffer(ranges_, alignment_);
+  DiskSource(std::vector<std::vector<ExpertRanges>> ranges, ReadFn read, const DiskOptions& options,
+             Decoders decoders)
+      : ranges_(std::move(ranges)),
+        decoders_(std::move(decoders)),
+        read_(std::move(read)),
+        alignment_(options.alignment) {
+    nbytes_ = disk_buffer_bytes(ranges_, options, decoders_);
+    const std::int64_t largest = largest_buffer(ranges_, alignment_, decoders_);
     memory_ = allocate_pages(static_cast<std::size_t>(nbytes_));
     const auto unit = static_cast<std::uintptr_t>(alignment_);
     const auto first = (reinterpret_cast<std::uintptr_t>(memory_.get()) + unit - 1) / unit * unit;
@@ -271,7 +280,7 @@ class DiskSource final : public ExpertSource, private ForkHook {
       }
       source.changed_.notify_all();
     }
-    ExpertBytes wait(std::size_t i) override { return source.wait(*buffers[i], layer); }
+    ExpertBytes wait(std::size_t i) override { return source.wait(*buffers[i]); }
     bool ready(std::size_t i) override {
       const std::lock_guard lock(source.mutex_);
       return buffers[i]->pending == 0;
@@ -334,16 +343,15 @@ class DiskSource final : public ExpertSource, private ForkHook {
     buffer.layer = buffer.expert = -1;  // until all of it is queued
     buffer.error = nullptr;
     const ExpertRanges& ranges = ranges_of(layer, expert);
-    std::array<Window, 3> windows;
+    Windows windows;
     windows_of(ranges, alignment_, windows);
-    for (std::size_t role = 0; role < ranges.size(); ++role) {
-      const Window& window = windows[role];
+    for (std::size_t i = 0; i < ranges.size(); ++i) {
+      const Window& window = windows[i];
       for (std::int64_t done = 0; done < window.bytes; done += kPiece) {
         const std::int64_t bytes = std::min(kPiece, window.bytes - done);
-        queue.push_back(
-            {&buffer,
-             {ranges[role].file, window.offset + static_cast<std::uint64_t>(done), bytes},
-             buffer.memory + window.at + done});
+        queue.push_back({&buffer,
+                         {ranges[i].file, window.offset + static_cast<std::uint64_t>(done), bytes},
+                         buffer.memory + window.at + done});
         ++buffer.pending;
       }
     }
@@ -398,20 +406,26 @@ class DiskSource final : public ExpertSource, private ForkHook {
     }
   }
 
-  ExpertBytes wait(Buffer& buffer, std::int32_t layer) {
+  ExpertBytes wait(Buffer& buffer) {
     std::unique_lock lock(mutex_);
     require_own_process();
     wait_until(lock, [&] { return buffer.pending == 0; });
     if (buffer.error != nullptr) std::rethrow_exception(buffer.error);
-    ExpertBytes bytes{};
-    const ExpertRanges& ranges = ranges_of(layer, buffer.expert);
-    std::array<Window, 3> windows;
-    windows_of(ranges, alignment_, windows);
-    for (std::size_t role = 0; role < ranges.size(); ++role) {
-      if (ranges[role].bytes == 0) continue;
-      bytes[role] = buffer.memory + windows[role].at + windows[role].skip;
+    return buffer.roles;
+  }
+
+  /// Where the roles of an expert are whose pieces were read into a buffer, after they were decoded.
+  ExpertBytes roles_of(const Buffer& buffer) const {
+    const ExpertRanges& ranges = ranges_of(buffer.layer, buffer.expert);
+    Windows windows;
+    const std::int64_t end = windows_of(ranges, alignment_, windows);
+    PieceBytes pieces{};
+    for (std::size_t i = 0; i < ranges.size(); ++i) {
+      if (ranges[i].bytes != 0) pieces[i] = buffer.memory + windows[i].at + windows[i].skip;
     }
-    return bytes;
+    if (decoders_.empty()) return {pieces[0], pieces[1], pieces[2]};
+    return decoders_[static_cast<std::size_t>(buffer.layer)]->decode(buffer.expert, pieces,
+                                                                     buffer.memory + end);
   }
 
   void work() {
@@ -436,8 +450,26 @@ class DiskSource final : public ExpertSource, private ForkHook {
       ++stats_.reads;
       stats_.bytes += piece.range.bytes;
       if (error != nullptr) piece.buffer->error = error;
+      if (piece.buffer->pending == 1) finish(*piece.buffer, lock);
       if (--piece.buffer->pending == 0) changed_.notify_all();
     }
+  }
+
+  /// What remains to be done where the last piece of a buffer has arrived, without the lock: nobody
+  /// else touches a buffer with pieces that are pending.
+  void finish(Buffer& buffer, std::unique_lock<LeafMutex>& lock) {
+    if (buffer.expert < 0 || buffer.error != nullptr) return;  // dropped, or not whole
+    lock.unlock();
+    std::exception_ptr error;
+    ExpertBytes roles{};
+    try {
+      roles = roles_of(buffer);
+    } catch (...) {
+      error = std::current_exception();
+    }
+    lock.lock();
+    buffer.roles = roles;
+    buffer.error = error;
   }
 
   const ExpertRanges& ranges_of(std::int32_t layer, std::int32_t expert) const {
@@ -445,6 +477,7 @@ class DiskSource final : public ExpertSource, private ForkHook {
   }
 
   const std::vector<std::vector<ExpertRanges>> ranges_;
+  const Decoders decoders_;
   const ReadFn read_;
   const std::int64_t alignment_;
   std::int64_t nbytes_ = 0;
@@ -465,17 +498,25 @@ class DiskSource final : public ExpertSource, private ForkHook {
 
 }  // namespace
 
+std::int64_t largest_expert(const std::vector<std::vector<ExpertRanges>>& ranges,
+                            const Decoders& decoders) {
+  return largest_buffer(ranges, 1, decoders);
+}
+
 std::int64_t disk_buffer_bytes(const std::vector<std::vector<ExpertRanges>>& ranges,
-                               const DiskOptions& options) {
+                               const DiskOptions& options, const Decoders& decoders) {
   // The memory itself may begin between two units.
   const std::int64_t to_align = options.alignment > kAlignment ? options.alignment : 0;
-  const std::int64_t bytes = largest_buffer(ranges, options.alignment) * options.buffers + to_align;
+  const std::int64_t bytes =
+      largest_buffer(ranges, options.alignment, decoders) * options.buffers + to_align;
   return static_cast<std::int64_t>(allocated_bytes(static_cast<std::size_t>(bytes)));
 }
 
 std::unique_ptr<ExpertSource> make_disk_source(std::vector<std::vector<ExpertRanges>> ranges,
-                                               ReadFn read, const DiskOptions& options) {
-  return std::make_unique<DiskSource>(std::move(ranges), std::move(read), options);
+                                               ReadFn read, const DiskOptions& options,
+                                               Decoders decoders) {
+  return std::make_unique<DiskSource>(std::move(ranges), std::move(read), options,
+                                      std::move(decoders));
 }
 
 }  // namespace moesaic::offload

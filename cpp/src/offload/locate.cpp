@@ -52,7 +52,7 @@ std::vector<std::vector<ExpertRanges>> locate_experts(const GgufFile& file,
     const std::vector<const GgufTensor*> tensors = expert_tensors(file, layer.layer_index);
     std::vector<ExpertRanges>& experts = all.emplace_back();
     for (std::int32_t e = 0; e < layer.stack->num_experts(); ++e) {
-      ExpertRanges& ranges = experts.emplace_back();
+      ExpertRanges& ranges = experts.emplace_back(std::size(kRoles));
       for (const Role role : kRoles) {
         const WeightRef& ref = layer.stack->role(role).ref;
         if (!ref) continue;
@@ -64,8 +64,8 @@ std::vector<std::vector<ExpertRanges>> locate_experts(const GgufFile& file,
   return all;
 }
 
-Reader reader_of(const GgufFile& file, std::optional<bool> direct) {
-  const auto files = file.input_files();
+Reader reader_of(const std::vector<std::shared_ptr<const gguf::InputFile>>& files,
+                 std::optional<bool> direct) {
   std::string why = "asked for";
   if (direct.value_or(true)) {
     std::vector<std::shared_ptr<const gguf::DirectFile>> direct_files;

@@ -29,24 +29,6 @@ std::vector<std::int32_t> target_from_counts(std::span<const std::int64_t> count
   return target;
 }
 
-std::int32_t budget_from_memory(std::int64_t free, std::int64_t reserve, std::int64_t expert_bytes,
-                                std::int64_t layers, std::int32_t num_experts) {
-  const std::int64_t smallest =
-      std::min({free, reserve, expert_bytes, layers, static_cast<std::int64_t>(num_experts)});
-  require<ConfigError>(smallest >= 0, [&] {
-    return Problem{.operation = "budget_from_memory",
-                   .what = "sizes",
-                   .expected = "none below 0",
-                   .got = std::to_string(smallest),
-                   .hint = {}};
-  });
-  if (expert_bytes == 0 || layers == 0) return num_experts;
-  const std::int64_t usable = std::max<std::int64_t>(free - reserve, 0);
-  // Divided twice: the product of the two could overflow.
-  return static_cast<std::int32_t>(
-      std::min<std::int64_t>(usable / expert_bytes / layers, num_experts));
-}
-
 std::vector<std::uint8_t> merged_resident_mask(std::span<const ExpertPool* const> pools) {
   std::vector<std::uint8_t> merged;
   for (const ExpertPool* pool : pools) {

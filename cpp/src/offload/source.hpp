@@ -14,6 +14,10 @@
 #include "moesaic/offload.hpp"
 #include "offload/slots.hpp"
 
+namespace moesaic::gguf {
+class InputFile;
+}
+
 namespace moesaic::offload {
 
 /// Some experts of one layer, readable while this lives.
@@ -59,8 +63,27 @@ struct FileRange {
   std::uint64_t offset = 0;
   std::int64_t bytes = 0;
 };
-/// Where each role of an expert lies; `bytes` 0 for a role that the layer lacks.
-using ExpertRanges = std::array<FileRange, 3>;
+/// What is read of an expert, at most kMaxPieces. Without a decoder: its three roles, `bytes` 0 for
+/// one that the layer lacks.
+using ExpertRanges = std::vector<FileRange>;
+/// Three tensors of each role.
+inline constexpr std::size_t kMaxPieces = 9;
+/// Where the pieces of an expert are in memory.
+using PieceBytes = std::array<const std::byte*, kMaxPieces>;
+
+/// Makes of what a file has of an expert what kernels read, for the layers of one form.
+class ExpertDecoder {
+ public:
+  virtual ~ExpertDecoder() = default;
+  /// What decode() writes at most.
+  virtual std::int64_t nbytes() const = 0;
+  /// Where the roles are afterwards: among the pieces, or in the nbytes() bytes at `to`, which is a
+  /// multiple of 64. Called from several threads. Errors: FormatError.
+  virtual ExpertBytes decode(std::int32_t expert, const PieceBytes& pieces,
+                             std::byte* to) const = 0;
+};
+/// Of each layer, or empty: experts are used as they were read.
+using Decoders = std::vector<std::shared_ptr<const ExpertDecoder>>;
 
 /// Fills `out` from a file; called from several threads. Errors: IoError, FormatError.
 using ReadFn =
@@ -73,12 +96,16 @@ struct DiskOptions {
   /// over the end of its file.
   std::int64_t alignment = 1;
 };
+/// Bytes of the largest expert as it is read, and decoded beside that.
+std::int64_t largest_expert(const std::vector<std::vector<ExpertRanges>>& ranges,
+                            const Decoders& decoders);
 /// Bytes of the buffers of make_disk_source.
 std::int64_t disk_buffer_bytes(const std::vector<std::vector<ExpertRanges>>& ranges,
-                               const DiskOptions& options);
+                               const DiskOptions& options, const Decoders& decoders = {});
 /// A source that reads from disk what `ranges[layer][expert]` names.
 std::unique_ptr<ExpertSource> make_disk_source(std::vector<std::vector<ExpertRanges>> ranges,
-                                               ReadFn read, const DiskOptions& options);
+                                               ReadFn read, const DiskOptions& options,
+                                               Decoders decoders = {});
 
 /// The ranges of every expert of `file`'s layers, whose stacks view its mapping, and a reader for
 /// them. Touches no tensor. Errors: UnsupportedError for a file without a mapping.
@@ -90,10 +117,11 @@ struct Reader {
   std::int64_t alignment = 1;  ///< as DiskOptions::alignment
   std::string way;             ///< in words: "O_DIRECT", or through what, and why
 };
-/// A reader of the shards that `file` opened: what a path leads to may have changed since, and
-/// experts of one file beside the router of another would give plausible numbers. `direct`: past the
-/// page cache (true), through it (false), or past it where the file system can (unset). Errors:
+/// A reader of files that are open: what a path leads to may have changed since, and experts of one
+/// file beside the router of another would give plausible numbers. `direct`: past the page cache
+/// (true), through it (false), or past it where the file system can (unset). Errors:
 /// UnsupportedError when `direct` is true and the file system cannot.
-Reader reader_of(const GgufFile& file, std::optional<bool> direct);
+Reader reader_of(const std::vector<std::shared_ptr<const gguf::InputFile>>& files,
+                 std::optional<bool> direct);
 
 }  // namespace moesaic::offload

@@ -3,9 +3,11 @@
 #include <utility>
 
 #include "base/fork.hpp"
+#include "gguf/mapped_file.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/gguf.hpp"
 #include "moesaic/offload.hpp"
+#include "offload/checkpoint.hpp"
 #include "offload/pooled_experts.hpp"
 
 namespace moesaic {
@@ -48,7 +50,7 @@ void check_options(const StoreOptions& options) {
         options.memory_limit.value_or(0));
 }
 
-/// How many experts the staging buffers between disk and slots hold.
+/// How many experts the staging buffers between disk and slots hold, `expert_bytes` each.
 std::int32_t staging_of(const StoreOptions& options, std::int64_t expert_bytes) {
   if (options.staging > 0) return options.staging;
   const std::int64_t half = *options.memory_limit / 2 / std::max<std::int64_t>(1, expert_bytes);
@@ -90,6 +92,29 @@ struct MoeExpertStore::Impl final : private ForkHook {
 
   ~Impl() override { unwatch(); }
   void forked() noexcept override { renew(mutex); }
+
+  /// Reads experts from disk under the limit of the options. Errors: ConfigError where the buffers
+  /// do not fit.
+  void read_from_disk(std::vector<std::vector<offload::ExpertRanges>> ranges,
+                      offload::Reader reader, offload::Decoders decoders,
+                      const StoreOptions& options) {
+    limit = *options.memory_limit;
+    const std::int64_t one = offload::largest_expert(ranges, decoders);
+    const offload::DiskOptions disk{staging_of(options, one), options.io_threads, reader.alignment};
+    // Divided first: the product of what a caller asks for could overflow.
+    const bool fits =
+        one <= limit / disk.buffers && offload::disk_buffer_bytes(ranges, disk, decoders) <= limit;
+    require<ConfigError>(fits, [&] {
+      return problem("MoeExpertStore", "memory_limit",
+                     "room for " + std::to_string(disk.buffers) + " experts of " +
+                         std::to_string(one) + " bytes, padded for reads",
+                     std::to_string(limit));
+    });
+    parts.read_ahead = options.read_ahead;
+    reading = reader.way;
+    parts.source = offload::make_disk_source(std::move(ranges), std::move(reader.read), disk,
+                                             std::move(decoders));
+  }
 
   void finish() {
     for (const LayerMoeWeights& layer : parts.layers) {
@@ -148,39 +173,57 @@ std::shared_ptr<MoeExpertStore> MoeExpertStore::from_gguf(std::shared_ptr<GgufFi
   check_options(options);
   std::shared_ptr<MoeExpertStore> store(new MoeExpertStore());
   Impl& impl = *store->impl_;
-  std::int64_t largest = 0;
   for (const std::int32_t index : file->moe_layers()) {
     LoadOptions as_stored;
     as_stored.layout = StackLayout::File;
     impl.parts.layers.push_back(
         layer_of(index, ExpertStack::load_from_gguf(file, index, as_stored)));
-    largest = std::max(largest, impl.parts.layers.back().expert_bytes);
   }
   require<FormatError>(!impl.parts.layers.empty(), [&] {
     return problem("MoeExpertStore", file->path().string(), "layers with experts", "none");
   });
   if (options.memory_limit) {
-    impl.limit = *options.memory_limit;
-    const std::int32_t staging = staging_of(options, largest);
-    auto ranges = offload::locate_experts(*file, impl.parts.layers);
-    offload::Reader reader = offload::reader_of(*file, options.direct_io);
-    const offload::DiskOptions disk{staging, options.io_threads, reader.alignment};
-    // Divided first: the product of what a caller asks for could overflow.
-    const bool fits =
-        largest <= impl.limit / staging && offload::disk_buffer_bytes(ranges, disk) <= impl.limit;
-    require<ConfigError>(fits, [&] {
-      return problem("MoeExpertStore", "memory_limit",
-                     "room for " + std::to_string(staging) + " experts of " +
-                         std::to_string(largest) + " bytes, padded for reads",
-                     std::to_string(impl.limit));
-    });
-    impl.parts.read_ahead = options.read_ahead;
-    impl.reading = reader.way;
-    impl.parts.source = offload::make_disk_source(std::move(ranges), std::move(reader.read), disk);
+    impl.read_from_disk(offload::locate_experts(*file, impl.parts.layers),
+                        offload::reader_of(file->input_files(), options.direct_io), {}, options);
   } else {
     impl.parts.source = offload::make_mapped_source(impl.parts.layers);
   }
   impl.file = std::move(file);
+  impl.finish();
+  return store;
+}
+
+std::shared_ptr<MoeExpertStore> MoeExpertStore::from_checkpoint(
+    const offload::StoredExperts& experts, const StoreOptions& options) {
+  check_options(options);
+  require<ConfigError>(options.memory_limit.has_value(), [&] {
+    return problem("MoeExpertStore", "memory_limit", "bytes", "none",
+                   "experts of a checkpoint are read, and never used where a file is mapped");
+  });
+  require<FormatError>(!experts.layers.empty(), [&] {
+    return problem("MoeExpertStore", experts.name, "layers with experts", "none");
+  });
+  std::vector<std::shared_ptr<const gguf::InputFile>> files;
+  for (std::size_t i = 0; i < experts.files.size(); ++i) {
+    files.push_back(std::make_shared<const gguf::InputFile>(experts.files[i]));
+    require<FormatError>(std::cmp_equal(files[i]->size(), experts.file_bytes[i]), [&] {
+      return problem(
+          "MoeExpertStore", experts.files[i],
+          "the file that was looked at, of " + std::to_string(experts.file_bytes[i]) + " bytes",
+          std::to_string(files[i]->size()));
+    });
+  }
+  std::shared_ptr<MoeExpertStore> store(new MoeExpertStore());
+  Impl& impl = *store->impl_;
+  std::vector<std::vector<offload::ExpertRanges>> ranges;
+  offload::Decoders decoders;
+  for (const offload::StoredLayer& layer : experts.layers) {
+    impl.parts.layers.push_back(layer_of(layer.block, offload::stack_without_experts(layer)));
+    decoders.push_back(offload::make_decoder(layer, *impl.parts.layers.back().stack));
+    ranges.push_back(layer.ranges);
+  }
+  impl.read_from_disk(std::move(ranges), offload::reader_of(files, options.direct_io),
+                      std::move(decoders), options);
   impl.finish();
   return store;
 }
@@ -320,20 +363,23 @@ void MoeExpertStore::prefetch(std::int32_t i, std::span<const std::int32_t> expe
   impl_->parts.source->expect(i, cold, offload::Expect::Told);
 }
 
-std::vector<std::int32_t> MoeExpertStore::fitting_budgets(const Backend& backend,
-                                                          std::int64_t reserve) const {
+std::vector<std::int32_t> MoeExpertStore::fitting_budgets(
+    const Backend& backend, std::int64_t reserve, std::optional<std::int64_t> memory) const {
   const auto& layers = impl_->parts.layers;
   std::vector<std::int32_t> budgets;
   for (const LayerMoeWeights& layer : layers) budgets.push_back(layer.stack->num_experts());
-  if (impl_->limit == 0) return budgets;
-  const std::int64_t room = impl_->limit - impl_->parts.source->nbytes() - reserve;
-  require<ConfigError>(reserve >= 0 && room >= 0, [&] {
-    return problem("MoeExpertStore", "memory_limit",
-                   std::to_string(impl_->parts.source->nbytes()) + " bytes of buffers and " +
-                       std::to_string(reserve) + " beside experts",
-                   std::to_string(impl_->limit),
+  if (!memory && impl_->limit == 0) return budgets;
+  const std::int64_t limit = memory.value_or(impl_->limit);
+  const std::int64_t buffers = impl_->parts.source->nbytes();
+  const bool fits = reserve >= 0 && limit >= 0 && reserve <= limit && buffers <= limit - reserve;
+  require<ConfigError>(fits, [&] {
+    return problem("MoeExpertStore", memory ? "memory" : "memory_limit",
+                   std::to_string(buffers) + " bytes of buffers and " + std::to_string(reserve) +
+                       " beside experts",
+                   std::to_string(limit),
                    "raise the limit, or lower staging or the tokens of a call");
   });
+  const std::int64_t room = limit - buffers - reserve;
   const auto bytes = [&](std::size_t i, std::int32_t budget) {
     return offload::slot_bytes(backend, *layers[i].stack,
                                std::min(budget, layers[i].stack->num_experts()));
@@ -364,6 +410,21 @@ std::vector<std::int32_t> MoeExpertStore::fitting_budgets(const Backend& backend
     ++budgets[i];
   }
   return budgets;
+}
+
+std::int64_t MoeExpertStore::slot_bytes(const Backend& backend,
+                                        std::span<const std::int32_t> budgets) const {
+  const auto& layers = impl_->parts.layers;
+  std::int64_t bytes = 0;
+  require<ShapeError>(budgets.size() == layers.size(), [&] {
+    return problem("MoeExpertStore.slot_bytes", "budgets",
+                   std::to_string(layers.size()) + ", one a layer", std::to_string(budgets.size()));
+  });
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    const std::int32_t experts = layers[i].stack->num_experts();
+    bytes += offload::slot_bytes(backend, *layers[i].stack, std::clamp(budgets[i], 0, experts));
+  }
+  return bytes;
 }
 
 const std::string& MoeExpertStore::reading() const { return impl_->reading; }

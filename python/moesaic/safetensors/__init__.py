@@ -13,6 +13,7 @@
 ``int4``                GPTQ, AWQ and compressed-tensors kept as INT4; ``ints`` reads them
 ``experts``             all experts of a layer, one by one into builders
 ``layer``               router, experts and shared experts together
+``stored``              the experts of a whole model where they lie, for stores
 ======================  ===============================================================
 """
 
@@ -20,9 +21,11 @@ from moesaic.safetensors.experts import gather_experts
 from moesaic.safetensors.layer import gather_layer
 from moesaic.safetensors.quantization import Quantization
 from moesaic.safetensors.reader import Checkpoint, TensorEntry, read_header
+from moesaic.safetensors.stored import CheckpointExperts
 
 __all__ = [
     "Checkpoint",
+    "CheckpointExperts",
     "Quantization",
     "TensorEntry",
     "gather_experts",

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moesaic.safetensors.encoded import Encoded, bytes_of, sizes
+from moesaic.safetensors.encoded import Encoded, Stored, bytes_of, sizes
 from moesaic.safetensors.names import Matrix
 from moesaic.safetensors.reader import FLOATS, Array, Checkpoint
 
@@ -49,6 +49,12 @@ class Dense(Encoded):
     def type(self) -> str:
         dtype = self.checkpoint.entry(self.name).dtype
         return "F32" if dtype == "F64" else dtype
+
+    def stored(self) -> Stored | None:
+        if self.checkpoint.entry(self.name).dtype == "F64":
+            return None
+        facts = {"transposed": self.transposed}
+        return Stored("floats", (self.name, self.matrix.index), facts=facts)
 
     def _stored(self) -> Array:
         values = self.checkpoint.raw(self.name, self.matrix.index)

@@ -1,13 +1,32 @@
 """One matrix of a checkpoint, on its way to rows of a GGUF type."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 
 from moesaic.safetensors.names import Matrix, find
 from moesaic.safetensors.reader import FLOATS, Array, Checkpoint, wrong
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A matrix as its file has it, for the disk tier, which decodes experts one by one.
+
+    Tensors are named with their slice, None for all of one. ``facts`` are the fields of
+    ``StoredRole`` (cpp/src/offload/checkpoint.hpp) that the form has.
+    """
+
+    form: str
+    values: tuple[str, int | None]
+    scales: tuple[str, int | None] | None = None
+    zeros: tuple[str, int | None] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def pieces(self) -> list[tuple[str, int | None]]:
+        return [one for one in (self.values, self.scales, self.zeros) if one is not None]
 
 
 @dataclass(frozen=True)
@@ -45,6 +64,10 @@ class Encoded(ABC):
     @abstractmethod
     def values(self) -> tuple[Array, float]:
         """All values, f32 [n, k], and a factor on them."""
+
+    def stored(self) -> Stored | None:
+        """What ``rows`` is made of, where the disk tier knows the form."""
+        return None
 
     def factor(self) -> float:
         """The factor of ``rows`` and ``values``, without reading them."""

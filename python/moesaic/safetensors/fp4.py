@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moesaic.safetensors.dense import dense_name
-from moesaic.safetensors.encoded import Encoded, bytes_of, own_part, sizes, to_bf16
+from moesaic.safetensors.encoded import Encoded, Stored, bytes_of, own_part, sizes, to_bf16
 from moesaic.safetensors.fp8 import E4M3, powers_of_two
 from moesaic.safetensors.names import Matrix, find
 from moesaic.safetensors.reader import Array, Checkpoint, wrong
@@ -80,6 +80,10 @@ class Mxfp4(Encoded):
 
     def tensors(self) -> set[str]:
         return super().tensors() | {self.scales_name}
+
+    def stored(self) -> Stored:
+        index = self.matrix.index
+        return Stored("mxfp4", (self.values_name, index), (self.scales_name, index))
 
     def _scales(self) -> Array:
         return self.checkpoint.read(
@@ -174,6 +178,12 @@ class Nvfp4(Encoded):
         if divides and value < 1:
             raise wrong(f"tensor {self.global_name!r}", "a divisor, of at least 1", value)
         return float(np.float32(1) / value if divides else value)
+
+    def stored(self) -> Stored | None:
+        if self.transposed or self.type != "NVFP4":
+            return None
+        index = self.matrix.index
+        return Stored("nvfp4", (self.values_name, index), (self.scales_name, index))
 
     def _stored(self) -> tuple[Array, Array]:
         """The packed codes [n, k/2] and the codes of the scales [n, k/16]."""

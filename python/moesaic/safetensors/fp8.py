@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moesaic.safetensors.dense import DENSE, dense_name
-from moesaic.safetensors.encoded import Encoded, bytes_of, own_part, sizes, to_bf16
+from moesaic.safetensors.encoded import Encoded, Stored, bytes_of, own_part, sizes, to_bf16
 from moesaic.safetensors.names import Matrix, find
 from moesaic.safetensors.quantization import Quantization
 from moesaic.safetensors.reader import Array, Checkpoint, unsupported, wrong
@@ -34,6 +34,8 @@ FP8 = {"F8_E4M3": E4M3, "F8_E5M2": E5M2}
 CODES = (*FP8, "I8")
 _E8M0 = ("U8", "F8_E8M0")
 _SCALES = (*DENSE, *_E8M0)
+#: The largest magnitude of codes of bitsandbytes, whose scales are those of rows.
+_SCB = np.float32(1 / 127)
 _ZEROS = (*DENSE, *CODES)
 
 
@@ -124,6 +126,22 @@ class Fp8(Encoded):
         others = {self.scale_name, self.zero_name or "", f"{self.matrix.base}.weight_format"}
         return super().tensors() | {name for name in others if name in self.checkpoint.tensors}
 
+    def stored(self) -> Stored | None:
+        if self.exact or self.zero_name is not None or self.transposed or self.grid_transposed:
+            return None
+        entry = self.checkpoint.entry
+        scale = entry(self.scale_name).dtype
+        facts = {
+            "code": entry(self.name).dtype,
+            "scale": "F8_E8M0" if scale in _E8M0 else scale,
+            "scale_factor": float(_SCB) if self.scale_name.endswith("SCB") else 1.0,
+            "grid": (self.grid.rows, self.grid.cols, self.grid.parts),
+        }
+        part = own_part(self.checkpoint, self.scale_name, self.matrix)[0]
+        return Stored(
+            "codes8", (self.name, self.matrix.index), (self.scale_name, part), facts=facts
+        )
+
     def _grid(self, name: str, dtypes: tuple[str, ...]) -> Array:
         """f32, one for each scale."""
         dtype = self.checkpoint.entry(name).dtype
@@ -143,7 +161,7 @@ class Fp8(Encoded):
         with np.errstate(over="ignore"):
             grid = grid.astype(np.float32)
         if name.endswith("SCB"):  # The largest magnitudes of rows, for which bitsandbytes has 127.
-            grid = grid * np.float32(1 / 127)
+            grid = grid * _SCB
         if not np.isfinite(grid).all():
             raise wrong(f"tensor {name!r}", "finite values of f32", "others")
         return grid

@@ -6,6 +6,7 @@ from typing import TypeAlias
 import numpy as np
 
 from moesaic import _core
+from moesaic.safetensors.encoded import Stored
 from moesaic.safetensors.ints import Linear
 from moesaic.safetensors.names import find
 from moesaic.safetensors.reader import FLOATS, Array, wrong
@@ -104,6 +105,11 @@ class Int4Experts:
     def scale_outputs(self, scales: Array) -> None:
         """Gives each expert a factor on its output, f32 [E]."""
         self._output_scales = scales
+
+    @property
+    def scales_outputs(self) -> bool:
+        """Whether experts have factors on their outputs."""
+        return self._output_scales is not None
 
     def tensors(self) -> set[str]:
         """The names of all tensors of the experts."""
@@ -204,6 +210,25 @@ class Int4Experts:
                 first_col += linear.n
                 step(_label(linear))
         return builder.build()
+
+
+def stored_linear(linear: Linear) -> Stored | None:
+    """What a Marlin stack is made of, for the disk tier; None for columns in an order of their own,
+    and for AWQ's other packing.
+    """
+    if linear.scheme.format == "awq_gemv" or linear.order() is not None:
+        return None
+    index = linear.matrix.index
+    scales, zeros = linear.tensor("scales"), linear.zeros_tensor()
+    facts = {
+        "format": linear.marlin_format,
+        "group_size": linear.scheme.group_size,
+        "scale": linear.checkpoint.entry(scales).dtype,
+    }
+    return Stored(
+        "int4", (linear.qweight, index), (scales, index),
+        None if zeros is None else (zeros, index), facts,
+    )  # fmt: skip
 
 
 def _label(linear: Linear) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moesaic.safetensors.encoded import Encoded, bytes_of, to_bf16
+from moesaic.safetensors.encoded import Encoded, Stored, bytes_of, to_bf16
 from moesaic.safetensors.fp4 import halves
 from moesaic.safetensors.ints import Linear, is_int
 from moesaic.safetensors.names import Matrices, Matrix
@@ -51,6 +51,17 @@ class IntBlocks(Encoded):
 
     def tensors(self) -> set[str]:
         return super().tensors() | self.linear.tensors()
+
+    def stored(self) -> Stored | None:
+        linear = self.linear
+        if self.to != "Q4_0" or not linear.packed or linear.padded:
+            return None
+        scales, index = linear.tensor("scales"), self.matrix.index
+        facts = {
+            "group_size": linear.scheme.group_size,
+            "scale": linear.checkpoint.entry(scales).dtype,
+        }
+        return Stored("q4_words", (linear.qweight, index), (scales, index), facts=facts)
 
     def values(self) -> tuple[Array, float]:
         linear, group = self.linear, self.linear.order()

@@ -211,13 +211,21 @@ class Linear:
             )
         return values
 
-    def _stored_zeros(self) -> Array | None:
-        """Stored qzeros, or None where they are not needed and not there."""
-        symmetric, form, bits = self.scheme.symmetric, self.scheme.format, self.scheme.bits
+    def zeros_tensor(self) -> str | None:
+        """The tensor of qzeros, or None where they are not needed and not there."""
+        symmetric, form = self.scheme.symmetric, self.scheme.format
         # GPTQ always has zero points; the others have none where they are symmetric.
         optional = symmetric is True if self._is_awq else symmetric is not False
         optional &= self._is_awq or form == "pack_quantized"
         if optional and not self.has("qzeros"):
+            return None
+        self.checkpoint.entry(self.tensor("qzeros"))  # which must be there
+        return self.tensor("qzeros")
+
+    def _stored_zeros(self) -> Array | None:
+        """Stored qzeros, or None where they are not needed and not there."""
+        form, bits = self.scheme.format, self.scheme.bits
+        if self.zeros_tensor() is None:
             return None
         if form == "awq_gemv":
             shape = (self.n, self._stored_groups * bits // 32)

@@ -104,7 +104,8 @@ def _stack_of(store: _core.MoeExpertStore, block: int) -> _core.ExpertStack:
 class PooledExperts(FrozenExperts):
     """Experts of a store, as many of them in memory as a pool says.
 
-    ``stack`` has all of them as the store has them: gradients decode from there.
+    ``stack`` has all of them as the store has them: gradients decode from there. Of a checkpoint it
+    has none, so there are no gradients, and nothing to pickle.
     """
 
     def __init__(
@@ -139,6 +140,12 @@ class PooledExperts(FrozenExperts):
         self.layer(x, routing=routing, precision=self.precision, out=out)  # type: ignore[arg-type]
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if not self.stack.experts:
+            raise error_of(
+                _core.UnsupportedError, "pickle", "experts of a store",
+                "those of a GGUF file, which run where it is mapped",
+                "those of a checkpoint, which are read one by one",
+            )  # fmt: skip
         return mapped_experts, (self.store, self.block, self.activation, self.precision)
 
 

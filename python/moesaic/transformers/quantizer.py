@@ -25,6 +25,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from moesaic import _core
 from moesaic._errors import error_of
+from moesaic._offload_store import opened
 from moesaic._sizes import bytes_of
 from moesaic.torch.experts import Experts
 from moesaic.transformers.activations import activation_of
@@ -52,8 +53,9 @@ class MoesaicConfig(QuantizationConfigMixin):
         The type of the down matrices. None: as they are there.
     memory : int or str, optional
         Bytes, or a size such as '12GiB', that experts take at most, all layers together: those that
-        are used most stay in memory, the others are read from the file when they are needed. The
-        experts are those of a GGUF file then, as they are there. None: all are in memory.
+        are used most stay in memory, the others are read when they are needed, as they are there:
+        from a GGUF file, or from a folder whose experts ``open_store`` reads one by one. None: all
+        are in memory.
 
     Raises
     ------
@@ -213,15 +215,9 @@ def _source_of(config: MoesaicConfig) -> _Source:
     """The experts of a GGUF file or a folder, by blocks."""
     path = config.experts
     assert path is not None
-    file = None if Path(path).is_dir() else _core.GgufFile(path)
     if config.memory is not None:
-        if file is None:
-            raise error_of(
-                _core.UnsupportedError, "MoesaicConfig", "memory",
-                "experts of a GGUF file, which are read one by one", f"the folder {path}",
-                "moesaic convert writes them to one, which experts= names",
-            )  # fmt: skip
-        return pooled_experts(file, config.memory)
+        return pooled_experts(opened(path), config.memory)
+    file = None if Path(path).is_dir() else _core.GgufFile(path)
 
     def loaded(kind: type[Experts], block: int, activation: _core.Activation) -> Experts:
         if file is not None:
