@@ -4,7 +4,8 @@
 set(without_kernels
   config_test cuda_formats_test cuda_plugin_test encode_test error_test gguf_damage_test gguf_hazards_test
   gguf_moe_tensors_test gguf_shards_test gguf_sharing_test gguf_size_test gguf_test
-  metal_dispatch_test names_test plan_test profile_test quant_test route_test thread_pool_test
+  metal_dispatch_test names_test plan_test profile_test quant_test route_test
+  thread_pool_test tile_kernels_test tile_machine_test
   tuning_test types_test workspace_test)
 foreach(name IN LISTS without_kernels)
   if(NOT TARGET ${name})

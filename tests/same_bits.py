@@ -70,7 +70,7 @@ def formats() -> list[str]:
 
 def instruction_sets() -> list[str]:
     found = []
-    for isa in ("scalar", "avx2", "avxvnni", "avx512vnni", "neon"):
+    for isa in ("scalar", "avx2", "avxvnni", "avx512vnni", "amx", "neon"):
         try:
             with mo.tuning(cpu_isa=isa):
                 mo.moe_forward(*tiny(), top_k=1)

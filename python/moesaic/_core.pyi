@@ -5520,7 +5520,7 @@ batch_invariant, profile, strict, threads, numa, cpu_isa, backend, cuda_plugin, 
     @property
     def cpu_isa(self) -> str | None:
         """Instruction set of the CPU kernels; auto: the best one present
-        (auto|scalar|avx2|avxvnni|avx512vnni|neon).
+        (auto|scalar|avx2|avxvnni|avx512vnni|amx|neon).
         """
 
     @property

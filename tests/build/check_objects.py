@@ -19,7 +19,8 @@ from pathlib import Path
 # VEX and EVEX instructions are spelled with a leading v; these three are not AVX.
 NOT_AVX = {"verr", "verw", "vmcall"}
 INSTRUCTION = re.compile(r"^\s*[0-9a-f]+:\t(?:[0-9a-f]{2} )+\s*\t?(?P<text>\S.*)$")
-AVX_REGISTER = re.compile(r"%[yz]mm\d|%k[0-7]\b")
+AVX_REGISTER = re.compile(r"%[yzt]mm\d|%k[0-7]\b")
+NO_OPERAND = {"ldtilecfg", "sttilecfg", "tilerelease"}  # of AMX, which name no tile
 
 
 def is_avx(text: str) -> bool:
@@ -27,9 +28,9 @@ def is_avx(text: str) -> bool:
     mnemonic = next(
         (w for w in text.split() if w not in ("lock", "rep", "repz", "repnz", "data16")), ""
     )
-    return (mnemonic.startswith("v") and mnemonic not in NOT_AVX) or AVX_REGISTER.search(
-        text
-    ) is not None
+    if mnemonic in NO_OPERAND or (mnemonic.startswith("v") and mnemonic not in NOT_AVX):
+        return True
+    return AVX_REGISTER.search(text) is not None
 
 
 def avx_in(listing: str) -> Iterator[str]:

@@ -14,8 +14,8 @@
 namespace moesaic::cpu {
 namespace {
 
-constexpr CpuIsa kConcrete[] = {CpuIsa::Scalar, CpuIsa::Avx2, CpuIsa::AvxVnni, CpuIsa::Avx512Vnni,
-                                CpuIsa::Neon};
+constexpr CpuIsa kConcrete[] = {CpuIsa::Scalar,     CpuIsa::Avx2, CpuIsa::AvxVnni,
+                                CpuIsa::Avx512Vnni, CpuIsa::Amx,  CpuIsa::Neon};
 
 /// The flags that the kernel found, by itself and with the state it saves.
 std::set<std::string> cpuinfo_flags() {
@@ -45,8 +45,12 @@ TEST(Isa, AgreesWithTheKernelsFlags) {
   const bool avx2 = all({"avx2", "fma", "f16c"});
   EXPECT_EQ(cpu_has(CpuIsa::Avx2), avx2);
   EXPECT_EQ(cpu_has(CpuIsa::AvxVnni), avx2 && all({"avx_vnni"}));
-  EXPECT_EQ(cpu_has(CpuIsa::Avx512Vnni),
-            avx2 && all({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}));
+  const bool avx512vnni =
+      avx2 && all({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"});
+  EXPECT_EQ(cpu_has(CpuIsa::Avx512Vnni), avx512vnni);
+  // Linux may have reasons of its own to refuse, which it gives.
+  EXPECT_EQ(cpu_has(CpuIsa::Amx) || !amx_refusal().empty(),
+            avx512vnni && all({"amx_tile", "amx_int8"}));
   EXPECT_EQ(cpu_has(CpuIsa::Neon), all({"asimddp", "asimdhp", "i8mm"}));
 }
 
@@ -89,7 +93,7 @@ TEST(Isa, OneNeverRunsEverywhere) {
 TEST(Isa, NamesAreDistinct) {
   std::set<std::string> names{name_of(CpuIsa::Auto)};
   for (const CpuIsa isa : kConcrete) names.insert(name_of(isa));
-  EXPECT_EQ(names.size(), 6U);
+  EXPECT_EQ(names.size(), 7U);
 }
 
 }  // namespace

@@ -16,7 +16,8 @@ class ThreadPool;
 double measure_bandwidth(ThreadPool& pool, const std::byte* buffer, std::size_t bytes);
 
 /// Integer operations per second (2 per multiply-add) of 8-bit dot products in registers, on every
-/// thread of the pool at once. `isa` Auto means the best supported one.
+/// thread of the pool at once. `isa` Auto means what layers run: the one that MOESAIC_CPU_ISA
+/// forces, else the best one. Throws UnsupportedError when it cannot run here.
 double measure_dot_peak(ThreadPool& pool, CpuIsa isa = CpuIsa::Auto);
 
 }  // namespace moesaic

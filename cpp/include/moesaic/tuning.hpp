@@ -23,7 +23,7 @@ enum class RouteMode : std::uint8_t { Auto, Host, Device };
 enum class RowSpaceMode : std::uint8_t { Auto, TokenPairs, PackedRows };
 enum class ProfileMode : std::uint8_t { Off, Counters, Events, Sync };
 enum class LogLevel : std::uint8_t { Off, Error, Warn, Info, Debug };
-enum class CpuIsa : std::uint8_t { Auto, Scalar, Avx2, AvxVnni, Avx512Vnni, Neon };
+enum class CpuIsa : std::uint8_t { Auto, Scalar, Avx2, AvxVnni, Avx512Vnni, Amx, Neon };
 
 /// How many NUMA nodes the CPU backend tells apart.
 struct NumaNodes {

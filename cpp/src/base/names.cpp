@@ -215,6 +215,7 @@ constexpr auto kWords<CpuIsa> = spell<CpuIsa>({{CpuIsa::Auto, "auto"},
                                                {CpuIsa::Avx2, "avx2"},
                                                {CpuIsa::AvxVnni, "avxvnni"},
                                                {CpuIsa::Avx512Vnni, "avx512vnni"},
+                                               {CpuIsa::Amx, "amx"},
                                                {CpuIsa::Neon, "neon"}});
 
 // The expert store.

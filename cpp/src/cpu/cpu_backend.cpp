@@ -15,7 +15,10 @@ constexpr std::align_val_t kAlignment{64};
 /// "avx512vnni", or what MOESAIC_CPU_ISA asks for.
 std::string isa_detail() {
   const CpuIsa forced = Tuning::process().cpu_isa;
-  if (forced == CpuIsa::Auto) return name_of(best_isa());
+  if (forced == CpuIsa::Auto) {
+    const std::string best = name_of(best_isa());
+    return amx_refusal().empty() ? best : best + " (amx refused: " + amx_refusal() + ")";
+  }
   return std::string(name_of(forced)) + (supported(forced) ? " (forced by MOESAIC_CPU_ISA)"
                                                            : " (MOESAIC_CPU_ISA, cannot run here)");
 }

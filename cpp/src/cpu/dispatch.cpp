@@ -28,10 +28,30 @@ const Format* find_format(QuantType type) {
   return nullptr;
 }
 
-/// For example "gemm_q4_k_avx512vnni", or "gemm_q4_k_rows_avx512vnni" for the row layout.
+/// For example "gemm_q4_k_avx512vnni", or "gemm_q4_k_rows_avx512vnni" for the row layout. "amx" names
+/// what experts with enough tokens run (TileKernels::min_tokens); those with fewer, and formats
+/// without tiles, run avx512vnni's.
 std::string mechanical_name(const Format& format, WeightLayout layout, CpuIsa isa) {
   return std::string("gemm_") + format.name + (layout == WeightLayout::Rows ? "_rows_" : "_") +
          name_of(isa);
+}
+
+#ifdef MOESAIC_HAVE_AMX
+/// Tiles beside the vectors of AVX-512.
+const IsaKernels& amx_kernels() {
+  static const IsaKernels kernels = [] {
+    IsaKernels k = avx512vnni::kKernels;
+    k.tiles = &amx::kTiles;
+    return k;
+  }();
+  return kernels;
+}
+#endif
+
+/// Whether `isa` has kernels of its own for `type`.
+bool has_own(CpuIsa isa, QuantType type) {
+  const IsaKernels& kernels = kernels_of(isa);
+  return kernels.tiles == nullptr || kernels.tiles->gemm[static_cast<int>(type)] != nullptr;
 }
 
 }  // namespace
@@ -49,6 +69,10 @@ const IsaKernels& kernels_of(CpuIsa isa) {
 #ifdef MOESAIC_HAVE_AVX512VNNI
     case CpuIsa::Avx512Vnni:
       return avx512vnni::kKernels;
+#endif
+#ifdef MOESAIC_HAVE_AMX
+    case CpuIsa::Amx:
+      return amx_kernels();
 #endif
 #ifdef MOESAIC_HAVE_NEON
     case CpuIsa::Neon:
@@ -84,6 +108,7 @@ std::vector<KernelInfo> CpuBackend::kernels() const {
   std::vector<KernelInfo> list;
   for (const CpuIsa isa : supported_isas()) {
     for (const Format& format : kFormats) {
+      if (!has_own(isa, format.type)) continue;
       for (const WeightLayout layout : {WeightLayout::Panels, WeightLayout::Rows}) {
         if (format.type == QuantType::INT4 && layout == WeightLayout::Rows) continue;
         list.push_back({"expert_gemm", format.type, layout, name_of(isa),
@@ -97,7 +122,9 @@ std::vector<KernelInfo> CpuBackend::kernels() const {
 std::string CpuBackend::kernel_name(const WeightRef& weight, const Tuning& tuning) const {
   const Format* format = find_format(weight.type);
   if (format == nullptr) return "none";
-  return mechanical_name(*format, weight.layout, active_isa(tuning));
+  const CpuIsa isa = active_isa(tuning);
+  return mechanical_name(*format, weight.layout,
+                         has_own(isa, weight.type) ? isa : CpuIsa::Avx512Vnni);
 }
 
 }  // namespace moesaic::cpu

@@ -19,7 +19,6 @@ constexpr std::int64_t kLocalFloats = 16384;  ///< 64 KiB of pair rows on a job'
 struct DownPhase {
   Context& context;
   const op::Down& call;
-  const IsaKernels& kernels;
   const Buckets& buckets;
   const Activations& activations;
   const WeightRef& weight;
@@ -30,7 +29,7 @@ struct DownPhase {
                 std::int64_t first_row) const {
     const Epilogue epilogue(call.weight, job.bucket->expert);
     run_job(
-        kernels, weight, activations, call.map, buckets, job, next_weights,
+        weight, activations, call.map, buckets, job, next_weights,
         [&](int t) {
           const std::int32_t entry = buckets.entries[job.bucket->first + job.first_token + t];
           return rows + call.map.destination_of(entry) * stride - first_row;
@@ -130,7 +129,7 @@ void CpuBackend::down(Context& context, const op::Down& call) const {
       const Activations activations =
           prepare_activations(context, kernels, call.in, weight, call.map, buckets,
                               planes_of(weight.type, call.precision), carver);
-      const DownPhase phase{context, call, kernels, buckets, activations, weight, low_rank};
+      const DownPhase phase{context, call, buckets, activations, weight, low_rank};
       if (few) {
         phase.few_pairs();
         return;

@@ -39,7 +39,7 @@ struct GateUpPhase {
             const std::uint8_t* next_weights) const {
     const Epilogue epilogue(call.gate, job.bucket->expert);
     run_job(
-        kernels, call.gate.ref, activations, call.map, buckets, job, next_weights,
+        call.gate.ref, activations, call.map, buckets, job, next_weights,
         [&](int t) { return hidden_row(job, t); },
         [&](std::int64_t row, int rows, float* values, float* to) {
           finish(epilogue, low_rank.first, job.bucket->expert, row, rows, values, to);
@@ -50,7 +50,7 @@ struct GateUpPhase {
     const Epilogue epilogue(call.up, job.bucket->expert);
     const ActivateKernel activate = kernels.activate[static_cast<int>(call.activation.kind)];
     run_job(
-        kernels, call.up.ref, activations, call.map, buckets, job, nullptr,
+        call.up.ref, activations, call.map, buckets, job, nullptr,
         [&](int t) { return hidden_row(job, t); },
         [&](std::int64_t row, int rows, float* values, float* to) {
           finish(epilogue, low_rank.second, job.bucket->expert, row, rows, values, to);

@@ -1,12 +1,18 @@
 #include "cpu/isa.hpp"
 
+#include <cerrno>
 #include <cstdint>
 #include <string>
+#include <system_error>
 
 #include "moesaic/error.hpp"
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #elif defined(__aarch64__) && defined(__APPLE__)
@@ -20,6 +26,7 @@ struct Features {
   bool avx2 = false;        ///< with FMA and F16C, which every such CPU has
   bool avxvnni = false;     ///< VEX-encoded VNNI, a feature of its own
   bool avx512vnni = false;  ///< with AVX-512 F, BW, DQ and VL
+  bool amx = false;         ///< with int8, beside avx512vnni; the system must permit it too
   bool neon = false;        ///< with dot products, int8 matrix products and f16 arithmetic
 };
 
@@ -49,11 +56,13 @@ Features detect() {
   const std::uint64_t saved = xgetbv0();
   const bool ymm = (saved & 0x6) == 0x6;
   const bool zmm = (saved & 0xe6) == 0xe6;
+  const bool tiles = (saved & 0x60000) == 0x60000;
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return features;
   const std::uint32_t last_subleaf = a;
   features.avx2 = ymm && bit(b, 5) && fma && f16c;
   features.avx512vnni =
       features.avx2 && zmm && bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31) && bit(c, 11);
+  features.amx = features.avx512vnni && tiles && bit(d, 24) && bit(d, 25);
   if (last_subleaf >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0) {
     features.avxvnni = features.avx2 && bit(a, 4);
   }
@@ -98,9 +107,30 @@ const Features& features() {
   return detected;
 }
 
+/// Asks Linux to let this process use the tiles that its CPU has. It grants that for the life of the
+/// process and to children by fork; each thread gets the memory for its tiles when it first uses
+/// one. It refuses where the alternative signal stack of a thread has no room for tiles, and
+/// afterwards refuses to set one that has none (AT_MINSIGSTKSZ tells the size). Returns 0 or the
+/// errno value.
+int ask_for_tiles() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr long kTileData = 18;               // XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0 ? 0 : errno;
+#else
+  return ENOSYS;
+#endif
+}
+
+/// What ask_for_tiles said; asked once, when somebody first wants to know.
+int tiles_error() {
+  static const int error = features().amx ? ask_for_tiles() : 0;
+  return error;
+}
+
 /// By ascending speed.
-constexpr CpuIsa kAll[] = {CpuIsa::Scalar, CpuIsa::Neon, CpuIsa::Avx2, CpuIsa::AvxVnni,
-                           CpuIsa::Avx512Vnni};
+constexpr CpuIsa kAll[] = {CpuIsa::Scalar,  CpuIsa::Neon,       CpuIsa::Avx2,
+                           CpuIsa::AvxVnni, CpuIsa::Avx512Vnni, CpuIsa::Amx};
 
 bool built(CpuIsa isa) {
   switch (isa) {
@@ -117,6 +147,10 @@ bool built(CpuIsa isa) {
 #endif
 #ifdef MOESAIC_HAVE_AVX512VNNI
     case CpuIsa::Avx512Vnni:
+      return true;
+#endif
+#ifdef MOESAIC_HAVE_AMX
+    case CpuIsa::Amx:
       return true;
 #endif
 #ifdef MOESAIC_HAVE_NEON
@@ -141,10 +175,16 @@ bool cpu_has(CpuIsa isa) noexcept {
       return features().avxvnni;
     case CpuIsa::Avx512Vnni:
       return features().avx512vnni;
+    case CpuIsa::Amx:
+      return features().amx && tiles_error() == 0;
     case CpuIsa::Neon:
       return features().neon;
   }
   return false;
+}
+
+std::string amx_refusal() {
+  return tiles_error() == 0 ? "" : "arch_prctl: " + std::generic_category().message(tiles_error());
 }
 
 bool supported(CpuIsa isa) noexcept { return built(isa) && cpu_has(isa); }

@@ -2,6 +2,7 @@
 
 /// Instruction sets: what the CPU and the operating system allow, and which one a call uses.
 
+#include <string>
 #include <vector>
 
 #include "moesaic/tuning.hpp"
@@ -9,8 +10,10 @@
 namespace moesaic::cpu {
 
 /// Whether this CPU and operating system have it, by cpuid and xgetbv (x86) or the auxiliary vector
-/// (Arm).
+/// (Arm). The first question about Amx asks Linux to permit it to this process, where the CPU has it.
 bool cpu_has(CpuIsa isa) noexcept;
+/// Why the system does not let this process use the AMX that its CPU has; else empty.
+std::string amx_refusal();
 /// Whether cpu_has(isa) holds and this build has its kernels.
 bool supported(CpuIsa isa) noexcept;
 /// The fastest supported instruction set.

@@ -30,6 +30,10 @@ using DotPeak = std::int64_t (*)(std::int64_t);
 
 DotPeak dot_peak_of(CpuIsa isa) {
   switch (isa) {
+#ifdef MOESAIC_HAVE_AMX
+    case CpuIsa::Amx:
+      return cpu::amx::dot_peak;
+#endif
 #ifdef MOESAIC_HAVE_AVX512VNNI
     case CpuIsa::Avx512Vnni:
       return cpu::avx512vnni::dot_peak;
@@ -67,7 +71,9 @@ double measure_bandwidth(ThreadPool& pool, const std::byte* buffer, std::size_t 
 }
 
 double measure_dot_peak(ThreadPool& pool, CpuIsa isa) {
-  const DotPeak run = dot_peak_of(isa == CpuIsa::Auto ? cpu::best_isa() : isa);
+  Tuning tuning;
+  tuning.cpu_isa = isa;
+  const DotPeak run = dot_peak_of(cpu::active_isa(tuning));
   constexpr double kSliceSeconds = 2e-3;
   std::int64_t rounds = 1000;
   auto begin = std::chrono::steady_clock::now();

@@ -20,6 +20,9 @@ std::int64_t dot_peak(std::int64_t rounds);
 namespace avx512vnni {
 std::int64_t dot_peak(std::int64_t rounds);
 }
+namespace amx {
+std::int64_t dot_peak(std::int64_t rounds);
+}
 namespace neon {
 std::int64_t dot_peak(std::int64_t rounds);
 }

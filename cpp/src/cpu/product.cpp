@@ -96,9 +96,10 @@ Buckets make_buckets(const RowMap& map, const WeightRef& weight, Carver& carver)
 Activations prepare_activations(Context& context, const IsaKernels& kernels, const InputRows& in,
                                 const WeightRef& weight, const RowMap& map, const Buckets& buckets,
                                 int planes, Carver& carver) {
-  const int max_bundle = kernels.bundle_tokens[planes];
   for (std::int32_t b = 0; b < buckets.num; ++b) {
     Bucket& bucket = buckets.list[b];
+    bucket.kernels = &kernels.products(weight.type, planes, bucket.count);
+    const int max_bundle = bucket.kernels->bundle_tokens[planes];
     const std::int32_t bundles = (bucket.count + max_bundle - 1) / max_bundle;
     bucket.bundle = (bucket.count + bundles - 1) / bundles;
     bucket.job_tokens = kMaxTaskTokens / bucket.bundle * bucket.bundle;
@@ -113,13 +114,13 @@ Activations prepare_activations(Context& context, const IsaKernels& kernels, con
   const Source source = source_of(in.dtype);
   if (share) {
     out.rows = carver.take<std::uint8_t>(in.num_rows * out.token_bytes, "activation rows");
-    parallel_ranges(context.pool(), in.num_rows, work,
-                    [&](std::int64_t begin, std::int64_t end, int) {
-                      for (std::int64_t row = begin; row < end; ++row) {
-                        kernels.quantize(row_pointer(in, row), source, cols, planes, int4.gather,
-                                         out.rows + row * out.token_bytes, 1, 0);
-                      }
-                    });
+    parallel_ranges(
+        context.pool(), in.num_rows, work, [&](std::int64_t begin, std::int64_t end, int) {
+          for (std::int64_t row = begin; row < end; ++row) {
+            kernels.vectors.quantize(row_pointer(in, row), source, cols, planes, int4.gather,
+                                     out.rows + row * out.token_bytes, 1, 0);
+          }
+        });
     // A bucket of one entry reads the quantised row where it is. Such buckets come last.
     if (buckets.num > 0 && buckets.list[0].count == 1) return out;
   }
@@ -135,11 +136,11 @@ Activations prepare_activations(Context& context, const IsaKernels& kernels, con
               bundle_position(out, *bucket, static_cast<std::int32_t>(at - bucket->first));
           const std::int32_t row = map.source_of(buckets.entries[at]);
           if (share) {
-            kernels.copy_token(out.rows + row * out.token_bytes, cols, planes, to.bundle, to.tokens,
-                               to.t);
+            bucket->kernels->copy_token(out.rows + row * out.token_bytes, cols, planes, to.bundle,
+                                        to.tokens, to.t);
           } else {
-            kernels.quantize(row_pointer(in, row), source, cols, planes,
-                             int4.gather_of(bucket->expert), to.bundle, to.tokens, to.t);
+            bucket->kernels->quantize(row_pointer(in, row), source, cols, planes,
+                                      int4.gather_of(bucket->expert), to.bundle, to.tokens, to.t);
           }
         }
       });

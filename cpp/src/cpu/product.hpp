@@ -30,6 +30,7 @@ struct Bucket {
   std::int32_t job_tokens = 1;  ///< tokens of a job, a multiple of `bundle`
   std::int32_t panel_jobs = 1;  ///< jobs that together cover a node's panels for the same tokens
   std::int64_t first_job = 0;   ///< of those of a node
+  const ProductKernels* kernels = nullptr;
 };
 
 struct Buckets {
@@ -53,7 +54,7 @@ struct Activations {
   std::uint8_t* packed = nullptr;  ///< bucket b at b.first * token_bytes, bundle after bundle
   std::uint8_t* rows = nullptr;    ///< a bundle of one token for each source row, or null
 };
-/// Sets Bucket::bundle and Bucket::job_tokens. Source rows that several entries share are quantised
+/// Sets Bucket::kernels, Bucket::bundle and Bucket::job_tokens. Source rows that several entries share are quantised
 /// once, unless the experts of `weight` want their columns in different orders.
 Activations prepare_activations(Context& context, const IsaKernels& kernels, const InputRows& in,
                                 const WeightRef& weight, const RowMap& map, const Buckets& buckets,
@@ -166,17 +167,19 @@ inline void copy_products(float* to, const float* from, int rows) {
 /// its loads start while the last panel is worked on. The lines that the sink will write are
 /// fetched before the kernel runs.
 template <class Target, class Sink>
-void run_job(const IsaKernels& kernels, const WeightRef& weight, const Activations& activations,
-             const RowMap& map, const Buckets& buckets, const Job& job,
-             const std::uint8_t* next_weights, const Target& target, const Sink& sink) {
+void run_job(const WeightRef& weight, const Activations& activations, const RowMap& map,
+             const Buckets& buckets, const Job& job, const std::uint8_t* next_weights,
+             const Target& target, const Sink& sink) {
   alignas(64) float values[kMaxTaskTokens * kPanel];
   decltype(target(0)) to[kMaxTaskTokens];
   for (int t = 0; t < job.tokens; ++t) to[t] = target(t);
   PanelTask task = job_task(weight, activations, map, buckets, job);
   task.out = values;
+  const ProductKernels& kernels = *job.bucket->kernels;
   const PanelKernel kernel = kernels.gemm[static_cast<int>(weight.type)];
   // A thread reads one stream of weights at a time: interleaved streams cost half the bandwidth.
   task.weights = panel_bytes(weight, job.bucket->expert, job.first_panel);
+  if (kernels.begin_job != nullptr) kernels.begin_job(weight.type, task);
   for (std::int64_t panel = job.first_panel; panel < job.last_panel; ++panel) {
     const std::int64_t row = panel * kPanel;
     const int rows = static_cast<int>(std::min(kPanel, weight.rows - row));
@@ -189,6 +192,7 @@ void run_job(const IsaKernels& kernels, const WeightRef& weight, const Activatio
     task.weights = next;
     for (int t = 0; t < job.tokens; ++t) sink(row, rows, values + t * kPanel, to[t] + row);
   }
+  if (kernels.end_job != nullptr) kernels.end_job();
 }
 
 }  // namespace moesaic::cpu

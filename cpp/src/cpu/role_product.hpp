@@ -39,7 +39,7 @@ void role_product(Context& context, const RoleRef& role, const RowMap& map, cons
     const Job job = find_job(buckets, cut, jobs, i);
     const Epilogue epilogue(role, job.bucket->expert);
     run_job(
-        kernels, weight, activations, map, buckets, job, nullptr,
+        weight, activations, map, buckets, job, nullptr,
         [&](int t) {
           const std::int32_t entry = buckets.entries[job.bucket->first + job.first_token + t];
           return out + map.destination_of(entry) * stride;

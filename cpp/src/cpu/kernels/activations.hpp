@@ -12,6 +12,12 @@
 ///   negsum16  i32   [2n][T]              minus the sum of each 16 columns
 ///   sum16     f32   [2n][T]              that sum itself
 ///
+/// Where the kernels multiply by tiles (gemm_tile.hpp), a row of a tile is a plane of a token, the
+/// order is another one, and negative sums are not written:
+///
+///   q         int8  [n][T][planes][32]   with two planes the high one first
+///   scale, sum [T][n], sum16 [T][2n]     at the same places
+///
 /// The f32 formats: f32 [cols][T].
 ///
 /// The sums are there because weights are stored unsigned: a kernel starts its accumulator at

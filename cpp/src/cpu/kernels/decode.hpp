@@ -68,6 +68,9 @@ struct alignas(64) DecodedRecord {
 
 using Scales = float (*)[kRows];
 
+template <class D>
+concept IntegerDecoder = requires { D::kSub; };
+
 /// fn(row) for each vector of rows.
 template <class Fn>
 MOESAIC_ALWAYS_INLINE void for_lanes(Fn fn) {

@@ -5,7 +5,7 @@
 /// zero.
 
 #include "cpu/kernels/decode_block32.hpp"
-#include "cpu/kernels/gemm_int.hpp"
+#include "cpu/kernels/records.hpp"
 #include "int4/int4_format.hpp"
 
 namespace moesaic::cpu {
@@ -60,25 +60,16 @@ struct int4 : Block32 {
   }
 };
 
-template <bool kZeros>
-void multiply_int4(const PanelTask& task) {
+/// over_records of an INT4 panel.
+template <bool kZeros, class Loop>
+MOESAIC_ALWAYS_INLINE void over_int4_records(const PanelTask& task, const Loop& loop) {
   const Int4Layout layout{task.scale_cols, task.scale_f32, kZeros};
   const std::int64_t bytes = int4_record_bytes(layout, 8);
-  multiply_records<int4<kZeros>>(
-      task, [&](std::int64_t index, int steps) __attribute__((always_inline)) {
-        Int4Record record{{task.weights + index * bytes, steps, false}, layout};
-        look_ahead(task, bytes, index, record);
-        return record;
-      });
-}
-
-/// IsaKernels::gemm of QuantType::INT4.
-inline void gemm_int4(const PanelTask& task) {
-  if (task.zeros) {
-    multiply_int4<true>(task);
-  } else {
-    multiply_int4<false>(task);
-  }
+  loop([&](std::int64_t index, int steps) __attribute__((always_inline)) {
+    Int4Record record{{task.weights + index * bytes, steps, false}, layout};
+    look_ahead(task, bytes, index, record);
+    return record;
+  });
 }
 
 }  // namespace

@@ -26,10 +26,9 @@
 /// peak is 1060 to 1080 (README.md here says what limits them).
 
 #include "cpu/kernels/activations.hpp"
-#include "cpu/kernels/decode.hpp"
+#include "cpu/kernels/decode_int4.hpp"
 #include "cpu/kernels/kernel.hpp"
-
-#define MOESAIC_NOINLINE __attribute__((noinline))
+#include "cpu/kernels/records.hpp"
 
 namespace moesaic::cpu {
 namespace {
@@ -105,13 +104,6 @@ MOESAIC_ALWAYS_INLINE void store_sums(float* out, int row, const F (&acc)[T]) {
   for (int t = 0; t < T; ++t) store_f(out + t * kRows + row, acc[t]);
 }
 
-/// Starts the loads of one step's share. All shares at once would wait for free line buffers, and
-/// everything behind them would wait too.
-MOESAIC_ALWAYS_INLINE void fetch(const Ahead& ahead, int step) {
-  const std::uint8_t* from = ahead.from + step * ahead.bytes;
-  for (int line = 0; line < ahead.bytes; line += 64) prefetch(from + line);
-}
-
 /// out[T][16] += decoded record * activations
 template <class S, int T, int P>
 MOESAIC_NOINLINE void multiply_decoded(const DecodedRecord& decoded, int steps, const Ahead& ahead,
@@ -128,26 +120,6 @@ MOESAIC_NOINLINE void multiply_decoded(const DecodedRecord& decoded, int steps, 
           decoded.scale[kParts * step] + row, decoded.add[kParts * step] + row, a, step, acc);
     }
     store_sums(out, row, acc);
-  });
-}
-
-/// Decodes a whole record.
-template <class D>
-MOESAIC_NOINLINE void decode_record(const Record& record, DecodedRecord& decoded) {
-  D::scales(record, decoded.scale, decoded.add);
-  for_lanes([&](int row) __attribute__((always_inline)) {
-    if constexpr (!D::kFused) {
-      D::decode(record, row * 4, decoded.q + row * 4);
-    } else {
-      for (int base = 0; base < record.steps; base += D::kPeriod) {
-        unroll<D::kPeriod>([&](auto s) __attribute__((always_inline)) {
-          V w[8];
-          D::template weights<decltype(s)::value>(record, base, row * 4, w);
-          std::uint8_t* q = decoded.q + (base + decltype(s)::value) * kStep + row * 4;
-          for (int k = 0; k < 8; ++k) store(q + k * kVector, w[k]);
-        });
-      }
-    }
   });
 }
 
@@ -196,36 +168,6 @@ constexpr FusedFn fused_fn(int tokens) {
   }
 }
 
-/// Where record `index` of the panel lies. In the row layout its blocks are gathered into
-/// `gathered` first, in the order of a panel, so the same code multiplies both.
-MOESAIC_ALWAYS_INLINE const std::uint8_t* find_record(const PanelTask& task,
-                                                      const PanelFormat& format, std::int64_t index,
-                                                      std::uint8_t* gathered) {
-  if (!task.rows_layout) return task.weights + index * record_bytes(format);
-  const std::uint8_t* rows[kRows];
-  for (int row = 0; row < kRows; ++row) {
-    const int existing = row < task.rows ? row : task.rows - 1;
-    rows[row] = task.weights + existing * task.row_stride +
-                index * (kRecordCols / format.block_elems) * format.block_bytes;
-  }
-  interleave_record(format, rows, record_blocks(format, task.cols, index), index, gathered);
-  return gathered;
-}
-
-constexpr int kPrefetchRecords = 3;  // how far ahead of the record in work loads are started
-
-/// Tells the record what to load meanwhile: the panel's own later records, and behind its end those
-/// of task.next_weights.
-MOESAIC_ALWAYS_INLINE void look_ahead(const PanelTask& task, std::int64_t bytes, std::int64_t index,
-                                      Record& record) {
-  const std::int64_t records = (task.cols + kRecordCols - 1) / kRecordCols;
-  const std::int64_t ahead = index + kPrefetchRecords;
-  const std::uint8_t* base = ahead < records ? task.weights : task.next_weights;
-  if (base == nullptr) return;
-  record.ahead = {base + (ahead < records ? ahead : ahead - records) * bytes,
-                  static_cast<int>(bytes / 8)};
-}
-
 /// Multiplies all tokens of a task with the records that record_at(index, steps) finds.
 template <class D, class RecordAt>
 MOESAIC_ALWAYS_INLINE void multiply_records(const PanelTask& task, const RecordAt& record_at) {
@@ -262,14 +204,25 @@ MOESAIC_ALWAYS_INLINE void multiply_records(const PanelTask& task, const RecordA
 
 template <class D>
 void gemm_int(const PanelTask& task) {
-  constexpr const PanelFormat& format = *find_panel_format(D::kType);
-  constexpr std::int64_t kBytes = record_bytes(format);
-  alignas(64) std::uint8_t gathered[kBytes];
-  multiply_records<D>(task, [&](std::int64_t index, int steps) __attribute__((always_inline)) {
-    Record record{find_record(task, format, index, gathered), steps, index % 2 != 0};
-    if (!task.rows_layout) look_ahead(task, kBytes, index, record);
-    return record;
+  over_records<D>(task, [&](const auto& record_at) __attribute__((always_inline)) {
+    multiply_records<D>(task, record_at);
   });
+}
+
+template <bool kZeros>
+void multiply_int4(const PanelTask& task) {
+  over_int4_records<kZeros>(task, [&](const auto& record_at) __attribute__((always_inline)) {
+    multiply_records<int4<kZeros>>(task, record_at);
+  });
+}
+
+/// The kernel of QuantType::INT4.
+inline void gemm_int4(const PanelTask& task) {
+  if (task.zeros) {
+    multiply_int4<true>(task);
+  } else {
+    multiply_int4<false>(task);
+  }
 }
 
 }  // namespace

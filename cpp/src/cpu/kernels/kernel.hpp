@@ -44,20 +44,43 @@ using ActivateKernel = void (*)(const Activation& activation, float* hidden, con
                                 int n);
 inline constexpr int kNumActivations = static_cast<int>(ActivationKind::SiTu) + 1;
 
-/// The kernels of one instruction set.
-struct IsaKernels {
+/// The kernels of products that read activations in one order, and what puts them in that order.
+struct ProductKernels {
   int bundle_tokens[3] = {1, 1, 1};    ///< largest bundle by planes; [0]: f32 formats
-  PanelKernel gemm[kNumFormats] = {};  ///< by QuantType; null: not a weight format
+  PanelKernel gemm[kNumFormats] = {};  ///< by QuantType; null: it has none for the format
+
+  /// What a thread calls before and after the kernels of one job, whose tasks differ in weights,
+  /// rows and output only; null: nothing.
+  void (*begin_job)(QuantType type, const PanelTask& task) = nullptr;
+  void (*end_job)() = nullptr;
 
   /// Quantises one row (planes 1 or 2) or converts it to f32 (planes 0), as token t of a bundle of
   /// `tokens`. A step with a NaN or an infinity gets the scale NaN. With `gather`, value i is
   /// row[gather[i]], or 0 where gather[i] is -1.
   void (*quantize)(const void* row, Source source, std::int64_t cols, int planes,
                    const std::int32_t* gather, std::uint8_t* bundle, int tokens, int t) = nullptr;
-  /// Copies a bundle of one token into token t of a bundle of `tokens`.
+  /// Copies a bundle of one token, quantised by the kernels of vectors, into token t of a bundle of
+  /// `tokens`.
   void (*copy_token)(const std::uint8_t* row, std::int64_t cols, int planes, std::uint8_t* bundle,
                      int tokens, int t) = nullptr;
+};
+
+/// Kernels that multiply by tiles (gemm_tile.hpp): the same bits, and for many tokens less time.
+struct TileKernels : ProductKernels {
+  int min_tokens[3] = {};  ///< of an expert from which they are faster, by planes
+};
+
+/// The kernels of one instruction set.
+struct IsaKernels {
+  ProductKernels vectors;              ///< for any number of tokens, of every weight format
+  const TileKernels* tiles = nullptr;  ///< null: it has no tiles
   ActivateKernel activate[kNumActivations] = {};  ///< by ActivationKind
+
+  /// The kernels for `tokens` rows that meet one expert's weights of `type`.
+  const ProductKernels& products(QuantType type, int planes, std::int64_t tokens) const {
+    if (tiles == nullptr || tiles->gemm[static_cast<int>(type)] == nullptr) return vectors;
+    return tokens >= tiles->min_tokens[planes] ? *tiles : vectors;
+  }
 };
 
 namespace scalar {
@@ -72,6 +95,10 @@ extern const IsaKernels kKernels;
 namespace avx512vnni {
 extern const IsaKernels kKernels;
 }
+namespace amx {
+/// Only tiles: what else a CPU with AMX runs is avx512vnni's.
+extern const TileKernels kTiles;
+}  // namespace amx
 namespace neon {
 extern const IsaKernels kKernels;
 }

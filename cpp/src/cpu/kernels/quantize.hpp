@@ -82,17 +82,24 @@ inline float quantize_block(const float* x, float limit, std::int32_t* q) {
   return amax / limit;
 }
 
-/// Writes step `s` of record `a` for token t: integers cut into planes, scale and sums.
-inline void put_block(const ActRecord& a, int s, int tokens, int t, int planes,
-                      const std::int32_t* q, float scale) {
-  auto* words = const_cast<std::int32_t*>(a.q) + (s * 8 * tokens + t) * planes;
-  std::int8_t high[kActBlock];
-  std::int8_t low[kActBlock];
-  for (int i = 0; i < kActBlock; ++i) {
-    const std::int32_t h = (q[i] + 128) >> 8;
-    high[i] = static_cast<std::int8_t>(h);
-    low[i] = static_cast<std::int8_t>(planes == 2 ? q[i] - 256 * h : q[i]);
+/// Where the integers of a bundle lie (activations.hpp).
+enum class Order { Broadcast, Tiles };
+
+/// Writes the 32 integers of step `s` for token t, given as planes; `high` counts with two only.
+template <Order kOrder>
+inline void put_planes(const ActRecord& a, int s, int tokens, int t, int planes,
+                       const std::int8_t* high, const std::int8_t* low) {
+  auto* words = const_cast<std::int32_t*>(a.q);
+  if constexpr (kOrder == Order::Tiles) {
+    std::int32_t* row = words + (s * tokens + t) * planes * 8;
+    if (planes == 2) {
+      std::memcpy(row, high, kActBlock);
+      row += 8;
+    }
+    std::memcpy(row, low, kActBlock);
+    return;
   }
+  words += (s * 8 * tokens + t) * planes;
   const int stride = tokens * planes;
   for (int k = 0; k < 8; ++k) {
     if (planes == 2) {
@@ -102,9 +109,33 @@ inline void put_block(const ActRecord& a, int s, int tokens, int t, int planes,
       std::memcpy(words + k * stride, low + 4 * k, 4);
     }
   }
+}
+
+/// Writes step `s` of the `steps` of record `a` for token t: integers cut into planes, scale and
+/// sums.
+template <Order kOrder>
+inline void put_block(const ActRecord& a, int s, int steps, int tokens, int t, int planes,
+                      const std::int32_t* q, float scale) {
+  std::int8_t high[kActBlock];
+  std::int8_t low[kActBlock];
+  for (int i = 0; i < kActBlock; ++i) {
+    const std::int32_t h = (q[i] + 128) >> 8;
+    high[i] = static_cast<std::int8_t>(h);
+    low[i] = static_cast<std::int8_t>(planes == 2 ? q[i] - 256 * h : q[i]);
+  }
+  put_planes<kOrder>(a, s, tokens, t, planes, high, low);
   std::int32_t sum[2] = {};
   for (int i = 0; i < 16; ++i) sum[0] += q[i];
   for (int i = 16; i < 32; ++i) sum[1] += q[i];
+  if constexpr (kOrder == Order::Tiles) {
+    const int step = t * steps + s;
+    const_cast<float*>(a.scale)[step] = scale;
+    const_cast<float*>(a.sum)[step] = static_cast<float>(sum[0] + sum[1]);
+    for (int part = 0; part < 2; ++part) {
+      const_cast<float*>(a.sum16)[2 * step + part] = static_cast<float>(sum[part]);
+    }
+    return;
+  }
   const int at = s * tokens + t;
   const_cast<float*>(a.scale)[at] = scale;
   const_cast<std::int32_t*>(a.negsum)[at] = -(sum[0] + sum[1]);
@@ -116,7 +147,8 @@ inline void put_block(const ActRecord& a, int s, int tokens, int t, int planes,
   }
 }
 
-/// IsaKernels::quantize.
+/// ProductKernels::quantize.
+template <Order kOrder>
 inline void quantize(const void* row, Source source, std::int64_t cols, int planes,
                      const std::int32_t* gather, std::uint8_t* bundle, int tokens, int t) {
   const auto read = [&](std::int64_t first, int count, float* values) {
@@ -145,7 +177,7 @@ inline void quantize(const void* row, Source source, std::int64_t cols, int plan
     for (int s = 0; s < count; ++s) {
       read((step + s) * kActBlock, kActBlock, x);
       const float scale = quantize_block(x, limit, q);
-      put_block(a, s, tokens, t, planes, q, scale);
+      put_block<kOrder>(a, s, count, tokens, t, planes, q, scale);
     }
   }
 }
@@ -167,7 +199,18 @@ inline void spread_pairs(const void* from, const void* to, int count, int stride
   }
 }
 
-/// IsaKernels::copy_token.
+/// Separates the planes of `steps` steps of a bundle of one token: [8][2][4] becomes [2][32].
+inline void part_planes(const std::int32_t* from, int steps, int tokens, std::int32_t* to) {
+  for (int s = 0; s < steps; ++s, from += 16, to += 16 * tokens) {
+    for (int k = 0; k < 8; ++k) {
+      to[k] = from[2 * k];
+      to[8 + k] = from[2 * k + 1];
+    }
+  }
+}
+
+/// ProductKernels::copy_token.
+template <Order kOrder>
 inline void copy_token(const std::uint8_t* row, std::int64_t cols, int planes, std::uint8_t* bundle,
                        int tokens, int t) {
   if (planes == 0) {
@@ -181,7 +224,21 @@ inline void copy_token(const std::uint8_t* row, std::int64_t cols, int planes, s
     const int count = static_cast<int>(steps - step < 8 ? steps - step : 8);
     const ActRecord from = act_record(row, 1, planes, step / 8, count);
     const ActRecord to = act_record(bundle, tokens, planes, step / 8, count);
-    if (planes == 1) {
+    if constexpr (kOrder == Order::Tiles) {
+      auto* q = const_cast<std::int32_t*>(to.q) + t * planes * 8;
+      if (planes == 2) {
+        part_planes(from.q, count, tokens, q);
+      } else {
+        for (int s = 0; s < count; ++s) {
+          std::memcpy(q + s * 8 * tokens, from.q + s * 8, kActBlock);
+        }
+      }
+      const auto bytes = static_cast<std::size_t>(count) * 4;
+      std::memcpy(const_cast<float*>(to.scale) + t * count, from.scale, bytes);
+      std::memcpy(const_cast<float*>(to.sum) + t * count, from.sum, bytes);
+      std::memcpy(const_cast<float*>(to.sum16) + 2 * t * count, from.sum16, 2 * bytes);
+      continue;
+    } else if (planes == 1) {
       spread_words(from.q, to.q + t, 8 * count, tokens);
     } else {
       spread_pairs(from.q, to.q + 2 * t, 8 * count, 2 * tokens);

@@ -6,7 +6,6 @@
 #include "cpu/kernels/activate.hpp"
 #include "cpu/kernels/decode_block32.hpp"
 #include "cpu/kernels/decode_grid.hpp"
-#include "cpu/kernels/decode_int4.hpp"
 #include "cpu/kernels/decode_k.hpp"
 #include "cpu/kernels/decode_ternary.hpp"
 #include "cpu/kernels/gemm_float.hpp"
@@ -15,9 +14,6 @@
 
 namespace moesaic::cpu {
 namespace {
-
-template <class D>
-concept IntegerDecoder = requires { D::kSub; };
 
 template <class D>
 constexpr PanelKernel gemm_of() {
@@ -30,13 +26,15 @@ constexpr PanelKernel gemm_of() {
 
 constexpr IsaKernels make_kernels() {
   IsaKernels k;
-  for (int p = 0; p < 3; ++p) k.bundle_tokens[p] = kMaxBundle[p];
-#define MOESAIC_KERNEL(TYPE, NAME) k.gemm[static_cast<int>(QuantType::TYPE)] = gemm_of<NAME>();
+  ProductKernels& products = k.vectors;
+  for (int p = 0; p < 3; ++p) products.bundle_tokens[p] = kMaxBundle[p];
+#define MOESAIC_KERNEL(TYPE, NAME) \
+  products.gemm[static_cast<int>(QuantType::TYPE)] = gemm_of<NAME>();
 #include "cpu/kernels/kernels.inc"
 #undef MOESAIC_KERNEL
-  k.gemm[static_cast<int>(QuantType::INT4)] = &gemm_int4;
-  k.quantize = &quantize;
-  k.copy_token = &copy_token;
+  products.gemm[static_cast<int>(QuantType::INT4)] = &gemm_int4;
+  products.quantize = &quantize<Order::Broadcast>;
+  products.copy_token = &copy_token<Order::Broadcast>;
   add_activations(k.activate, std::make_integer_sequence<int, kNumActivations>());
   return k;
 }
