@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 
 class MoeBlock(FrozenModule):
-    """A mixture-of-experts layer with its own router and shared experts, for inference.
+    """A mixture-of-experts layer with its own router and shared experts.
 
-    It has no parameters. Nothing flows back through its router: a model that trains what comes
-    before the layer routes in torch and calls ``Experts``.
+    It has no parameters: the weights stay encoded and frozen, those of the router too. Gradients
+    reach the input, through the experts and through the weights that the router gave them, decoded
+    expert by expert. A model that trains its router routes in torch and calls ``Experts``.
 
     Parameters
     ----------
@@ -117,8 +118,6 @@ class MoeBlock(FrozenModule):
         ------
         ShapeError, DTypeError
             The tensor does not fit.
-        UnsupportedError
-            In ``backward``.
         """
         out: torch.Tensor = torch.ops.moesaic.moe_layer(hidden_states, self._weights.number)
         return out
