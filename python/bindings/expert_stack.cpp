@@ -153,8 +153,7 @@ std::string stack_repr(const ExpertStack& stack) {
 
 void bind_expert_stack(py::module_& m) {
   StackClass type(m, "ExpertStack", py::is_final());
-  reduce_by(type,
-            [](py::handle self) { return origin_of(self.cast<const Stack&>(), "ExpertStack"); });
+  reduce_by(type, [](py::handle self) { return origin_of(self.cast<Stack>(), "ExpertStack"); });
   type.def_static("from_dense_stacks", &from_dense_stacks, py::arg("gate"), py::arg("up"),
                   py::arg("down"), py::kw_only(), py::arg("quant") = py::none(),
                   py::arg("weights") = py::none(), py::arg("biases") = py::none(),

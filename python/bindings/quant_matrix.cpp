@@ -180,8 +180,7 @@ std::string matrix_repr(const QuantMatrix& matrix) {
 
 void bind_quant_matrix(py::module_& m) {
   py::class_<QuantMatrix, Matrix> type(m, "QuantMatrix", py::is_final());
-  reduce_by(type,
-            [](py::handle self) { return origin_of(self.cast<const Matrix&>(), "QuantMatrix"); });
+  reduce_by(type, [](py::handle self) { return origin_of(self.cast<Matrix>(), "QuantMatrix"); });
   type.def_static("from_dense", &matrix_from_dense, py::arg("values"),
                   py::arg("quant") = py::none(), py::arg("weights") = py::none(), py::kw_only(),
                   py::arg("bias") = py::none(), py::arg("device") = "cpu",
