@@ -52,7 +52,14 @@ class MoeBlock(FrozenModule):
         self._weights = FrozenLayer(layer)
 
     @classmethod
-    def from_gguf(cls, file: _GgufSource, layer: int, *, progress: _Progress = None) -> MoeBlock:
+    def from_gguf(
+        cls,
+        file: _GgufSource,
+        layer: int,
+        *,
+        weight_cache: bool | str | PathLike[str] = False,
+        progress: _Progress = None,
+    ) -> MoeBlock:
         """Load one block of a GGUF file.
 
         Parameters
@@ -61,6 +68,8 @@ class MoeBlock(FrozenModule):
             The model.
         layer : int
             Block number.
+        weight_cache : bool or path-like
+            Where repacked weights are kept, as in ``MoeLayer.from_gguf``.
         progress : callable or bool, optional
             As in ``MoeLayer.from_gguf``, whose errors these are.
 
@@ -68,7 +77,8 @@ class MoeBlock(FrozenModule):
         -------
         MoeBlock
         """
-        return cls(_core.MoeLayer.from_gguf(file, layer, progress=progress))
+        made = _core.MoeLayer.from_gguf(file, layer, weight_cache=weight_cache, progress=progress)
+        return cls(made)
 
     @classmethod
     def from_safetensors(
