@@ -5,6 +5,7 @@
 
 #include <filesystem>
 
+#include "arrays.hpp"
 #include "base/cache_file.hpp"
 #include "base/nearest.hpp"
 #include "calls.hpp"
