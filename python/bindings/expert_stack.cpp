@@ -79,17 +79,19 @@ Stack from_encoded(const py::object& gate, const py::object& up, const py::objec
 Stack load_from_gguf(const py::object& source, std::int32_t layer,
                      const std::optional<std::string>& dequantize, const py::object& experts,
                      const std::string& device, const std::string& layout,
-                     const py::object& progress) {
+                     const py::object& weight_cache, const py::object& progress) {
   constexpr const char* kOperation = "ExpertStack.load_from_gguf";
   const auto file = gguf_file(source, kOperation);
   Loading loading(kOperation, device, layout, dequantize, progress);
   const auto kept = loading.keep(experts, kOperation);
+  const py::object cache = loading.keep_panels(weight_cache, *file, kOperation);
   const Stack stack = loading.run([&](const LoadOptions& options) {
     return std::make_shared<ExpertStack>(ExpertStack::load_from_gguf(file, layer, options));
   });
   log_report(kOperation, stack->report());
   const py::dict options(py::arg("dequantize") = dequantize, py::arg("experts") = kept,
-                         py::arg("device") = device, py::arg("layout") = layout);
+                         py::arg("device") = device, py::arg("layout") = layout,
+                         py::arg("weight_cache") = cache);
   remember_origin(stack, reduced("gguf_stack", source_of(file), layer, options));
   return stack;
 }
@@ -97,8 +99,9 @@ Stack load_from_gguf(const py::object& source, std::int32_t layer,
 Stack open_and_load(const std::filesystem::path& path, std::int32_t layer,
                     const std::optional<std::string>& dequantize, const py::object& experts,
                     const std::string& device, const std::string& layout,
-                    const py::object& progress) {
-  return load_from_gguf(py::cast(path), layer, dequantize, experts, device, layout, progress);
+                    const py::object& weight_cache, const py::object& progress) {
+  return load_from_gguf(py::cast(path), layer, dequantize, experts, device, layout, weight_cache,
+                        progress);
 }
 
 Stack from_marlin(const std::shared_ptr<MarlinExpertStack>& gate_up,
@@ -153,8 +156,7 @@ std::string stack_repr(const ExpertStack& stack) {
 
 void bind_expert_stack(py::module_& m) {
   StackClass type(m, "ExpertStack", py::is_final());
-  reduce_by(type,
-            [](py::handle self) { return origin_of(self.cast<const Stack&>(), "ExpertStack"); });
+  reduce_by(type, [](py::handle self) { return origin_of(self.cast<Stack>(), "ExpertStack"); });
   type.def_static("from_dense_stacks", &from_dense_stacks, py::arg("gate"), py::arg("up"),
                   py::arg("down"), py::kw_only(), py::arg("quant") = py::none(),
                   py::arg("weights") = py::none(), py::arg("biases") = py::none(),
@@ -167,11 +169,13 @@ void bind_expert_stack(py::module_& m) {
       .def_static("load_from_gguf", &load_from_gguf, py::arg("file"), py::arg("layer"),
                   py::arg("dequantize") = py::none(), py::kw_only(),
                   py::arg("experts") = py::none(), py::arg("device") = "cpu",
-                  py::arg("layout") = "auto", py::arg("progress") = py::none())
+                  py::arg("layout") = "auto", py::arg("weight_cache") = false,
+                  py::arg("progress") = py::none())
       .def_static("open_and_load", &open_and_load, py::arg("path"), py::arg("layer"),
                   py::arg("dequantize") = py::none(), py::kw_only(),
                   py::arg("experts") = py::none(), py::arg("device") = "cpu",
-                  py::arg("layout") = "auto", py::arg("progress") = py::none())
+                  py::arg("layout") = "auto", py::arg("weight_cache") = false,
+                  py::arg("progress") = py::none())
       .def_static("from_marlin", &from_marlin, py::arg("gate_up").none(false),
                   py::arg("down").none(false), py::kw_only(), py::arg("biases") = py::none(),
                   py::arg("scales") = py::none(), py::arg("device") = "cpu")

@@ -121,8 +121,7 @@ py::dict io_of(const MoeExpertStore& store) {
 
 void bind_expert_store(py::module_& m) {
   py::class_<MoeExpertStore, Store> type(m, "MoeExpertStore", py::is_final());
-  reduce_by(type,
-            [](py::handle self) { return origin_of(self.cast<const Store&>(), "MoeExpertStore"); });
+  reduce_by(type, [](py::handle self) { return origin_of(self.cast<Store>(), "MoeExpertStore"); });
   type.def_static("from_gguf", &store_from_gguf, py::arg("file"), py::kw_only(),
                   py::arg("memory_limit") = py::none(), py::arg("staging") = 0,
                   py::arg("io_threads") = 16, py::arg("read_ahead") = 4,

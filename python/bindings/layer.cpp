@@ -28,7 +28,8 @@ LayerObject layer_from_gguf(const py::object& source, std::int32_t layer,
                             const std::optional<MoeConfig>& config,
                             std::optional<std::int32_t> top_k, const py::object& experts,
                             const std::string& device, const std::string& layout,
-                            const std::string& precision, const py::object& progress) {
+                            const std::string& precision, const py::object& weight_cache,
+                            const py::object& progress) {
   constexpr const char* kOperation = "MoeLayer.from_gguf";
   const auto file = gguf_file(source, kOperation);
   const auto default_precision = parse_precision(precision, kOperation);
@@ -37,6 +38,7 @@ LayerObject layer_from_gguf(const py::object& source, std::int32_t layer,
     own = with_top_k(config ? *config : MoeConfig::from_gguf(*file, layer), *top_k, kOperation);
   Loading loading(kOperation, device, layout, std::nullopt, progress);
   const auto kept = loading.keep(experts, kOperation);
+  const py::object cache = loading.keep_panels(weight_cache, *file, kOperation);
   auto loaded = loading.run([&](const LoadOptions& options) {
     return std::make_shared<const MoeLayer>(
         own ? MoeLayer::from_gguf_with_config(file, layer, *own, options)
@@ -45,7 +47,8 @@ LayerObject layer_from_gguf(const py::object& source, std::int32_t layer,
   log_report(kOperation, loaded->stack().report());
   const py::dict options(py::arg("config") = config, py::arg("top_k") = top_k,
                          py::arg("experts") = kept, py::arg("device") = device,
-                         py::arg("layout") = layout, py::arg("precision") = precision);
+                         py::arg("layout") = layout, py::arg("precision") = precision,
+                         py::arg("weight_cache") = cache);
   remember_layer(loaded, reduced("gguf_layer", source_of(file), layer, options));
   return {std::move(loaded), default_precision};
 }
@@ -167,7 +170,7 @@ void bind_layer(py::module_& m) {
                   py::arg("config") = py::none(), py::arg("top_k") = py::none(),
                   py::arg("experts") = py::none(), py::arg("device") = "cpu",
                   py::arg("layout") = "auto", py::arg("precision") = "auto",
-                  py::arg("progress") = py::none())
+                  py::arg("weight_cache") = false, py::arg("progress") = py::none())
       .def("__call__", &call_layer, py::arg("x"), py::arg("router_logits") = py::none(),
            py::kw_only(), py::arg("routing") = py::none(), py::arg("topk_ids") = py::none(),
            py::arg("token_ids") = py::none(), py::arg("router_input") = py::none(),

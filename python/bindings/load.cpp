@@ -1,7 +1,12 @@
 #include "load.hpp"
 
 #include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
 
+#include <filesystem>
+
+#include "arrays.hpp"
+#include "base/cache_file.hpp"
 #include "base/nearest.hpp"
 #include "calls.hpp"
 #include "expert_ids.hpp"
@@ -65,6 +70,23 @@ std::optional<std::vector<std::int32_t>> Loading::keep(const py::object& experts
   return options_.experts;
 }
 
+py::object Loading::keep_panels(const py::object& weight_cache, const GgufFile& file,
+                                const char* operation) {
+  if (py::isinstance<py::bool_>(weight_cache)) {
+    if (weight_cache.cast<bool>()) options_.weight_cache = file.weight_cache();
+    return weight_cache;
+  }
+  const bool path =
+      py::isinstance<py::str>(weight_cache) || py::hasattr(weight_cache, "__fspath__");
+  require<DTypeError>(path, [&] {
+    return Problem{
+        operation, "weight_cache", "True, False, or a path", type_name(weight_cache), {}};
+  });
+  const auto parent = std::filesystem::absolute(weight_cache.cast<std::filesystem::path>());
+  options_.weight_cache = file.weight_cache(parent);
+  return path_to_python(parent);
+}
+
 bool Loading::report(const Progress& progress) {
   const HeldGil gil;
   try {
@@ -107,6 +129,13 @@ void bind_load(py::module_& m) {
         return Progress{done_bytes, total_bytes, what.bytes};
       },
       py::arg("done_bytes"), py::arg("total_bytes"), py::arg("what"));
+  m.def(
+      "_check_cached",
+      [](const std::filesystem::path& path) {
+        const InterruptibleRelease release;
+        return check_entry(path);
+      },
+      py::arg("path"));
   py::class_<RoleReport> role(m, "RoleReport", py::is_final());
   role.def("__repr__", [](const RoleReport& r) {
     return message_to_python("moesaic.RoleReport(" + line_of(r) + ")");

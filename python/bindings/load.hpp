@@ -10,6 +10,7 @@
 #include "gil.hpp"
 #include "moesaic/backend.hpp"
 #include "moesaic/expert_stack.hpp"
+#include "moesaic/gguf.hpp"
 
 namespace moesaic::python {
 
@@ -25,6 +26,11 @@ class Loading {
   /// Keeps only the experts of a list, a range or an array of ids; None: all. Returns the ids, for the
   /// arguments that pickles have.
   std::optional<std::vector<std::int32_t>> keep(const py::object& experts, const char* operation);
+
+  /// Keeps repacked weights: True, in the folder beside the file; a path, in one of its name there;
+  /// False, not. Returns the argument as pickles have it. Errors: DTypeError.
+  py::object keep_panels(const py::object& weight_cache, const GgufFile& file,
+                         const char* operation);
 
   /// Calls load(options) without the GIL; an exception of the callback and Ctrl-C come out as
   /// themselves.

@@ -4,11 +4,11 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <string_view>
 #include <unordered_map>
 #include <variant>
 #include <vector>
 
+#include "base/hash.hpp"
 #include "gil.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/gguf.hpp"
@@ -34,23 +34,6 @@ std::unordered_map<const void*, Origin>& origins() {
   return *table;
 }
 
-/// FNV-1a over the parts of an index, in 64 bits.
-class Hash {
- public:
-  void add(std::string_view text) {
-    add(text.size());
-    for (const char c : text) step(static_cast<unsigned char>(c));
-  }
-  void add(std::uint64_t number) {
-    for (int i = 0; i < 8; ++i) step(static_cast<unsigned char>(number >> (8 * i)));
-  }
-  std::uint64_t value() const { return value_; }
-
- private:
-  void step(unsigned char byte) { value_ = (value_ ^ byte) * 0x100000001b3U; }
-  std::uint64_t value_ = 0xcbf29ce484222325U;
-};
-
 struct AddValue {
   Hash& hash;
   void operator()(bool value) const { hash.add(std::uint64_t{value}); }
@@ -63,7 +46,7 @@ struct AddValue {
     constexpr std::size_t kLong = 4096;
     hash.add(value.count);
     if (value.bytes.size() > kLong) return;
-    hash.add({reinterpret_cast<const char*>(value.bytes.data()), value.bytes.size()});
+    hash.add(value.bytes);
   }
 };
 

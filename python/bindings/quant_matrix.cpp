@@ -100,10 +100,12 @@ Matrix matrix_from_encoded(const py::object& data, const std::string& quant,
 Matrix matrix_from_gguf(const py::object& source, const Text& name,
                         const std::optional<std::string>& dequantize,
                         const std::optional<Text>& bias, const std::string& device,
-                        const std::string& layout, const py::object& progress) {
+                        const std::string& layout, const py::object& weight_cache,
+                        const py::object& progress) {
   constexpr const char* kOperation = "QuantMatrix.from_gguf";
   const auto file = gguf_file(source, kOperation);
   Loading loading(kOperation, device, layout, dequantize, progress);
+  const py::object cache = loading.keep_panels(weight_cache, *file, kOperation);
   const Matrix matrix = loading.run([&](const LoadOptions& options) {
     return share_matrix(
         QuantMatrix::from_gguf(file, name.bytes, bias ? bias->bytes : std::string(), options));
@@ -115,7 +117,8 @@ Matrix matrix_from_gguf(const py::object& source, const Text& name,
                       std::to_string(matrix->nbytes()) + " bytes");
   }
   const py::dict options(py::arg("dequantize") = dequantize, py::arg("bias") = bias,
-                         py::arg("device") = device, py::arg("layout") = layout);
+                         py::arg("device") = device, py::arg("layout") = layout,
+                         py::arg("weight_cache") = cache);
   remember_origin(matrix, reduced("gguf_matrix", source_of(file), name, options));
   return matrix;
 }
@@ -180,8 +183,7 @@ std::string matrix_repr(const QuantMatrix& matrix) {
 
 void bind_quant_matrix(py::module_& m) {
   py::class_<QuantMatrix, Matrix> type(m, "QuantMatrix", py::is_final());
-  reduce_by(type,
-            [](py::handle self) { return origin_of(self.cast<const Matrix&>(), "QuantMatrix"); });
+  reduce_by(type, [](py::handle self) { return origin_of(self.cast<Matrix>(), "QuantMatrix"); });
   type.def_static("from_dense", &matrix_from_dense, py::arg("values"),
                   py::arg("quant") = py::none(), py::arg("weights") = py::none(), py::kw_only(),
                   py::arg("bias") = py::none(), py::arg("device") = "cpu",
@@ -193,7 +195,7 @@ void bind_quant_matrix(py::module_& m) {
       .def_static("from_gguf", &matrix_from_gguf, py::arg("file"), py::arg("name"),
                   py::arg("dequantize") = py::none(), py::kw_only(), py::arg("bias") = py::none(),
                   py::arg("device") = "cpu", py::arg("layout") = "auto",
-                  py::arg("progress") = py::none())
+                  py::arg("weight_cache") = false, py::arg("progress") = py::none())
       .def("__call__", &call_matrix, py::arg("x"), py::kw_only(), py::arg("out") = py::none(),
            py::arg("workspace") = py::none(), py::arg("accumulate") = false,
            py::arg("precision") = py::none())

@@ -65,6 +65,7 @@ _ExpertIds: TypeAlias = Sequence[int] | _AnyArray
 # A low-rank delta of a role: (A [E, r, cols], B [E, rows, r]), and a scale.
 _Delta: TypeAlias = tuple[_AnyArray, _AnyArray] | tuple[_AnyArray, _AnyArray, float]
 _Layout: TypeAlias = Literal["auto", "file"]
+_WeightCache: TypeAlias = bool | _Path
 _Precision: TypeAlias = Literal["auto", "exact", "fast"]
 _Gemm: TypeAlias = Literal["auto", "bucketed", "aligned"]
 _Route: TypeAlias = Literal["auto", "host", "device"]
@@ -1252,7 +1253,11 @@ class RoleReport:
 
     @property
     def decision(self) -> str:
-        """'mapped', 'read', 'copied', 'encoded', 'repacked', 'dequantized' or 'referenced'."""
+        """What was done with the weights.
+
+        'mapped', 'read', 'copied', 'encoded', 'repacked', 'cached' (repacked before), 'dequantized'
+        or 'referenced'.
+        """
 
     @property
     def reason(self) -> str:
@@ -1916,6 +1921,7 @@ class ExpertStack:
         experts: _ExpertIds | None = None,
         device: str = "cpu",
         layout: _Layout = "auto",
+        weight_cache: _WeightCache = False,
         progress: _Progress = None,
     ) -> ExpertStack:
         """Load the experts of one layer of a GGUF file.
@@ -1935,6 +1941,10 @@ class ExpertStack:
         layout : str
             'auto' takes what the backend runs fastest; 'file' keeps the stored bytes without a
             copy: the process ends with SIGBUS when such a file is truncated while it is used.
+        weight_cache : bool or path-like
+            Where repacked weights are kept, for the next start and for other processes, which map
+            them from there. True: in a folder beside the file, 'model.gguf.panels'. A path: in a
+            folder of that name there. False: nowhere.
         progress : callable or bool, optional
             Called with a ``Progress``; may return False to stop. True shows a tqdm bar.
 
@@ -1945,13 +1955,17 @@ class ExpertStack:
         Raises
         ------
         FileNotFoundError, OSError
-            ``file`` is a path that is absent or cannot be read.
+            ``file`` is a path that is absent or cannot be read, or ``weight_cache`` a place that
+            cannot be written, or a full disk.
         FormatError
             Missing or inconsistent tensors, or a file that became shorter.
         ShapeError
             ``experts`` that are not there or named twice.
         UnsupportedError
-            A weight type without a decoder or kernels.
+            A weight type without a decoder or kernels, or ``weight_cache`` for another device.
+        ConfigError
+            ``weight_cache`` with ``dequantize``, with ``layout='file'``, or of a file that was
+            opened without mmap.
         DeviceError
             The file is closed, or the device absent.
         OperationCancelled
@@ -1969,6 +1983,7 @@ class ExpertStack:
         experts: _ExpertIds | None = None,
         device: str = "cpu",
         layout: _Layout = "auto",
+        weight_cache: _WeightCache = False,
         progress: _Progress = None,
     ) -> ExpertStack:
         """Open a GGUF file and load the experts of one layer.
@@ -1977,7 +1992,7 @@ class ExpertStack:
         ----------
         path : str or path-like
             The file, or one of its shards.
-        layer, dequantize, experts, device, layout, progress
+        layer, dequantize, experts, device, layout, weight_cache, progress
             As in ``load_from_gguf``.
 
         Returns
@@ -1989,7 +2004,9 @@ class ExpertStack:
         ------
         FileNotFoundError, OSError
             The file is absent or cannot be read.
-        FormatError, UnsupportedError, DeviceError, OperationCancelled, OutOfMemoryError
+        FormatError, UnsupportedError, ConfigError, DeviceError
+            As in ``load_from_gguf``.
+        OperationCancelled, OutOfMemoryError
             As in ``load_from_gguf``.
         """
 
@@ -2840,6 +2857,7 @@ class QuantMatrix:
         bias: str | None = None,
         device: str = "cpu",
         layout: _Layout = "auto",
+        weight_cache: _WeightCache = False,
         progress: _Progress = None,
     ) -> QuantMatrix:
         """Load one tensor of a GGUF file.
@@ -2860,6 +2878,8 @@ class QuantMatrix:
         layout : str
             'auto' takes what runs fastest; 'file' keeps the stored bytes without a copy: the
             process ends with SIGBUS when such a file is truncated while it is used.
+        weight_cache : bool or path-like
+            As in ``ExpertStack.load_from_gguf``.
         progress : callable or bool, optional
             Called with a ``Progress``; may return False to stop. True shows a tqdm bar.
 
@@ -2870,11 +2890,14 @@ class QuantMatrix:
         Raises
         ------
         FileNotFoundError, OSError
-            ``file`` is a path that is absent or cannot be read.
+            ``file`` is a path that is absent or cannot be read, or ``weight_cache`` a place that
+            cannot be written, or a full disk.
         FormatError
             A tensor that is missing, or no matrix, or a file that became shorter.
         UnsupportedError
             A weight type without a decoder or kernels, or another device.
+        ConfigError
+            As in ``ExpertStack.load_from_gguf``.
         DeviceError
             The file is closed, or the device absent.
         OperationCancelled
@@ -3072,6 +3095,7 @@ class MoeLayer:
         device: str = "cpu",
         layout: _Layout = "auto",
         precision: _Precision = "auto",
+        weight_cache: _WeightCache = False,
         progress: _Progress = None,
     ) -> MoeLayer:
         """Load one layer of a GGUF file, with its router and shared experts.
@@ -3101,6 +3125,10 @@ class MoeLayer:
             copy: the process ends with SIGBUS when such a file is truncated while it is used.
         precision : str
             Default of calls: 'auto', 'exact' or 'fast'.
+        weight_cache : bool or path-like
+            Where repacked weights are kept, for the next start and for other processes, which map
+            them from there. True: in a folder beside the file, 'model.gguf.panels'. A path: in a
+            folder of that name there. False: nowhere.
         progress : callable or bool, optional
             Called with a ``Progress``; may return False to stop. True shows a tqdm bar.
 
@@ -3111,14 +3139,17 @@ class MoeLayer:
         Raises
         ------
         FileNotFoundError, OSError
-            ``file`` is a path that is absent or cannot be read.
+            ``file`` is a path that is absent or cannot be read, or ``weight_cache`` a place that
+            cannot be written, or a full disk.
         UnsupportedError
-            An architecture, part or weight type that is missing here.
+            An architecture, part or weight type that is missing here, or ``weight_cache`` for
+            another device.
         FormatError
             Missing or inconsistent metadata or tensors.
         ConfigError
-            A ``config`` with other biases than the file's, or a ``top_k`` that the experts do not
-            allow.
+            A ``config`` with other biases than the file's, a ``top_k`` that the experts do not
+            allow, or ``weight_cache`` with ``layout='file'`` or of a file that was opened without
+            mmap.
         ShapeError
             A layer without experts, or ``experts`` that are not there or named twice.
         DeviceError

@@ -4,7 +4,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from models import Model
 from reference import Reference, router_of
+
+import moesaic as mo
 
 Array = np.ndarray[Any, Any]
 
@@ -95,3 +98,20 @@ def latent_of(reference: Reference) -> tuple[Array, Array] | None:
     if not isinstance(down, torch.nn.Linear):
         return None
     return array(down.weight), array(reference.block.fc2_latent_proj.weight)
+
+
+def layer_of(model: Model, reference: Reference) -> mo.MoeLayer:
+    """The block as a layer, made of its configuration and its arrays."""
+    config = mo.MoeConfig.from_hf(reference.config, model.layer)
+    config = config.replace(router=config.router.replace(**router_biases_of(reference)))
+    experts, shared = experts_of(reference), shared_of(reference)
+    stack = mo.ExpertStack.from_dense_stacks(experts.get("gate"), experts["up"], experts["down"])
+    assert (config.shared != "none") == bool(shared)
+    parts: dict[str, Any] = {"latent": latent_of(reference)}
+    if shared:
+        roles = (shared.get(role) for role in ("gate", "up", "down"))
+        parts["shared"] = mo.ExpertStack.from_dense_stacks(
+            *(None if weights is None else weights[None] for weights in roles)
+        )
+        parts["shared_gate"] = shared.get("router")
+    return mo.MoeLayer(stack, config, router_weight_of(reference), **parts)

@@ -54,11 +54,20 @@ def gptq(name: str, values: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
     return tensors, torch.from_numpy(one.values).float()
 
 
+def awq(name: str, values: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    """Other weights, of codes of 4 bits with zero points, eight columns of the transpose a word."""
+    one = Ints(*values.shape, seed=len(name) + ord(name[-6]), symmetric=False)
+    tensors = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in one.awq(name).items()}
+    return tensors, torch.from_numpy(one.values).float()
+
+
 METHODS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "fp8": (fp8, {"quant_method": "fp8", "weight_block_size": [BLOCK, BLOCK],
                   "activation_scheme": "dynamic"}),
     "gptq": (gptq, {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False,
                     "sym": True}),
+    "awq": (awq, {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True,
+                  "version": "gemm"}),
 }  # fmt: skip
 
 
@@ -91,7 +100,7 @@ def write(folder: Path, method: str, model: Any) -> torch.Tensor:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["qwen3_moe", "qwen2_moe", "deepseek_v3"])
 def test_logits(method, name, tmp_path):
-    if method == "gptq" and name == "deepseek_v3":
+    if method in ("gptq", "awq") and name == "deepseek_v3":
         pytest.skip("its projections of low rank have no whole groups")
     want = write(tmp_path, method, small(name))
     model = mt.from_pretrained(tmp_path, dtype=torch.float32)
@@ -103,8 +112,9 @@ def test_logits(method, name, tmp_path):
     assert out.shape[0] == 2
 
 
-def test_experts_stay_encoded(tmp_path):
-    write(tmp_path, "gptq", small())
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_experts_stay_encoded(method, tmp_path):
+    write(tmp_path, method, small())
     model = mt.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert model.model.layers[0].mlp.experts.stack.quants["down"] == "INT4"
     assert model.model.layers[0].self_attn.q_proj.weight.dtype == torch.bfloat16

@@ -103,6 +103,17 @@ def test_a_limit_on_memory(file, capsys):
     assert capsys.readouterr().out == want
 
 
+def test_weights_that_are_kept(file, tmp_path, capsys):
+    arguments = ["generate", str(file), PROMPT, "--max-tokens", "8"]
+    assert main(arguments) == 0
+    want = capsys.readouterr().out
+    for _ in range(2):
+        assert main([*arguments, "--weight-cache", str(tmp_path)]) == 0
+        assert capsys.readouterr().out == want
+    kept = list((tmp_path / f"{file.name}.panels").iterdir())
+    assert len(kept) == 9  # three roles of three layers
+
+
 def test_json_and_the_use_of_experts(file, tmp_path, capsys):
     path = tmp_path / "usage.npz"
     arguments = ["generate", str(file), PROMPT, "--max-tokens", "5", "--usage", str(path)]
@@ -174,6 +185,8 @@ class TestRefusals:
         assert "--gate-up-type" in self.error(capsys, str(file), PROMPT, "--gate-up-type", "Q4_K")
         assert "--dense" in self.error(capsys, str(folder), PROMPT, "--dense", "bf16")
         assert "--memory" in self.error(capsys, str(folder), PROMPT, "--memory", "1G")
+        beside = ["--weight-cache", "beside"]
+        assert "--weight-cache" in self.error(capsys, str(folder), PROMPT, *beside)
         assert "--temperature" in self.error(capsys, str(folder), PROMPT, "--top-p", "0.5")
 
     def test_a_message_without_a_template(self, folder, capsys):

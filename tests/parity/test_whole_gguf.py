@@ -1,6 +1,7 @@
 """Whole models from one GGUF file."""
 
 import dataclasses
+import shutil
 from typing import Any
 
 import pytest
@@ -124,6 +125,62 @@ def test_tied_embeddings(tmp_path):
     assert kept.lm_head.matrix.shape == (64, 32)
     with mo.tuning(precision="exact"):
         assert distance(logits_of(kept), logits_of(decoded)) < 1e-3
+
+
+QUANTS = {"_exps.weight": "Q8_0", "attn_q.weight": "Q8_0", "output.weight": "Q8_0"}
+
+
+class TestWeightCache:
+    """Weights that are mapped as kernels read them from the second start on."""
+
+    def test_it_says_the_same(self, tmp_path):
+        model, path = made("qwen3_moe", tmp_path, QUANTS)
+        plain = mt.from_gguf(path, torch.float32, config=model.config)
+        for decision in ("repacked", "cached"):
+            ours = mt.from_gguf(
+                path, torch.float32, config=model.config, weight_cache=tmp_path / "cache"
+            )
+            reports = [layer.mlp.experts.stack.report for layer in ours.model.layers]
+            assert {role.decision for one in reports for role in one.roles} == {decision}
+            assert torch.equal(logits_of(ours), logits_of(plain))
+
+    def test_linears_too(self, tmp_path):
+        model, path = made("qwen3_moe", tmp_path, QUANTS)
+        options = {"dtype": torch.float32, "config": model.config}
+        plain = mt.from_gguf(path, **options)
+        first = mt.from_gguf(path, weight_cache=True, **options)
+        names = {
+            file.name.split(".weight")[0] for file in (tmp_path / "model.gguf.panels").iterdir()
+        }
+        assert {"output", "blk.0.attn_q", "blk.2.ffn_down_exps"} <= names
+        second = mt.from_gguf(path, weight_cache=True, **options)
+        for ours in (first, second):
+            assert torch.equal(logits_of(ours), logits_of(plain))
+
+    def test_a_state_dict_names_no_place_to_write_to(self, tmp_path):
+        model, path = made("qwen3_moe", tmp_path, QUANTS)
+        ours = mt.from_gguf(
+            path, torch.float32, config=model.config, weight_cache=tmp_path / "cache"
+        )
+        want = logits_of(ours)
+        state = ours.state_dict()
+        shutil.rmtree(tmp_path / "cache")
+        other = mt.from_gguf(path, torch.float32, config=model.config)
+        other.load_state_dict(state)
+        assert torch.equal(logits_of(other), want)
+        assert not (tmp_path / "cache").exists()
+
+    def test_what_is_refused(self, tmp_path):
+        model, path = made("qwen3_moe", tmp_path)
+        with pytest.raises(mo.ConfigError, match=r"weight_cache: .*got memory"):
+            mt.from_gguf(path, config=model.config, memory="1GiB", weight_cache=True)
+        with pytest.raises(mo.ConfigError, match=r"weight_cache: .*got gate_up"):
+            mt.MoesaicConfig(path, gate_up="Q8_0", weight_cache=True)
+        model.save_pretrained(tmp_path / "folder")
+        with pytest.raises(mo.UnsupportedError, match="weight_cache: expected experts of a GGUF"):
+            transformers.AutoModelForCausalLM.from_pretrained(
+                tmp_path / "folder", quantization_config=mt.MoesaicConfig(weight_cache=True)
+            )
 
 
 @pytest.fixture(scope="class")

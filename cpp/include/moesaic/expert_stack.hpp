@@ -41,12 +41,20 @@ struct LowRankDelta {
   std::vector<float> b;  ///< [E * rows * rank]
 };
 
+/// Where in a file the bytes of a role are, for what keeps a repacked copy (LoadOptions::weight_cache).
+struct WeightOrigin {
+  std::uint64_t file = 0;       ///< GgufFile::fingerprint()
+  std::string tensor;           ///< name of the tensor, or of the first of several
+  std::uint64_t selection = 0;  ///< hash of the tensors, rows and experts that are taken
+};
+
 /// One role with what keeps it alive and what follows its product:
 /// y = (W x) * scale[e] + bias[e], plus the low-rank term.
 struct RoleWeights {
   WeightRef ref;
   std::shared_ptr<const void> owner;
   ReadBytes read;  ///< for weights in a mapping, which what copies them reads by; else empty
+  std::shared_ptr<const WeightOrigin> origin;       ///< of rows as a file has them; else null
   std::shared_ptr<const std::vector<float>> bias;   ///< null or [E * rows]
   std::shared_ptr<const std::vector<float>> scale;  ///< null or [E]
   std::shared_ptr<const LowRankDelta> delta;        ///< or null; in host memory
@@ -80,7 +88,7 @@ struct RoleReport {
   QuantType stored;      ///< type in the source
   QuantType kept;        ///< type in memory
   std::string source;    ///< tensor name or "array"
-  std::string decision;  ///< "mapped", "read", "copied", "repacked", "dequantized"
+  std::string decision;  ///< "mapped", "read", "copied", "repacked", "cached", "dequantized"
   std::string reason;
   std::int64_t bytes = 0;
 };
@@ -113,6 +121,10 @@ struct LoadOptions {
   /// The routed experts that loaders of files read and keep, by their ids in the file; unset: all.
   /// Only the CPU runs stacks that keep some.
   std::optional<std::vector<std::int32_t>> experts{};
+  /// A folder for the repacked weights of mapped GGUF files on the CPU, one file a role. Where it has
+  /// those of this load they are mapped, else they are made and kept there. Only loaders of GGUF
+  /// files take it.
+  std::optional<std::filesystem::path> weight_cache{};
 };
 
 class ExpertStack {

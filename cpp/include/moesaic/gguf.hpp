@@ -99,6 +99,12 @@ class GgufFile {
   std::uint32_t version() const;
   std::uint64_t file_bytes() const;  ///< bytes of all shards
   bool mapped() const;               ///< Options::mmap of open()
+  /// Tells the file from others, also from what was written to its path later: a hash of the sizes
+  /// and times of change of its shards and of the tensor infos, as they were at opening.
+  std::uint64_t fingerprint() const;
+  /// The folder within `parent` for repacked weights of this file (LoadOptions::weight_cache); an
+  /// empty `parent` is the folder of the file. It bears the name of the file, or of the first shard.
+  std::filesystem::path weight_cache(const std::filesystem::path& parent = {}) const;
 
   std::span<const GgufEntry> metadata() const;
   const GgufEntry* find(std::string_view key) const;

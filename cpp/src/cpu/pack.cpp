@@ -14,6 +14,7 @@
 #include "base/pages.hpp"
 #include "cpu/cpu_backend.hpp"
 #include "cpu/kernels/panel_format.hpp"
+#include "cpu/panel_cache.hpp"
 #include "moesaic/thread_pool.hpp"
 
 namespace moesaic::cpu {
@@ -105,14 +106,18 @@ struct PanelMemory {
   }
 };
 
-/// Memory for the panels of `to`, dealt to the nodes of the pool; in one piece where it has one node,
-/// or more nodes than an expert has panels.
+/// Whether an expert's panels are dealt to the nodes of a pool: not to one node, nor to more nodes
+/// than there are panels.
+bool deals(std::int64_t panels, const ThreadPool* pool) {
+  return pool != nullptr && pool->nodes() > 1 && panels >= pool->nodes();
+}
+
+/// Memory for the panels of `to`, dealt to the nodes of the pool, or in one piece.
 std::shared_ptr<PanelMemory> allocate_panels(const WeightRef& to, std::int64_t panels,
                                              const ThreadPool* pool) {
   auto memory = std::make_shared<PanelMemory>();
   const std::int64_t experts = to.num_experts;
-  const std::int64_t nodes = pool != nullptr ? pool->nodes() : 1;
-  if (nodes == 1 || panels < nodes) {
+  if (!deals(panels, pool)) {
     memory->first = {0, panels};
     memory->shares = {allocate_pages(static_cast<std::size_t>(experts * to.expert_stride))};
     return memory;
@@ -131,7 +136,7 @@ std::shared_ptr<PanelMemory> allocate_panels(const WeightRef& to, std::int64_t p
     memory->shares.push_back(std::move(pages.memory));
     if (memory->bind_error == 0) memory->bind_error = pages.error;
   }
-  memory->dealt = {.count = static_cast<std::int32_t>(nodes),
+  memory->dealt = {.count = static_cast<std::int32_t>(topology.nodes.size()),
                    .first = memory->first.data(),
                    .table = memory->table.data(),
                    .slots = experts};
@@ -151,17 +156,15 @@ std::string placement_of(const PanelMemory& memory, const ThreadPool* pool) {
          "), so they lie near the threads that wrote them";
 }
 
-/// Returns what placement_of says.
-std::string pack_role(RoleWeights& weights, const LoadOptions& options, Meter& meter) {
-  const WeightRef from = weights.ref;
-  WeightRef to;
-  panel_layout(from, to);
-  const std::int64_t panels = (from.rows + kRows - 1) / kRows;
-  const std::shared_ptr<PanelMemory> memory = allocate_panels(to, panels, options.pool);
-  const auto shares = static_cast<std::int64_t>(memory->shares.size());
+/// Fills the memory of a role's panels: with `kept`, where a file has them one expert behind the
+/// other, else with the rows of `weights`, repacked.
+void fill_panels(const RoleWeights& weights, const WeightRef& to, const std::byte* kept,
+                 const PanelMemory& memory, const LoadOptions& options, Meter& meter) {
+  const WeightRef& from = weights.ref;
+  const auto shares = static_cast<std::int64_t>(memory.shares.size());
   std::int64_t largest = 0;
-  for (std::size_t s = 0; s < memory->shares.size(); ++s) {
-    largest = std::max(largest, memory->first[s + 1] - memory->first[s]);
+  for (std::size_t s = 0; s < memory.shares.size(); ++s) {
+    largest = std::max(largest, memory.first[s + 1] - memory.first[s]);
   }
 
   // A chunk is some panels of one expert, about 256 KiB: small enough to report progress often and
@@ -173,7 +176,7 @@ std::string pack_role(RoleWeights& weights, const LoadOptions& options, Meter& m
   const std::vector<std::byte> absent = absent_row(from);
   // Where a chunk's rows are read to that lie in a file.
   std::vector<std::vector<std::byte>> rows;
-  if (weights.read) {
+  if (weights.read && kept == nullptr) {
     const int threads = options.pool != nullptr ? options.pool->threads() : 1;
     rows.resize(static_cast<std::size_t>(threads));
     for (auto& buffer : rows) {
@@ -188,12 +191,15 @@ std::string pack_role(RoleWeights& weights, const LoadOptions& options, Meter& m
     const auto s = static_cast<std::size_t>(chunk / per_share);
     const auto e = static_cast<std::int32_t>(chunk % per_share / parts);
     const std::int64_t part = chunk % parts;
-    const std::int64_t size = memory->first[s + 1] - memory->first[s];
-    const std::int64_t first = memory->first[s] + size * part / parts;
-    const std::int64_t last = memory->first[s] + size * (part + 1) / parts;
+    const std::int64_t size = memory.first[s + 1] - memory.first[s];
+    const std::int64_t first = memory.first[s] + size * part / parts;
+    const std::int64_t last = memory.first[s] + size * (part + 1) / parts;
     if (first == last) return;  // a smaller share than the largest
-    std::byte* const out = memory->at(s, e, first, to.row_stride);
-    if (!weights.read) {
+    std::byte* const out = memory.at(s, e, first, to.row_stride);
+    if (kept != nullptr) {
+      std::memcpy(out, kept + e * to.expert_stride + first * to.row_stride,
+                  static_cast<std::size_t>((last - first) * to.row_stride));
+    } else if (!weights.read) {
       pack_panels(from, from.expert(e), first, last, absent, out);
     } else {
       errors.during([&] {
@@ -216,16 +222,93 @@ std::string pack_role(RoleWeights& weights, const LoadOptions& options, Meter& m
   }
   errors.rethrow();
   meter.throw_if_cancelled();
-  if (shares > 1) {
+}
+
+/// Writes panels to their file, in which the experts lie one behind the other.
+void keep_panels(const CacheEntry& entry, const WeightRef& to, const PanelMemory& memory,
+                 const FolderLock& lock) {
+  EntryWriter writer(entry, lock);
+  for (std::int32_t e = 0; e < to.num_experts; ++e) {
+    for (std::size_t s = 0; s < memory.shares.size(); ++s) {
+      const std::int64_t panels = memory.first[s + 1] - memory.first[s];
+      writer.write({memory.at(s, e, memory.first[s], to.row_stride),
+                    static_cast<std::size_t>(panels * to.row_stride)});
+    }
+  }
+  writer.finish();
+}
+
+/// Gives a role its panels in the place of its rows.
+void set_panels(const WeightRef& to, std::shared_ptr<const void> owner, RoleWeights& weights) {
+  weights.ref = to;
+  weights.owner = std::move(owner);
+  weights.read = nullptr;
+  weights.origin = nullptr;
+}
+
+void take_panels(WeightRef to, std::shared_ptr<const std::byte> mapped, RoleWeights& weights) {
+  to.base = mapped.get();
+  set_panels(to, std::move(mapped), weights);
+}
+
+void take_panels(WeightRef to, const std::shared_ptr<PanelMemory>& memory, RoleWeights& weights) {
+  if (memory->dealt.count > 0) {
     to.table = memory->table.data();
     to.shares = &memory->dealt;
   } else {
     to.base = memory->shares.front().get();
   }
-  weights.ref = to;
-  weights.owner = memory;
-  weights.read = nullptr;
-  return placement_of(*memory, options.pool);
+  set_panels(to, memory, weights);
+}
+
+/// How a role came into panels, for the report.
+struct Packed {
+  std::string decision, reason;
+};
+
+Packed pack_role(RoleWeights& weights, const LoadOptions& options, Meter& meter) {
+  WeightRef to;
+  panel_layout(weights.ref, to);
+  const std::int64_t panels = (to.rows + kRows - 1) / kRows;
+  // Mapped pages, which all processes share, are not dealt to nodes.
+  const ThreadPool* const pool = options.pool;
+  const bool dealt = deals(panels, pool);
+  CacheEntry entry;
+  CachedPanels cached;
+  if (options.weight_cache) {
+    entry = panel_entry(weights, to, *options.weight_cache);
+    cached = find_panels(entry, [&] {
+      meter.report(meter.done());
+      meter.throw_if_cancelled();
+    });
+    if (cached.panels != nullptr && !dealt) {
+      meter.add(entry.bytes, 0);
+      take_panels(to, std::move(cached.panels), weights);
+      return {"cached", "panels are mapped from " + entry.path().string()};
+    }
+  }
+  const std::shared_ptr<PanelMemory> memory = allocate_panels(to, panels, pool);
+  fill_panels(weights, to, cached.panels.get(), *memory, options, meter);
+  if (cached.panels != nullptr) {
+    take_panels(to, memory, weights);
+    return {"cached",
+            "panels are read from " + entry.path().string() + placement_of(*memory, pool)};
+  }
+  Packed packed{"repacked", "panels of 16 rows run fastest" + placement_of(*memory, pool)};
+  std::shared_ptr<const std::byte> kept;
+  if (options.weight_cache) {
+    packed.reason += "; kept in " + entry.path().string() + ", since " + cached.why;
+    keep_panels(entry, to, *memory, *cached.to_write);
+    cached.to_write = nullptr;
+    // So that this process shares the pages too.
+    if (!dealt) kept = map_entry(entry, cached.why);
+  }
+  if (kept != nullptr) {
+    take_panels(to, std::move(kept), weights);
+  } else {
+    take_panels(to, memory, weights);
+  }
+  return packed;
 }
 
 }  // namespace
@@ -304,11 +387,11 @@ void CpuBackend::prepare(ExpertStack::Parts& parts, const LoadOptions& options) 
   }
   Meter meter(options, total);
   for (const RolePlan& plan : roles) {
-    const std::string placement = pack_role(*plan.weights, options, meter);
+    const auto [decision, reason] = pack_role(*plan.weights, options, meter);
     for (RoleReport& report : parts.report.roles) {
       if (report.role != plan.role) continue;
-      report.decision = "repacked";
-      report.reason = "panels of 16 rows run fastest" + placement;
+      report.decision = decision;
+      report.reason = reason;
       report.bytes = plan.weights->ref.num_experts * plan.weights->ref.expert_stride;
     }
     meter.report(meter.done());

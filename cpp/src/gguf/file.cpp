@@ -4,6 +4,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "base/hash.hpp"
 #include "gguf/mapped_file.hpp"
 #include "gguf/reader.hpp"
 #include "gguf/shards.hpp"
@@ -32,6 +33,7 @@ struct GgufFile::Impl {
   std::uint32_t version = 0;
   std::uint64_t file_bytes = 0;
   bool mapped = true;
+  std::uint64_t fingerprint = 0;
 
   gguf::HeadBytes metadata;  // what the arrays in `entries` point into
   std::vector<GgufEntry> entries;
@@ -66,6 +68,24 @@ struct GgufFile::Impl {
 
   /// The file of a tensor that bytes() may give.
   Shard shard_of(const GgufTensor& tensor) const;
+
+  /// Call when all shards are there.
+  void take_fingerprint() {
+    Hash hash;
+    for (const Shard& shard : shards) {
+      hash.add(shard.size);
+      hash.add(static_cast<std::uint64_t>(shard.file->changed_ns()));
+    }
+    for (const GgufTensor& tensor : tensors) {
+      hash.add(tensor.name);
+      for (const std::uint64_t number :
+           {std::uint64_t{tensor.type_id}, std::uint64_t{tensor.shard}, tensor.offset}) {
+        hash.add(number);
+      }
+      for (int i = 0; i < tensor.rank; ++i) hash.add(static_cast<std::uint64_t>(tensor.shape[i]));
+    }
+    fingerprint = hash.value();
+  }
 
   /// Call last: the indexes view names in `entries` and `tensors`, which must not change any more.
   void build_indexes() {
@@ -146,6 +166,7 @@ std::shared_ptr<GgufFile> GgufFile::open(const std::filesystem::path& path, Opti
     const auto found = static_cast<std::int64_t>(impl.tensors.size());
     require_shard(path, "split.tensors.count (of all shards)", total.value_or(found), found);
   }
+  impl.take_fingerprint();
   impl.build_indexes();
   return result;
 }
@@ -155,6 +176,13 @@ std::span<const std::filesystem::path> GgufFile::shard_paths() const { return im
 std::uint32_t GgufFile::version() const { return impl_->version; }
 std::uint64_t GgufFile::file_bytes() const { return impl_->file_bytes; }
 bool GgufFile::mapped() const { return impl_->mapped; }
+std::uint64_t GgufFile::fingerprint() const { return impl_->fingerprint; }
+
+std::filesystem::path GgufFile::weight_cache(const std::filesystem::path& parent) const {
+  const std::filesystem::path& file = impl_->shard_paths.front();
+  return (parent.empty() ? file.parent_path() : parent) / (file.filename().string() + ".panels");
+}
+
 std::span<const GgufEntry> GgufFile::metadata() const { return impl_->entries; }
 std::span<const GgufTensor> GgufFile::tensors() const { return impl_->tensors; }
 

@@ -38,6 +38,12 @@ InputFile::InputFile(const std::filesystem::path& path) : path_(path) {
     throw IoError(code, path.string(), "open");
   }
   size_ = static_cast<std::uint64_t>(info.st_size);
+#if defined(__APPLE__)
+  const timespec& changed = info.st_mtimespec;
+#else
+  const timespec& changed = info.st_mtim;
+#endif
+  changed_ns_ = std::int64_t{changed.tv_sec} * 1'000'000'000 + changed.tv_nsec;
 }
 
 InputFile::~InputFile() { ::close(descriptor_); }

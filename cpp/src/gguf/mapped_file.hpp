@@ -43,7 +43,8 @@ class InputFile {
   InputFile& operator=(const InputFile&) = delete;
 
   const std::filesystem::path& path() const { return path_; }
-  std::uint64_t size() const { return size_; }  ///< as it was when the file was opened
+  std::uint64_t size() const { return size_; }             ///< as it was when the file was opened
+  std::int64_t changed_ns() const { return changed_ns_; }  ///< time of change then, since the epoch
 
   /// Fills `out` from `offset`. Throws IoError, and FormatError when the file has become shorter.
   void read(std::uint64_t offset, std::span<std::byte> out) const;
@@ -60,6 +61,7 @@ class InputFile {
   std::filesystem::path path_;
   int descriptor_ = -1;
   std::uint64_t size_ = 0;
+  std::int64_t changed_ns_ = 0;
 };
 
 /// An open file once more, read past the page cache (O_DIRECT): from the disk to where the bytes are

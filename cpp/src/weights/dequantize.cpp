@@ -200,6 +200,7 @@ void decode_role(RoleWeights& weights, QuantType type, const LoadOptions& option
   weights.ref = to;
   weights.owner = memory;
   weights.read = nullptr;
+  weights.origin = nullptr;
 }
 
 void require_dense(QuantType type) {

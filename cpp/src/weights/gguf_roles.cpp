@@ -5,6 +5,9 @@
 #include <utility>
 #include <vector>
 
+#include "base/hash.hpp"
+#include "moesaic/backend.hpp"
+
 namespace moesaic::weights {
 namespace {
 
@@ -18,6 +21,13 @@ struct MatrixTable {
     owners.push_back(std::move(owner));
   }
 };
+
+std::shared_ptr<const WeightOrigin> make_origin(const GgufFile& file, const std::string& tensor,
+                                                const Hash& selection) {
+  if (!file.mapped()) return nullptr;
+  return std::make_shared<const WeightOrigin>(
+      WeightOrigin{file.fingerprint(), tensor, selection.value()});
+}
 
 /// Makes `weights` a role of the matrices in the table.
 void point_to(const std::shared_ptr<MatrixTable>& table, RoleWeights& weights) {
@@ -67,6 +77,7 @@ RoleWeights stacked_role(const BlockReader& block, const GgufTensor& tensor, std
                    .hint = {}};
   });
   weights.read = block.file().reader();
+  weights.origin = origin_of(block, tensor, first_row, rows, kept);
   if (kept != nullptr) {
     const auto table = std::make_shared<MatrixTable>();
     for (const std::int32_t e : kept->ids) {
@@ -89,6 +100,7 @@ RoleWeights per_expert_role(const BlockReader& block, std::span<const GgufTensor
   const auto table = std::make_shared<MatrixTable>();
   RoleWeights weights;
   const KeptExperts left_out{1, {}};
+  Hash selection;
   for (std::size_t e = 0; e < tensors.size(); ++e) {
     const GgufTensor& tensor = *tensors[e];
     check_shape(tensor, {rows, cols});
@@ -106,10 +118,52 @@ RoleWeights per_expert_role(const BlockReader& block, std::span<const GgufTensor
         stacked_role(block, tensor, 1, rows, 0, rows, cols, here ? nullptr : &left_out);
     weights.ref = one.ref;
     weights.read = std::move(one.read);
-    if (here) table->add(one.ref.base, std::move(one.owner));
+    if (!here) continue;
+    table->add(one.ref.base, std::move(one.owner));
+    selection.add(tensor.name);
   }
   point_to(table, weights);
+  weights.origin = make_origin(block.file(), tensors.front()->name, selection);
   return weights;
+}
+
+std::shared_ptr<const WeightOrigin> origin_of(const BlockReader& block, const GgufTensor& tensor,
+                                              std::int64_t first_row, std::int64_t rows,
+                                              const KeptExperts* kept) {
+  Hash selection;
+  selection.add(tensor.name);
+  selection.add(static_cast<std::uint64_t>(first_row));
+  selection.add(static_cast<std::uint64_t>(rows));
+  if (kept != nullptr) {
+    for (const std::int32_t id : kept->ids) selection.add(static_cast<std::uint64_t>(id));
+  }
+  return make_origin(block.file(), tensor.name, selection);
+}
+
+void check_weight_cache(const char* operation, const GgufFile& file, const LoadOptions& options) {
+  if (!options.weight_cache) return;
+  const auto problem = [&](std::string expected, std::string got, std::string hint) {
+    return Problem{.operation = operation,
+                   .what = "weight_cache",
+                   .expected = std::move(expected),
+                   .got = std::move(got),
+                   .hint = std::move(hint)};
+  };
+  const Backend* const backend = options.backend;
+  require<UnsupportedError>(backend == nullptr || backend->device_type() == DeviceType::Cpu, [&] {
+    return problem("weights on the CPU", to_string(backend->device()), {});
+  });
+  require<ConfigError>(backend != nullptr && options.layout == StackLayout::Auto, [&] {
+    return problem("a layout that repacks weights", "weights that stay as the file has them",
+                   "the file itself is mapped then");
+  });
+  require<ConfigError>(!options.dequantize, [&] {
+    return problem("weights in the type of the file", "dequantize", "leave out one of the two");
+  });
+  require<ConfigError>(file.mapped(), [&] {
+    return problem("a mapped file", "one that was opened without mmap",
+                   "its tensors are read whole before anything is looked up");
+  });
 }
 
 RoleWeights single_role(const BlockReader& block, const GgufTensor& tensor, std::int64_t rows,

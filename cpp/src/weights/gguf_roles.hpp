@@ -30,6 +30,16 @@ RoleWeights per_expert_role(const BlockReader& block, std::span<const GgufTensor
 RoleWeights single_role(const BlockReader& block, const GgufTensor& tensor, std::int64_t rows,
                         std::int64_t cols);
 
+/// Where the rows of stacked_role are; null for a file that is not mapped.
+std::shared_ptr<const WeightOrigin> origin_of(const BlockReader& block, const GgufTensor& tensor,
+                                              std::int64_t first_row, std::int64_t rows,
+                                              const KeptExperts* kept = nullptr);
+
+/// Throws for a load with a weight cache that could not use it: UnsupportedError for weights that
+/// do not go to the CPU, ConfigError for a file that is not mapped, decoded weights, or weights that
+/// stay as they are.
+void check_weight_cache(const char* operation, const GgufFile& file, const LoadOptions& options);
+
 /// The one factor of a matrix, by a tensor [1] or null, times `factor`; null for 1.
 std::shared_ptr<const std::vector<float>> single_scale(const BlockReader& block,
                                                        const GgufTensor* tensor,

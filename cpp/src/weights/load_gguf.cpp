@@ -12,6 +12,7 @@ namespace moesaic {
 namespace {
 
 using weights::check_shape;
+using weights::check_weight_cache;
 using weights::KeptExperts;
 using weights::per_expert_role;
 using weights::Sources;
@@ -131,6 +132,7 @@ Loaded load_stacked(const BlockReader& block, const MoeTensors& tensors, std::in
     // One tensor holds both, with the up rows behind the gate rows of each expert.
     parts.up = parts.gate;
     parts.up.ref.base += intermediate * parts.up.ref.row_stride;
+    parts.up.origin = weights::origin_of(block, *tensors.gate_up, intermediate, intermediate);
   } else {
     if (tensors.gate != nullptr) parts.gate = load(*tensors.gate, 0, intermediate);
     parts.up = load(*tensors.up, 0, intermediate);
@@ -200,6 +202,7 @@ void load_epilogues(const BlockReader& block, const MoeTensors& tensors,
 ExpertStack ExpertStack::load_from_gguf(const std::shared_ptr<GgufFile>& file, std::int32_t layer,
                                         const LoadOptions& options) {
   const auto start = weights::Clock::now();
+  check_weight_cache("load_from_gguf", *file, options);
   const MoeTensors tensors = find_moe_tensors(*file, layer);
   const BlockReader block(*file, layer);
   Parts parts;

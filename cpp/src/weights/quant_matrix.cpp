@@ -159,6 +159,7 @@ QuantMatrix QuantMatrix::from_encoded(const Encoded& encoded, const LoadOptions&
 QuantMatrix QuantMatrix::from_gguf(const std::shared_ptr<GgufFile>& file, const std::string& name,
                                    const std::string& bias, const LoadOptions& options) {
   require_cpu(kFromGguf, options);
+  weights::check_weight_cache(kFromGguf, *file, options);
   const GgufTensor& tensor = find_tensor(*file, name);
   const std::int64_t rows = tensor.ne(1), cols = tensor.ne(0);
   require<FormatError>(rows > 0 && cols > 0 && tensor.has_shape({rows, cols}), [&] {

@@ -23,6 +23,7 @@ COMMANDS = {
     "explain": ("explain", "how a layer would run, and why"),
     "bench": ("bench", "our layer beside the machine's limits and other engines"),
     "generate": ("generate", "text of a whole model, its speed, and how its experts are used"),
+    "cache": ("cache", "whether files of a weight cache are what was written"),
     "convert": ("convert", "a GGUF file with experts of other types"),
     "trace": ("trace", "which experts a file's routers ask for"),
     "simulate-offload": ("simulate", "hit rate and speed of expert pools on routing traces"),

@@ -57,6 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory", type=memory, help="of a GGUF file, what experts take at most, as in 12GiB"
     )
+    parser.add_argument(
+        "--weight-cache",
+        metavar="FOLDER",
+        help="of a GGUF file, where repacked weights are kept for later starts; 'beside' the file",
+    )
     parser.add_argument("--threads", type=integer(1, 4096), help="of torch and of the experts")
     parser.add_argument(
         "--usage", metavar="FILE", type=output, help="write how often each expert was used, as .npz"
@@ -86,6 +91,7 @@ def run(options: argparse.Namespace) -> int:
             gate_up=options.gate_up_type,
             down=options.down_type,
             memory=options.memory,
+            weight_cache=_weight_cache(options.weight_cache),
         )
         load = time.perf_counter() - start
         torch.manual_seed(options.seed)
@@ -106,7 +112,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _check_options(options: argparse.Namespace, gguf: bool) -> None:
     """Raises ConfigError for options of the other kind of model."""
-    names = ("gate_up_type", "down_type") if gguf else ("dense", "memory")
+    names = ("gate_up_type", "down_type") if gguf else ("dense", "memory", "weight_cache")
     for name in names:
         if getattr(options, name) is not None:
             raise error_of(
@@ -118,6 +124,11 @@ def _check_options(options: argparse.Namespace, gguf: bool) -> None:
             )
     if options.top_p is not None and options.temperature == 0:
         raise error_of(mo.ConfigError, "generate", "--top-p", "a --temperature above 0", "0")
+
+
+def _weight_cache(option: str | None) -> bool | str:
+    """What ``from_gguf`` takes."""
+    return option == "beside" if option in (None, "beside") else option
 
 
 def _prompt(tokenizer: Any, options: argparse.Namespace) -> Any:

@@ -73,6 +73,7 @@ def model_of(
     gate_up: str | None = None,
     down: str | None = None,
     memory: int | None = None,
+    weight_cache: bool | str = False,
 ) -> Any:
     """The model of a place, its experts here. Raises as ``from_gguf`` and ``from_pretrained``."""
     import torch
@@ -82,7 +83,9 @@ def model_of(
     if place.gguf:
         types = {} if dtype is None else {"dtype": getattr(torch, DTYPES[dtype])}
         kept = dense if dense == "keep" else getattr(torch, DTYPES[dense])
-        return mt.from_gguf(place.path, dense=kept, memory=memory, **types)
+        return mt.from_gguf(
+            place.path, dense=kept, memory=memory, weight_cache=weight_cache, **types
+        )
     return mt.from_pretrained(
         place.path,
         dtype="auto" if dtype is None else getattr(torch, DTYPES[dtype]),

@@ -11,6 +11,7 @@ no parameters, so that ``to``, ``half`` and optimisers pass them by.
 ``embedding``           Embedding: rows of a table that stays encoded
 ``ops``                 the operators of torch behind them, ``torch.ops.moesaic``
 ``gradients``           what flows back through frozen experts
+``layer_gradients``     and through a whole layer, its frozen router included
 ``frozen``              weights by the numbers that operators know them by
 ``arrays``              tensors as arrays that the core reads, and its thread count
 ``state``               what a state_dict keeps of weights

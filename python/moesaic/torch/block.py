@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 
 class MoeBlock(FrozenModule):
-    """A mixture-of-experts layer with its own router and shared experts, for inference.
+    """A mixture-of-experts layer with its own router and shared experts.
 
-    It has no parameters. Nothing flows back through its router: a model that trains what comes
-    before the layer routes in torch and calls ``Experts``.
+    It has no parameters: the weights stay encoded and frozen, those of the router too. Gradients
+    reach the input, through the experts and through the weights that the router gave them, decoded
+    expert by expert. A model that trains its router routes in torch and calls ``Experts``.
 
     Parameters
     ----------
@@ -51,7 +52,14 @@ class MoeBlock(FrozenModule):
         self._weights = FrozenLayer(layer)
 
     @classmethod
-    def from_gguf(cls, file: _GgufSource, layer: int, *, progress: _Progress = None) -> MoeBlock:
+    def from_gguf(
+        cls,
+        file: _GgufSource,
+        layer: int,
+        *,
+        weight_cache: bool | str | PathLike[str] = False,
+        progress: _Progress = None,
+    ) -> MoeBlock:
         """Load one block of a GGUF file.
 
         Parameters
@@ -60,6 +68,8 @@ class MoeBlock(FrozenModule):
             The model.
         layer : int
             Block number.
+        weight_cache : bool or path-like
+            Where repacked weights are kept, as in ``MoeLayer.from_gguf``.
         progress : callable or bool, optional
             As in ``MoeLayer.from_gguf``, whose errors these are.
 
@@ -67,7 +77,8 @@ class MoeBlock(FrozenModule):
         -------
         MoeBlock
         """
-        return cls(_core.MoeLayer.from_gguf(file, layer, progress=progress))
+        made = _core.MoeLayer.from_gguf(file, layer, weight_cache=weight_cache, progress=progress)
+        return cls(made)
 
     @classmethod
     def from_safetensors(
@@ -117,8 +128,6 @@ class MoeBlock(FrozenModule):
         ------
         ShapeError, DTypeError
             The tensor does not fit.
-        UnsupportedError
-            In ``backward``.
         """
         out: torch.Tensor = torch.ops.moesaic.moe_layer(hidden_states, self._weights.number)
         return out

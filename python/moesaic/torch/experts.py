@@ -77,6 +77,7 @@ class Experts(FrozenModule):
         layer: int,
         *,
         precision: _Precision | None = None,
+        weight_cache: bool | str | PathLike[str] = False,
         progress: _Progress = None,
     ) -> Experts:
         """Load the experts of one block of a GGUF file, with the activation of its architecture.
@@ -89,6 +90,8 @@ class Experts(FrozenModule):
             Block number.
         precision : str, optional
             As in the constructor.
+        weight_cache : bool or path-like
+            Where repacked weights are kept, as in ``ExpertStack.load_from_gguf``.
         progress : callable or bool, optional
             As in ``ExpertStack.load_from_gguf``, whose errors these are.
 
@@ -96,7 +99,9 @@ class Experts(FrozenModule):
         -------
         Experts
         """
-        stack = _core.ExpertStack.load_from_gguf(file, layer, progress=progress)
+        stack = _core.ExpertStack.load_from_gguf(
+            file, layer, weight_cache=weight_cache, progress=progress
+        )
         return cls(stack, _core.MoeConfig.from_gguf(file, layer).activation, precision=precision)
 
     @classmethod

@@ -7,6 +7,8 @@ gradient dy, and the weights themselves get none.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch.nn import functional
 
@@ -104,6 +106,51 @@ def matrix_of(stack: _core.ExpertStack, role: str, expert: int, dtype: torch.dty
     return matrix
 
 
+class _Expert:
+    """One expert decoded, and what it makes of rows [n, H]: ``out``."""
+
+    def __init__(
+        self,
+        stack: _core.ExpertStack,
+        activation: _core.Activation,
+        expert: int,
+        rows: torch.Tensor,
+    ) -> None:
+        dtype, self.activation = rows.dtype, activation
+        roles = ("gate", "up") if stack.gated else ("up",)
+        self.inner = [matrix_of(stack, role, expert, dtype) for role in roles]
+        self.down = matrix_of(stack, "down", expert, dtype)
+        products = [functional.linear(rows, matrix) for matrix in self.inner]
+        for product, role in zip(products, roles, strict=True):
+            if role in stack.biases:
+                product += torch.tensor(stack.biases[role][expert], dtype=dtype)
+        self.gate, self.up = products[0] if stack.gated else None, products[-1]
+        self.out = functional.linear(activate(activation, self.gate, self.up), self.down)
+        if "down" in stack.biases:
+            self.out += torch.tensor(stack.biases["down"][expert], dtype=dtype)
+
+    def backward(self, d_out: torch.Tensor) -> torch.Tensor:
+        """The gradient of the rows."""
+        d_products = activation_gradients(self.activation, self.gate, self.up, d_out @ self.down)
+        return sum(
+            (d @ matrix for matrix, d in zip(self.inner, d_products, strict=True)),
+            start=torch.zeros((), dtype=d_out.dtype),
+        )
+
+
+def experts_in_turn(
+    x: torch.Tensor, ids: torch.Tensor, stack: _core.ExpertStack, activation: _core.Activation
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, _Expert]]:
+    """Each expert that ids [T, k] name, at work on its tokens, with their numbers and slots.
+
+    Ids that are none of an expert are skipped. One expert is in memory at a time.
+    """
+    for expert in ids.unique().tolist():
+        if 0 <= expert < stack.num_experts:
+            token, slot = torch.where(ids == expert)
+            yield token, slot, _Expert(stack, activation, expert, x[token])
+
+
 def expert_gradients(
     dy: torch.Tensor,
     x: torch.Tensor,
@@ -118,25 +165,9 @@ def expert_gradients(
     """
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     dx, dw = torch.zeros_like(x, dtype=dtype), torch.zeros_like(weights, dtype=dtype)
-    roles = ("gate", "up") if stack.gated else ("up",)
-    for expert in ids.unique().tolist():
-        if expert < 0:
-            continue
-        token, slot = torch.where(ids == expert)
-        inner = [matrix_of(stack, role, expert, dtype) for role in roles]
-        down = matrix_of(stack, "down", expert, dtype)
-        share, into = dy[token].to(dtype), x[token].to(dtype)
-        products = [functional.linear(into, matrix) for matrix in inner]
-        for product, role in zip(products, roles, strict=True):
-            if role in stack.biases:
-                product += torch.tensor(stack.biases[role][expert], dtype=dtype)
-        gate, values = products[0] if stack.gated else None, products[-1]
-        out = functional.linear(activate(activation, gate, values), down)
-        if "down" in stack.biases:
-            out += torch.tensor(stack.biases["down"][expert], dtype=dtype)
-        dw[token, slot] = (share * out).sum(-1)
-        d_hidden = (share * weights[token, slot, None].to(dtype)) @ down
-        d_products = activation_gradients(activation, gate, values, d_hidden)
-        for matrix, d_product in zip(inner, d_products, strict=True):
-            dx.index_add_(0, token, d_product @ matrix)
+    for token, slot, expert in experts_in_turn(x.to(dtype), ids, stack, activation):
+        share = dy[token].to(dtype)
+        dw[token, slot] = (share * expert.out).sum(-1)
+        d_out = share * weights[token, slot, None].to(dtype)
+        dx.index_add_(0, token, expert.backward(d_out))
     return dx.to(x.dtype), dw.to(weights.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from typing import TYPE_CHECKING
 
 import torch
@@ -74,7 +75,13 @@ class Linear(FrozenModule):
 
     @classmethod
     def from_gguf(
-        cls, file: _GgufSource, name: str, *, bias: str | None = None, progress: _Progress = None
+        cls,
+        file: _GgufSource,
+        name: str,
+        *,
+        bias: str | None = None,
+        weight_cache: bool | str | PathLike[str] = False,
+        progress: _Progress = None,
     ) -> Linear:
         """Load one tensor of a GGUF file.
 
@@ -86,6 +93,8 @@ class Linear(FrozenModule):
             Name of the tensor [N, K].
         bias : str, optional
             Name of a tensor [N].
+        weight_cache : bool or path-like
+            Where the repacked matrix is kept, as in ``QuantMatrix.from_gguf``.
         progress : callable or bool, optional
             As in ``QuantMatrix.from_gguf``, whose errors these are.
 
@@ -93,7 +102,11 @@ class Linear(FrozenModule):
         -------
         Linear
         """
-        return cls(_core.QuantMatrix.from_gguf(file, name, bias=bias, progress=progress))
+        return cls(
+            _core.QuantMatrix.from_gguf(
+                file, name, bias=bias, weight_cache=weight_cache, progress=progress
+            )
+        )
 
     @property
     def matrix(self) -> _core.QuantMatrix:

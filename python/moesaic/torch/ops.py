@@ -4,8 +4,8 @@
     x [..., H], ids and weights [..., k]: what the experts of that number make of x, [..., H].
 ``experts_backward(dy, x, ids, weights, number)``
     The gradients of x and of the weights.
-``moe_layer(x, number)``
-    What a whole layer makes of x [..., H].
+``moe_layer(x, number)``, ``moe_layer_backward(dy, x, number)``
+    What a whole layer makes of x [..., H]; the gradient of x.
 ``linear(x, number)``, ``linear_backward(dy, number)``
     The product of x [..., K] with the matrix [N, K] of that number, [..., N]; the gradient of x.
 ``embedding(ids, number, dtype)``
@@ -25,6 +25,7 @@ from moesaic._errors import error_of
 from moesaic.torch.arrays import array_of, threads_of_torch
 from moesaic.torch.frozen import FrozenExperts, FrozenLayer, FrozenMatrix, FrozenTable, frozen
 from moesaic.torch.gradients import expert_gradients
+from moesaic.torch.layer_gradients import layer_gradient
 
 # The operators are there for as long as this object is.
 _LIBRARY = torch.library.Library("moesaic", "DEF")
@@ -34,6 +35,7 @@ _LIBRARY.define(
     " -> (Tensor, Tensor)"
 )
 _LIBRARY.define("moe_layer(Tensor x, int number) -> Tensor")
+_LIBRARY.define("moe_layer_backward(Tensor dy, Tensor x, int number) -> Tensor")
 _LIBRARY.define("linear(Tensor x, int number) -> Tensor")
 _LIBRARY.define("linear_backward(Tensor dy, int number) -> Tensor")
 _LIBRARY.define("embedding(Tensor ids, int number, ScalarType dtype) -> Tensor")
@@ -115,6 +117,7 @@ def _experts_backward_fake(
 def _experts_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     x, ids, weights, ctx.number = inputs
     ctx.save_for_backward(x, ids, weights)
+    ctx.kept = frozen(ctx.number, FrozenExperts)  # the module may be gone by then
 
 
 def _experts_autograd(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
@@ -136,15 +139,26 @@ def _moe_layer_fake(x: torch.Tensor, number: int) -> torch.Tensor:
     return x.new_empty(x.shape)
 
 
+def _moe_layer_backward(dy: torch.Tensor, x: torch.Tensor, number: int) -> torch.Tensor:
+    layer = frozen(number, FrozenLayer).layer
+    with threads_of_torch():
+        dx = layer_gradient(_rows(dy), _rows(x), layer)
+    return _in_place_of(dx, x)
+
+
+def _moe_layer_backward_fake(dy: torch.Tensor, x: torch.Tensor, number: int) -> torch.Tensor:
+    return x.new_empty(x.shape)
+
+
+def _moe_layer_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    x, ctx.number = inputs
+    ctx.save_for_backward(x)
+    ctx.kept = frozen(ctx.number, FrozenLayer)
+
+
 def _moe_layer_autograd(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
-    raise error_of(
-        _core.UnsupportedError,
-        "moesaic.moe_layer",
-        "backward",
-        "gradients through Experts alone",
-        "a layer with a router of its own",
-        "route in torch, and give the ids and weights to moesaic.torch.Experts",
-    )
+    (x,) = ctx.saved_tensors
+    return torch.ops.moesaic.moe_layer_backward(dy, x, ctx.number), None
 
 
 def _linear(x: torch.Tensor, number: int) -> torch.Tensor:
@@ -174,6 +188,7 @@ def _linear_backward_fake(dy: torch.Tensor, number: int) -> torch.Tensor:
 
 def _linear_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     ctx.number = inputs[1]
+    ctx.kept = frozen(ctx.number, FrozenMatrix)
 
 
 def _linear_autograd(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
@@ -203,12 +218,14 @@ def _embedding_fake(ids: torch.Tensor, number: int, dtype: torch.dtype) -> torch
 _LIBRARY.impl("experts", _experts, _ANYWHERE)
 _LIBRARY.impl("experts_backward", _experts_backward, _ANYWHERE)
 _LIBRARY.impl("moe_layer", _moe_layer, _ANYWHERE)
+_LIBRARY.impl("moe_layer_backward", _moe_layer_backward, _ANYWHERE)
 _LIBRARY.impl("linear", _linear, _ANYWHERE)
 _LIBRARY.impl("linear_backward", _linear_backward, _ANYWHERE)
 _LIBRARY.impl("embedding", _embedding, _ANYWHERE)
 torch.library.register_fake("moesaic::experts", _experts_fake, lib=_LIBRARY)
 torch.library.register_fake("moesaic::experts_backward", _experts_backward_fake, lib=_LIBRARY)
 torch.library.register_fake("moesaic::moe_layer", _moe_layer_fake, lib=_LIBRARY)
+torch.library.register_fake("moesaic::moe_layer_backward", _moe_layer_backward_fake, lib=_LIBRARY)
 torch.library.register_fake("moesaic::linear", _linear_fake, lib=_LIBRARY)
 torch.library.register_fake("moesaic::linear_backward", _linear_backward_fake, lib=_LIBRARY)
 torch.library.register_fake("moesaic::embedding", _embedding_fake, lib=_LIBRARY)
@@ -218,4 +235,6 @@ torch.library.register_autograd(
 torch.library.register_autograd(
     "moesaic::experts", _experts_autograd, setup_context=_experts_context, lib=_LIBRARY
 )
-torch.library.register_autograd("moesaic::moe_layer", _moe_layer_autograd, lib=_LIBRARY)
+torch.library.register_autograd(
+    "moesaic::moe_layer", _moe_layer_autograd, setup_context=_moe_layer_context, lib=_LIBRARY
+)

@@ -33,6 +33,9 @@ _NAMES = {
     *(("moesaic", name) for name in ("Activation", "MoeConfig", "RouterConfig")),
 }
 
+#: Those of them that may keep repacked weights.
+_CACHED = {"gguf_layer", "gguf_stack", "gguf_matrix"}
+
 
 class Unsaved:
     """The entry of weights that no file holds."""
@@ -71,13 +74,26 @@ def state_of(weights: Frozen) -> torch.Tensor | Unsaved:
     return torch.from_numpy(np.frombuffer(data, np.uint8).copy())
 
 
+def _without_cache(load: Any) -> Any:
+    """A loader of ``_pickling`` that keeps no repacked weights."""
+
+    def reduced(source: Any, what: Any, options: dict[str, Any]) -> Any:
+        return load(source, what, {**options, "weight_cache": False})
+
+    return reduced
+
+
 class _Reader(pickle.Unpickler):
-    """A state_dict comes from outside, so that it names no function of its own choice."""
+    """A state_dict comes from outside, so that it names no function of its own choice.
+
+    It names files to read, and no folder to write to.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _NAMES:
-            return super().find_class(module, name)
-        raise _malformed(f"the name {module}.{name}")
+        if (module, name) not in _NAMES:
+            raise _malformed(f"the name {module}.{name}")
+        found = super().find_class(module, name)
+        return _without_cache(found) if name in _CACHED else found
 
 
 def weights_of(state: object, old: _F) -> _F:

@@ -30,6 +30,7 @@ def from_gguf(
     dtype: torch.dtype = torch.bfloat16,
     config: Any = None,
     memory: int | str | None = None,
+    weight_cache: bool | str | PathLike[str] = False,
 ) -> Any:
     """Make a model of transformers of a GGUF file.
 
@@ -48,6 +49,10 @@ def from_gguf(
     memory : int or str, optional
         Bytes, or a size such as '12GiB', that experts take at most, as in ``MoesaicConfig``; the
         other tensors are in memory beside them. None: all experts are in memory.
+    weight_cache : bool or path-like
+        Where the weights that run here are kept as kernels read them: the next start maps them from
+        there instead of making them, and processes share them. True: in a folder beside the file,
+        'model.gguf.panels'. A path: in a folder of that name there. False: nowhere.
 
     Returns
     -------
@@ -57,7 +62,8 @@ def from_gguf(
     Raises
     ------
     FileNotFoundError, OSError
-        The file is absent or cannot be read.
+        The file is absent or cannot be read, or ``weight_cache`` is a place that cannot be written,
+        or the disk is full.
     UnsupportedError
         An architecture that is not known in all its tensors, or whose configuration transformers
         cannot read, which ``config`` helps with.
@@ -65,7 +71,7 @@ def from_gguf(
         A tensor is missing, is one too many, or has another shape.
     ConfigError
         The configuration describes other MoE layers than the file, or ``memory`` is no size, or
-        less than one expert of each layer needs.
+        less than one expert of each layer needs, or ``weight_cache`` is given beside it.
 
     Examples
     --------
@@ -73,11 +79,13 @@ def from_gguf(
     >>> model = mt.from_gguf("model.gguf")  # doctest: +SKIP
     >>> model = mt.from_gguf("model.gguf", dense=torch.bfloat16)  # doctest: +SKIP
     >>> model = mt.from_gguf("model.gguf", memory="12GiB")  # doctest: +SKIP
+    >>> model = mt.from_gguf("model.gguf", weight_cache=True)  # doctest: +SKIP
     """
     if dense != "keep" and not isinstance(dense, torch.dtype):
         raise error_of(
             _core.ConfigError, "from_gguf", "dense", "'keep' or a torch.dtype", repr(dense)
         )
+    quantization = MoesaicConfig(path, memory=memory, weight_cache=weight_cache)
     file = _core.GgufFile(path)
     if config is None:
         config = _config_of(fspath(path), file)
@@ -90,7 +98,9 @@ def from_gguf(
     tensors = _Tensors(file, names_of(name, row, text.num_hidden_layers))
     keep = dense == "keep"
     dtype = dtype if keep else dense
-    kept = _kept_modules(skeleton, tensors, row, text, dtype) if keep else {}
+    kept = {}
+    if keep:
+        kept = _kept_modules(skeleton, tensors, row, text, dtype, quantization.weight_cache)
     state = {}
     for key, value in skeleton.state_dict().items():
         module = key.rpartition(".")[0]
@@ -108,7 +118,7 @@ def from_gguf(
         config=config,
         state_dict=state,
         dtype=dtype,
-        quantization_config=MoesaicConfig.with_modules(path, kept, memory),
+        quantization_config=quantization.with_modules(kept),
     )
 
 
@@ -230,7 +240,12 @@ def _fitting(tensor: torch.Tensor, shape: torch.Size, key: str) -> torch.Tensor:
 
 
 def _kept_modules(
-    model: nn.Module, tensors: _Tensors, row: Any, config: Any, dtype: torch.dtype
+    model: nn.Module,
+    tensors: _Tensors,
+    row: Any,
+    config: Any,
+    dtype: torch.dtype,
+    weight_cache: bool | str,
 ) -> dict[str, nn.Module]:
     """Modules over the encoded matrices of a file, by the names of those that they replace.
 
@@ -250,15 +265,20 @@ def _kept_modules(
             if tensor.quant in _PLAIN or change.columns is not None:
                 continue
             bias = None if module.bias is None else tensors.find(f"{name}.bias").name
-            kept[name] = Linear(_matrix(tensors.file, tensor, bias, change))
+            kept[name] = Linear(_matrix(tensors.file, tensor, bias, change, weight_cache))
     return kept
 
 
 def _matrix(
-    file: _core.GgufFile, tensor: _core.GgufTensor, bias: str | None, change: Change
+    file: _core.GgufFile,
+    tensor: _core.GgufTensor,
+    bias: str | None,
+    change: Change,
+    weight_cache: bool | str,
 ) -> _core.QuantMatrix:
+    """The matrix of a tensor; one whose rows have another order here is made anew at each start."""
     if change.rows is None:
-        return _core.QuantMatrix.from_gguf(file, tensor.name, bias=bias)
+        return _core.QuantMatrix.from_gguf(file, tensor.name, bias=bias, weight_cache=weight_cache)
     rows = change.rows.numpy()
     values = None
     if bias is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
+from copy import copy
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
@@ -56,11 +57,13 @@ class MoesaicConfig(QuantizationConfigMixin):
         are used most stay in memory, the others are read when they are needed, as they are there:
         from a GGUF file, or from a folder whose experts ``open_store`` reads one by one. None: all
         are in memory.
+    weight_cache : bool or path-like
+        Where the repacked experts of a GGUF file are kept for the next start, as in ``from_gguf``.
 
     Raises
     ------
     ConfigError
-        A size that is none, or a limit beside a type to encode in.
+        A size that is none, or a limit or a cache beside a type to encode in, or both of them.
 
     Examples
     --------
@@ -79,6 +82,7 @@ class MoesaicConfig(QuantizationConfigMixin):
         gate_up: str | None = None,
         down: str | None = None,
         memory: int | str | None = None,
+        weight_cache: bool | str | PathLike[str] = False,
         quant_method: str = METHOD,
     ) -> None:
         if memory is not None:
@@ -89,20 +93,23 @@ class MoesaicConfig(QuantizationConfigMixin):
                     "None beside memory=, as experts are read as they are",
                     f"{gate_up}, {down}", "moesaic convert writes a file with other types",
                 )  # fmt: skip
-        self.quant_method, self.memory = quant_method, memory
+        if not isinstance(weight_cache, bool):
+            weight_cache = str(Path(os.fspath(weight_cache)).absolute())
+        others = {"memory": memory, "gate_up": gate_up, "down": down}
+        beside = [name for name, value in others.items() if value is not None]
+        if weight_cache and beside:
+            raise error_of(
+                _core.ConfigError, "MoesaicConfig", "weight_cache",
+                "experts that are all in memory, in the types of their file", ", ".join(beside),
+            )  # fmt: skip
+        self.quant_method, self.memory, self.weight_cache = quant_method, memory, weight_cache
         self.experts = None if experts is None else str(Path(os.fspath(experts)).absolute())
         self.gate_up, self.down = gate_up, down
         register_quantizer()
 
-    @classmethod
-    def with_modules(
-        cls,
-        experts: str | PathLike[str],
-        modules: Mapping[str, nn.Module],
-        memory: int | str | None = None,
-    ) -> MoesaicConfig:
+    def with_modules(self, modules: Mapping[str, nn.Module]) -> MoesaicConfig:
         """One that also puts these modules in the place of those of their names."""
-        config = cls(experts, memory=memory)
+        config = copy(self)
         config._modules = modules
         return config
 
@@ -218,10 +225,16 @@ def _source_of(config: MoesaicConfig) -> _Source:
     if config.memory is not None:
         return pooled_experts(opened(path), config.memory)
     file = None if Path(path).is_dir() else _core.GgufFile(path)
+    if config.weight_cache and file is None:
+        raise error_of(
+            _core.UnsupportedError, "MoesaicConfig", "weight_cache",
+            "experts of a GGUF file", f"the folder {path}",
+            "moesaic convert writes them to one, which experts= names",
+        )  # fmt: skip
 
     def loaded(kind: type[Experts], block: int, activation: _core.Activation) -> Experts:
         if file is not None:
-            stack = _core.ExpertStack.load_from_gguf(file, block)
+            stack = _core.ExpertStack.load_from_gguf(file, block, weight_cache=config.weight_cache)
         else:
             stack = _core.ExpertStack.load_from_safetensors(path, block)
         return kind(encoded_as(stack, config.gate_up, config.down), activation)
