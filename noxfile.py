@@ -205,7 +205,8 @@ def sanitize_python(session: nox.Session) -> None:
             # Leaks are those of Python and numpy, which never free what they keep.
             "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
             "UBSAN_OPTIONS": "print_stacktrace=1",
-            "TSAN_OPTIONS": f"suppressions={ROOT / 'tests' / 'python' / 'tsan.supp'}",
+            # With a short history a report may lack the stack of numpy, which is left out by name.
+            "TSAN_OPTIONS": f"history_size=7:suppressions={ROOT / 'tests/python/tsan.supp'}",
         }
         options = ["-p", "no:cacheprovider", "-m", "not cost"]
         options += ["--capture=sys"]  # a report goes to the descriptor, and ends the process
