@@ -87,6 +87,25 @@ TEST_F(OpenMpThreads, RunEveryChunkOnce) {
   }
 }
 
+TEST_F(OpenMpThreads, AreNeverBesideOnesOfThePool) {
+  // A pool's own threads are awake for a while after they start, and after calls of another number.
+  for (int i = 0; i < 200; ++i) {
+    ThreadPool pool(kThreads);
+    std::vector<std::atomic<int>> inside(kThreads);
+    std::atomic<bool> alone{true};
+    for (int call = 0; call < 5; ++call) {
+      set_threads_(call % 2 == 0 ? kThreads : 1);
+      pool.parallel_for(40, [&](std::int64_t, int thread) {
+        auto& count = inside[static_cast<std::size_t>(thread)];
+        if (count.fetch_add(1) != 0) alone = false;
+        for (int spin = 0; spin < 100; ++spin) count.load();
+        count.fetch_sub(1);
+      });
+    }
+    ASSERT_TRUE(alone.load());
+  }
+}
+
 TEST_F(OpenMpThreads, NestedCallsRunInline) {
   ThreadPool pool(kThreads);
   std::atomic<int> inner{0};
@@ -134,6 +153,7 @@ TEST_F(OpenMpThreads, ServeSeveralCallersAtOnce) {
 
 TEST_F(OpenMpThreads, RoundAsTheCallerAndThenAsBefore) {
   ThreadPool pool(kThreads);
+  threads_of_runtime();  // starts them, as they begin with the rounding mode of who does
   const FloatState nearest = float_state();
   ASSERT_EQ(std::fesetround(FE_UPWARD), 0);
   const FloatState upward = float_state();

@@ -133,6 +133,9 @@ struct ThreadPool::Impl final : ForkHook {
   const std::chrono::microseconds patience;  ///< for work that is near
   std::vector<Node> nodes;
   std::unique_ptr<Lane[]> lanes;
+  /// As many, for threads of an OpenMP runtime: a worker that is still awake must not take a chunk
+  /// there, since one of them has the same index.
+  std::unique_ptr<Lane[]> team_lanes;
   std::size_t num_lanes = 0;
   std::vector<std::size_t> lane_of;  ///< of each thread
   std::vector<std::size_t> node_of;  ///< of each lane
@@ -210,6 +213,7 @@ struct ThreadPool::Impl final : ForkHook {
       node_of.resize(num_lanes, n);
     }
     lanes = std::make_unique<Lane[]>(num_lanes);
+    team_lanes = std::make_unique<Lane[]>(num_lanes);
     const std::size_t here = caller_node();
     const std::size_t first = nodes[here].vacant ? 0 : here;
     for (std::size_t i = 0; i < num_nodes; ++i) {
@@ -295,9 +299,11 @@ struct ThreadPool::Impl final : ForkHook {
     workers.clear();
     lost_workers = true;
     for (std::size_t i = 0; i < num_lanes; ++i) {
-      lanes[i].ticket.store(0);
-      lanes[i].pending.store(0);
-      lanes[i].sleepers.store(0);
+      for (Lane* const lane : {&lanes[i], &team_lanes[i]}) {
+        lane->ticket.store(0);
+        lane->pending.store(0);
+        lane->sleepers.store(0);
+      }
     }
     pending.store(0);
     cancelled.store(inside);
@@ -407,18 +413,24 @@ struct ThreadPool::Impl final : ForkHook {
 
     static void enter(void* argument) {
       const Team& team = *static_cast<const Team*>(argument);
-      Impl& pool = *team.pool;
       const int thread = team.runtime->thread_num();
-      const std::size_t own = pool.lane_of[static_cast<std::size_t>(thread)];
-      if (thread == 0) return pool.take_near(own, 0, team.interrupt);
+      if (thread == 0) return team.pool->take_team(0, team.interrupt);
       const FloatState before = float_state();
       {
-        const Enter inside(&pool, thread);
-        pool.take_near(own, thread);
+        const Enter inside(team.pool, thread);
+        team.pool->take_team(thread, nullptr);
       }
       set_float_state(before);
     }
   };
+
+  /// Runs chunks of the team's lanes, the thread's own first.
+  void take_team(int thread, Interrupt* interrupt) {
+    const std::size_t own = lane_of[static_cast<std::size_t>(thread)];
+    for (std::size_t i = 0; i < num_lanes; ++i) {
+      drain(team_lanes[(own + i) % num_lanes], thread, interrupt);
+    }
+  }
 
   /// The runtime whose threads can work for the caller now. Where it has another number of them, it
   /// would end some and start others in each turn.
@@ -439,13 +451,15 @@ struct ThreadPool::Impl final : ForkHook {
     invoke.store(call, std::memory_order_relaxed);
     body.store(context, std::memory_order_relaxed);
     floats.store(float_state(), std::memory_order_relaxed);
+    const OpenMpRuntime* const runtime = team_of_caller();
+    Lane* const used = runtime != nullptr ? team_lanes.get() : lanes.get();
     std::uint32_t active = 0;
     for (std::size_t n = 0; n < nodes.size(); ++n) {
       const Round chunks = chunks_of(n);
       const auto count = static_cast<std::int64_t>(nodes[n].last - nodes[n].first);
       // Lanes take turns, so that none has all the long jobs, which come first.
       for (std::int64_t i = 0; i < count; ++i) {
-        Lane& lane = lanes[nodes[n].first + static_cast<std::size_t>(i)];
+        Lane& lane = used[nodes[n].first + static_cast<std::size_t>(i)];
         const std::int64_t left = chunks.end - chunks.begin - i;
         const std::int64_t size = left > 0 ? (left + count - 1) / count : 0;
         lane.begin.store(chunks.begin + i, std::memory_order_relaxed);
@@ -457,7 +471,7 @@ struct ThreadPool::Impl final : ForkHook {
     }
     pending.store(active, std::memory_order_relaxed);
     for (std::size_t i = 0; i < num_lanes; ++i) {
-      Lane& lane = lanes[i];
+      Lane& lane = used[i];
       const std::uint32_t size = lane.size.load(std::memory_order_relaxed);
       if (size == 0) continue;
       const std::uint64_t last = lane.ticket.load(std::memory_order_relaxed);
@@ -465,15 +479,13 @@ struct ThreadPool::Impl final : ForkHook {
       // asleep.
       lane.ticket.store(((last & ~(kCallStep - 1)) + kCallStep) | size, std::memory_order_seq_cst);
     }
-    const std::size_t own = caller_lane();
-    if (const OpenMpRuntime* const runtime = team_of_caller(); runtime != nullptr) {
+    if (runtime != nullptr) {
       Team team{this, runtime, interrupt};
       runtime->parallel(&Team::enter, &team, static_cast<unsigned>(num_threads), 0);
-      // The runtime may have had fewer threads, and has waited for all of them.
-      take_near(own, 0, interrupt);
-      take_far(own, 0, interrupt);
-      return;
+      // All of them are back, but the runtime may have had fewer threads than it promised.
+      return take_team(0, interrupt);
     }
+    const std::size_t own = caller_lane();
     wake(own, 1);
     take_near(own, 0, interrupt);
     const auto finished = [this] { return pending.load(std::memory_order_acquire) == 0; };
