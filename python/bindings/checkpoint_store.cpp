@@ -8,6 +8,7 @@
 
 #include "checkpoints.hpp"
 #include "gil.hpp"
+#include "offload.hpp"
 #include "pickling.hpp"
 #include "quant.hpp"
 #include "text.hpp"
@@ -132,10 +133,7 @@ Store store_from_checkpoint(const py::object& source, std::int64_t memory_limit,
     const InterruptibleRelease release;
     return MoeExpertStore::from_checkpoint(stored, options);
   }();
-  const py::dict given(py::arg("memory_limit") = memory_limit, py::arg("staging") = staging,
-                       py::arg("io_threads") = io_threads, py::arg("read_ahead") = read_ahead,
-                       py::arg("direct_io") = direct_io);
-  remember_origin(store, reduced("checkpoint_store", experts, given));
+  remember_origin(store, reduced("checkpoint_store", experts, given_options(options)));
   return store;
 }
 

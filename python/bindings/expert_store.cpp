@@ -28,10 +28,7 @@ Store store_from_gguf(const py::object& source, std::optional<std::int64_t> memo
     const InterruptibleRelease release;
     return MoeExpertStore::from_gguf(file, options);
   }();
-  const py::dict given(py::arg("memory_limit") = memory_limit, py::arg("staging") = staging,
-                       py::arg("io_threads") = io_threads, py::arg("read_ahead") = read_ahead,
-                       py::arg("direct_io") = direct_io);
-  remember_origin(store, reduced("gguf_store", source_of(file), given));
+  remember_origin(store, reduced("gguf_store", source_of(file), given_options(options)));
   return store;
 }
 

@@ -2,6 +2,8 @@
 
 /// What the files about pools and the expert store share.
 
+#include <pybind11/stl.h>
+
 #include <array>
 #include <span>
 #include <string>
@@ -15,6 +17,14 @@ namespace moesaic::python {
 
 inline ExecMode parse_mode(const std::string& mode, const char* operation) {
   return parse_name<ExecMode>(mode, operation, "mode");
+}
+
+/// The options of a store by the names of its arguments, for its pickle.
+inline py::dict given_options(const StoreOptions& options) {
+  return py::dict(py::arg("memory_limit") = options.memory_limit,
+                  py::arg("staging") = options.staging, py::arg("io_threads") = options.io_threads,
+                  py::arg("read_ahead") = options.read_ahead,
+                  py::arg("direct_io") = options.direct_io);
 }
 
 /// Lists, tuples and ranges of integers as an array; what else is in them keeps its type, for
