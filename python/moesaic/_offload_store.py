@@ -285,7 +285,7 @@ def opened(file: Source | str | PathLike[str]) -> Source:
 
     if isinstance(file, (str, PathLike)):
         return CheckpointExperts(file)
-    # Of another object GgufFile says what it takes.
+    # GgufFile refuses an object that is neither, and says what it takes.
     return file if isinstance(file, CheckpointExperts) else _core.GgufFile(file)
 
 

@@ -29,7 +29,7 @@ CallSizes check_inputs(const char* operation, Device device, const LayerRef& lay
 /// Every expert that a routing in host memory asks for is in memory. Throws DeviceError naming the
 /// first that LoadOptions::experts left out.
 void check_kept(const char* operation, const ExpertStack& stack, const RoutingView& routing);
-/// The same of a layer, which may have its experts in a store.
+/// check_kept for the stack of a layer; experts that a store moves are never left out.
 void check_kept(const char* operation, const LayerRef& layer, const RoutingView& routing);
 /// How many experts a call of the layer may ask for.
 std::int32_t reachable_experts(const LayerRef& layer);

@@ -82,7 +82,7 @@ class ExpertDecoder {
   virtual ExpertBytes decode(std::int32_t expert, const PieceBytes& pieces,
                              std::byte* to) const = 0;
 };
-/// Of each layer, or empty: experts are used as they were read.
+/// One decoder for each layer; empty where experts are used as they were read.
 using Decoders = std::vector<std::shared_ptr<const ExpertDecoder>>;
 
 /// Fills `out` from a file; called from several threads. Errors: IoError, FormatError.
