@@ -163,6 +163,26 @@ TEST(DiskSource, AnErrorIsThatOfItsExpertAndDoesNotStay) {
   expect_expert(batch->wait(1), 0, 5);
 }
 
+TEST(DiskSource, AReadThatSomebodyElseBeganMayFail) {
+  std::atomic<int> reads{0};
+  std::atomic<bool> failing{false};
+  const ReadFn read = [&](std::uint32_t, std::uint64_t offset, std::span<std::byte> out) {
+    if (reads++ < 3) {
+      while (!failing) std::this_thread::yield();
+      throw IoError(5, "disk", "read");
+    }
+    fill(offset, out);
+  };
+  const auto source = make_disk_source(make_ranges(), read, {3, 3});
+  const std::int32_t experts[] = {5};
+  const auto first = source->open(0, experts);
+  const auto second = source->open(0, experts);
+  failing = true;
+  EXPECT_THROW(first->wait(0), IoError);
+  expect_expert(second->wait(0), 0, 5);
+  EXPECT_EQ(reads, 6);
+}
+
 TEST(DiskSource, WhatIsExpectedIsThere) {
   const auto source = make_disk_source(make_ranges(), kGood, {8, 2});
   const std::int32_t likely[] = {1, 2, 3, 4, 5, 6};

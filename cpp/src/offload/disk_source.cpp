@@ -210,6 +210,7 @@ class DiskSource final : public ExpertSource, private ForkHook {
       Buffer*& buffer = batch->buffers[i];
       if (buffer != nullptr) {
         ++stats_.cached;
+        batch->joined[i] = buffer->pending > 0;
         settle_ahead(*buffer, true);
         hasten(*buffer);
       } else {
@@ -270,7 +271,7 @@ class DiskSource final : public ExpertSource, private ForkHook {
 
   struct Batch final : ExpertBatch {
     Batch(DiskSource& from, std::int32_t of_layer, std::size_t experts)
-        : source(from), layer(of_layer), buffers(experts, nullptr) {}
+        : source(from), layer(of_layer), buffers(experts, nullptr), joined(experts, false) {}
     ~Batch() override {
       {
         const std::lock_guard lock(source.mutex_);
@@ -280,7 +281,7 @@ class DiskSource final : public ExpertSource, private ForkHook {
       }
       source.changed_.notify_all();
     }
-    ExpertBytes wait(std::size_t i) override { return source.wait(*buffers[i]); }
+    ExpertBytes wait(std::size_t i) override { return source.wait(*buffers[i], joined[i]); }
     bool ready(std::size_t i) override {
       const std::lock_guard lock(source.mutex_);
       return buffers[i]->pending == 0;
@@ -289,6 +290,7 @@ class DiskSource final : public ExpertSource, private ForkHook {
     DiskSource& source;
     std::int32_t layer;
     std::vector<Buffer*> buffers;  ///< leased ones; null where none is yet
+    std::vector<char> joined;      ///< whether somebody else had begun to read it
   };
 
   Buffer* find(std::int32_t layer, std::int32_t expert) {
@@ -406,10 +408,18 @@ class DiskSource final : public ExpertSource, private ForkHook {
     }
   }
 
-  ExpertBytes wait(Buffer& buffer) {
+  /// A read that was begun before its expert was asked for may fail for what has passed since, such
+  /// as a file that had not been written yet: it is read again, and an error of that one counts.
+  ExpertBytes wait(Buffer& buffer, bool joined) {
     std::unique_lock lock(mutex_);
     require_own_process();
-    wait_until(lock, [&] { return buffer.pending == 0; });
+    const auto arrived = [&] { return buffer.pending == 0; };
+    wait_until(lock, arrived);
+    if (joined && buffer.error != nullptr) {
+      read_into(buffer, buffer.layer, buffer.expert, demand_);
+      work_.notify_all();
+      wait_until(lock, arrived);
+    }
     if (buffer.error != nullptr) std::rethrow_exception(buffer.error);
     return buffer.roles;
   }
