@@ -1,7 +1,7 @@
 #pragma once
 
 /// The grids of the IQ1, IQ2 and IQ3 types: lists of the points (8 or 4 weights) that a code can
-/// mean. They follow no formula; they are constants of ggml (MIT licence, notice in iq_grids.cpp).
+/// mean. They follow no formula; they are constants of ggml (MIT licence, notice in iq_points.inc).
 
 #include <array>
 #include <cstddef>

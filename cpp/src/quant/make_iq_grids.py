@@ -1,9 +1,5 @@
 #!/usr/bin/env python3
-"""Writes iq_grids.cpp from the grids in the `gguf` package (the same constants as in ggml).
-
-A point becomes one 16-bit number: 2 bits per weight for the grids of 8, 4 bits for those of 4,
-lowest bits first, each the index of a level.
-"""
+"""Writes iq_points.inc from the grids in the `gguf` package (the same constants as in ggml)."""
 
 import pathlib
 
@@ -15,23 +11,9 @@ HEAD = """\
 // The grids are constants of ggml (https://github.com/ggml-org/ggml):
 //
 {notice}
-#include "quant/iq_grids.hpp"
-
-namespace moesaic::quant {{
-namespace {{
-
-/// A point per 16-bit number: K indices of levels, lowest bits first.
-template <std::size_t K, std::size_t N, std::size_t L>
-constexpr Grid<N, K> unpack(const std::uint16_t (&packed)[N], const std::int8_t (&levels)[L]) {{
-  constexpr int kBits = 16 / K;
-  Grid<N, K> grid{{}};
-  for (std::size_t n = 0; n < N; ++n) {{
-    for (std::size_t k = 0; k < K; ++k) {{
-      grid[n][k] = levels[packed[n] >> (kBits * k) & ((1 << kBits) - 1)];
-    }}
-  }}
-  return grid;
-}}
+// A point per 16-bit number: 2 bits per weight for the grids of 8, 4 bits for those of 4, lowest bits
+// first, each the number of a level. Define MOESAIC_IQ_POINTS(name, count), the declaration of an
+// array, then include: the library and the Metal kernels each have them in memory of their own.
 
 """
 
@@ -80,22 +62,15 @@ def packed_points(quant):
 def main():
     notice = "".join(f"// {line}".rstrip() + "\n" for line in NOTICE.splitlines())
     text = HEAD.format(notice=notice)
-    tail = "}  // namespace\n\n"
     for name, quant in GRIDS:
-        rows, width = quant.grid_shape
+        rows, _ = quant.grid_shape
         points = [f"0x{p:04x}" for p in packed_points(quant)]
-        text += f"constexpr std::uint16_t kPacked{name}[{rows}] = {{\n"
+        text += f"MOESAIC_IQ_POINTS({name}, {rows}) = {{\n"
         for i in range(0, rows, PER_LINE):
             text += "    " + ", ".join(points[i : i + PER_LINE]) + ",\n"
         text += "};\n\n"
-        levels = ", ".join(str(int(v)) for v in quant.grid_map)
-        tail += f"constexpr std::int8_t kLevels{name}[] = {{{levels}}};\n"
-        tail += (
-            f"alignas(64) constinit const Grid<{rows}, {width}> kGrid{name} ="
-            f" unpack<{width}>(kPacked{name}, kLevels{name});\n"
-        )
-    path = pathlib.Path(__file__).with_name("iq_grids.cpp")
-    path.write_text(text + tail + "\n}  // namespace moesaic::quant\n")
+    path = pathlib.Path(__file__).with_name("iq_points.inc")
+    path.write_text(text + "#undef MOESAIC_IQ_POINTS\n")
 
 
 if __name__ == "__main__":
