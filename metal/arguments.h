@@ -30,10 +30,11 @@ using u64 = std::uint64_t;
 enum {
   kSimdWidth = 32,     // on every Apple GPU; the host refuses a pipeline that has another
   kGemvThreads = 128,  // 4 simdgroups
-  kGemvRows = 8,       // output features of a threadgroup
+  kGemvRows = 16,      // output features of a threadgroup
+  kGateUpRows = 8,     // the same of expert_gate_up, whose features have two rows
   kGemmThreads = 128,
   kGemmRows = 64,      // output features of a tile
-  kGemmCols = 32,      // entries of a tile, all of one segment
+  kGemmMaxCols = 32,   // entries of the widest tile, all of one segment; others have 8 and 16
   kRouteThreads = 32,  // one row of logits
   kPlanThreads = 256,
   kRowThreads = 256,
@@ -47,7 +48,8 @@ enum {
   kConstantInput = 0,       // InputType of x
   kConstantOutput = 1,      // InputType of the output of combine_rows
   kConstantActivation = 2,  // moesaic::ActivationKind
-  kNumFunctionConstants = 3,
+  kConstantTile = 3,        // entries of a tile of expert_gemm and gemm_tiles: 8, 16 or 32
+  kNumFunctionConstants = 4,
 };
 enum { kTypeF32 = 0, kTypeF16 = 1, kTypeBF16 = 2 };
 
@@ -78,7 +80,17 @@ static_assert(sizeof(RowMapArgs) == 24, "layout");
 
 /// One role [E, rows, cols]: expert e lies at byte base + slot * expert_stride of the weight
 /// buffer, with slot = slot_map[e] (-1: skip) or e. y = (W x) * scale[e] + bias[e].
-enum { kHasSlotMap = 1, kHasScale = 2, kHasBias = 4 };
+///
+/// INT4 lies in panels of 16 rows (kernels/decode/int4.h), row_stride bytes apart. With kHasGather
+/// column c in memory is column gather[e * gather_stride + c] of x, or padding where that is -1.
+enum {
+  kHasSlotMap = 1,
+  kHasScale = 2,
+  kHasBias = 4,
+  kHasGather = 8,
+  kInt4ScaleF32 = 16,  // else f16
+  kInt4HasZeros = 32,  // else 8
+};
 struct WeightArgs {
   u64 base;
   i64 expert_stride;  // bytes
@@ -87,8 +99,12 @@ struct WeightArgs {
   i32 rows;
   i32 cols;
   u32 flags;
+  i32 stored_cols;    // in memory: cols, of INT4 a multiple of 32
+  i32 scale_cols;     // INT4: columns of a scale
+  i32 gather_stride;  // INT4: elements
+  u32 unused;
 };
-static_assert(sizeof(WeightArgs) == 40, "layout");
+static_assert(sizeof(WeightArgs) == 56, "layout");
 
 /// moesaic::InputRows: row r begins at element
 /// (r / inner_count) * outer_stride + (r % inner_count) * inner_stride.
@@ -110,17 +126,18 @@ static_assert(sizeof(ActivationArgs) == 16, "layout");
 /// expert_gemv_<format>: out[destination] = W[expert] * in[source], f32 [limit, rows].
 /// Grid (row tiles of kGemvRows, segments): a threadgroup walks the entries of its segment.
 /// 1 weights, 2 slot_map, 3 scale, 4 bias, 5 map.expert, 6 map.offsets, 7 map.source,
-/// 8 map.destination, 9 x, 10 out
+/// 8 map.destination, 9 x, 10 out, 11 gather
 struct ExpertGemvArgs {
   WeightArgs weight;
   RowMapArgs map;
   InputArgs in;
 };
-static_assert(sizeof(ExpertGemvArgs) == 88, "layout");
+static_assert(sizeof(ExpertGemvArgs) == 104, "layout");
 
 /// expert_gate_up_<format>: out[destination] = activation(gate row, up row), f32 [limit, I].
-/// 1 to 4 of the gate, 5 to 10 as above, then 11 up weights, 12 slot_map, 13 scale, 14 bias.
-/// Gated kinds only; both roles have the same format, rows and cols.
+/// Grid (row tiles of kGateUpRows, segments).
+/// 1 to 4 of the gate, 5 to 11 as above, then 12 up weights, 13 slot_map, 14 scale, 15 bias.
+/// Gated kinds only; both roles have the same format, rows, cols and gather.
 struct ExpertGateUpArgs {
   WeightArgs gate;
   WeightArgs up;
@@ -128,9 +145,9 @@ struct ExpertGateUpArgs {
   InputArgs in;
   ActivationArgs activation;
 };
-static_assert(sizeof(ExpertGateUpArgs) == 144, "layout");
+static_assert(sizeof(ExpertGateUpArgs) == 176, "layout");
 
-/// A column tile of the grouped GEMM: entries [first, first + kGemmCols) of a segment, as far as
+/// A column tile of the grouped GEMM: kConstantTile entries of a segment from `first` on, as far as
 /// they belong to it.
 struct GemmTile {
   i32 segment;
@@ -142,7 +159,7 @@ static_assert(sizeof(GemmTile) == 8, "layout");
 /// Grid (column tiles, row tiles of kGemmRows). Direct: tiles_per_segment > 0, column tile t is
 /// number t % tiles_per_segment of segment t / tiles_per_segment. Indirect: tiles_per_segment is 0,
 /// tile t is tiles[t], and the grid comes from the arguments that gemm_tiles wrote.
-/// 1 to 10 as expert_gemv, 11 tiles
+/// 1 to 11 as expert_gemv, 12 tiles
 struct ExpertGemmArgs {
   WeightArgs weight;
   RowMapArgs map;
@@ -150,7 +167,7 @@ struct ExpertGemmArgs {
   i32 tiles_per_segment;
   u32 unused;
 };
-static_assert(sizeof(ExpertGemmArgs) == 96, "layout");
+static_assert(sizeof(ExpertGemmArgs) == 112, "layout");
 
 /// What dispatchThreadgroupsWithIndirectBuffer reads: threadgroups per grid.
 struct IndirectGrid {
@@ -226,10 +243,10 @@ struct ActivateArgs {
 };
 static_assert(sizeof(ActivateArgs) == 32, "layout");
 
-/// combine_rows: out[t] (+)= sum over slots of weight * rows[pair_row], in slot order. Grid
+/// combine_rows: out[t] (+)= sum over slots of weight (or 1) * rows[pair_row], in slot order. Grid
 /// (column tiles of kRowThreads, tokens).
 /// 1 rows, 2 pair_row, 3 topk_ids, 4 topk_weights, 5 out
-enum { kHasPairRow = 1, kAccumulate = 2 };
+enum { kHasPairRow = 1, kAccumulate = 2, kHasPairWeights = 4 };
 struct CombineArgs {
   i64 out_stride;  // elements between rows of out
   i32 cols;

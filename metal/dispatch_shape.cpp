@@ -38,21 +38,41 @@ std::string_view name_of(Kernel kernel) noexcept {
   return "unknown";
 }
 
+namespace {
+
+/// Rows per segment, on average.
+std::int64_t mean_rows(const RowMap& map) {
+  if (map.offsets == nullptr) return map.width;
+  return map.num_segments > 0 ? map.limit / map.num_segments : 0;
+}
+
+bool same_columns(const Int4Format& a, const Int4Format& b) {
+  return a.packed_cols == b.packed_cols && a.scale_cols == b.scale_cols &&
+         a.scale_f32 == b.scale_f32 && a.zeros == b.zeros && a.gather == b.gather &&
+         a.gather_stride == b.gather_stride;
+}
+
+}  // namespace
+
 Product choose_product(const RowMap& map) {
-  const std::int64_t rows = map.offsets == nullptr ? map.width
-                            : map.num_segments > 0 ? map.limit / map.num_segments
-                                                   : 0;
-  if (rows < kGemmMinRows) return Product::Gemv;
+  if (mean_rows(map) < kGemmMinRows) return Product::Gemv;
   return map.offsets == nullptr ? Product::GemmDirect : Product::GemmIndirect;
 }
 
+std::int32_t tile_cols(const RowMap& map) {
+  std::int32_t cols = 8;
+  while (cols < kGemmMaxCols && cols < mean_rows(map)) cols *= 2;
+  return cols;
+}
+
 std::int32_t tiles_per_segment(const RowMap& map) {
-  return static_cast<std::int32_t>(ceil_div(map.width, kGemmCols));
+  return static_cast<std::int32_t>(ceil_div(map.width, tile_cols(map)));
 }
 
 bool fuses_gate_up(const op::GateUp& call) {
-  return call.gate.ref && choose_product(call.map) == Product::Gemv &&
-         call.gate.ref.type == call.up.ref.type;
+  const WeightRef &gate = call.gate.ref, &up = call.up.ref;
+  return gate && choose_product(call.map) == Product::Gemv && gate.type == up.type &&
+         same_columns(gate.int4, up.int4);
 }
 
 bool has_kernels(QuantType type) {
@@ -63,6 +83,10 @@ bool has_kernels(QuantType type) {
     default:
       return false;
   }
+}
+
+WeightLayout kernel_layout(QuantType type) {
+  return type == QuantType::INT4 ? WeightLayout::Panels : WeightLayout::Rows;
 }
 
 Kernel expert_kernel(QuantType type, ExpertLoop loop) {
@@ -85,14 +109,9 @@ ExpertLoop loop_of(Product product, Precision precision) {
   return precision == Precision::Fast ? ExpertLoop::GemmHalf : ExpertLoop::Gemm;
 }
 
-std::int64_t tile_capacity(std::int64_t num_segments, std::int64_t limit) {
-  // Every segment with entries has at most one tile that is not full.
-  return limit / kGemmCols + std::min(num_segments, limit);
-}
-
-std::size_t tile_scratch_bytes(std::int64_t num_segments, std::int64_t limit) {
+std::size_t tile_scratch_bytes(std::int64_t limit) {
   return kTileListOffset +
-         static_cast<std::size_t>(tile_capacity(num_segments, limit)) * sizeof(GemmTile);
+         static_cast<std::size_t>(std::max<std::int64_t>(limit, 1)) * sizeof(GemmTile);
 }
 
 std::int32_t input_constant(DType dtype) {
@@ -125,17 +144,31 @@ ActivationArgs activation_args(const Activation& a) {
 
 WeightArgs weight_args(const RoleRef& weight, std::uint64_t base) {
   const WeightRef& ref = weight.ref;
+  const Int4Format& int4 = ref.int4;
+  const bool panels = ref.type == QuantType::INT4;
+  // Within a row kernels count bytes in 32 bits.
+  require<UnsupportedError>(ref.row_stride <= std::numeric_limits<std::uint32_t>::max(), [&] {
+    return Problem{"metal", "weights", "rows below 4 GiB",
+                   std::to_string(ref.row_stride) + " bytes", "run the layer on the CPU"};
+  });
   std::uint32_t flags = 0;
   if (ref.slot_map != nullptr) flags |= kHasSlotMap;
   if (weight.scale != nullptr) flags |= kHasScale;
   if (weight.bias != nullptr) flags |= kHasBias;
-  return {base,
-          ref.expert_stride,
-          ref.row_stride,
-          ref.num_experts,
-          narrow(ref.rows, "rows"),
-          narrow(ref.cols, "cols"),
-          flags};
+  if (int4.gather != nullptr) flags |= kHasGather;
+  if (int4.scale_f32) flags |= kInt4ScaleF32;
+  if (int4.zeros) flags |= kInt4HasZeros;
+  return {.base = base,
+          .expert_stride = ref.expert_stride,
+          .row_stride = ref.row_stride,
+          .num_experts = ref.num_experts,
+          .rows = narrow(ref.rows, "rows"),
+          .cols = narrow(ref.cols, "cols"),
+          .flags = flags,
+          .stored_cols = narrow(panels ? int4.packed_cols : ref.cols, "cols"),
+          .scale_cols = int4.scale_cols,
+          .gather_stride = narrow(int4.gather_stride, "cols"),
+          .unused = 0};
 }
 
 RouteArgs route_args(const op::Route& call, bool report_nonfinite) {
@@ -238,6 +271,7 @@ DispatchShape words_shape(Kernel kernel, std::int64_t words) {
 
 DispatchShape gemm_tiles_shape(const RowMap& map) {
   return {.kernel = Kernel::gemm_tiles,
+          .constants = {.tile = tile_cols(map)},
           .groups = {extent(map.num_segments + std::int64_t{1}, "segments"), 1, 1},
           .threads = kSimdWidth};
 }
@@ -253,9 +287,11 @@ DispatchShape expert_shape(const op::Gemm& call, Product product) {
     shape.threads = kGemvThreads;
     return shape;
   }
+  shape.constants.tile = tile_cols(map);
+  // Of an indirect grid the first number comes from the device; no more than this.
   const std::int64_t tiles = product == Product::GemmDirect
                                  ? std::int64_t{map.num_segments} * tiles_per_segment(map)
-                                 : tile_capacity(map.num_segments, map.limit);
+                                 : map.limit;
   shape.groups = {extent(tiles, "tiles"), extent(ceil_div(weight.rows, kGemmRows), "rows"), 1};
   shape.threads = kGemmThreads;
   return shape;
@@ -265,7 +301,7 @@ DispatchShape gate_up_shape(const op::GateUp& call) {
   return {.kernel = expert_kernel(call.gate.ref.type, ExpertLoop::GateUp),
           .constants = {.input = input_constant(call.in.dtype),
                         .activation = static_cast<std::int32_t>(call.activation.kind)},
-          .groups = {extent(ceil_div(call.gate.ref.rows, kGemvRows), "rows"),
+          .groups = {extent(ceil_div(call.gate.ref.rows, kGateUpRows), "rows"),
                      extent(call.map.num_segments, "segments"), 1},
           .threads = kGemvThreads};
 }

@@ -24,6 +24,7 @@ struct Constants {
   std::int32_t input = 0;
   std::int32_t output = 0;
   std::int32_t activation = 0;
+  std::int32_t tile = 0;
   auto operator<=>(const Constants&) const = default;
 };
 
@@ -42,9 +43,13 @@ enum class Product : std::uint8_t {
   GemmDirect,    ///< tiles of segments whose width is known
   GemmIndirect,  ///< tiles that gemm_tiles lists on the device
 };
-/// Rows per segment, on average, from which tiles pay. Not measured on hardware.
-inline constexpr std::int32_t kGemmMinRows = 4;
+/// Rows per segment, on average, from which tiles pay: what instructions say (README.md), not measured
+/// on hardware.
+inline constexpr std::int32_t kGemmMinRows = 5;
 Product choose_product(const RowMap& map);
+/// Entries of a tile: 8, 16 or 32, the narrowest that holds a segment of average width, since columns
+/// without an entry cost as much as others.
+std::int32_t tile_cols(const RowMap& map);
 
 /// Column tiles of a segment of known width.
 std::int32_t tiles_per_segment(const RowMap& map);
@@ -53,15 +58,17 @@ bool fuses_gate_up(const op::GateUp& call);
 
 /// Formats that the expert kernels decode.
 bool has_kernels(QuantType type);
+/// How these kernels want a type to lie: in rows, but for INT4, which they read from the host's panels.
+WeightLayout kernel_layout(QuantType type);
 enum class ExpertLoop : std::uint8_t { Gemv, GateUp, Gemm, GemmHalf };
 /// `type` must have kernels.
 Kernel expert_kernel(QuantType type, ExpertLoop loop);
 /// The loop of a product: half tiles for Precision::Fast.
 ExpertLoop loop_of(Product product, Precision precision);
 
-/// Tiles that gemm_tiles can list for this map, and bytes for them and the indirect grid.
-std::int64_t tile_capacity(std::int64_t num_segments, std::int64_t limit);
-std::size_t tile_scratch_bytes(std::int64_t num_segments, std::int64_t limit);
+/// Bytes for the indirect grid and for the tiles that gemm_tiles lists of a map with this limit,
+/// however many its segments are: no tile is empty.
+std::size_t tile_scratch_bytes(std::int64_t limit);
 /// The tiles lie behind the grid.
 inline constexpr std::size_t kTileListOffset = 64;
 
@@ -70,7 +77,7 @@ std::int32_t input_constant(DType dtype);
 metal_args::RowMapArgs row_map_args(const RowMap& map);
 metal_args::InputArgs input_args(const InputRows& rows);
 metal_args::ActivationArgs activation_args(const Activation& activation);
-/// `base`: byte of expert 0 in the bound buffer.
+/// `base`: byte of expert 0 in the bound buffer. Throws UnsupportedError for rows of 4 GiB.
 metal_args::WeightArgs weight_args(const RoleRef& weight, std::uint64_t base);
 metal_args::RouteArgs route_args(const op::Route& call, bool report_nonfinite);
 

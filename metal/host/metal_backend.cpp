@@ -14,7 +14,7 @@ using namespace metal_args;
 
 constexpr std::string_view kNoKernels =
     "no Metal kernels for this type; load with dequantize = F16, or run it on the CPU";
-constexpr std::string_view kNotRows = "not stored in rows as in a file; load it for this backend";
+constexpr std::string_view kPacked = "packed for another backend; load it for this one";
 constexpr std::string_view kElsewhere = "not in Metal memory; load it for this backend";
 
 /// Whether 32-bit words describe the range.
@@ -73,7 +73,7 @@ std::vector<KernelInfo> MetalBackend::kernels() const {
          {std::pair{"expert_gemv", ExpertLoop::Gemv}, std::pair{"gate_up", ExpertLoop::GateUp},
           std::pair{"expert_gemm", ExpertLoop::Gemm},
           std::pair{"expert_gemm", ExpertLoop::GemmHalf}}) {
-      list.push_back({operation, type, WeightLayout::Rows, "metal",
+      list.push_back({operation, type, kernel_layout(type), "metal",
                       std::string(name_of(expert_kernel(type, loop)))});
     }
   };
@@ -91,7 +91,9 @@ std::string MetalBackend::kernel_name(const WeightRef& weight, const Tuning& tun
 
 Support MetalBackend::supports(const WeightRef& weight) const {
   if (!has_kernels(weight.type)) return {false, kNoKernels};
-  if (weight.layout != WeightLayout::Rows || weight.base == nullptr) return {false, kNotRows};
+  if (weight.layout != kernel_layout(weight.type) || weight.base == nullptr) {
+    return {false, kPacked};
+  }
   if (!recorder_->memory.holds(weight.base)) return {false, kElsewhere};
   return {};
 }
@@ -173,7 +175,7 @@ void MetalBackend::prepare(ExpertStack::Parts& parts, const LoadOptions& options
 }
 
 std::size_t MetalBackend::scratch_bytes(const ScratchQuery& query) const {
-  return tile_scratch_bytes(query.shape.num_experts, query.num_pairs);
+  return tile_scratch_bytes(query.num_pairs);
 }
 
 void MetalBackend::before_launches(Context&, const RouterConfig* router,
@@ -281,10 +283,10 @@ void MetalBackend::expert_gemm(Context& context, const op::Gemm& call) const {
   const BufferSlice bias = e.at(call.weight.bias);
   const BufferSlice expert = e.at(map.expert), offsets = e.at(map.offsets);
   const BufferSlice source = e.at(map.source), destination = e.at(map.destination);
-  const BufferSlice x = e.at(call.in.data), out = e.at(call.out);
+  const BufferSlice x = e.at(call.in.data), out = e.at(call.out), gather = e.at(ref.int4.gather);
   if (product == Product::Gemv) {
     e.run(shape, ExpertGemvArgs{weight, map_args, in},
-          {whole, slots, scale, bias, expert, offsets, source, destination, x, out});
+          {whole, slots, scale, bias, expert, offsets, source, destination, x, out, gather});
     return;
   }
   const bool indirect = product == Product::GemmIndirect;
@@ -296,7 +298,7 @@ void MetalBackend::expert_gemm(Context& context, const op::Gemm& call) const {
   }
   const std::int32_t per_segment = indirect ? 0 : tiles_per_segment(map);
   e.run(shape, ExpertGemmArgs{weight, map_args, in, per_segment, 0},
-        {whole, slots, scale, bias, expert, offsets, source, destination, x, out, tiles},
+        {whole, slots, scale, bias, expert, offsets, source, destination, x, out, gather, tiles},
         indirect ? &grid : nullptr);
 }
 
@@ -312,6 +314,7 @@ void MetalBackend::combine(Context& context, const op::Combine& call) const {
   std::uint32_t flags = 0;
   if (call.pair_row != nullptr) flags |= kHasPairRow;
   if (call.accumulate) flags |= kAccumulate;
+  if (call.routing.topk_weights != nullptr) flags |= kHasPairWeights;
   e.run(combine_shape(call),
         CombineArgs{call.out.stride, static_cast<std::int32_t>(call.out.cols), call.routing.top_k,
                     call.num_experts, flags},
@@ -352,6 +355,7 @@ void MetalBackend::gate_up(Context& context, const op::GateUp& call) const {
          e.at(map.destination),
          e.at(call.in.data),
          e.at(call.hidden),
+         e.at(gate.ref.int4.gather),
          {up_bytes.buffer, 0},
          e.at(up.ref.slot_map),
          e.at(up.scale),

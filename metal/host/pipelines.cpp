@@ -63,6 +63,7 @@ NS::SharedPtr<MTL::ComputePipelineState> Pipelines::compile(Kernel kernel,
   set(constants.input, metal_args::kConstantInput);
   set(constants.output, metal_args::kConstantOutput);
   set(constants.activation, metal_args::kConstantActivation);
+  set(constants.tile, metal_args::kConstantTile);
 
   NS::Error* error = nullptr;
   const auto function =

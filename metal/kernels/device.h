@@ -33,3 +33,4 @@ using namespace moesaic::metal_args;
 FUNCTION_CONSTANT(int, input_type, kConstantInput);
 FUNCTION_CONSTANT(int, output_type, kConstantOutput);
 FUNCTION_CONSTANT(int, activation_kind, kConstantActivation);
+FUNCTION_CONSTANT(int, tile_cols, kConstantTile);

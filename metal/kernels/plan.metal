@@ -56,7 +56,7 @@ inline int blocks_of(device const int* expert_offsets, int e, int block_size) {
 inline int tiles_of(thread const RowMap& map, int num_experts, int s) {
   const int expert = segment_expert(map, s);
   if (expert < 0 || expert >= num_experts) return 0;
-  return (segment_end(map, s) - segment_begin(map, s) + kGemmCols - 1) / kGemmCols;
+  return (segment_end(map, s) - segment_begin(map, s) + tile_cols - 1) / tile_cols;
 }
 
 }  // namespace plan
@@ -173,6 +173,6 @@ kernel void gemm_tiles(constant GemmTilesArgs& args [[buffer(0)]],
   const int count = plan::tiles_of(map, args.num_experts, segment);
   for (int t = lane; t < count; t += kSimdWidth) {
     tiles[first + t].segment = segment;
-    tiles[first + t].first = segment_begin(map, segment) + t * kGemmCols;
+    tiles[first + t].first = segment_begin(map, segment) + t * tile_cols;
   }
 }

@@ -15,11 +15,12 @@ kernel void router_logits(constant RouterLogitsArgs& args [[buffer(0)]],
   const int expert = int(position.x * (kLogitsThreads / kSimdWidth) + simdgroup);
   if (expert >= args.num_experts) return;
   const InputArgs in = args.in;
-  const long token = position.y;
-  const long from = row_offset(in, token);
-  device const float* w = weight + long(expert) * args.cols;
+  const int token = int(position.y);
+  const int cols = int(args.cols);
+  device const uchar* row = input_row(x, in, token);
+  device const float* w = weight + long(expert) * cols;
   float sum = 0.0f;
-  for (long c = lane; c < args.cols; c += kSimdWidth) sum += load_input(x, from + c) * w[c];
+  for (int c = int(lane); c < cols; c += kSimdWidth) sum += load_input(row, c) * w[c];
   sum = simd_sum(sum);
-  if (lane == 0) logits[token * args.num_experts + expert] = sum;
+  if (lane == 0) logits[long(token) * args.num_experts + expert] = sum;
 }

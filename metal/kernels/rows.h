@@ -42,15 +42,20 @@ inline ulong expert_offset(thread const WeightArgs& weight, int slot) {
 }
 
 /// The element of x at which input row `row` begins.
-inline long row_offset(thread const InputArgs& in, long row) {
-  return row / in.inner_count * in.outer_stride + row % in.inner_count * in.inner_stride;
+inline long row_offset(thread const InputArgs& in, int row) {
+  const int inner = int(in.inner_count);
+  return long(row / inner) * in.outer_stride + long(row % inner) * in.inner_stride;
+}
+/// Where that row begins.
+inline device const uchar* input_row(device const uchar* x, thread const InputArgs& in, int row) {
+  return x + row_offset(in, row) * (input_type == kTypeF32 ? 4 : 2);
 }
 
 inline float bf16_to_float(ushort bits) { return as_type<float>(uint(bits) << 16); }
 
-/// Element i of x, whose type is the function constant `input_type`.
-inline float load_input(device const uchar* x, long i) {
-  if (input_type == kTypeF16) return float(((device const half*)x)[i]);
-  if (input_type == kTypeBF16) return bf16_to_float(((device const ushort*)x)[i]);
-  return ((device const float*)x)[i];
+/// Column c of a row of x, whose type is the function constant `input_type`.
+inline float load_input(device const uchar* row, int c) {
+  if (input_type == kTypeF16) return float(((device const half*)row)[c]);
+  if (input_type == kTypeBF16) return bf16_to_float(((device const ushort*)row)[c]);
+  return ((device const float*)row)[c];
 }

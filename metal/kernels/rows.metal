@@ -39,10 +39,11 @@ kernel void gather_rows(constant GatherArgs& args [[buffer(0)]],
                         device float* out [[buffer(3)]], THREAD_POSITION) {
   const InputArgs in = args.in;
   const int from = index[position.x];
-  const long begin = from < 0 ? 0 : row_offset(in, from);
+  device const uchar* row = input_row(x, in, max(from, 0));
   device float* to = out + long(position.x) * args.cols;
-  for (long c = simdgroup * kSimdWidth + lane; c < args.cols; c += kRowThreads) {
-    to[c] = from < 0 ? 0.0f : load_input(x, begin + c);
+  const int cols = int(args.cols);
+  for (int c = int(simdgroup * kSimdWidth + lane); c < cols; c += kRowThreads) {
+    to[c] = from < 0 ? 0.0f : load_input(row, c);
   }
 }
 
@@ -75,7 +76,8 @@ kernel void combine_rows(constant CombineArgs& args [[buffer(0)]],
     if (id < 0 || (args.num_experts > 0 && id >= args.num_experts)) continue;
     const long row = (args.flags & kHasPairRow) != 0 ? long(pair_row[pair]) : pair;
     if (row < 0) continue;
-    sum += topk_weights[pair] * rows[row * args.cols + c];
+    const float weight = (args.flags & kHasPairWeights) != 0 ? topk_weights[pair] : 1.0f;
+    sum += weight * rows[row * args.cols + c];
   }
   const long at = token * args.out_stride + c;
   if ((args.flags & kAccumulate) != 0) sum = load_output(out, at) + sum;

@@ -43,7 +43,7 @@ TEST(MetalDispatch, KernelNamesAreDistinctAndMechanical) {
   EXPECT_EQ(name_of(Kernel::name), #name); \
   names.insert(name_of(Kernel::name));
 #include "metal/kernels.inc"
-  EXPECT_EQ(names.size(), 12U + 4U * 17U);
+  EXPECT_EQ(names.size(), 12U + 4U * 29U);
 }
 
 TEST(MetalDispatch, EveryFormatHasItsFourLoops) {
@@ -58,9 +58,13 @@ TEST(MetalDispatch, EveryFormatHasItsFourLoops) {
     EXPECT_EQ(name_of(expert_kernel(t.type, ExpertLoop::Gemm)), "expert_gemm_" + suffix);
     EXPECT_EQ(name_of(expert_kernel(t.type, ExpertLoop::GemmHalf)), "expert_gemm_half_" + suffix);
   }
-  EXPECT_EQ(formats, 17);
-  EXPECT_FALSE(has_kernels(QuantType::IQ3_S));
-  EXPECT_FALSE(has_kernels(QuantType::INT4));
+  EXPECT_EQ(formats, 28);
+  EXPECT_EQ(name_of(expert_kernel(QuantType::INT4, ExpertLoop::Gemv)), "expert_gemv_int4");
+  EXPECT_EQ(kernel_layout(QuantType::INT4), WeightLayout::Panels);
+  EXPECT_EQ(kernel_layout(QuantType::IQ3_S), WeightLayout::Rows);
+  for (const QuantType none : {QuantType::F64, QuantType::Q8_1, QuantType::I8}) {
+    EXPECT_FALSE(has_kernels(none));
+  }
 }
 
 TEST(MetalDispatch, ProductFollowsTheRowsPerSegment) {
@@ -77,6 +81,36 @@ TEST(MetalDispatch, ProductFollowsTheRowsPerSegment) {
   EXPECT_EQ(loop_of(Product::GemmIndirect, Precision::Exact), ExpertLoop::Gemm);
 }
 
+TEST(MetalDispatch, TilesAreAsWideAsSegments) {
+  EXPECT_EQ(tile_cols(bucket_map(128, 128 * kGemmMinRows)), 8);
+  EXPECT_EQ(tile_cols(bucket_map(128, 128 * 8)), 8);
+  EXPECT_EQ(tile_cols(bucket_map(128, 128 * 9)), 16);
+  EXPECT_EQ(tile_cols(bucket_map(128, 128 * 17)), 32);
+  EXPECT_EQ(tile_cols(bucket_map(4, 1 << 20)), 32);
+  EXPECT_EQ(tile_cols(block_map(5, 16, 60)), 16);
+  EXPECT_EQ(tiles_per_segment(block_map(5, 16, 60)), 1);
+  EXPECT_EQ(gemm_tiles_shape(bucket_map(3, 60)).constants.tile, 32);
+}
+
+TEST(MetalDispatch, GateAndUpGoTogetherWhereTheyAreAlike) {
+  const std::byte bytes[1] = {};
+  const std::int32_t order[1] = {};
+  op::GateUp call;
+  call.map = pair_map(6);
+  call.gate.ref.base = call.up.ref.base = bytes;
+  call.gate.ref.type = call.up.ref.type = QuantType::INT4;
+  EXPECT_TRUE(fuses_gate_up(call));
+  call.up.ref.int4.gather = order;
+  EXPECT_FALSE(fuses_gate_up(call)) << "x is staged once, in one order";
+  call.gate.ref.int4.gather = order;
+  EXPECT_TRUE(fuses_gate_up(call));
+  call.up.ref.type = QuantType::Q4_K;
+  EXPECT_FALSE(fuses_gate_up(call));
+  call.up.ref.type = QuantType::INT4;
+  call.map = bucket_map(4, 400);
+  EXPECT_FALSE(fuses_gate_up(call));
+}
+
 TEST(MetalDispatch, GridsCoverEveryRow) {
   const InputRows x = input(DType::BF16);
   op::Gemm call;
@@ -88,12 +122,17 @@ TEST(MetalDispatch, GridsCoverEveryRow) {
   EXPECT_EQ(gemv.groups, (std::array<std::uint32_t, 3>{(3 * kGemmRows) / kGemvRows + 1, 6, 1}));
   EXPECT_EQ(gemv.threads, kGemvThreads);
   EXPECT_EQ(gemv.constants.input, kTypeBF16);
-  call.map = block_map(5, kGemmCols + 1, 60);
+  call.map = block_map(5, kGemmMaxCols + 1, 60);
   call.precision = Precision::Fast;
   const DispatchShape direct = expert_shape(call, Product::GemmDirect);
   EXPECT_EQ(direct.groups, (std::array<std::uint32_t, 3>{10, 4, 1}));
   EXPECT_EQ(direct.kernel, Kernel::expert_gemm_half_q4_k);
-  EXPECT_EQ(tiles_per_segment(block_map(5, kGemmCols + 1, 60)), 2);
+  EXPECT_EQ(direct.constants.tile, 32);
+  EXPECT_EQ(tiles_per_segment(block_map(5, kGemmMaxCols + 1, 60)), 2);
+  op::GateUp both;
+  both.map = pair_map(6);
+  both.gate.ref.rows = 2 * kGateUpRows + 1;
+  EXPECT_EQ(gate_up_shape(both).groups, (std::array<std::uint32_t, 3>{3, 6, 1}));
 
   EXPECT_EQ(bucket_plan_shape(128).groups[0], 129U);
   EXPECT_EQ(align_shape(128).groups[0], 129U);
@@ -105,16 +144,9 @@ TEST(MetalDispatch, GridsCoverEveryRow) {
 }
 
 TEST(MetalDispatch, TileListHoldsTheWorstCase) {
-  // One pair too many for full tiles in every segment.
-  for (const std::int64_t experts : {1, 3, 64}) {
-    for (const std::int64_t pairs : {0, 1, 31, 32, 33, 1000}) {
-      std::int64_t worst = 0, left = pairs;
-      for (std::int64_t e = 1; e < experts && left > 0; ++e, --left) ++worst;
-      worst += (left + kGemmCols - 1) / kGemmCols;
-      EXPECT_GE(tile_capacity(experts, pairs), worst) << experts << " " << pairs;
-    }
-  }
-  EXPECT_EQ(tile_scratch_bytes(4, 64), kTileListOffset + 6 * sizeof(GemmTile));
+  // A tile for each entry, whatever the segments are; and one without entries where there is none.
+  EXPECT_EQ(tile_scratch_bytes(64), kTileListOffset + 64 * sizeof(GemmTile));
+  EXPECT_EQ(tile_scratch_bytes(0), kTileListOffset + sizeof(GemmTile));
   EXPECT_GE(kTileListOffset, sizeof(IndirectGrid));
 }
 
@@ -161,6 +193,28 @@ TEST(MetalArguments, WeightsKeep64BitOffsets) {
   weights.ref.slot_map = slots;
   args = weight_args(weights, base);
   EXPECT_EQ(args.flags, static_cast<std::uint32_t>(kHasSlotMap + kHasScale + kHasBias));
+  EXPECT_EQ(args.stored_cols, 256);
+  weights.ref.row_stride = std::int64_t{1} << 32;
+  EXPECT_THROW(weight_args(weights, base), UnsupportedError);
+}
+
+TEST(MetalArguments, Int4PanelsAreDescribed) {
+  RoleRef weights;
+  weights.ref.type = QuantType::INT4;
+  weights.ref.cols = 104;
+  const std::int32_t order[1] = {};
+  weights.ref.int4 = {.packed_cols = 160,
+                      .scale_cols = 64,
+                      .scale_f32 = true,
+                      .zeros = true,
+                      .gather = order,
+                      .gather_stride = 160};
+  const WeightArgs args = weight_args(weights, 0);
+  EXPECT_EQ(args.cols, 104);
+  EXPECT_EQ(args.stored_cols, 160);
+  EXPECT_EQ(args.scale_cols, 64);
+  EXPECT_EQ(args.gather_stride, 160);
+  EXPECT_EQ(args.flags, static_cast<std::uint32_t>(kHasGather + kInt4ScaleF32 + kInt4HasZeros));
 }
 
 TEST(MetalArguments, RoutersAreWrittenDown) {
@@ -212,11 +266,12 @@ TEST(MetalArguments, EnumeratorsAreThoseOfTheLibrary) {
 TEST(MetalArguments, OffsetsAreNatural) {
   EXPECT_EQ(offsetof(WeightArgs, num_experts), 24U);
   EXPECT_EQ(offsetof(WeightArgs, flags), 36U);
-  EXPECT_EQ(offsetof(ExpertGemvArgs, map), 40U);
-  EXPECT_EQ(offsetof(ExpertGemvArgs, in), 64U);
-  EXPECT_EQ(offsetof(ExpertGateUpArgs, up), 40U);
-  EXPECT_EQ(offsetof(ExpertGateUpArgs, activation), 128U);
-  EXPECT_EQ(offsetof(ExpertGemmArgs, tiles_per_segment), 88U);
+  EXPECT_EQ(offsetof(WeightArgs, gather_stride), 48U);
+  EXPECT_EQ(offsetof(ExpertGemvArgs, map), 56U);
+  EXPECT_EQ(offsetof(ExpertGemvArgs, in), 80U);
+  EXPECT_EQ(offsetof(ExpertGateUpArgs, up), 56U);
+  EXPECT_EQ(offsetof(ExpertGateUpArgs, activation), 160U);
+  EXPECT_EQ(offsetof(ExpertGemmArgs, tiles_per_segment), 104U);
   EXPECT_EQ(offsetof(GemmTilesArgs, num_experts), 24U);
   EXPECT_EQ(offsetof(RouteArgs, flags), 44U);
   EXPECT_EQ(offsetof(ActivateArgs, activation), 16U);

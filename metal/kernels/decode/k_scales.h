@@ -11,13 +11,11 @@ struct ScaleMin {
 };
 
 inline ScaleMin scale_min(device const uchar* scales, int j) {
-  ScaleMin s;
-  if (j < 4) {
-    s.scale = float(scales[j] & 63);
-    s.min = float(scales[j + 4] & 63);
-  } else {
-    s.scale = float((scales[j + 4] & 15) | (scales[j - 4] >> 6) << 4);
-    s.min = float((scales[j + 4] >> 4) | (scales[j] >> 6) << 4);
-  }
+  const int i = j % 4;
+  const uint a = scales[i], b = scales[i + 4], c = scales[i + 8];
+  const bool early = j < 4;  // chosen without a branch: neighbouring lanes differ
+  const uint scale = early ? a & 63 : (c & 15) | (a >> 6) << 4;
+  const uint min = early ? b & 63 : c >> 4 | (b >> 6) << 4;
+  const ScaleMin s = {float(scale), float(min)};
   return s;
 }

@@ -5,29 +5,27 @@
 /// Q3_K: 256 weights in 110 bytes: 32 bytes of high bits @0, codes @32, 12 bytes of scales @96, f16 d
 /// @108. Bit j / 2 of high byte i is the third bit of weight i of sub-blocks j (an even one for the
 /// first 16 bytes); code 4 is 0.
-struct DecodeQ3K {
+struct DecodeQ3K : StoredRows {
   enum { kGap = 32, kBlockBytes = 110, kBlockPieces = 8 };
 
   static int first_column(int piece) { return KTwos::first_column(piece); }
 
-  static void decode(device const uchar* row, int piece, int, thread float* weights) {
-    device const uchar* block = row + long(piece / kBlockPieces) * kBlockBytes;
+  static Scales decode(Row row, int piece, thread const WeightArgs&, thread float* codes) {
+    device const uchar* block = row + uint(piece / kBlockPieces) * kBlockBytes;
     const KTwos at = KTwos::of(piece % kBlockPieces);
     const float d = load_half(block + 108);
-    const float low_scale = d * scale_of(block + 96, at.sub);
-    const float high_scale = d * scale_of(block + 96, at.sub + 2);
     device const uchar* bits = block + at.sub % 2 * 16;
-    device const uchar* codes = block + 32 + at.byte;
+    device const uchar* lows = block + 32 + at.byte;
     const int bit = at.sub / 2;  // that of sub-block j; j + 2 has the next one
     for (int i = 0; i < kRunCols; i += 2) {
-      const uint pair = load_pair(codes + i) >> at.shift;
+      const uint pair = load_pair(lows + i) >> at.shift;
       const uint third = load_pair(bits + i) >> bit;
-      weights[i] = low_scale * float(int((pair & 3) | (third & 1) << 2) - 4);
-      weights[i + 1] = low_scale * float(int((pair >> 8 & 3) | (third >> 8 & 1) << 2) - 4);
-      weights[kRunCols + i] = high_scale * float(int((pair >> 2 & 3) | (third >> 1 & 1) << 2) - 4);
-      weights[kRunCols + i + 1] =
-          high_scale * float(int((pair >> 10 & 3) | (third >> 9 & 1) << 2) - 4);
+      codes[i] = float(int((pair & 3) | (third & 1) << 2) - 4);
+      codes[i + 1] = float(int((pair >> 8 & 3) | (third >> 8 & 1) << 2) - 4);
+      codes[kRunCols + i] = float(int((pair >> 2 & 3) | (third >> 1 & 1) << 2) - 4);
+      codes[kRunCols + i + 1] = float(int((pair >> 10 & 3) | (third >> 9 & 1) << 2) - 4);
     }
+    return two_scales(d * scale_of(block + 96, at.sub), d * scale_of(block + 96, at.sub + 2));
   }
 
   /// The 6-bit scale of sub-block j, -32 .. 31: its low 4 bits are nibble j / 8 of byte j % 8, the

@@ -7,6 +7,7 @@ address_spaces  every .metal file, with its address spaces, through clang's Open
 emulation       host code over the fake runtime and kernels in the emulator, all test programs
 python          the Python face on the fake device: tests/emulation/metal/python
 race            the same under ThreadSanitizer
+count           instructions of the loops over weights within count.tsv (count.py)
 macos           the host code compiled and linked for macOS arm64 by ziglang
 
 Needs clang++-19 (Debian: clang-19, libclang-rt-19-dev), cmake, ninja and GoogleTest; metal-cpp in
@@ -213,6 +214,11 @@ def race(arguments: argparse.Namespace) -> None:
     run(*ctest, "--no-tests=error", env=environment)
 
 
+def count(_: argparse.Namespace) -> None:
+    tool("clang-19", "clang-19")
+    run(sys.executable, HERE / "count.py", "--bounds", HERE / "count.tsv")
+
+
 def macos(arguments: argparse.Namespace) -> None:
     """Types and ABI of every call into Metal; the frameworks themselves are resolved on a Mac."""
     headers = metal_cpp(arguments)
@@ -249,6 +255,7 @@ STEPS: dict[str, Callable[[argparse.Namespace], None]] = {
     "emulation": emulation,
     "python": python,
     "race": race,
+    "count": count,
     "macos": macos,
 }
 

@@ -13,6 +13,8 @@
 #include <vector>
 
 #include "fake_runtime/fake_metal.hpp"
+#include "int4/int4_format.hpp"
+#include "layers.hpp"
 #include "metal/arguments.h"
 #include "moesaic/config.hpp"
 #include "moesaic/quant.hpp"
@@ -43,27 +45,14 @@ class Role {
 
   Role(QuantType type, int experts, int rows, int cols, testing::Random& random)
       : rows_(rows), cols_(cols) {
-    // As badly aligned as the format may be.
-    const std::int64_t step = type == QuantType::MXFP4 ? 1 : type == QuantType::F32 ? 4 : 2;
-    const std::int64_t base = 3 * step, gap = kGap / step * step;
-    args.base = base;
-    args.row_stride = row_bytes(type, cols) + step;
-    args.expert_stride = rows * args.row_stride + gap;
     args.num_experts = experts;
     args.rows = rows;
     args.cols = cols;
-    const std::int64_t last = args.row_stride - row_bytes(type, cols) + gap;
-    const std::int64_t size = base + experts * args.expert_stride - last;
-    bytes_ = std::make_unique<std::byte[]>(static_cast<std::size_t>(size));
     decoded_.resize(static_cast<std::size_t>(experts) * rows * cols);
-    std::vector<float> row(static_cast<std::size_t>(cols));
-    for (int e = 0; e < experts; e++) {
-      for (int r = 0; r < rows; r++) {
-        for (float& w : row) w = random.normal();
-        std::byte* to = bytes_.get() + base + e * args.expert_stride + r * args.row_stride;
-        quantize_row(type, row.data(), to, cols);
-        dequantize_row(type, to, &decoded_[(static_cast<std::size_t>(e) * rows + r) * cols], cols);
-      }
+    if (type == QuantType::INT4) {
+      make_panels(random);
+    } else {
+      make_rows(type, random);
     }
     scale_.resize(static_cast<std::size_t>(experts));
     bias_.resize(static_cast<std::size_t>(experts) * rows);
@@ -103,6 +92,8 @@ class Role {
   }
 
   void* weights() { return bytes_.get(); }
+  std::int64_t expert_bytes() const { return expert_bytes_; }
+  void* gather() { return gather_.data(); }
   void* slots() { return slot_map_.data(); }
   void* scales() { return scale_.data(); }
   void* biases() { return bias_.data(); }
@@ -113,11 +104,112 @@ class Role {
   int slot(int expert) const {
     return args.flags & kHasSlotMap ? slot_map_[static_cast<std::size_t>(expert)] : expert;
   }
+  float& decoded(int expert, int row, int col) {
+    return decoded_[(static_cast<std::size_t>(expert) * rows_ + row) * cols_ + col];
+  }
+  // Memory for experts of this size, `step` bytes off every better alignment.
+  void allocate(std::int64_t bytes, std::int64_t step) {
+    expert_bytes_ = bytes;
+    const std::int64_t gap = kGap / step * step;
+    args.base = 3 * step;
+    args.expert_stride = bytes + gap;
+    const std::int64_t size = args.base + args.num_experts * args.expert_stride - gap;
+    bytes_ = std::make_unique<std::byte[]>(static_cast<std::size_t>(size));
+  }
+  std::byte* expert(int e) { return bytes_.get() + args.base + e * args.expert_stride; }
+
+  void make_rows(QuantType type, testing::Random& random) {
+    // As badly aligned as the format may be.
+    const std::int64_t step = type == QuantType::MXFP4 ? 1 : type == QuantType::F32 ? 4 : 2;
+    args.stored_cols = cols_;
+    args.row_stride = row_bytes(type, cols_) + step;
+    allocate((rows_ - 1) * args.row_stride + row_bytes(type, cols_), step);
+    std::vector<float> row(static_cast<std::size_t>(cols_));
+    for (int e = 0; e < args.num_experts; e++) {
+      for (int r = 0; r < rows_; r++) {
+        std::byte* to = expert(e) + r * args.row_stride;
+        if (testing::quick_codes(type)) {
+          const std::int64_t bytes = row_bytes(type, cols_);
+          for (std::int64_t i = 0; i < bytes; i++) to[i] = random.byte();
+          for (std::int64_t i = 0; i < bytes; i += traits(type).block_bytes) {
+            testing::set_scales(type, to + i, random);
+          }
+        } else {
+          for (float& w : row) w = random.normal();
+          quantize_row(type, row.data(), to, cols_);
+        }
+        dequantize_row(type, to, &decoded(e, r, 0), cols_);
+      }
+    }
+  }
+
+  // Panels as int4/int4_format.hpp describes them. What they are like follows from the columns alone, so
+  // that two roles of the same shape can go together.
+  void make_panels(testing::Random& random) {
+    const int kind = cols_ / 8 % 4;
+    const int4::Int4Layout layout{32 << kind, kind % 2 == 1, kind >= 2};
+    args.scale_cols = layout.scale_cols;
+    if (layout.scale_f32) args.flags |= kInt4ScaleF32;
+    if (layout.zeros) args.flags |= kInt4HasZeros;
+    const bool gathers = kind != 1;
+    const int stored = (cols_ + 31) / 32 * 32 + (gathers ? 32 : 0);
+    args.stored_cols = stored;
+    args.row_stride = int4::int4_panel_bytes(layout, stored) + 4;
+    allocate((rows_ + int4::kInt4Rows - 1) / int4::kInt4Rows * args.row_stride, 4);
+    // Backwards, with the padding inside; experts have orders of their own, or share one.
+    const int orders = gathers && kind != 2 ? args.num_experts : 1;
+    for (int o = 0; gathers && o < orders; o++) {
+      std::vector<std::int32_t> order;
+      for (int c = 0; c < cols_; c++) order.push_back((2 * cols_ - 1 - c - o) % cols_);
+      order.insert(order.begin() + 20, static_cast<std::size_t>(stored - cols_), -1);
+      gather_.insert(gather_.end(), order.begin(), order.end());
+    }
+    if (gathers) args.flags |= kHasGather;
+    args.gather_stride = orders > 1 ? stored : 0;
+    for (int e = 0; e < args.num_experts; e++) {
+      for (int r = 0; r < rows_; r++) fill_panel_row(layout, e, r, random);
+    }
+  }
+  void fill_panel_row(const int4::Int4Layout& layout, int e, int r, testing::Random& random) {
+    const int lane = r % int4::kInt4Rows;
+    std::byte* const panel = expert(e) + r / int4::kInt4Rows * args.row_stride;
+    float scale = 0;
+    int zero = 8;
+    for (int c = 0; c < args.stored_cols; c++) {
+      const int in_record = c % int4::kInt4RecordCols;
+      const int steps = int4::int4_steps(args.stored_cols, c / int4::kInt4RecordCols);
+      std::byte* const record =
+          panel + c / int4::kInt4RecordCols * int4::int4_record_bytes(layout, 8);
+      const int at = in_record / layout.scale_cols * int4::kInt4Rows + lane;
+      if (in_record % layout.scale_cols == 0) {
+        scale = random.normal() / 8;
+        std::byte* const scales = record + int4::int4_scales_at(steps);
+        if (layout.scale_f32) {
+          std::memcpy(scales + 4 * at, &scale, 4);
+        } else {
+          const std::uint16_t bits = f32_to_f16(scale);
+          std::memcpy(scales + 2 * at, &bits, 2);
+          scale = f16_to_f32(bits);
+        }
+        if (layout.zeros) {
+          zero = random.below(17);
+          record[int4::int4_zeros_at(layout, steps) + at] = static_cast<std::byte>(zero);
+        }
+      }
+      const int code = random.below(16);
+      record[int4::int4_byte(in_record, lane)] |=
+          static_cast<std::byte>(code << int4::int4_shift(in_record));
+      const int col =
+          gather_.empty() ? c : gather_[static_cast<std::size_t>(e * args.gather_stride + c)];
+      if (col >= 0 && col < cols_) decoded(e, r, col) = static_cast<float>(code - zero) * scale;
+    }
+  }
 
   int rows_, cols_;
+  std::int64_t expert_bytes_ = 0;
   Bytes bytes_;
   std::vector<float> decoded_;
-  std::vector<std::int32_t> slot_map_;
+  std::vector<std::int32_t> slot_map_, gather_;
   std::vector<float> scale_, bias_;
 };
 

@@ -16,9 +16,12 @@ struct Shape {
 
 // The first shape alone shows ThreadSanitizer every access.
 std::vector<Shape> all_shapes_of(QuantType type) {
+  // Every kind of scales, zero points and orders of columns; records of 256 columns, whole and not.
+  if (type == QuantType::INT4) return {{3, 67, 568}, {2, 17, 104}, {2, 40, 304}, {1, 5, 32}};
   const int block = traits(type).block_elems;
   if (block == 1) return {{3, 67, 100}, {3, 9, 1}, {1, 130, 33}};
   if (block == 256) return {{3, 67, 512}, {1, 5, 256}};
+  if (block == 128) return {{3, 67, 384}, {1, 5, 128}};
   if (block == 64) return {{3, 67, 192}, {1, 5, 64}};
   return {{3, 67, 96}, {1, 5, 32}, {2, 65, 288}};
 }
@@ -44,22 +47,24 @@ std::uint32_t tiles(int count, int size) {
   return static_cast<std::uint32_t>((count + size - 1) / size);
 }
 
-std::vector<GemmTile> tile_list(const Map& map, const Role& role) {
+std::vector<GemmTile> tile_list(const Map& map, const Role& role, int tile) {
   std::vector<GemmTile> list;
   for (int s = 0; s < map.args.num_segments; s++) {
     if (role.skips(map.expert_of(s))) continue;
-    for (int first = map.begin(s); first < map.begin(s + 1); first += kGemmCols)
+    for (int first = map.begin(s); first < map.begin(s + 1); first += tile)
       list.push_back({s, first});
   }
   return list;
 }
 
-void run_product(Loop loop, const char* suffix, Role& role, Map& map, Input& in, Output& out) {
+void run_product(Loop loop, const char* suffix, Role& role, Map& map, Input& in, Output& out,
+                 int tile = kGemmMaxCols) {
+  fake_metal::set_function_constant(kConstantTile, tile);
   fake_metal::set_function_constant(kConstantInput, in.type());
   std::vector<void*> buffers = {role.weights(),    role.slots(),           role.scales(),
                                 role.biases(),     map.expert.data(),      map.offsets.data(),
                                 map.source.data(), map.destination.data(), in.data(),
-                                out.data()};
+                                out.data(),        role.gather()};
   const std::string name = suffix;
   const auto segments = static_cast<std::uint32_t>(map.args.num_segments);
   if (loop == Loop::gemv) {
@@ -69,8 +74,8 @@ void run_product(Loop loop, const char* suffix, Role& role, Map& map, Input& in,
     return;
   }
   const bool indirect = loop == Loop::gemm_indirect;
-  std::vector<GemmTile> list = tile_list(map, role);
-  const auto per_segment = std::max(1u, tiles(map.max_entries, kGemmCols));
+  std::vector<GemmTile> list = tile_list(map, role, tile);
+  const auto per_segment = std::max(1u, tiles(map.max_entries, tile));
   buffers.push_back(list.data());
   const ExpertGemmArgs args{role.args, map.args, in.args,
                             indirect ? 0 : static_cast<i32>(per_segment), 0};
@@ -79,10 +84,11 @@ void run_product(Loop loop, const char* suffix, Role& role, Map& map, Input& in,
            tiles(role.args.rows, kGemmRows), kGemmThreads);
 }
 
-void check_product(Loop loop, const char* suffix, Role& role, Map map, Input& in) {
+void check_product(Loop loop, const char* suffix, Role& role, Map map, Input& in,
+                   int tile = kGemmMaxCols) {
   const int rows = role.args.rows;
   Output out(map.args.limit, rows);
-  run_product(loop, suffix, role, map, in, out);
+  run_product(loop, suffix, role, map, in, out, tile);
   for (int s = 0; s < map.args.num_segments; s++) {
     const int expert = map.expert_of(s);
     if (role.skips(expert)) continue;
@@ -114,10 +120,11 @@ TEST_P(ExpertKernels, ProductsOfEveryLoopAndMap) {
       check_product(Loop::gemv, suffix, role, Map::pairs(ids, 1), in);
       const Map buckets = Map::buckets(ids, kTopK, shape.experts);
       check_product(Loop::gemv, suffix, role, buckets, in);
-      check_product(Loop::gemm, suffix, role, buckets, in);
-      check_product(Loop::gemm_indirect, suffix, role, buckets, in);
-      check_product(Loop::gemm_half, suffix, role, buckets, in);
-      check_product(Loop::gemm, suffix, role, Map::blocks(ids, kTopK, shape.experts, 16), in);
+      const int tile = 8 << turn % 3;
+      check_product(Loop::gemm, suffix, role, buckets, in, tile);
+      check_product(Loop::gemm_indirect, suffix, role, buckets, in, 32 >> turn % 3);
+      check_product(Loop::gemm_half, suffix, role, buckets, in, tile);
+      check_product(Loop::gemm, suffix, role, Map::blocks(ids, kTopK, shape.experts, 16), in, 16);
       if (HasFatalFailure() || HasNonfatalFailure()) return;
     }
   }
@@ -164,8 +171,8 @@ TEST_P(ExpertKernels, GateUpWithActivation) {
       dispatch(std::string("expert_gate_up_") + GetParam().suffix, &args,
                {gate.weights(), gate.slots(), gate.scales(), gate.biases(), map.expert.data(),
                 map.offsets.data(), map.source.data(), map.destination.data(), in.data(),
-                out.data(), up.weights(), up.slots(), up.scales(), up.biases()},
-               tiles(shape.rows, kGemvRows), static_cast<std::uint32_t>(map.args.num_segments),
+                out.data(), gate.gather(), up.weights(), up.slots(), up.scales(), up.biases()},
+               tiles(shape.rows, kGateUpRows), static_cast<std::uint32_t>(map.args.num_segments),
                kGemvThreads);
       for (int s = 0; s < map.args.num_segments; s++) {
         if (gate.skips(map.expert_of(s))) continue;
@@ -198,6 +205,34 @@ TEST_P(ExpertKernels, AnEntryGivesTheSameBitsAloneAndInABatch) {
   EXPECT_EQ(std::memcmp(first.data(), second.data(), first.values().size() * 4), 0);
 }
 
+// With subnormal numbers flushed, blocks of the lowest exponents have weights all the same.
+TEST(ExpertFormats, Mxfp4KeepsItsExponents) {
+  constexpr int kCols = 32;
+  for (const int exponent : {0, 1, 2, 13, 127, 240}) {
+    std::byte row[17];
+    std::fill(row, row + 17, std::byte{0x71});  // 6 and 0.5
+    row[0] = static_cast<std::byte>(exponent);
+    float weights[kCols], x[kCols];
+    dequantize_row(QuantType::MXFP4, row, weights, kCols);
+    double want = 0;
+    for (int c = 0; c < kCols; c++) {
+      x[c] = std::ldexp(1.0f + static_cast<float>(c), exponent < 64 ? 100 : 0);
+      want += static_cast<double>(weights[c]) * x[c];
+    }
+    WeightArgs weight{};
+    weight.expert_stride = weight.row_stride = 17;
+    weight.num_experts = weight.rows = 1;
+    weight.cols = weight.stored_cols = kCols;
+    const ExpertGemvArgs args{weight, {1, 1, 1, 1, 0, 0}, {1, kCols, 0}};
+    float out = 0;
+    fake_metal::set_function_constant(kConstantInput, kTypeF32);
+    dispatch("expert_gemv_mxfp4", &args,
+             {row, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, x, &out, nullptr},
+             1, 1, kGemvThreads);
+    EXPECT_NEAR(out / want, 1.0, 1e-6) << exponent;
+  }
+}
+
 // A stack of more than 4 GiB with rows of x more than 4 Gi elements apart, of which only the pages
 // that are read exist.
 TEST_P(ExpertKernels, OffsetsHave64Bits) {
@@ -215,23 +250,23 @@ TEST_P(ExpertKernels, OffsetsHave64Bits) {
   std::byte* weights = map_pages(weight_bytes);
   std::byte* x = map_pages(input_bytes);
   if (!weights || !x) GTEST_SKIP() << "no address space for a large stack";
-  const std::int64_t role_bytes =
-      (shape.rows - 1) * role.args.row_stride + row_bytes(GetParam().type, shape.cols);
   std::memcpy(weights + kStride, static_cast<std::byte*>(role.weights()) + role.args.base,
-              static_cast<std::size_t>(role_bytes));
+              static_cast<std::size_t>(role.expert_bytes()));
   std::memcpy(x + 4 * kStride, in.row(0), sizeof(float) * shape.cols);
   WeightArgs far = role.args;
   far.base = 0;
   far.expert_stride = kStride;
   far.num_experts = 2;
+  far.gather_stride = 0;
   const InputArgs far_rows{1, kStride, 0};
   for (const bool gemm : {false, true}) {
     Map map = Map::pairs({-1, 1}, 1);
     Output out(2, shape.rows);
     fake_metal::set_function_constant(kConstantInput, kTypeF32);
-    std::vector<void*> buffers = {weights, nullptr, nullptr, nullptr, map.expert.data(),
-                                  nullptr, nullptr, nullptr, x,       out.data()};
+    std::vector<void*> buffers = {weights, nullptr, nullptr, nullptr,    map.expert.data(), nullptr,
+                                  nullptr, nullptr, x,       out.data(), role.gather()};
     if (gemm) {
+      fake_metal::set_function_constant(kConstantTile, kGemmMaxCols);
       const ExpertGemmArgs args{far, map.args, far_rows, 1, 0};
       buffers.push_back(nullptr);
       dispatch(std::string("expert_gemm_") + GetParam().suffix, &args, buffers, 2,
