@@ -40,13 +40,15 @@ void* Memory::allocate(std::size_t bytes) {
   const NS::SharedPtr<MTL::Buffer> buffer = create(bytes);
   void* const memory = buffer->contents();
   map_.insert(memory, buffer->length(), buffer.get());
+  held_.insert(memory, buffer->length(), buffer.get());
   buffer->retain();  // released by deallocate
   return memory;
 }
 
 void Memory::deallocate(void* memory) noexcept {
-  const auto found = map_.find(memory);
+  const auto found = held_.find(memory);
   if (!found) return;
+  held_.erase(memory, found->buffer);
   map_.erase(memory, found->buffer);
   static_cast<MTL::Buffer*>(found->buffer)->release();
 }
@@ -63,8 +65,7 @@ std::shared_ptr<const void> Memory::adopt(const void* begin, std::size_t bytes) 
 }
 
 std::shared_ptr<const void> Memory::share(void* begin, std::size_t bytes) {
-  // What is known stays so without this result: the caller holds it.
-  if (holds(begin, bytes)) return {std::shared_ptr<const void>(), begin};
+  if (held_.find(begin, bytes)) return {std::shared_ptr<const void>(), begin};
   if (reinterpret_cast<std::uintptr_t>(begin) % page_bytes() != 0) return nullptr;
   return adopt(begin, bytes);
 }
@@ -77,7 +78,10 @@ SharedHandle Memory::share_buffer(MTL::Buffer* buffer) {
   });
   const std::size_t bytes = buffer->length();
   buffer->retain();
-  return {begin, bytes, map_while_alive(begin, bytes, buffer, 0)};
+  held_.insert(begin, bytes, buffer);
+  const std::shared_ptr<const void> mapped = map_while_alive(begin, bytes, buffer, 0);
+  return {
+      begin, bytes, {begin, [this, mapped, buffer](const void* at) { held_.erase(at, buffer); }}};
 }
 
 std::shared_ptr<const void> Memory::mirror(const void* from, std::size_t bytes) {

@@ -35,8 +35,8 @@ class Memory {
   std::shared_ptr<const void> adopt(const void* begin, std::size_t bytes);
 
   /// Makes [begin, begin + bytes) of the caller usable by kernels in place, as long as the result
-  /// lives: memory that is known already, or begins at a page. Null otherwise, and when the driver
-  /// refuses.
+  /// lives: memory of `allocate` or of another package's buffer, or what begins at a page. Null
+  /// otherwise, and when the driver refuses.
   std::shared_ptr<const void> share(void* begin, std::size_t bytes);
   /// The memory of a buffer that another package made.
   SharedHandle share_buffer(MTL::Buffer* buffer);
@@ -68,6 +68,9 @@ class Memory {
 
   MTL::Device* device_;
   AddressMap map_;
+  /// Of these the ranges that callers hold. Others go when whoever asked for them has done, which may be
+  /// another thread's call.
+  AddressMap held_;
   LeafMutex residency_mutex_;
   std::vector<std::weak_ptr<MTL::ResidencySet>> resident_;
   std::atomic<std::chrono::steady_clock::rep> requested_{0};  ///< when, by the steady clock

@@ -24,13 +24,40 @@ std::string kernel_types() {
   return names;
 }
 
-void check_type(const NamedWeights& named) {
+/// INT4 panels have rows side by side.
+constexpr std::int64_t kPanelRows = 16;
+
+/// Bytes from the begin of an expert to its end.
+std::int64_t extent_of(const WeightRef& ref) {
+  const std::int64_t rows =
+      ref.layout == WeightLayout::Panels ? (ref.rows + kPanelRows - 1) / kPanelRows : ref.rows;
+  return rows * ref.row_stride;
+}
+
+/// Bytes from the first expert's begin to the last one's end, where they lie as far apart as they do:
+/// of two roles that share their memory each has the same stride, and not the same begin.
+std::size_t span_of(const WeightRef& ref) {
+  return ref.num_experts == 0
+             ? 0
+             : static_cast<std::size_t>((ref.num_experts - 1) * ref.expert_stride + extent_of(ref));
+}
+
+void check_role(const NamedWeights& named, std::size_t max_bytes) {
   const WeightRef& ref = named.weights->ref;
-  require<UnsupportedError>(has_kernels(ref.type) && ref.layout == WeightLayout::Rows, [&] {
-    return Problem{"metal", std::string(name_of(named.role)) + " weights", kernel_types(),
-                   ref.layout == WeightLayout::Rows ? std::string(traits(ref.type).name)
-                                                    : "weights packed for another backend",
+  const std::string what = std::string(name_of(named.role)) + " weights";
+  const bool fits = ref.layout == kernel_layout(ref.type);
+  require<UnsupportedError>(has_kernels(ref.type) && fits, [&] {
+    return Problem{"metal", what, kernel_types(),
+                   fits ? std::string(traits(ref.type).name) : "weights packed for another backend",
                    "load with dequantize = F16, or run the layer on the CPU"};
+  });
+  // A kernel takes a role as one buffer. The largest one is a good part of the device's memory, and a
+  // role a small part of a model: nothing would be gained by several buffers each.
+  const auto bytes = static_cast<std::size_t>(ref.num_experts * extent_of(ref));
+  require<OutOfMemoryError>(bytes <= max_bytes, [&] {
+    return Problem{"metal", what,
+                   "at most " + std::to_string(max_bytes) + " bytes, the device's largest buffer",
+                   std::to_string(bytes), "run the layer on the CPU"};
   });
 }
 
@@ -48,7 +75,7 @@ std::shared_ptr<const void> joined(std::shared_ptr<const void> a, std::shared_pt
 /// The experts one behind the other in Metal memory.
 void copy_role(const Backend& backend, RoleWeights& weights) {
   WeightRef& ref = weights.ref;
-  const std::int64_t expert_bytes = ref.rows * ref.row_stride;
+  const std::int64_t expert_bytes = extent_of(ref);
   const auto bytes = static_cast<std::size_t>(ref.num_experts * expert_bytes);
   const std::shared_ptr<void> memory(backend.allocate(bytes),
                                      [&backend, bytes](void* p) { backend.deallocate(p, bytes); });
@@ -57,15 +84,31 @@ void copy_role(const Backend& backend, RoleWeights& weights) {
     const std::span out(to + e * expert_bytes, static_cast<std::size_t>(expert_bytes));
     if (weights.read) {
       weights.read(ref.expert(e), out);
+    } else if (ref.shares != nullptr) {
+      for (std::int64_t p = 0; p < expert_bytes / ref.row_stride; ++p) {
+        std::memcpy(out.data() + p * ref.row_stride, ref.panel(e, p),
+                    static_cast<std::size_t>(ref.row_stride));
+      }
     } else {
       std::memcpy(out.data(), ref.expert(e), out.size());
     }
   }
   ref.base = to;
   ref.table = nullptr;
+  ref.shares = nullptr;
   ref.expert_stride = expert_bytes;
   weights.owner = memory;
   weights.read = nullptr;
+}
+
+/// Makes the order of an INT4 role's columns readable by kernels, where the host has it.
+std::shared_ptr<const void> hold_gather(Memory& memory, const WeightRef& ref) {
+  const Int4Format& int4 = ref.int4;
+  if (int4.gather == nullptr) return nullptr;
+  const std::int64_t orders = int4.gather_stride != 0 ? ref.num_experts : 1;
+  const auto values =
+      static_cast<std::size_t>((orders - 1) * int4.gather_stride + int4.packed_cols);
+  return memory.mirror(int4.gather, values * sizeof(std::int32_t));
 }
 
 void hold_role(const Backend& backend, Memory& memory, ExpertStack::Parts& parts,
@@ -73,26 +116,26 @@ void hold_role(const Backend& backend, Memory& memory, ExpertStack::Parts& parts
   RoleWeights& weights = *named.weights;
   const WeightRef& ref = weights.ref;
   RoleReport* const report = report_of(parts, named.role);
-  const auto bytes = static_cast<std::size_t>(ref.num_experts * ref.expert_stride);
-  if (ref.base == nullptr || !memory.holds(ref.base, bytes)) {
-    std::shared_ptr<const void> adopted;
-    const bool mapped = report != nullptr && report->decision == "mapped" && ref.base != nullptr;
-    if (mapped) adopted = memory.adopt(ref.base, bytes);
-    if (adopted != nullptr) {
-      // The pair destroys its second member first, so the buffer goes before the pages it views.
-      weights.owner = joined(weights.owner, adopted);
-    } else {
-      require<OutOfMemoryError>(bytes <= memory.max_bytes(), [&] {
-        return Problem{"metal", std::string(name_of(named.role)) + " weights",
-                       "at most " + std::to_string(memory.max_bytes()) + " bytes, one buffer",
-                       std::to_string(bytes), "run the layer on the CPU"};
-      });
-      copy_role(backend, weights);
-      if (report != nullptr) {
-        report->decision = "copied";
-        report->reason = mapped ? "Metal refused a buffer over the pages of the file"
+  if (auto gather = hold_gather(memory, ref)) {
+    weights.owner = joined(weights.owner, std::move(gather));
+  }
+  const std::size_t bytes = span_of(ref);
+  std::shared_ptr<const void> adopted;
+  // Pages of a file, and panels, which lie in pages of their own. What another stack made known of them
+  // goes with that stack.
+  const bool mapped = report != nullptr && report->decision == "mapped" && ref.base != nullptr;
+  const bool panels = ref.type == QuantType::INT4 && ref.base != nullptr && ref.shares == nullptr;
+  if (mapped || panels) adopted = memory.adopt(ref.base, bytes);
+  if (adopted != nullptr) {
+    // The pair destroys its second member first, so the buffer goes before the pages it views.
+    weights.owner = joined(weights.owner, adopted);
+  } else if (ref.base == nullptr || !memory.holds(ref.base, bytes)) {
+    copy_role(backend, weights);
+    if (report != nullptr) {
+      report->decision = "copied";
+      report->reason = mapped   ? "Metal refused a buffer over the pages of the file"
+                       : panels ? "Metal refused a buffer over the panels"
                                 : "kernels read Metal memory";
-      }
     }
   }
   if (auto resident = memory.keep_resident(weights.ref.base)) {
@@ -118,7 +161,7 @@ void hold_roles(const Backend& backend, Memory& memory, ExpertStack::Parts& part
         NamedWeights{Role::Down, &parts.down}}) {
     if (named.weights->ref) given.push_back(named);
   }
-  for (const NamedWeights& named : given) check_type(named);
+  for (const NamedWeights& named : given) check_role(named, memory.max_bytes());
   std::int64_t total = 0, done = 0;
   for (const NamedWeights& named : given)
     total += named.weights->ref.expert_bytes() * named.weights->ref.num_experts;

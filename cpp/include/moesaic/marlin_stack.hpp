@@ -121,7 +121,7 @@ class MarlinExpertStack {
   /// The host's panels, which every other use of the weights reads: [E, n_per_expert, K].
   const RoleWeights& weights() const { return weights_; }
   /// This stack with its products on the device of `options.backend` (null: the CPU), which must
-  /// outlive it. A device gets a copy in its kernels' layout; the host's panels stay beside it.
+  /// outlive it. CUDA gets a copy in its kernels' layout; Metal reads the host's panels.
   /// Errors: UnsupportedError (a backend without INT4 kernels), OutOfMemoryError,
   /// OperationCancelled.
   MarlinExpertStack to(const LoadOptions& options) const;

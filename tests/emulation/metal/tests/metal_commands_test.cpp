@@ -2,13 +2,17 @@
 // driver's errors become. The fake runtime is told to fail.
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <chrono>
+#include <cstdlib>
+#include <memory>
 #include <string>
 #include <thread>
 
 #include "gguf_writer.hpp"
 #include "metal_forward.hpp"
+#include "moesaic/gguf.hpp"
 
 namespace moesaic::testing {
 namespace {
@@ -41,9 +45,8 @@ TEST_F(MetalCommands, PrefillTakesItsGridFromTheDevice) {
   EXPECT_EQ(fake_metal::counters().indirect, 3) << "gate, up and down";
 }
 
-TEST_F(MetalCommands, WeightsOfAMappedFileAreNotCopied) {
-  Case c{"file", 2, 64, 96, 3, 2, QuantType::Q8_0, QuantType::Q8_0, QuantType::Q8_0};
-  const TestLayer layer(c);
+/// The experts of a layer as a GGUF file.
+std::string file_of(const TestLayer& layer) {
   test::GgufWriter writer;
   const auto add = [&](const char* name, const TestRole& role) {
     const WeightRef& ref = role.weights.ref;
@@ -53,8 +56,14 @@ TEST_F(MetalCommands, WeightsOfAMappedFileAreNotCopied) {
   add("blk.0.ffn_gate_exps.weight", layer.gate);
   add("blk.0.ffn_up_exps.weight", layer.up);
   add("blk.0.ffn_down_exps.weight", layer.down);
+  return writer.bytes();
+}
+
+TEST_F(MetalCommands, WeightsOfAMappedFileAreNotCopied) {
+  Case c{"file", 2, 64, 96, 3, 2, QuantType::Q8_0, QuantType::Q8_0, QuantType::Q8_0};
+  const TestLayer layer(c);
   const test::TempDir folder;
-  const auto path = folder.write("experts.gguf", writer.bytes());
+  const auto path = folder.write("experts.gguf", file_of(layer));
   const Floats x = random_values(c.tokens * c.hidden, 3);
   const Floats logits = random_values(c.tokens * c.experts, 4);
   const Doubles want = forward_f64(layer, x, route_on_host(c, logits));
@@ -73,6 +82,39 @@ TEST_F(MetalCommands, WeightsOfAMappedFileAreNotCopied) {
     EXPECT_EQ(stack.device().type, DeviceType::Metal);
     EXPECT_LE(rel_l2(forward(layer, stack, router_of(c), x, logits, {}).y, want), kF32Bound);
   }
+}
+
+// Stacks and calls may use the same pages at once; each is there while its user is.
+TEST_F(MetalCommands, SharedPagesStayForWhoeverIsLeft) {
+  Case c{"file", 2, 64, 96, 3, 2, QuantType::Q8_0, QuantType::Q8_0, QuantType::Q8_0};
+  const TestLayer layer(c);
+  const test::TempDir folder;
+  const auto path = folder.write("experts.gguf", file_of(layer));
+  const auto file = GgufFile::open(path);
+  LoadOptions options;
+  options.backend = &backend();
+  auto first = std::make_unique<ExpertStack>(ExpertStack::load_from_gguf(file, 0, options));
+  const ExpertStack second = ExpertStack::load_from_gguf(file, 0, options);
+  first.reset();
+  const Floats x = random_values(c.tokens * c.hidden, 3);
+  const Floats logits = random_values(c.tokens * c.experts, 4);
+  EXPECT_LE(rel_l2(forward(layer, second, router_of(c), x, logits, {}).y,
+                   forward_f64(layer, x, route_on_host(c, logits))),
+            kF32Bound);
+
+  const std::size_t bytes = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  const std::unique_ptr<void, decltype(&std::free)> pages(std::aligned_alloc(bytes, bytes),
+                                                          &std::free);
+  auto one = backend().share(pages.get(), bytes), other = backend().share(pages.get(), bytes);
+  ASSERT_NE(other, nullptr);
+  one.reset();
+  const auto ids = array(std::vector<std::int32_t>{-1});
+  const op::ZeroSkipped call{ids.data(), 1, static_cast<float*>(pages.get()), 1, 4};
+  Context context = this->context();
+  EXPECT_NO_THROW(backend().zero_skipped(context, call));
+  backend().synchronize(context);
+  other.reset();
+  EXPECT_THROW(backend().zero_skipped(context, call), DeviceError);
 }
 
 TEST_F(MetalErrors, TheDeviceSaysHowMuchItHolds) {
@@ -121,15 +163,19 @@ TEST_F(MetalErrors, AnAbsentDeviceSaysWhy) {
 }
 
 TEST_F(MetalErrors, TypesWithoutKernelsAreNamed) {
-  const TestLayer layer(
-      {"iq2", 1, 256, 256, 2, 1, QuantType::Q4_K, QuantType::IQ2_S, QuantType::F16});
-  try {
-    layer.stack(&backend());
-    FAIL() << "IQ2_S has no Metal kernel";
-  } catch (const UnsupportedError& error) {
-    const std::string text = error.what();
-    for (const char* part : {"IQ2_S", "up weights", "Q4_K", "dequantize"}) {
-      EXPECT_NE(text.find(part), std::string::npos) << text;
+  const TestLayer layer(case_of(QuantType::Q4_K, 1));
+  ExpertStack::Parts other = layer.parts(), packed = layer.parts();
+  other.up.ref.type = QuantType::F64;
+  packed.down.ref.layout = WeightLayout::Panels;
+  const std::vector<const char*> of_type{"up weights", "Q4_K", "IQ2_S", "got F64", "dequantize"};
+  const std::vector<const char*> of_layout{"down weights", "packed for another backend"};
+  for (auto& [parts, words] : {std::pair{&other, of_type}, std::pair{&packed, of_layout}}) {
+    try {
+      backend().prepare(*parts, {});
+      FAIL() << words.front();
+    } catch (const UnsupportedError& error) {
+      const std::string text = error.what();
+      for (const char* word : words) EXPECT_NE(text.find(word), std::string::npos) << text;
     }
   }
   const ExpertStack elsewhere = TestLayer(case_of(QuantType::Q8_0, 1)).stack();
@@ -181,17 +227,25 @@ TEST_F(MetalFailure, NoMemory) {
   expect_recovery();
 }
 
+// A kernel takes a role as one buffer; which role does not fit is said before any memory is taken.
 TEST_F(MetalFailure, WeightsThatNoBufferHolds) {
-  fake_metal::faults().max_buffer = 1024;
+  const TestLayer wide({"wide", 2, 64, 64, 4, 2, QuantType::Q8_0, QuantType::F16, QuantType::Q8_0});
+  const auto bytes = static_cast<unsigned long>(wide.up.bytes->size());
+  const long before = fake_metal::live_objects();
+  fake_metal::faults().max_buffer = bytes - 1;
   try {
-    layer_.stack(&backend());
+    wide.stack(&backend());
     FAIL();
   } catch (const OutOfMemoryError& error) {
     const std::string text = error.what();
-    for (const char* part : {"gate weights", "1024 bytes", "one buffer"}) {
+    for (const std::string& part : {std::string("up weights"), std::to_string(bytes - 1) + " bytes",
+                                    std::string("largest buffer"), std::to_string(bytes)}) {
       EXPECT_NE(text.find(part), std::string::npos) << text;
     }
   }
+  EXPECT_EQ(fake_metal::live_objects(), before);
+  fake_metal::faults().max_buffer = bytes;
+  EXPECT_NO_THROW(wide.stack(&backend()));
   expect_recovery();
 }
 
