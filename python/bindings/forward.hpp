@@ -35,6 +35,9 @@ struct ForwardRequest {
   std::optional<Precision> precision{};
   py::object stream = py::none();
   bool needs_workspace = true;
+  /// Rows of pairs that the call reads or writes beside these: replaced by where its device finds them.
+  ConstTensorView* rows_in = nullptr;
+  TensorView* rows_out = nullptr;
 };
 
 /// [..., n] as the rows that the library takes. What has no more than two dimensions is the common
@@ -128,7 +131,7 @@ struct CallInputs {
   void run(const ForwardRequest& request, Run&& run) {
     const InterruptibleRelease release;
     HostArrays arrays(call.context);
-    if (arrays.needed()) place(arrays);
+    if (arrays.needed()) place(arrays, request);
     const CallWorkspace workspace(request.workspace, call.context, [&]() -> std::size_t {
       if (!request.needs_workspace) return 0;
       return workspace_bytes(call.context, request.layer, top_k, io.x.dim(0));
@@ -145,7 +148,7 @@ struct CallInputs {
   std::int32_t top_k = 0;
 
  private:
-  void place(HostArrays& arrays) {
+  void place(HostArrays& arrays, const ForwardRequest& request) {
     const auto place_routing = [&](RoutingView& routing, auto&& put) {
       const std::vector<std::int64_t> shape{routing.num_tokens, routing.top_k};
       if (routing.topk_ids != nullptr) {
@@ -163,6 +166,8 @@ struct CallInputs {
     place_routing(io.routing, [&](const TensorView& view) { return arrays.read(view); });
     place_routing(io.routing_out, [&](const TensorView& view) { return arrays.write(view); });
     if (io.out.data != nullptr) io.out = arrays.write(io.out);
+    if (request.rows_in != nullptr) *request.rows_in = arrays.read(*request.rows_in);
+    if (request.rows_out != nullptr) *request.rows_out = arrays.write(*request.rows_out);
   }
 
   ArrayRef logits_;

@@ -58,8 +58,10 @@ py::object expert_rows(const LayerObject& self, const py::object& x, const Routi
   Result rows(x, inputs.x, DType::F32,
               {count_expert_rows(request.layer, inputs.io.routing), stack.shape().hidden_size}, out,
               kOperation, false, inputs.target);
+  TensorView written = rows.view();
+  request.rows_out = &written;
   inputs.run(request, [&](Workspace& scratch) {
-    moe_expert_rows(inputs.call.context, request.layer, inputs.io, rows.view(), scratch);
+    moe_expert_rows(inputs.call.context, request.layer, inputs.io, written, scratch);
   });
   return rows.finish();
 }
@@ -76,10 +78,11 @@ py::object finish_rows(const LayerObject& self, const py::object& rows,
   request.out = out;
   request.accumulate = accumulate;
   const ArrayRef of_experts = import_array(rows, kOperation, "rows");
-  return run_forward(request, [&](Context& context, const LayerRef& layer, const ForwardIo& io,
-                                  Workspace& scratch) {
-    moe_finish(context, layer, io, of_experts.read(), scratch);
-  });
+  ConstTensorView read = of_experts.read();
+  request.rows_in = &read;
+  return run_forward(request,
+                     [&](Context& context, const LayerRef& layer, const ForwardIo& io,
+                         Workspace& scratch) { moe_finish(context, layer, io, read, scratch); });
 }
 
 void count_usage(LayerObject& self, bool coactivation) {

@@ -1442,9 +1442,9 @@ class MarlinExpertStack:
     def to(self, device: str) -> MarlinExpertStack:
         """Return the stack for products on ``device``.
 
-        On a GPU it is a repacked copy, beside the memory of the host, which both stacks share:
-        ``unpack``, ``repack``, ``dequantize`` and ``ExpertStack.from_marlin`` read that. Linears
-        cut out of the new stack lie on the device too.
+        On CUDA it is a repacked copy, beside the memory of the host, which both stacks share:
+        ``unpack``, ``repack``, ``dequantize`` and ``ExpertStack.from_marlin`` read that. On Metal
+        it is that memory. Linears cut out of the new stack lie on the device too.
 
         Parameters
         ----------
@@ -3484,7 +3484,7 @@ class MoeLayer:
         DeviceError
             As a call, and a routing that names an expert which the stack does not keep.
         UnsupportedError
-            A layer that is not on the CPU.
+            A layer on CUDA, whose memory the host does not read.
 
         Examples
         --------
@@ -3537,7 +3537,7 @@ class MoeLayer:
         ShapeError, DTypeError, DeviceError, WorkspaceError, ConfigError
             As a call.
         UnsupportedError
-            A layer that is not on the CPU.
+            A layer on CUDA, whose memory the host does not read.
         """
 
     def count_usage(self, *, coactivation: bool = False) -> None:

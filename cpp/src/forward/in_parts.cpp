@@ -10,8 +10,8 @@ namespace moesaic {
 namespace forward {
 namespace {
 
-/// A call that has its routing and leaves the host's memory for nothing: rows of pairs are counted
-/// and gathered by ids that the host reads.
+/// A call that has its routing, in memory that the host reads: rows of pairs are counted and gathered by
+/// ids.
 void check_rows_call(const char* operation, const Context& context, const CallSizes& sizes) {
   require<ConfigError>(sizes.ready_routing || sizes.num_tokens == 0, [&] {
     return Problem{.operation = operation,
@@ -21,22 +21,29 @@ void check_rows_call(const char* operation, const Context& context, const CallSi
                    .hint = "route() makes it"};
   });
   const Backend& backend = context.backend();
-  require<UnsupportedError>(backend.device_type() == DeviceType::Cpu, [&] {
+  const DeviceType type = backend.device_type();
+  require<UnsupportedError>(type == DeviceType::Cpu || type == DeviceType::Metal, [&] {
     return Problem{.operation = operation,
                    .what = "rows of pairs",
-                   .expected = "a layer on the CPU",
+                   .expected = "a layer on cpu or metal, whose memory the host reads",
                    .got = "one on " + to_string(backend.device()),
                    .hint = {}};
   });
+}
+
+/// Before the host reads what the device wrote of this call, or writes what calls before it may still
+/// read there.
+void wait_for_device(Context& context) {
+  if (context.backend().device_type() != DeviceType::Cpu) context.backend().synchronize(context);
 }
 
 bool has_row(const ExpertStack& stack, std::int32_t id) {
   return id >= 0 && id < stack.num_experts();
 }
 
-void check_rows(const char* operation, const LayerRef& layer, const ForwardIo& io,
-                const ConstTensorView& rows) {
-  ops::check_dense(operation, "rows", Device{}, rows, DType::F32,
+void check_rows(const char* operation, const Context& context, const LayerRef& layer,
+                const ForwardIo& io, const ConstTensorView& rows) {
+  ops::check_dense(operation, "rows", context.backend().device(), rows, DType::F32,
                    {count_expert_rows(layer, io.routing), layer.stack->shape().hidden_size});
 }
 
@@ -100,7 +107,7 @@ void moe_expert_rows(Context& context, const LayerRef& layer, const ForwardIo& i
   constexpr const char* kName = "moe_expert_rows";
   const CallSizes sizes = check_inputs(kName, context.backend().device(), layer, io);
   check_rows_call(kName, context, sizes);
-  check_rows(kName, layer, io, rows);
+  check_rows(kName, context, layer, io, rows);
   ops::check_apart(kName, "x", io.x, rows);
   make_ready(kName, context, layer, io, sizes);
   if (rows.empty()) return;
@@ -113,8 +120,10 @@ void moe_expert_rows(Context& context, const LayerRef& layer, const ForwardIo& i
   count_call(call, pairs);
   ExpertPhases phases =
       expert_phases(call, io.routing, pairs, choose(call, pairs, context.tuning()));
+  wait_for_device(context);
   phases.down.combine = rows_alone(call, pairs, phases, rows);
   run_experts(call, phases);
+  context.backend().submit(context);
   context.throw_kept_error();
 }
 
@@ -124,7 +133,7 @@ void moe_finish(Context& context, const LayerRef& layer, const ForwardIo& io,
   constexpr const char* kName = "moe_finish";
   const CallSizes sizes = check_forward(kName, context.backend().device(), layer, io);
   check_rows_call(kName, context, sizes);
-  check_rows(kName, layer, io, rows);
+  check_rows(kName, context, layer, io, rows);
   ops::check_apart(kName, "rows", rows, io.out);
   make_ready(kName, context, layer, io, sizes);
   if (sizes.num_tokens == 0) return;
@@ -133,6 +142,7 @@ void moe_finish(Context& context, const LayerRef& layer, const ForwardIo& io,
       carve_workspace(kName, context, layer, sizes.top_k, sizes.num_tokens, workspace);
   const Call call{kName, context, layer, io, sizes, expert_input(context, layer, io, s), s};
   const RoutingView pairs = expert_pairs(call, io.routing);
+  wait_for_device(context);
   std::int32_t next = 0;
   for (std::int64_t pair = 0; pair < pairs.num_pairs(); ++pair) {
     s.row_pairs[pair] = has_row(call.stack(), pairs.topk_ids[pair]) ? next++ : -1;
