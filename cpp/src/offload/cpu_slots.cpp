@@ -96,7 +96,10 @@ void check_host(const Backend& backend) {
                    .what = "backend",
                    .expected = "one with slots for experts",
                    .got = backend.info().name,
-                   .hint = "load the whole layer there instead"};
+                   .hint = backend.device_type() == DeviceType::Metal
+                               ? "its memory is the host's, so that slots would gain nothing: load "
+                                 "whole layers there, or run the store on the CPU"
+                               : "load the whole layer there instead"};
   });
 }
 

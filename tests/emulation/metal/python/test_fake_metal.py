@@ -151,6 +151,78 @@ def test_products(layers: tuple[mo.MoeLayer, mo.MoeLayer]) -> None:
     agree(metal.stack.gemm_up(x, plan), cpu.stack.gemm_up(x, plan))
 
 
+def test_a_layer_in_parts(layers: tuple[mo.MoeLayer, mo.MoeLayer]) -> None:
+    cpu, metal = layers
+    for tokens in (1, 5, 40):  # one by one, then sorted by expert on the device
+        x = values(tokens, HIDDEN)
+        routing = cpu.route(x)
+        ids = routing.topk_ids.copy()
+        ids[0, 0] = -1
+        routing = mo.Routing(ids, routing.topk_weights)
+        rows = metal.expert_rows(x, routing)
+        assert rows.shape == (tokens * TOP_K - 1, HIDDEN)
+        agree(rows, cpu.expert_rows(x, routing))
+        y = metal.finish(rows, routing, x)
+        np.testing.assert_array_equal(y, metal(x, routing=routing))
+        agree(y, cpu(x, routing=routing))
+        own = np.full_like(rows, np.nan)
+        workspace = mo.Workspace.for_layer(metal, tokens)
+        assert metal.expert_rows(x, routing, out=own, workspace=workspace) is own
+        np.testing.assert_array_equal(own, rows)
+        out = np.ones_like(x)
+        assert metal.finish(rows, routing, x, out=out, accumulate=True) is out
+        agree(out, y + 1)
+    with pytest.raises(mo.ShapeError, match="rows"):
+        metal.finish(rows[:3], routing, x)
+
+
+def test_a_store_stays_on_the_cpu(path: Path) -> None:
+    file = mo.GgufFile(path)
+    store = mo.MoeExpertStore.from_gguf(file)
+    with pytest.raises(mo.UnsupportedError, match=r"got metal.*its memory is the host's"):
+        mo.MoeLayer.from_store(store, 0, device="metal")
+    x = values(3, HIDDEN)
+    pool = mo.ExpertPool(num_experts=EXPERTS, budget=2)
+    with (
+        mo.MoeLayer.from_store(store, 0, pool, precision="exact") as cold,
+        mo.MoeLayer.from_gguf(file, 0, device="metal", precision="exact") as metal,
+    ):
+        agree(metal(x), cold(x))
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+def test_groups_of_four_bits(act_order: bool) -> None:
+    random = np.random.default_rng(1)
+    hidden, intermediate, group = 128, 64, 32
+
+    def stack(k: int, n: int) -> mo.MarlinExpertStack:
+        groups = k // group
+        order = random.permutation(np.arange(k, dtype=np.int32) // group).astype(np.int32)
+        return mo.MarlinExpertStack.from_gptq(
+            random.integers(-(2**31), 2**31, (EXPERTS, k // 8, n), dtype=np.int32),
+            random.uniform(0.01, 0.02, (EXPERTS, groups, n)).astype(np.float16),
+            random.integers(-(2**31), 2**31, (EXPERTS, groups, n // 8), dtype=np.int32),
+            order if act_order else None,
+            group,
+        )
+
+    gate_up, down = stack(hidden, 2 * intermediate), stack(intermediate, hidden)
+    x, logits = values(5, hidden), values(5, EXPERTS)
+    mapped = fake.fake_metal_mapped_bytes()
+    metal, cpu = (
+        mo.ExpertStack.from_marlin(gate_up, down, device=device) for device in ("metal", "cpu")
+    )
+    assert fake.fake_metal_mapped_bytes() > mapped, "panels are read where they lie"
+    with mo.tuning(precision="exact"):
+        want, got = (mo.moe_forward(x, logits, s, top_k=TOP_K) for s in (cpu, metal))
+        agree(got, want)
+        dispatches = [(1, 0, 2, 3), (4, 3, 0, 2)]
+        agree(
+            gate_up.to("metal").gemm_phase_batched(x, dispatches),
+            gate_up.gemm_phase_batched(x, dispatches),
+        )
+
+
 def test_dense_weights_are_copied() -> None:
     gate, up = values(EXPERTS, INTERMEDIATE, HIDDEN), -values(EXPERTS, INTERMEDIATE, HIDDEN)
     down = values(EXPERTS, HIDDEN, INTERMEDIATE)
