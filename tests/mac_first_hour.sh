@@ -99,7 +99,7 @@ fi
 
 # 3. The tests on the real driver, where an absent backend is a failure; then under Apple's checkers.
 export MOESAIC_REQUIRE_BACKEND=metal
-programs=(contract_test metal_ops_test metal_forward_test)
+programs=(contract_test metal_ops_test metal_forward_test metal_int4_test metal_threads_test)
 for name in "${programs[@]}"; do
   if [ $built = 0 ]; then
     missing "$name" 'nothing was built'

@@ -22,6 +22,19 @@ using Clock = std::chrono::steady_clock;
 
 constexpr std::uint8_t kValue = 0x5A;
 
+#ifdef MOESAIC_REAL_METAL
+/// Command buffers that a queue has.
+constexpr int kCommandBuffers = 64;
+void work_takes(std::chrono::milliseconds) {}
+void be_patient_for(std::chrono::milliseconds) {}
+#else
+constexpr int kCommandBuffers = fake_metal::kMaxOpenBuffers;
+/// How long the device takes for a command buffer from now on.
+void work_takes(std::chrono::milliseconds time) { fake_metal::pace().takes = time; }
+/// After how long a wait for a command buffer is a failure.
+void be_patient_for(std::chrono::milliseconds time) { fake_metal::pace().patience = time; }
+#endif
+
 class MetalThreads : public MetalTest {
  protected:
   void fill(Context& context, const DeviceArray<std::byte>& array) const {
@@ -29,6 +42,7 @@ class MetalThreads : public MetalTest {
         context,
         {.data = array.data(), .bytes = static_cast<std::int64_t>(array.size()), .value = kValue});
   }
+#ifndef MOESAIC_REAL_METAL
   /// Records and submits a fill that the device will fail.
   void fail(Context& context, const DeviceArray<std::byte>& array) const {
     fake_metal::faults().command_error = 3;
@@ -36,6 +50,7 @@ class MetalThreads : public MetalTest {
     backend().submit(context);
     fake_metal::faults() = {};
   }
+#endif
   static void run_threads(int count, const std::function<void(int)>& body) {
     // By one thread: the race checker sees nothing of the library, and so not that one waits for the
     // other where both come first.
@@ -51,7 +66,7 @@ class MetalThreads : public MetalTest {
 };
 
 TEST_F(MetalThreads, AWaitEndsWithItsOwnWork) {
-  fake_metal::pace().takes = 150ms;
+  work_takes(150ms);
   const auto mine = poisoned<std::byte>(4096);
   std::atomic<int> begun{0};
   // One thread waits for its work while others wait before and beside it, one of them for all.
@@ -78,6 +93,8 @@ TEST_F(MetalThreads, AWaitEndsWithItsOwnWork) {
     }
   });
 }
+
+#ifndef MOESAIC_REAL_METAL
 
 TEST_F(MetalThreads, AnErrorStaysWithItsContext) {
   const auto a = poisoned<std::byte>(4096), b = poisoned<std::byte>(4096);
@@ -131,11 +148,13 @@ TEST_F(MetalThreads, AnErrorBehindAnotherIsTheNextCalls) {
   EXPECT_NO_THROW(backend().synchronize(context));
 }
 
+#endif
+
 // More recordings at once than the driver has command buffers: the last thread waits until another
 // one submits, which nothing must keep it from.
 TEST_F(MetalThreads, ManyRecordAtOnce) {
-  constexpr int kThreads = fake_metal::kMaxOpenBuffers + 4;
-  fake_metal::pace().patience = 5s;
+  constexpr int kThreads = kCommandBuffers + 4;
+  be_patient_for(5s);
   std::atomic<int> recorded{0};
   std::atomic<int> right{0};
   std::vector<DeviceArray<std::byte>> arrays;
@@ -145,7 +164,7 @@ TEST_F(MetalThreads, ManyRecordAtOnce) {
     const auto& array = arrays[static_cast<std::size_t>(i)];
     fill(own, array);
     ++recorded;
-    while (recorded < fake_metal::kMaxOpenBuffers) std::this_thread::yield();
+    while (recorded < kCommandBuffers) std::this_thread::yield();
     std::this_thread::sleep_for(100ms);  // until the others wait for a command buffer
     backend().submit(own);
     backend().synchronize(own);
@@ -163,12 +182,14 @@ TEST_F(MetalThreads, RecordingsEndWithTheirContext) {
   auto moved = std::make_unique<Context>(context());
   run_threads(1, [&](int) { fill(*moved, a); });
   run_threads(1, [&](int) { moved.reset(); });
+#ifndef MOESAIC_REAL_METAL
   EXPECT_EQ(fake_metal::counters().command_buffers, 0);
+#endif
   EXPECT_FALSE(filled(a));
 }
 
 TEST_F(MetalThreads, WorkGoesOnBehindItsContext) {
-  fake_metal::pace().takes = 20ms;
+  work_takes(20ms);
   const auto a = poisoned<std::byte>(256);
   {
     Context gone = context();
