@@ -240,7 +240,7 @@ def cmake_options() -> set[str]:
 
 def test_every_variable_that_is_spoken_of_is_read() -> None:
     macros = found(r"#\s*define (MOESAIC_\w+)", *SOURCES) | found(
-        r"_compile_definitions\(\w+ \w+ (?:.* )?(MOESAIC_\w+)", *CMAKE
+        r"_compile_definitions\([\w${}]+ \w+ (?:.* )?(MOESAIC_\w+)", *CMAKE
     )
     of_tests = found(r'getenv\("(MOESAIC_\w+)"\)', *SOURCES)
     placeholder = {"MOESAIC_X"}

@@ -163,7 +163,7 @@ def counts(
 ) -> Iterator[Count]:
     """The loops of one format."""
     for file in sorted({kernel.file for kernel in kernels}):
-        assembly = compiled(metal, file, suffix, decoder, [f"-DMOESAIC_TILE={tile}"])
+        assembly = compiled(metal, file, suffix, decoder, [f"-DCOUNTED_TILE={tile}"])
         for kernel in kernels:
             if kernel.file != file:
                 continue

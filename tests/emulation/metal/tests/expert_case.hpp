@@ -64,6 +64,14 @@ class Role {
   // Expert e lies at slot map[e], -1 for one that is not resident.
   void map_slots(std::vector<std::int32_t> map) {
     slot_map_ = std::move(map);
+    // The order of an expert's columns goes by the expert, wherever that lies.
+    const std::vector<std::int32_t> by_slot = gather_;
+    for (std::size_t e = 0; args.gather_stride > 0 && e < slot_map_.size(); e++) {
+      if (slot_map_[e] < 0) continue;
+      const auto from = by_slot.begin() + slot_map_[e] * args.gather_stride;
+      std::copy_n(from, args.gather_stride,
+                  gather_.begin() + static_cast<std::ptrdiff_t>(e) * args.gather_stride);
+    }
     args.flags |= kHasSlotMap;
   }
   bool skips(int expert) const {
