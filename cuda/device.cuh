@@ -7,7 +7,8 @@
 //
 //   macros        MOESAIC_KERNEL, MOESAIC_DEV, MOESAIC_UNROLL,
 //                 MOESAIC_SHARED(T, name, [N]...), MOESAIC_DYN_SHARED(T, name)
-//   tensor cores  mma_m16n8k16_bf16, mma_m16n8k16_f16, ldmatrix_x2, _x4, _x2_trans, _x4_trans
+//   tensor cores  mma_m16n8k16_bf16, mma_m16n8k16_f16, mma_m16n8k8_bf16,
+//                 ldmatrix_x2, _x4, _x2_trans, _x4_trans
 //   copies        cp_async16, cp_async_weight16, cp_async_commit, cp_async_wait<N>
 //   barriers      mbarrier_init, _arrive, _arrive_after_copies, _wait
 //   loads         load_weight16, load_weight<T>, load_scale<T>

@@ -38,6 +38,15 @@ MOESAIC_DEV void mma_m16n8k16_f16(float (&d)[4], const uint32_t (&a)[4], const u
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// d[16x8] += a[16x8] * b[8x8]
+MOESAIC_DEV void mma_m16n8k8_bf16(float (&d)[4], const uint32_t (&a)[2], uint32_t b) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 "
+      "{%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(b));
+}
+
 // Lane i passes the address of row i % 8 of 8x8 matrix i / 8; rows are 16 bytes, 16-byte aligned.
 
 MOESAIC_DEV void ldmatrix_x2(uint32_t (&r)[2], const void* row) {
@@ -68,27 +77,30 @@ MOESAIC_DEV void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
                : "memory");
 }
 
-// --- asynchronous copies, global to shared, 16 bytes; a false predicate writes zeros
+// --- asynchronous copies, global to shared, 16 bytes
 
-MOESAIC_DEV void cp_async16(void* shared, const void* global, bool predicate = true) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
-               "l"(__cvta_generic_to_global(global)), "r"(predicate ? 16 : 0)
+MOESAIC_DEV void cp_async16(void* shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)),
+               "l"(__cvta_generic_to_global(global))
                : "memory");
 }
-
 // Weights are read once per launch: they leave L2 first, so that activations stay.
 MOESAIC_DEV uint64_t evict_first_policy() {
+#if __CUDA_ARCH__ >= 900
+  // What createpolicy gives, as a constant: it takes no registers of a lane.
+  return 0x12F0000000000000ULL;
+#else
   uint64_t policy;
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   return policy;
+#endif
 }
 
-MOESAIC_DEV void cp_async_weight16(void* shared, const void* global, bool predicate = true) {
-  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(
-                   shared_address(shared)),
-               "l"(__cvta_generic_to_global(global)), "r"(predicate ? 16 : 0),
-               "l"(evict_first_policy())
-               : "memory");
+MOESAIC_DEV void cp_async_weight16(void* shared, const void* global) {
+  asm volatile(
+      "cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
+      "l"(__cvta_generic_to_global(global)), "l"(evict_first_policy())
+      : "memory");
 }
 
 MOESAIC_DEV void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }

@@ -56,11 +56,19 @@ Pieces code_q6_k(int i) {
 Pieces code_iq4_xs(int i) { return {piece(8 + 16 * (i / 32) + i % 16, 4 * (i % 32 / 16), 4)}; }
 Pieces code_nvfp4(int i) { return {piece(4 + 8 * (i / 16) + i % 8, 4 * (i % 16 / 8), 4)}; }
 
-/// The 6-bit scale (low byte) and minimum (high byte) of Q4_K and Q5_K; quant/k_scales.hpp draws
-/// them.
-Pieces scale_min6(int j) {
-  if (j < 4) return {piece(4 + j, 0, 6), piece(8 + j, 0, 6, 8)};
-  return {piece(8 + j, 0, 4), piece(j, 6, 2, 4), piece(8 + j, 4, 4, 8), piece(4 + j, 6, 2, 12)};
+/// The 6-bit scale and minimum `j` of Q4_K and Q5_K; quant/k_scales.hpp draws them.
+Pieces scale6(int j) {
+  if (j < 4) return {piece(4 + j, 0, 6)};
+  return {piece(8 + j, 0, 4), piece(j, 6, 2, 4)};
+}
+Pieces min6(int j) {
+  if (j < 4) return {piece(8 + j, 0, 6)};
+  return {piece(8 + j, 4, 4), piece(4 + j, 6, 2, 4)};
+}
+/// Of each unit two scales, then two minima.
+Pieces scale_min6(int i) {
+  const int j = i / 4 * 2 + i % 2;
+  return i % 4 < 2 ? scale6(j) : min6(j);
 }
 Pieces scale_q3_k(int j) {
   return {piece(96 + j % 8, 4 * (j / 8), 4), piece(104 + j % 4, 2 * (j / 4), 2, 4)};

@@ -5,13 +5,15 @@
 //    ..    [          |        |        |        ]   32 codes of the unit, of rows g and g + 8:
 //   row 15 [          |        |        |        ]   eight for each k16 step s
 //
-// Code (s, r, h), r = 0 .. 3, h = 0 .. 1, is half h of register r of the fragment:
-//   row g + 8 (r & 1), column 16 s + 2 t + h + 8 (r >> 1).
+// Code (s, r, h), r = 0 .. 3, h = 0 .. 1, is half h of register r of the fragment: row g + 8 (r & 1),
+// and, as a product does not ask for the order of columns, that column of the unit whose x lane t
+// reads side by side with others:
+//   lane_cols 8   32 (s / 2) + 8 t + 4 (s % 2) + 2 (r >> 1) + h
+//   lane_cols 4   16 s + 4 t + 2 (r >> 1) + h
 //
 // How a lane's codes are stored depends on the format:
 //
-//   field of b = 4, 2, 1 bits   b words per lane, lane after lane. With c = 4 s + r the bits are in
-//                               word c b / 16, from bit c b % 16 + 16 h on. b = 4 is "P4".
+//   2 .. 6 bits                 as many words per lane; fields.h says where in them
 //   signed bytes                byte (r & 1) + 2 h + 4 (r >> 1) of the eight bytes of step s
 //   nibbles for such bytes      the same nibble of the word of step s: four nibbles in a row are a
 //                               selector for a byte lookup
@@ -23,8 +25,17 @@
 #pragma once
 
 #include "device.cuh"
+#include "formats/fields.h"
 
 namespace moesaic::cuda {
+
+// Where something lies in an expert, in pairs of bytes: takes half the registers of a pointer, and one
+// instruction to be added to one. Experts are smaller than 8 GiB (pack_refusal).
+using Offset = uint32_t;
+MOESAIC_DEV Offset offset_of(int64_t bytes) { return static_cast<Offset>(bytes / 2); }
+MOESAIC_DEV const uint8_t* at(const uint8_t* base, Offset offset) {
+  return reinterpret_cast<const uint8_t*>(reinterpret_cast<const uint16_t*>(base) + offset);
+}
 
 // Where codes are read from.
 struct FromGlobal {
@@ -55,18 +66,18 @@ MOESAIC_DEV void load_pieces(const uint8_t* first, uint32_t* words) {
   }
 }
 
-// Loads a lane's words of a field of kBits per code.
-template <class From, int kBits>
-MOESAIC_DEV void load_bit_field(const uint8_t* field, uint32_t* words) {
-  if constexpr (kBits == 4) {
-    load_pieces<From, 1>(field, words);
-  } else if constexpr (kBits == 2) {
-    const uint2 pair = From::template load<uint2>(field);
+// Loads 4, 2 or 1 words.
+template <class From, int kWords>
+MOESAIC_DEV void load_run(const uint8_t* run, uint32_t* words) {
+  if constexpr (kWords == 4) {
+    load_pieces<From, 1>(run, words);
+  } else if constexpr (kWords == 2) {
+    const uint2 pair = From::template load<uint2>(run);
     words[0] = pair.x;
     words[1] = pair.y;
   } else {
-    static_assert(kBits == 1);
-    words[0] = From::template load<uint32_t>(field);
+    static_assert(kWords == 1);
+    words[0] = From::template load<uint32_t>(run);
   }
 }
 
@@ -75,47 +86,53 @@ inline constexpr int kAndOr = 0xEA;  // lop3 table of (a & b) | c
 MOESAIC_DEV constexpr uint32_t in_both_halves(uint32_t half) { return half << 16 | half; }
 
 // Two times a small integer, which bf16 holds exactly.
-template <int kValue>
-MOESAIC_DEV uint32_t bf16_pair() {
-  constexpr uint32_t kBits = __builtin_bit_cast(uint32_t, static_cast<float>(kValue)) >> 16;
-  return kBits << 16 | kBits;
+MOESAIC_DEV constexpr uint32_t bf16_pair(int value) {
+  return in_both_halves(__builtin_bit_cast(uint32_t, static_cast<float>(value)) >> 16);
 }
 
-// A word with its bits moved from bit kFrom to bit kTo of both halves.
-template <int kFrom, int kTo>
+// A word with `count` bits from bit kFrom on, and those 16 bits further, moved down to bit kTo.
+template <int kFrom, int kCount, int kTo>
 MOESAIC_DEV uint32_t moved(uint32_t word) {
-  return kFrom >= kTo ? word >> (kFrom >= kTo ? kFrom - kTo : 0)
-                      : word << (kFrom < kTo ? kTo - kFrom : 0);
+  constexpr int kDown = kFrom - kTo;
+  if constexpr (kDown == 0) {
+    return word;
+  } else if constexpr (kFrom + 16 + kCount <= 32) {
+    return word >> kDown;
+  } else {
+    return word >> kDown | word << (32 - kDown);
+  }
 }
 
-// Unsigned codes of kLow + kHigh bits: a field of the low ones, then one of the high ones. The bits
-// are or-ed into the top of the mantissa of bf16 2^(kLow + kHigh): the fragment holds kBias + code.
-template <int kLow, int kHigh>
-struct BitFieldCodes {
-  static constexpr int kUnitBytes = 128 * (kLow + kHigh);
+// Unsigned codes of kBits bits. They are or-ed into the top of the mantissa of bf16 2^kBits: the
+// fragment holds kBias + code.
+template <int kBits>
+struct FieldCodes {
+  static constexpr int kUnitBytes = 128 * kBits;
   static constexpr int kPlanes = 1;
-  static constexpr int kBias = 1 << (kLow + kHigh);
+  static constexpr int kBias = 1 << kBits;
   struct Codes {
-    uint32_t words[kLow + kHigh];
+    uint32_t words[kBits];
   };
   struct CodePlace {
-    const uint8_t* low;
-    const uint8_t* high;
+    Offset first;
+    Offset rest;
 
     MOESAIC_DEV void step(int bytes) {
-      low += bytes;
-      if constexpr (kHigh > 0) high += bytes;
+      first += bytes / 2;
+      if constexpr (kRestWords > 0) rest += bytes / 2;
     }
   };
 
-  static MOESAIC_DEV CodePlace code_place(const uint8_t* unit, int lane) {
-    return {unit + 4 * kLow * lane, unit + 128 * kLow + 4 * kHigh * lane};
+  static MOESAIC_DEV CodePlace code_place(Offset unit, int lane) {
+    return {unit + 2 * kFirstWords * lane, unit + 64 * kFirstWords + 2 * kRestWords * lane};
   }
   template <class From>
-  static MOESAIC_DEV Codes load_from(const CodePlace& place) {
+  static MOESAIC_DEV Codes load_from(const uint8_t* base, const CodePlace& place) {
     Codes codes;
-    load_bit_field<From, kLow>(place.low, codes.words);
-    if constexpr (kHigh > 0) load_bit_field<From, kHigh>(place.high, codes.words + kLow);
+    load_run<From, kFirstWords>(at(base, place.first), codes.words);
+    if constexpr (kRestWords > 0) {
+      load_run<From, kRestWords>(at(base, place.rest), codes.words + kFirstWords);
+    }
     return codes;
   }
 
@@ -128,21 +145,22 @@ struct BitFieldCodes {
   }
 
  private:
-  static constexpr uint32_t kOne = (127U + kLow + kHigh) << 7;  // bf16 kBias
-  static constexpr int kLowAt = 7 - kLow - kHigh;
-  static constexpr int kHighAt = 7 - kHigh;
+  static constexpr int kFirstWords = first_run_words(kBits);
+  static constexpr int kRestWords = kBits - kFirstWords;
+  static constexpr uint32_t kOne = (127U + kBits) << 7;  // bf16 kBias
 
-  // Register r of step s, with c = 4 s + r: codes h = 0 and h = 1 as a pair of bf16.
-  template <int c>
-  static MOESAIC_DEV uint32_t pair(const Codes& codes) {
-    uint32_t p =
-        dev::lop3<kAndOr>(moved<c * kLow % 16, kLowAt>(codes.words[c * kLow / 16]),
-                          in_both_halves(((1U << kLow) - 1U) << kLowAt), in_both_halves(kOne));
-    if constexpr (kHigh > 0) {
-      p = dev::lop3<kAndOr>(moved<c * kHigh % 16, kHighAt>(codes.words[kLow + c * kHigh / 16]),
-                            in_both_halves(((1U << kHigh) - 1U) << kHighAt), p);
+  // Codes h = 0 and h = 1 of a pair as bf16; `held` has the pieces before kPiece.
+  template <int kPair, int kPiece = 0>
+  static MOESAIC_DEV uint32_t pair(const Codes& codes, uint32_t held = in_both_halves(kOne)) {
+    constexpr FieldPiece kFrom = field_piece(kBits, kPair, kPiece);
+    constexpr int kTo = mantissa_bit(kBits) + kFrom.from;
+    held = dev::lop3<kAndOr>(moved<kFrom.bit, kFrom.count, kTo>(codes.words[kFrom.word]),
+                             in_both_halves(((1U << kFrom.count) - 1U) << kTo), held);
+    if constexpr (kPiece + 1 < num_field_pieces(kBits, kPair)) {
+      return pair<kPair, kPiece + 1>(codes, held);
+    } else {
+      return held;
     }
-    return p;
   }
 };
 
@@ -157,18 +175,16 @@ struct PieceCodes {
     uint32_t words[4 * kPieces];
   };
   struct CodePlace {
-    const uint8_t* first;
+    Offset first;
 
-    MOESAIC_DEV void step(int bytes) { first += bytes; }
+    MOESAIC_DEV void step(int bytes) { first += bytes / 2; }
   };
 
-  static MOESAIC_DEV CodePlace code_place(const uint8_t* unit, int lane) {
-    return {unit + 16 * lane};
-  }
+  static MOESAIC_DEV CodePlace code_place(Offset unit, int lane) { return {unit + 8 * lane}; }
   template <class From>
-  static MOESAIC_DEV Codes load_from(const CodePlace& place) {
+  static MOESAIC_DEV Codes load_from(const uint8_t* base, const CodePlace& place) {
     Codes codes;
-    load_pieces<From, kPieces>(place.first, codes.words);
+    load_pieces<From, kPieces>(at(base, place.first), codes.words);
     return codes;
   }
 };

@@ -6,21 +6,26 @@
 //   kScaleGroups            scale groups of a unit (columns that share a scale): 1, 2, 4, or 0
 //                           where codes are the weights; scale group j covers the k16 steps
 //                           [4 j / kScaleGroups, 4 (j + 1) / kScaleGroups)
-//   kOffset                 whether promotions have an offset, which wants sums of x by scale
-//                           group
-//   kFixedShift             where it is one number s for all weights: weight = scale * (held - s) of
-//                           what fragments hold; else 0
+//   kLaneCols               columns that a lane has side by side (lane_cols)
+//   kShift                  what fragments hold in excess of the code, the same number for all
+//                           weights of the format
+//   kOffset                 whether promotions have an offset
+//   kMinima                 whether products of minima are subtracted, those of a unit at once
 //   Codes                   what a lane holds of a unit
 //   load_shared(unit, lane) reads Codes from shared memory
 //   fragment<s, p>(codes, a)
 //                           plane p of the A fragment of k16 step s
 //   Scales                  the scales of a unit for rows g and g + 8, as they are stored
-//   ScalePlace, scale_place(weight, row_block_scales, unit, g), load_scales(place)
+//   ScalePlace, scale_place(weight, row_block_scales, unit, g), load_scales(base, place)
 //                           where Scales lie, and reads them, in kScaleLoads loads
-//   Place, place(weight, expert, row_block, unit, lane), step(place, weight)
-//                           where a lane reads codes and scales, and the same kWalkUnits later
-//   load(place)             reads Codes from memory, where they are not kept in L1 afterwards
+//   Place, place(weight, row_block, unit, lane), step(place, weight)
+//                           where a lane reads codes and scales of an expert, and the same
+//                           kWalkUnits later
+//   load(expert, place)     reads Codes from memory, where they are not kept in L1 afterwards
 //   promotion(scales, j)    the Promotion of scale group j
+//   minima(scales, a)       where there are some: A fragment of mma.m16n8k8, the minima of the two
+//                           scale groups in each pair of columns; weights are less by
+//                           minima_scale(scales) times them
 #pragma once
 
 #include "formats/codes.cuh"
@@ -31,36 +36,37 @@ namespace moesaic::cuda {
 template <class C, class S>
 struct Decoder : C, S {
   using typename C::Codes;
+  static constexpr int kLaneCols = S::kScaleGroups == 4 ? 4 : 8;
   struct Place {
     typename C::CodePlace codes;
     typename S::ScalePlace scales;
   };
-  static MOESAIC_DEV Place place(const PackedWeight& weight, const uint8_t* expert, int row_block,
-                                 int unit, int lane) {
-    const uint8_t* const codes =
-        weight.codes(expert, row_block) + static_cast<int64_t>(unit) * C::kUnitBytes;
-    return {C::code_place(codes, lane),
-            S::scale_place(weight, weight.scales(expert, row_block), unit, lane / 4)};
+  static MOESAIC_DEV Place place(const PackedWeight& weight, int row_block, int unit, int lane) {
+    const int64_t codes =
+        row_block * weight.code_block_bytes + static_cast<int64_t>(unit) * C::kUnitBytes;
+    const int64_t scales = weight.scales_at + row_block * weight.scale_block_bytes;
+    return {C::code_place(offset_of(codes), lane),
+            S::scale_place(weight, offset_of(scales), unit, lane / 4)};
   }
   static MOESAIC_DEV void step(Place& place, const PackedWeight& weight) {
     place.codes.step(kWalkUnits * C::kUnitBytes);
     place.scales.step(weight);
   }
-  static MOESAIC_DEV Codes load(const Place& place) {
-    return C::template load_from<FromGlobal>(place.codes);
+  static MOESAIC_DEV Codes load(const uint8_t* expert, const Place& place) {
+    return C::template load_from<FromGlobal>(expert, place.codes);
   }
   static MOESAIC_DEV Codes load_shared(const uint8_t* unit, int lane) {
-    return C::template load_from<FromShared>(C::code_place(unit, lane));
+    return C::template load_from<FromShared>(unit, C::code_place(0, lane));
   }
 };
 
 namespace decoders {
 
-using Two = BitFieldCodes<2, 0>;
-using Three = BitFieldCodes<2, 1>;
-using Four = BitFieldCodes<4, 0>;
-using Five = BitFieldCodes<4, 1>;
-using Six = BitFieldCodes<4, 2>;
+using Two = FieldCodes<2>;
+using Three = FieldCodes<3>;
+using Four = FieldCodes<4>;
+using Five = FieldCodes<5>;
+using Six = FieldCodes<6>;
 
 using q4_0 = Decoder<Four, Scale32<Four::kBias + 8>>;
 using q4_1 = Decoder<Four, ScaleMin32<Four::kBias>>;
@@ -90,7 +96,7 @@ using int4_g32_f32 = Decoder<Four, Int4Scale<2, Four::kBias, true, false>>;
 using int4_g32_f32_zeros = Decoder<Four, Int4Scale<2, Four::kBias, true, true>>;
 
 #define MOESAIC_FORMAT(TYPE, value, name, unit_bytes, scale) \
-  static_assert(name::kUnitBytes == unit_bytes);
+  static_assert(name::kUnitBytes == unit_bytes && name::kLaneCols == lane_cols(value));
 #include "formats.inc"
 #undef MOESAIC_FORMAT
 

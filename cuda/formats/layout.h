@@ -42,12 +42,19 @@ inline constexpr ScaleLayout kScale32{1, 0, 2, 2};     ///< f16 d per 32 columns
 inline constexpr ScaleLayout kScaleMin32{1, 0, 4, 2};  ///< f16 d, f16 m per 32
 inline constexpr ScaleLayout kByte32{1, 0, 2, 1};      ///< a byte per 32
 inline constexpr ScaleLayout kByte16{1, 0, 4, 1};      ///< a byte per 16
-/// f16 d and dmin per span, a byte of scale and one of minimum per 32 columns.
-inline constexpr ScaleLayout kSuperScaleMin32{4, 2, 2, 2};
+/// f16 d and dmin per span; a byte of scale per 32 columns, then one of minimum.
+inline constexpr ScaleLayout kSuperScaleMin32{4, 2, 4, 1};
 /// f16 d and dmin per span, a byte with scale and minimum per 16 columns.
 inline constexpr ScaleLayout kSuperScaleMin16{4, 2, 4, 1};
 inline constexpr ScaleLayout kSuperScale32{4, 1, 2, 1};  ///< f16 d; a byte per 32
 inline constexpr ScaleLayout kSuperScale16{4, 1, 4, 1};  ///< f16 d; a byte per 16
+
+/// Columns side by side of which a lane multiplies codes by x: as many as 16 bytes of bf16 hold, or
+/// half of that where a scale group has 16 columns, which the four lanes of a row then share.
+constexpr int lane_cols(int32_t type) {
+  constexpr int32_t kQ2K = 10, kQ3K = 11, kQ6K = 14, kNvfp4 = 40;
+  return type == kQ2K || type == kQ3K || type == kQ6K || type == kNvfp4 ? 4 : 8;
+}
 
 struct FormatRow {
   int32_t type;      ///< value of moesaic::QuantType

@@ -18,6 +18,9 @@ const std::uint8_t* bytes_of(const std::byte* p) {
   return reinterpret_cast<const std::uint8_t*>(p);
 }
 
+/// Kernels count pairs of bytes in 32 bits (codes.cuh).
+constexpr std::int64_t kMostBytes = std::int64_t{1} << 33;
+
 /// Where a row of a role lies: its row block, and which of the 16 rows of a unit it is.
 struct PackedRow {
   std::int64_t block;
@@ -128,6 +131,11 @@ PackedFacts packed_facts(const WeightRef& weight, UnitHalf half) {
 }
 
 std::string_view pack_refusal(const WeightRef& source) {
+  const bool known = source.type == QuantType::INT4 ||
+                     find_format(static_cast<std::int32_t>(source.type)) != nullptr;
+  if (known && packed_layout(packed_facts(source, UnitHalf::First)).expert_bytes >= kMostBytes) {
+    return "experts of 8 GiB and more are not packed";
+  }
   if (source.type == QuantType::INT4) {
     return source.layout == WeightLayout::Panels ? "" : "INT4 is packed from panels";
   }

@@ -6,7 +6,9 @@
 
 namespace moesaic::cuda {
 
-// weight = scale * code + offset, for a scale group of columns and rows g and g + 8.
+// For a scale group of columns and rows g and g + 8: the sum of weights times x is
+//   scale * (sum of what fragments hold times x + excess) + offset * excess
+// where `excess` is -kShift times the sum of x, the same for all rows; less the minima, if any.
 struct Promotion {
   float scale[2];
   float offset[2];

@@ -1,9 +1,10 @@
-// Scales of a unit to promotions: weight = scale * code + offset, for rows g and g + 8 of each
-// scale group of columns. Scale records are laid out by ScaleLayout; factors are combined in f32
-// exactly as ggml does, kBias is what the fragments hold in excess of the file's code.
+// Scales of a unit to promotions, for rows g and g + 8 of each scale group of columns. Scale records
+// are laid out by ScaleLayout; factors are combined in f32 exactly as ggml does, kBias is what the
+// fragments hold in excess of the file's code.
 #pragma once
 
 #include "device.cuh"
+#include "formats/codes.cuh"
 #include "formats/packed.cuh"
 
 namespace moesaic::cuda {
@@ -42,28 +43,44 @@ struct ScaleRecord {
 
   // Where they lie.
   struct Place {
-    const uint8_t* unit;
-    const uint8_t* span;
+    Offset unit;
+    Offset span;
 
     MOESAIC_DEV void step(const PackedWeight&) {
       static_assert(kWalkUnits % kSpanUnits == 0);
-      unit += kWalkUnits / kSpanUnits * kSpanBytes;
-      if constexpr (kSpanHalves > 0) span += kWalkUnits / kSpanUnits * kSpanBytes;
+      unit += kWalkUnits / kSpanUnits * kSpanBytes / 2;
+      if constexpr (kSpanHalves > 0) span += kWalkUnits / kSpanUnits * kSpanBytes / 2;
     }
   };
-  static MOESAIC_DEV Place place(const uint8_t* row_block, int index, int g) {
-    const uint8_t* const record = row_block + int64_t{index / kSpanUnits} * kSpanBytes;
-    return {record + kFirstUnitAt + (index % kSpanUnits * 8 + g) * kLaneBytes,
-            record + g * 4 * kSpanHalves};
+  static MOESAIC_DEV Place place(Offset row_block, int index, int g) {
+    const auto unit = static_cast<Offset>(index), lane = static_cast<Offset>(g);
+    const Offset record = row_block + unit / kSpanUnits * (kSpanBytes / 2);
+    return {record + kFirstUnitAt / 2 + (unit % kSpanUnits * 8 + lane) * (kLaneBytes / 2),
+            record + lane * 2 * kSpanHalves};
   }
-  static MOESAIC_DEV ScaleRecord load(const Place& place) {
+  static MOESAIC_DEV ScaleRecord load(const uint8_t* base, const Place& place) {
     ScaleRecord r;
-    load_words(place.unit, r.unit);
-    if constexpr (kSpanHalves > 0) load_words(place.span, r.span);
+    load_words(at(base, place.unit), r.unit);
+    if constexpr (kSpanHalves > 0) load_words(at(base, place.span), r.span);
     return r;
   }
-  MOESAIC_DEV uint32_t byte(int i) const { return unit[i / 4] >> (i % 4 * 8) & 255U; }
 };
+
+// (2^15 + byte `i` of a word) / 2^kDown: one permutation of bytes, where a conversion would take a
+// shift, a mask and a slower instruction. kDown is even.
+template <int kDown = 0>
+MOESAIC_DEV float byte_above(uint32_t word, int i) {
+  static_assert(kDown % 2 == 0);
+  constexpr uint32_t kTop = (0x47U - kDown / 2) << 24;
+  return __uint_as_float(dev::prmt(word, kTop, 0x7404U | static_cast<uint32_t>(i) << 4));
+}
+// d * (byte - kExcess) / 2^kDown, rounded once: what is subtracted is exact, as d is an f16 and
+// 2^15 + kExcess has few bits, or as kExcess is 0.
+template <int kExcess = 0, int kDown = 0>
+MOESAIC_DEV float times_byte(float d, uint32_t word, int i) {
+  constexpr float kAbove = static_cast<float>((1 << 15) + kExcess) / (1 << kDown);
+  return fmaf(d, byte_above<kDown>(word, i), -kAbove * d);
+}
 
 // The base of scales whose scale record has a layout of its own.
 template <ScaleLayout kLayout>
@@ -71,39 +88,41 @@ struct RecordScale {
   using Scales = ScaleRecord<kLayout>;
   using ScalePlace = typename Scales::Place;
   static constexpr int kScaleLoads = Scales::kSpanHalves > 0 ? 2 : 1;
-  static MOESAIC_DEV ScalePlace scale_place(const PackedWeight&, const uint8_t* row_block, int unit,
+  static MOESAIC_DEV ScalePlace scale_place(const PackedWeight&, Offset row_block, int unit,
                                             int g) {
     return Scales::place(row_block, unit, g);
   }
-  static MOESAIC_DEV Scales load_scales(const ScalePlace& place) { return Scales::load(place); }
+  static MOESAIC_DEV Scales load_scales(const uint8_t* base, const ScalePlace& place) {
+    return Scales::load(base, place);
+  }
 };
 
 // Codes that are the weights.
 struct NoScale {
   static constexpr int kScaleGroups = 0;
+  static constexpr int kShift = 0;
   static constexpr bool kOffset = false;
-  static constexpr int kFixedShift = 0;
+  static constexpr bool kMinima = false;
   static constexpr int kScaleLoads = 0;
   struct Scales {};
   struct ScalePlace {
     MOESAIC_DEV void step(const PackedWeight&) {}
   };
-  static MOESAIC_DEV ScalePlace scale_place(const PackedWeight&, const uint8_t*, int, int) {
-    return {};
-  }
-  static MOESAIC_DEV Scales load_scales(const ScalePlace&) { return {}; }
+  static MOESAIC_DEV ScalePlace scale_place(const PackedWeight&, Offset, int, int) { return {}; }
+  static MOESAIC_DEV Scales load_scales(const uint8_t*, const ScalePlace&) { return {}; }
   static MOESAIC_DEV Promotion promotion(const Scales&, int) { return {{1.0F, 1.0F}, {}}; }
 };
 
-// d * (code - kZero); kShift = kBias + kZero.
-template <int kShift>
+// d * (code - kZero); kExcess = kBias + kZero.
+template <int kExcess>
 struct Scale32 : RecordScale<kScale32> {
   static constexpr int kScaleGroups = 2;
-  static constexpr bool kOffset = kShift != 0;
-  static constexpr int kFixedShift = kShift;
+  static constexpr int kShift = kExcess;
+  static constexpr bool kOffset = false;
+  static constexpr bool kMinima = false;
   static MOESAIC_DEV Promotion promotion(const Scales& s, int scale_group) {
     const float2 d = dev::unpack_f16(s.unit[scale_group]);
-    return {{d.x, d.y}, {-kShift * d.x, -kShift * d.y}};
+    return {{d.x, d.y}, {}};
   }
 };
 
@@ -111,85 +130,100 @@ struct Scale32 : RecordScale<kScale32> {
 template <int kBias>
 struct ScaleMin32 : RecordScale<kScaleMin32> {
   static constexpr int kScaleGroups = 2;
+  static constexpr int kShift = kBias;
   static constexpr bool kOffset = true;
-  static constexpr int kFixedShift = 0;
+  static constexpr bool kMinima = false;
   static MOESAIC_DEV Promotion promotion(const Scales& s, int scale_group) {
     const float2 d = dev::unpack_f16(s.unit[2 * scale_group]);
     const float2 m = dev::unpack_f16(s.unit[2 * scale_group + 1]);
-    return {{d.x, d.y}, {m.x - kBias * d.x, m.y - kBias * d.y}};
+    return {{d.x, d.y}, {m.x * (-1.0F / kBias), m.y * (-1.0F / kBias)}};
   }
 };
 
-// d * scale * code - dmin * min, a byte each per 32 columns.
+// d * scale * code - dmin * min, a byte each per 32 columns. Minima below 128 are exact in bf16, so
+// a matrix product with the sums of x adds those of a whole unit at once.
 template <int kBias>
 struct SuperScaleMin32 : RecordScale<kSuperScaleMin32> {
   static constexpr int kScaleGroups = 2;
-  static constexpr bool kOffset = true;
-  static constexpr int kFixedShift = 0;
+  static constexpr int kShift = kBias;
+  static constexpr bool kOffset = false;
+  static constexpr bool kMinima = true;
   static MOESAIC_DEV Promotion promotion(const Scales& s, int scale_group) {
     const float2 d = dev::unpack_f16(s.span[0]);
-    const float2 dmin = dev::unpack_f16(s.span[1]);
-    const float first = d.x * static_cast<float>(s.byte(4 * scale_group));
-    const float second = d.y * static_cast<float>(s.byte(4 * scale_group + 2));
-    return {{first, second},
-            {-kBias * first - dmin.x * static_cast<float>(s.byte(4 * scale_group + 1)),
-             -kBias * second - dmin.y * static_cast<float>(s.byte(4 * scale_group + 3))}};
+    return {{times_byte(d.x, s.unit[0], 2 * scale_group),
+             times_byte(d.y, s.unit[0], 2 * scale_group + 1)},
+            {}};
   }
+  // Bytes 0 and 2 are those of row g, 1 and 3 those of row g + 8; or-ed into bf16 128.
+  static MOESAIC_DEV void minima(const Scales& s, uint32_t (&a)[2]) {
+    a[0] = dev::bf16x2_add(dev::prmt(s.unit[1], 0x43434343U, 0x4240U), bf16_pair(-128));
+    a[1] = dev::bf16x2_add(dev::prmt(s.unit[1], 0x43434343U, 0x4341U), bf16_pair(-128));
+  }
+  static MOESAIC_DEV float2 minima_scale(const Scales& s) { return dev::unpack_f16(s.span[1]); }
 };
 
 // d * scale * code - dmin * min, 4 bits each in one byte per 16 columns.
 template <int kBias>
 struct SuperScaleMin16 : RecordScale<kSuperScaleMin16> {
   static constexpr int kScaleGroups = 4;
+  static constexpr int kShift = kBias;
   static constexpr bool kOffset = true;
-  static constexpr int kFixedShift = 0;
+  static constexpr bool kMinima = false;
   static MOESAIC_DEV Promotion promotion(const Scales& s, int scale_group) {
+    static_assert(kBias == 4);
     const float2 d = dev::unpack_f16(s.span[0]);
     const float2 dmin = dev::unpack_f16(s.span[1]);
-    const uint32_t a = s.byte(2 * scale_group), b = s.byte(2 * scale_group + 1);
-    const float first = d.x * static_cast<float>(a & 15U);
-    const float second = d.y * static_cast<float>(b & 15U);
-    return {{first, second},
-            {-kBias * first - dmin.x * static_cast<float>(a >> 4),
-             -kBias * second - dmin.y * static_cast<float>(b >> 4)}};
+    const uint32_t word = s.unit[scale_group / 2];
+    const uint32_t scales = word & 0x0F0F0F0FU, minima = word >> 4 & 0x0F0F0F0FU;
+    const int at = scale_group % 2 * 2;
+    return {{times_byte(d.x, scales, at), times_byte(d.y, scales, at + 1)},
+            {times_byte<0, 2>(dmin.x, minima, at), times_byte<0, 2>(dmin.y, minima, at + 1)}};
   }
 };
 
-// d * scale * (code - kZero), where scale is a signed byte per 32 or 16 columns, stored with
+// d * scale * (code - kZero), where scale is a byte per 32 or 16 columns: a signed one, or one with
 // kExcess added in formats whose file has fewer bits for it. kShift = kBias + kZero.
-template <ScaleLayout kLayout, bool kSigned, int kExcess, int kShift>
+template <ScaleLayout kLayout, bool kSigned, int kExcess, int kCodeShift>
 struct SuperScale : RecordScale<kLayout> {
   using typename RecordScale<kLayout>::Scales;
   static constexpr int kScaleGroups = kLayout.unit_values;
-  static constexpr bool kOffset = kShift != 0;
-  static constexpr int kFixedShift = kShift;
+  static constexpr int kShift = kCodeShift;
+  static constexpr bool kOffset = false;
+  static constexpr bool kMinima = false;
   static MOESAIC_DEV Promotion promotion(const Scales& s, int scale_group) {
+    // A signed byte with its top bit turned is one with 128 added.
+    constexpr int kAdded = kSigned ? 128 : kExcess;
     const float2 d = dev::unpack_f16(s.span[0]);
-    const float first = d.x * value(s.byte(2 * scale_group));
-    const float second = d.y * value(s.byte(2 * scale_group + 1));
-    return {{first, second}, {-kShift * first, -kShift * second}};
-  }
-
- private:
-  static MOESAIC_DEV float value(uint32_t byte) {
-    const int v = kSigned ? static_cast<int8_t>(byte) : static_cast<int>(byte);
-    return static_cast<float>(v - kExcess);
+    const uint32_t word = s.unit[scale_group / 2] ^ (kSigned ? 0x80808080U : 0U);
+    const int at = scale_group % 2 * 2;
+    return {{times_byte<kAdded>(d.x, word, at), times_byte<kAdded>(d.y, word, at + 1)}, {}};
   }
 };
 
-// 2^(e - 128), which is half an E8M0 scale; the two smallest are subnormal.
+// 2^(e - 128), which is half an E8M0 scale; the two smallest are subnormal. `at`: which byte of a
+// word.
 struct HalfE8m0 {
-  static MOESAIC_DEV float decode(uint32_t e) {
+  static MOESAIC_DEV float decode(uint32_t word, int at) {
+    const uint32_t e = word >> 8 * at & 255U;
     return __uint_as_float(e < 2 ? 0x00200000U << e : (e - 1) << 23);
   }
 };
-// Half an unsigned E4M3 scale (bias 7, the top bit ignored); the NaN code 0x7f gives 0.
+// Half an unsigned E4M3 scale (bias 7, the top bit ignored); the NaN code 0x7f gives 0. Moved to
+// where f32 has its exponent the bits are a scale too small by a power of two, subnormal ones
+// included, so that one exact product makes it.
 struct HalfUe4m3 {
-  static MOESAIC_DEV float decode(uint32_t code) {
-    const uint32_t exponent = code >> 3 & 15U, mantissa = code & 7U;
-    if (code == 0x7FU) return 0.0F;
-    if (exponent == 0) return static_cast<float>(mantissa) * 0x1p-10F;
-    return __uint_as_float((exponent + 127U - 8U) << 23 | mantissa << 20);
+  static MOESAIC_DEV float decode(uint32_t word, int at) {
+    constexpr int kTo = 20;
+    const uint32_t codes = without_nan(word);
+    const uint32_t bits = 8 * at <= kTo ? codes << (kTo - 8 * at) : codes >> (8 * at - kTo);
+    return __uint_as_float(bits & 0x7FU << kTo) * 0x1p119F;
+  }
+
+ private:
+  // For all four bytes: where adding one to seven ones carries, they are cleared.
+  static MOESAIC_DEV uint32_t without_nan(uint32_t word) {
+    const uint32_t nan = ((word & 0x7F7F7F7FU) + 0x01010101U) & 0x80808080U;
+    return word & ~(nan - (nan >> 7));
   }
 };
 
@@ -198,10 +232,13 @@ template <ScaleLayout kLayout, class Byte>
 struct ByteScale : RecordScale<kLayout> {
   using typename RecordScale<kLayout>::Scales;
   static constexpr int kScaleGroups = kLayout.unit_values;
+  static constexpr int kShift = 0;
   static constexpr bool kOffset = false;
-  static constexpr int kFixedShift = 0;
+  static constexpr bool kMinima = false;
   static MOESAIC_DEV Promotion promotion(const Scales& s, int scale_group) {
-    return {{Byte::decode(s.byte(2 * scale_group)), Byte::decode(s.byte(2 * scale_group + 1))}, {}};
+    const uint32_t word = s.unit[scale_group / 2];
+    const int at = scale_group % 2 * 2;
+    return {{Byte::decode(word, at), Byte::decode(word, at + 1)}, {}};
   }
 };
 
@@ -211,8 +248,9 @@ struct ByteScale : RecordScale<kLayout> {
 template <int kUnitScaleGroups, int kBias, bool kF32, bool kZeros>
 struct Int4Scale {
   static constexpr int kScaleGroups = kUnitScaleGroups;
-  static constexpr bool kOffset = true;
-  static constexpr int kFixedShift = kZeros ? 0 : kBias + 8;
+  static constexpr int kShift = kZeros ? kBias : kBias + 8;
+  static constexpr bool kOffset = kZeros;
+  static constexpr bool kMinima = false;
   static constexpr int kScaleLoads = kUnitScaleGroups * (kZeros ? 2 : 1);
   static constexpr int kPairWords = kF32 ? 2 : 1;  // of the scales of rows g and g + 8
   static constexpr int kGroupBytes = 8 * 4 * kPairWords;
@@ -222,29 +260,30 @@ struct Int4Scale {
     uint32_t zeros[kUnitScaleGroups];  // bytes: rows g and g + 8
   };
   struct ScalePlace {
-    const uint8_t* scale;
-    const uint8_t* zeros;
+    Offset scale;
+    Offset zeros;
 
     MOESAIC_DEV void step(const PackedWeight& w) {
-      const int bytes = (kWalkUnits >> w.span_shift) * w.span_bytes;
-      scale += bytes;
-      if constexpr (kZeros) zeros += bytes;
+      const Offset pairs = static_cast<Offset>(kWalkUnits >> w.span_shift) * (w.span_bytes / 2);
+      scale += pairs;
+      if constexpr (kZeros) zeros += pairs;
     }
   };
-  static MOESAIC_DEV ScalePlace scale_place(const PackedWeight& w, const uint8_t* row_block,
-                                            int unit, int g) {
-    const uint8_t* const record =
-        row_block + static_cast<int64_t>(unit >> w.span_shift) * w.span_bytes;
-    return {record + 4 * kPairWords * g, record + kZerosAt + 2 * g};
+  static MOESAIC_DEV ScalePlace scale_place(const PackedWeight& w, Offset row_block, int unit,
+                                            int g) {
+    const auto lane = static_cast<Offset>(g);
+    const Offset record =
+        row_block + static_cast<Offset>(unit >> w.span_shift) * (w.span_bytes / 2);
+    return {record + 2 * kPairWords * lane, record + kZerosAt / 2 + lane};
   }
-  static MOESAIC_DEV Scales load_scales(const ScalePlace& place) {
+  static MOESAIC_DEV Scales load_scales(const uint8_t* base, const ScalePlace& place) {
     Scales s = {};  // Formats without zero points leave theirs.
     MOESAIC_UNROLL
     for (int j = 0; j < kUnitScaleGroups; ++j) {
-      load_words(place.scale + j * kGroupBytes, s.scale[j]);
+      load_words(at(base, place.scale) + j * kGroupBytes, s.scale[j]);
       if constexpr (kZeros) {
-        s.zeros[j] =
-            dev::load_scale(reinterpret_cast<const uint16_t*>(place.zeros + j * kUnitRows));
+        s.zeros[j] = dev::load_scale(
+            reinterpret_cast<const uint16_t*>(at(base, place.zeros) + j * kUnitRows));
       }
     }
     return s;
@@ -257,12 +296,14 @@ struct Int4Scale {
     } else {
       scale = dev::unpack_f16(words[0]);
     }
-    float first = kBias + 8, second = kBias + 8;
     if constexpr (kZeros) {
-      first = static_cast<float>(kBias + (s.zeros[scale_group] & 255U));
-      second = static_cast<float>(kBias + (s.zeros[scale_group] >> 8));
+      static_assert(kBias == 16);
+      return {{scale.x, scale.y},
+              {times_byte<0, 4>(scale.x, s.zeros[scale_group], 0),
+               times_byte<0, 4>(scale.y, s.zeros[scale_group], 1)}};
+    } else {
+      return {{scale.x, scale.y}, {}};
     }
-    return {{scale.x, scale.y}, {-first * scale.x, -second * scale.y}};
   }
 };
 

@@ -1,8 +1,11 @@
 #include "cuda/formats/units.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <memory>
+
+#include "cuda/formats/fields.h"
 
 namespace moesaic::cuda {
 namespace {
@@ -11,8 +14,11 @@ namespace {
 struct Position {
   int lane, s, r, h;
 };
-constexpr Position position_of(int row, int col) {
-  return {row % 8 * 4 + col % 8 / 2, col / 16, row / 8 + 2 * (col % 16 / 8), col % 2};
+constexpr Position position_of(int row, int col, int lane_cols) {
+  // The four lanes of a row share a run of 16 or 32 columns, for one or two steps.
+  const int run = 4 * lane_cols, at = col % lane_cols;
+  return {row % 8 * 4 + col % run / lane_cols, col / run * (lane_cols / 4) + at / 4,
+          row / 8 + 2 * (at % 4 / 2), at % 2};
 }
 
 /// Where `count` bits of a code lie, from its bit `from` on.
@@ -20,10 +26,20 @@ struct Bits {
   int word, bit, count, from;
 };
 
-/// A code's bits in a field of `bits` per code that starts at word `first`.
-Bits in_bit_field(const Position& p, int first, int bits, int from) {
-  const int at = (4 * p.s + p.r) * bits;
-  return {first + p.lane * bits + at / 16, at % 16 + 16 * p.h, bits, from};
+/// A code of `bits` bits in the fields of a lane's words.
+std::vector<Bits> in_fields(const Position& p, int bits) {
+  const int first = first_run_words(bits), pair = 4 * p.s + p.r;
+  std::vector<Bits> found;
+  for (int i = 0; i < num_field_pieces(bits, pair); ++i) {
+    const FieldPiece piece = field_piece(bits, pair, i);
+    const int word = piece.word < first ? p.lane * first + piece.word
+                                        : 32 * first + p.lane * (bits - first) + piece.word - first;
+    const int bit = (piece.bit + 16 * p.h) % 32;
+    const int here = std::min(piece.count, 32 - bit);
+    found.push_back({word, bit, here, piece.from});
+    if (here < piece.count) found.push_back({word, 0, piece.count - here, piece.from + here});
+  }
+  return found;
 }
 /// Word `index` of a lane's words, which are stored in pieces of four.
 constexpr int piece_word(const Position& p, int index) {
@@ -35,15 +51,15 @@ constexpr int byte_of(const Position& p) { return (p.r & 1) + 2 * p.h + 4 * (p.r
 std::vector<Bits> bits_of(QuantType type, const Position& p) {
   switch (type) {
     case QuantType::Q2_K:
-      return {in_bit_field(p, 0, 2, 0)};
+      return in_fields(p, 2);
     case QuantType::Q3_K:
-      return {in_bit_field(p, 0, 2, 0), in_bit_field(p, 64, 1, 2)};
+      return in_fields(p, 3);
     case QuantType::Q5_0:
     case QuantType::Q5_1:
     case QuantType::Q5_K:
-      return {in_bit_field(p, 0, 4, 0), in_bit_field(p, 128, 1, 4)};
+      return in_fields(p, 5);
     case QuantType::Q6_K:
-      return {in_bit_field(p, 0, 4, 0), in_bit_field(p, 128, 2, 4)};
+      return in_fields(p, 6);
     case QuantType::Q8_0:
       return {{piece_word(p, 2 * p.s + byte_of(p) / 4), byte_of(p) % 4 * 8, 8, 0}};
     case QuantType::IQ4_NL:
@@ -57,7 +73,7 @@ std::vector<Bits> bits_of(QuantType type, const Position& p) {
     case QuantType::F32:
       return {{piece_word(p, 8 * p.s + 2 * p.r + p.h), 0, 32, 0}};
     default:  // Q4_0, Q4_1, Q4_K, INT4
-      return {in_bit_field(p, 0, 4, 0)};
+      return in_fields(p, 4);
   }
 }
 
@@ -66,7 +82,9 @@ std::vector<Bits> bits_of(QuantType type, const Position& p) {
 UnitMap::UnitMap(QuantType type, int words) {
   std::vector<std::vector<CodeBits>> by_word(at(words));
   for (int code = 0; code < kUnitCodes; ++code) {
-    for (const Bits& b : bits_of(type, position_of(code / kUnitCols, code % kUnitCols))) {
+    const Position position =
+        position_of(code / kUnitCols, code % kUnitCols, lane_cols(static_cast<std::int32_t>(type)));
+    for (const Bits& b : bits_of(type, position)) {
       by_word[at(b.word)].push_back(
           {static_cast<std::uint16_t>(code), static_cast<std::uint8_t>(b.bit),
            static_cast<std::uint8_t>(b.from), b.count == 32 ? ~0U : (1U << b.count) - 1U});

@@ -13,8 +13,11 @@ namespace moesaic::cuda {
 struct Launchers {
   int32_t (*product)(const ProductArgs& args, int64_t max_tiles, Stream stream);
   int32_t (*down_sum)(const DownSumArgs& args, Stream stream);
-  int32_t (*load)();     // all kernels that these launch
-  int32_t scale_groups;  // of a unit: 4, 2, 1; as StageArgs wants it
+  int32_t (*load)();  // all kernels that these launch
+  // As StageArgs wants them; narrow kernels read no sums of excess.
+  SumsOfX sums;
+  int32_t scale_groups;
+  int32_t shift;
 };
 
 template <class D, int kPlanes>
@@ -55,8 +58,14 @@ int32_t load_kernels() {
 
 template <class D>
 constexpr Launchers launchers_of() {
-  return {launch_product<D>, launch_down_sum<D>, load_kernels<D>,
-          D::kScaleGroups > 0 ? D::kScaleGroups : 1};
+  return {.product = launch_product<D>,
+          .down_sum = launch_down_sum<D>,
+          .load = load_kernels<D>,
+          .sums = D::kMinima   ? SumsOfX::Minima
+                  : D::kOffset ? SumsOfX::Excess
+                               : SumsOfX::None,
+          .scale_groups = D::kScaleGroups > 0 ? D::kScaleGroups : 1,
+          .shift = D::kShift};
 }
 
 #define MOESAIC_DECLARE(name) extern const Launchers name##_launchers;

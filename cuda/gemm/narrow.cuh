@@ -37,10 +37,11 @@ struct Narrow : WarpProduct<D, kPlanes, kRowBlocks> {
   // it is one plane.
   static constexpr bool kManyScaleWords =
       kPlanes == 2 && (sizeof(typename D::Scales) > 16 || D::kScaleLoads > 2);
-  // Codes of six bits take the most registers to put together.
-  static constexpr bool kManyCodeWords = kPlanes == 2 && D::kUnitBytes == 768;
+  // Codes of six bits take the most registers to put together, then those of five with minima.
+  static constexpr bool kManyCodeWords =
+      kPlanes == 2 && (D::kUnitBytes == 768 || (D::kMinima && D::kUnitBytes > 512));
   static constexpr int kDepth = D::kUnitBytes > 1024 || kManyScaleWords || kManyCodeWords ? 1
-                                : D::kUnitBytes < 512 && kPlanes == 1                     ? 3
+                                : D::kUnitBytes < 384 && kPlanes == 1                     ? 3
                                                                                           : 2;
   static constexpr bool kXAhead = kPlanes == 1;
   // Tokens lie 4 banks apart, so that the lanes of a fragment meet no bank twice.

@@ -113,8 +113,7 @@ class Carver {
 };
 
 int64_t staged_bytes(int64_t rows, int64_t units, int64_t num_planes) {
-  return aligned(rows * units * num_planes * kPlaneWords * 4) +
-         aligned(rows * units * kUnitSums * 4);
+  return aligned(rows * units * num_planes * kPlaneBytes) + aligned(rows * units * kUnitSums * 4);
 }
 int64_t list_bytes(int64_t max_tiles) {
   return aligned(max_tiles * int64_t{sizeof(Tile)}) + kAlign;
@@ -122,6 +121,15 @@ int64_t list_bytes(int64_t max_tiles) {
 
 // The tiles of a map with offsets: no more than its entries, and one more for each part of a width.
 constexpr int64_t most_tiles(int64_t rows) { return rows + rows / kNarrowTokens; }
+
+// Elements from row to row of x that products can read as it comes: bf16 rows of `units` whole units
+// that lie at multiples of 16 bytes. Negative: it must be staged.
+int64_t readable_stride(const InputRows& in, int64_t units) {
+  const bool even = in.inner_count == 1 || in.outer_stride == in.inner_count * in.inner_stride;
+  const int64_t stride = in.inner_count == 1 ? in.outer_stride : in.inner_stride;
+  const bool whole = in.dtype == DType::BF16 && in.cols == units * kUnitCols && even;
+  return whole && stride % 8 == 0 && reinterpret_cast<uintptr_t>(in.data) % 16 == 0 ? stride : -1;
+}
 
 // Bytes of scratch that a call of this size was promised.
 GemmSizes sizes_of(const WeightRef& weight, const RowMap& map, const InputRows& in) {
@@ -168,23 +176,37 @@ class Phase {
                         stream_);
   }
 
-  // Stages the input as `weight` reads it.
+  // Stages of the input what `weight` does not read as it comes.
   int32_t stage(const WeightRef& weight) {
     StageArgs args{};
     args.in = in_;
     args.cols = weight.int4.gather != nullptr ? weight.int4.packed_cols : weight.cols;
     args.gather = weight.int4.gather;
     args.gather_stride = weight.int4.gather_stride;
-    args.scale_groups = launchers_for(*find_kernel(weight), weight)->scale_groups;
+    const Launchers& launchers = *launchers_for(*find_kernel(weight), weight);
+    const bool wide = tiles_.width == kWideTokens;
+    args.sums = launchers.sums == SumsOfX::Excess && !wide ? SumsOfX::None : launchers.sums;
+    args.scale_groups = launchers.scale_groups;
+    args.shift = launchers.shift;
     args.tiles = tiles_;
     staged_.units = static_cast<int32_t>(blocks_of(packed_facts(weight).cols, kUnitCols));
     staged_.num_planes = planes_of(in_.dtype, precision_);
     staged_.by_destination = orders_differ(weight) ? 1 : 0;
     const int64_t rows = staged_.by_destination != 0 ? map_.limit : in_.num_rows;
-    staged_.planes =
-        carver_.take<uint32_t>(rows * staged_.units * staged_.num_planes * kPlaneWords);
-    staged_.sums = carver_.take<float>(rows * staged_.units * kUnitSums);
+    const int64_t stride = weight.int4.gather != nullptr ? -1 : readable_stride(in_, staged_.units);
+    if (stride >= 0) {
+      staged_.rows = static_cast<const uint8_t*>(in_.data);
+      staged_.row_bytes = 2 * stride;
+    } else {
+      staged_.row_bytes = int64_t{staged_.units} * staged_.num_planes * kPlaneBytes;
+      args.planes = carver_.take<uint32_t>(rows * staged_.row_bytes / 4);
+      staged_.rows = reinterpret_cast<const uint8_t*>(args.planes);
+    }
+    if (args.sums != SumsOfX::None) {
+      staged_.sums = carver_.take<uint32_t>(rows * staged_.units * kUnitSums);
+    }
     if (carver_.overrun()) return kBadArguments;
+    if (args.planes == nullptr && args.sums == SumsOfX::None) return kOk;
     args.out = staged_;
     return for_element_type(in_.dtype, [&]<DType kType>() -> int32_t {
       const dim3 threads(32 * kStageWarps);

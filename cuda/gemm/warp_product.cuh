@@ -2,12 +2,16 @@
 // tokens are made of it (narrow.cuh, down_sum.cuh).
 //
 //   lane 4 g + t    weights   A fragments of rows g, g + 8 of kRowBlocks row blocks
-//                   x         B fragments of token g: 8 words per plane, sum of step t's scale group
+//                   x         B fragments of token g: 8 words per plane, word t of sums for minima
 //                   totals    rows g, g + 8 x tokens 2 t, 2 t + 1, f32
 //
-// One m16n8k16 for each k16 step and plane; the sums of a scale group are promoted to the totals
-// (scale * sum + offset * sum of x). Weights go from global memory straight to registers: kDepth
-// units of them, their scales and, where there are registers for it, their x are in flight.
+// One m16n8k16 for each k16 step and plane; the sums of a scale group are promoted to the totals.
+// What the fragments hold in excess of the codes is the same for all rows, so products with a
+// fragment of -kShift begin each sum: they cost one instruction for all row blocks, where sums of x
+// would have to be loaded, shuffled and multiplied. Minima are one more product for a whole unit.
+//
+// Weights go from global memory straight to registers: kDepth units of them, their scales and, where
+// there are registers for it, their x are in flight.
 //
 // Few issue slots are what makes 8 warps of a multiprocessor keep up with memory. So places are
 // pointers that walk; scales stay words until the promotion; row blocks behind the last one and
@@ -28,15 +32,16 @@ struct WarpProduct {
     typename D::Scales scales[kRowBlocks];
   };
   struct WeightPlace {
+    const uint8_t* expert;
     typename D::Place row_blocks[kRowBlocks];
   };
   struct Inputs {
     uint32_t b[kPlanes][8];
-    float sum;
+    uint32_t sums;
   };
   struct InputPlace {
-    const uint4* planes;
-    const float* sums;
+    const uint8_t* planes;
+    const uint32_t* sums;
   };
   // A unit on its way; its x only where that is loaded ahead.
   struct Stage {
@@ -58,9 +63,10 @@ struct WarpProduct {
 
   MOESAIC_DEV WeightPlace weight_place(const uint8_t* expert, int unit) const {
     WeightPlace place;
+    place.expert = expert;
     MOESAIC_UNROLL
     for (int r = 0; r < kRowBlocks; ++r) {
-      place.row_blocks[r] = D::place(weight, expert, first_block + r, unit, lane);
+      place.row_blocks[r] = D::place(weight, first_block + r, unit, lane);
     }
     return place;
   }
@@ -72,89 +78,102 @@ struct WarpProduct {
     MOESAIC_UNROLL
     for (int r = 0; r < kRowBlocks; ++r) {
       if (!has_block(r)) continue;
-      to.codes[r] = D::load(place.row_blocks[r]);
-      to.scales[r] = D::load_scales(place.row_blocks[r].scales);
+      to.codes[r] = D::load(place.expert, place.row_blocks[r]);
+      to.scales[r] = D::load_scales(place.expert, place.row_blocks[r].scales);
     }
   }
 
   // `row`: the staged row of token g.
   MOESAIC_DEV InputPlace input_place(int64_t row, int unit) const {
-    return {
-        reinterpret_cast<const uint4*>(staged.unit_planes(row, unit)) + lane % 4 * (2 * kPlanes),
-        staged.unit_sums(row, unit) + lane % 4};
+    return {staged.unit_planes(row, unit) + 2 * D::kLaneCols * (lane % 4),
+            D::kMinima ? staged.unit_sums(row, unit) + lane % 4 : nullptr};
   }
   static MOESAIC_DEV void step(InputPlace& place) {
-    place.planes += kWalkUnits * kPlanes * (kPlaneWords / 4);
-    place.sums += kWalkUnits * kUnitSums;
+    place.planes += kWalkUnits * kPlanes * kPlaneBytes;
+    if constexpr (D::kMinima) place.sums += kWalkUnits * kUnitSums;
   }
   static MOESAIC_DEV void load(const InputPlace& place, Inputs& x) {
     MOESAIC_UNROLL
-    for (int i = 0; i < 2 * kPlanes; ++i) {
-      const uint4 piece = place.planes[i];
-      uint32_t* const b = x.b[i / 2] + i % 2 * 4;
-      b[0] = piece.x;
-      b[1] = piece.y;
-      b[2] = piece.z;
-      b[3] = piece.w;
+    for (int plane = 0; plane < kPlanes; ++plane) {
+      const uint8_t* const from = place.planes + plane * kPlaneBytes;
+      load_lane_cols<D::kLaneCols>([&](int at) { return from + at; }, x.b[plane]);
     }
-    if constexpr (D::kOffset) x.sum = *place.sums;
+    if constexpr (D::kMinima) x.sums = *place.sums;
   }
 
-  template <int kStep, int kPlane>
-  MOESAIC_DEV void multiply(const Weights& w, const Inputs& x, Totals& sums) const {
+  // Adds -kShift times the sums of x of steps kStep .. kLast, the same in all rows.
+  template <int kStep, int kLast>
+  static MOESAIC_DEV void add_excess(const Inputs& x, float (&excess)[4]) {
+    constexpr uint32_t kPair = bf16_pair(-D::kShift);
+    const uint32_t a[4] = {kPair, kPair, kPair, kPair};
+    MOESAIC_UNROLL
+    for (int plane = 0; plane < kPlanes; ++plane) {
+      const uint32_t b[2] = {x.b[plane][2 * kStep], x.b[plane][2 * kStep + 1]};
+      dev::mma_m16n8k16_bf16(excess, a, b);
+    }
+    if constexpr (kStep + 1 < kLast) add_excess<kStep + 1, kLast>(x, excess);
+  }
+
+  // Adds the products of steps kStep .. kLast of a row block.
+  template <int kStep, int kLast, int kPlane = 0>
+  static MOESAIC_DEV void multiply(const typename D::Codes& codes, const Inputs& x,
+                                   float (&sums)[4]) {
+    uint32_t a[4];
+    D::template fragment<kStep, kPlane>(codes, a);
+    MOESAIC_UNROLL
+    for (int plane = 0; plane < kPlanes; ++plane) {
+      const uint32_t b[2] = {x.b[plane][2 * kStep], x.b[plane][2 * kStep + 1]};
+      dev::mma_m16n8k16_bf16(sums, a, b);
+    }
+    if constexpr (kPlane + 1 < D::kPlanes) {
+      multiply<kStep, kLast, kPlane + 1>(codes, x, sums);
+    } else if constexpr (kStep + 1 < kLast) {
+      multiply<kStep + 1, kLast>(codes, x, sums);
+    }
+  }
+
+  template <int kGroup = 0>
+  MOESAIC_DEV void multiply_groups(const Weights& w, const Inputs& x) {
+    constexpr int kSteps = 4 / D::kScaleGroups, kFirst = kGroup * kSteps;
+    float excess[4] = {};
+    if constexpr (D::kShift != 0) add_excess<kFirst, kFirst + kSteps>(x, excess);
     MOESAIC_UNROLL
     for (int r = 0; r < kRowBlocks; ++r) {
-      uint32_t a[4];
-      D::template fragment<kStep, kPlane>(w.codes[r], a);
-      MOESAIC_UNROLL
-      for (int plane = 0; plane < kPlanes; ++plane) {
-        const uint32_t b[2] = {x.b[plane][2 * kStep], x.b[plane][2 * kStep + 1]};
-        dev::mma_m16n8k16_bf16(sums[r], a, b);
-      }
-    }
-    if constexpr (kPlane + 1 < D::kPlanes) multiply<kStep, kPlane + 1>(w, x, sums);
-  }
-
-  // Sums of x over group kGroup of the unit, of tokens 2t and 2t + 1.
-  template <int kGroup>
-  MOESAIC_DEV float2 group_sums(float sum) const {
-    const int from = lane % 4 * 8 + kGroup * (4 / D::kScaleGroups);
-    return make_float2(__shfl_sync(~0U, sum, from), __shfl_sync(~0U, sum, from + 4));
-  }
-
-  template <int kGroup>
-  MOESAIC_DEV void promote(const Weights& w, const Inputs& x, Totals& sums) {
-    float2 x_sum{};
-    if constexpr (D::kOffset) x_sum = group_sums<kGroup>(x.sum);
-    MOESAIC_UNROLL
-    for (int r = 0; r < kRowBlocks; ++r) {
+      float sums[4] = {excess[0], excess[1], excess[2], excess[3]};
+      multiply<kFirst, kFirst + kSteps>(w.codes[r], x, sums);
       const Promotion p = D::promotion(w.scales[r], kGroup);
       MOESAIC_UNROLL
       for (int i = 0; i < 4; ++i) {
         float& to = total[r][i];
-        to = fmaf(p.scale[i / 2], sums[r][i], to);
-        if constexpr (D::kOffset) to = fmaf(p.offset[i / 2], i % 2 == 0 ? x_sum.x : x_sum.y, to);
-        sums[r][i] = 0.0F;
+        to = fmaf(p.scale[i / 2], sums[i], to);
+        if constexpr (D::kOffset) to = fmaf(p.offset[i / 2], excess[i], to);
+      }
+    }
+    if constexpr (kGroup + 1 < D::kScaleGroups) multiply_groups<kGroup + 1>(w, x);
+  }
+
+  MOESAIC_DEV void subtract_minima(const Weights& w, const Inputs& x) {
+    MOESAIC_UNROLL
+    for (int r = 0; r < kRowBlocks; ++r) {
+      uint32_t a[2];
+      D::minima(w.scales[r], a);
+      float sums[4] = {};
+      dev::mma_m16n8k8_bf16(sums, a, x.sums);
+      const float2 scale = D::minima_scale(w.scales[r]);
+      MOESAIC_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        total[r][i] = fmaf(i < 2 ? -scale.x : -scale.y, sums[i], total[r][i]);
       }
     }
   }
 
-  template <int kStep = 0>
-  MOESAIC_DEV void unit_steps(const Weights& w, const Inputs& x, Totals& sums) {
-    multiply<kStep, 0>(w, x, sums);
-    if constexpr (D::kScaleGroups > 0) {
-      constexpr int kGroupSteps = 4 / (D::kScaleGroups > 0 ? D::kScaleGroups : 1);
-      if constexpr ((kStep + 1) % kGroupSteps == 0) promote<kStep / kGroupSteps>(w, x, sums);
-    }
-    if constexpr (kStep + 1 < 4) unit_steps<kStep + 1>(w, x, sums);
-  }
-
   MOESAIC_DEV void multiply_unit(const Weights& w, const Inputs& x) {
     if constexpr (D::kScaleGroups == 0) {
-      unit_steps(w, x, total);
+      MOESAIC_UNROLL
+      for (int r = 0; r < kRowBlocks; ++r) multiply<0, 4>(w.codes[r], x, total[r]);
     } else {
-      Totals sums = {};
-      unit_steps(w, x, sums);
+      multiply_groups(w, x);
+      if constexpr (D::kMinima) subtract_minima(w, x);
     }
   }
 

@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
+
 #include "cuda/formats/pack.hpp"
 #include "cuda/formats/units.hpp"
 #include "int4_role.hpp"
@@ -131,20 +133,23 @@ TEST(CudaFormats, Int4ComesBackBitForBit) {
 
 TEST(CudaFormats, NibblesLieAsTheFragmentsOfAnMma) {
   // Straight from the PTX definition of the A fragment of m16n8k16: register r of lane 4 g + t
-  // holds row g + 8 (r & 1) and columns 2 t + 8 (r >> 1), + 1.
+  // holds row g + 8 (r & 1), and of the columns the pair that register r >> 1 of B has in x: a lane
+  // reads those of two steps as 8 elements side by side.
   const UnitMap& map = UnitMap::of(QuantType::Q4_K);
   for (int g = 0; g < 8; ++g) {
     for (int t = 0; t < 4; ++t) {
       for (int s = 0; s < 4; ++s) {
         for (int r = 0; r < 4; ++r) {
           for (int h = 0; h < 2; ++h) {
-            const int row = g + 8 * (r & 1), col = 16 * s + 2 * t + h + 8 * (r >> 1);
+            const int row = g + 8 * (r & 1);
+            const int col = 32 * (s / 2) + 8 * t + 4 * (s % 2) + 2 * (r >> 1) + h;
             cuda::Codes codes = {};
             codes[row * kUnitCols + col] = 15;
             std::vector<std::uint32_t> unit(128);
             map.write(codes, reinterpret_cast<std::uint8_t*>(unit.data()));
+            // The first nibble stands where the mantissa of a bf16 wants it.
             EXPECT_EQ(unit[static_cast<std::size_t>((4 * g + t) * 4 + s)],
-                      15U << (4 * (r + 4 * h)));
+                      std::rotl(15U, 3 + 4 * (r + 4 * h)));
           }
         }
       }

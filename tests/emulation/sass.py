@@ -22,6 +22,7 @@ class Loop:
     """The longest loop of a kernel that multiplies matrices."""
 
     instructions: int
+    #: Matrix products with fragments of weights.
     hmma: int
     #: Instructions from a load of global memory to the first use, the least of all loads; a loop
     #: without one has no such distance.
@@ -50,8 +51,8 @@ def _opcode(text: str) -> str:
 
 def _loaded(text: str) -> set[int]:
     """The registers that a load writes."""
-    opcode, operands = text.split(None, 1)
-    first = REGISTER.match(operands)
+    opcode, _, operands = text.partition(" ")
+    first = REGISTER.match(operands.lstrip())
     if first is None:
         return set()
     width = next((n for suffix, n in WIDTHS.items() if suffix in opcode), 1)
@@ -71,6 +72,37 @@ def _read(text: str) -> set[int]:
     if opcode.startswith("HMMA"):
         numbers |= {n + i for n in numbers for i in range(4)}
     return numbers
+
+
+def _sources(text: str) -> list[int]:
+    return [int(n) for n in REGISTER.findall(text.partition(",")[2])]
+
+
+def _is_constant(body: list[str], at: int, register: int) -> bool:
+    """Whether a register holds, before instruction `at` of a loop, what never changes in it.
+
+    Copies are followed to the last instruction before them that writes their source.
+    """
+    for back in range(1, len(body)):
+        text = body[(at - back) % len(body)]
+        if text.startswith(("ST", "BRA")) or register not in _loaded(text):
+            continue
+        sources = _sources(text)
+        if "MOV" in _opcode(text) and len(sources) == 1:
+            return _is_constant(body, at - back, sources[0])
+        return not sources
+    return True
+
+
+def _weight_products(body: list[str]) -> int:
+    """Of m16n8k16, those whose A the loop makes.
+
+    A fragment of a constant multiplies x alone, and minima take an m16n8k8.
+    """
+    return sum(
+        text.startswith("HMMA.16816") and not _is_constant(body, at, _sources(text)[0])
+        for at, text in enumerate(body)
+    )
 
 
 def _load_distance(body: list[str]) -> int | None:
@@ -94,7 +126,7 @@ def main_loop(instructions: list[tuple[int, str]]) -> Loop | None:
         if target is None or int(target[1], 16) > address:
             continue
         body = [t for a, t in instructions if int(target[1], 16) <= a <= address]
-        hmma = sum(_opcode(t).startswith("HMMA") for t in body)
+        hmma = _weight_products(body)
         if hmma > 0 and (best is None or len(body) > best.instructions):
             best = Loop(len(body), hmma, _load_distance(body))
     return best

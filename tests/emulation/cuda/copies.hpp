@@ -11,36 +11,32 @@ namespace moesaic::emulation {
 inline void land_copy(void* shared, const void* global) {
   auto* to = static_cast<uint32_t*>(shared);
   const auto* from = static_cast<const uint32_t*>(global);
-  for (int i = 0; i < 4; i++) to[i] = from ? from[i] : 0;
+  for (int i = 0; i < 4; i++) to[i] = from[i];
 }
 
-// From the issue on the destination holds nothing: all ones until the copy lands. A null source
-// stands for a false predicate.
-inline void issue_copy(void* shared, const void* global, bool predicate, Site site) {
+// From the issue on the destination holds nothing: all ones until the copy lands.
+inline void issue_copy(void* shared, const void* global, Site site) {
   if (reinterpret_cast<std::uintptr_t>(shared) % 16 != 0 || !is_shared(shared, 16)) {
     fail("the destination of a copy is not 16 aligned bytes of shared memory", site);
   }
-  if (predicate && (reinterpret_cast<std::uintptr_t>(global) % 16 != 0 || is_shared(global, 16))) {
+  if (reinterpret_cast<std::uintptr_t>(global) % 16 != 0 || is_shared(global, 16)) {
     fail("the source of a copy is not 16 aligned bytes of global memory", site);
   }
   for (int i = 0; i < 4; i++) static_cast<uint32_t*>(shared)[i] = 0xFFFFFFFFu;
-  if (predicate) {
-    for (int i = 0; i < 4; i++) (void)static_cast<const volatile uint32_t*>(global)[i];
-  }
-  copy_async(shared, predicate ? global : nullptr, land_copy, site);
+  for (int i = 0; i < 4; i++) (void)static_cast<const volatile uint32_t*>(global)[i];
+  copy_async(shared, global, land_copy, site);
 }
 
 }  // namespace moesaic::emulation
 
 namespace moesaic::dev {
 
-inline void cp_async16(void* shared, const void* global, bool predicate = true, MOESAIC_HERE) {
-  emulation::issue_copy(shared, global, predicate, {"cp_async16", where});
+inline void cp_async16(void* shared, const void* global, MOESAIC_HERE) {
+  emulation::issue_copy(shared, global, {"cp_async16", where});
 }
-inline void cp_async_weight16(void* shared, const void* global, bool predicate = true,
-                              MOESAIC_HERE) {
-  if (predicate) emulation::count_weight_bytes(16);
-  emulation::issue_copy(shared, global, predicate, {"cp_async_weight16", where});
+inline void cp_async_weight16(void* shared, const void* global, MOESAIC_HERE) {
+  emulation::count_weight_bytes(16);
+  emulation::issue_copy(shared, global, {"cp_async_weight16", where});
 }
 inline void cp_async_commit() { emulation::copy_commit(); }
 template <int N>

@@ -1,4 +1,4 @@
-// mma.sync.m16n8k16 and ldmatrix on whole warps, with the fragment layouts of the PTX ISA manual.
+// mma.sync and ldmatrix on whole warps, with the fragment layouts of the PTX ISA manual.
 #pragma once
 
 #include <cstdint>
@@ -44,6 +44,30 @@ MOESAIC_UNCHECKED void mma_body(void* const* lanes, uint32_t) {
     for (int e = 0; e < 4; e++) {
       float sum = 0;
       for (int k = 0; k < 16; k++) sum += a[g + 8 * (e >> 1)][k] * b[k][2 * t + (e & 1)];
+      lane->d[e] += sum;
+    }
+  }
+  counters().mma++;
+}
+
+// m16n8k8: the registers of A's first 8 columns and of B's first 8 rows.
+MOESAIC_UNCHECKED inline void mma_k8_body(void* const* lanes, uint32_t) {
+  float a[16][8], b[8][8];
+  for (int l = 0; l < 32; l++) {
+    const auto* lane = static_cast<const MmaLane*>(lanes[l]);
+    const int g = l / 4, t = l % 4;
+    for (int i = 0; i < 2; i++) {
+      a[g][2 * t + i] = half_of(lane->a[0], i, dev::unpack_bf16);
+      a[g + 8][2 * t + i] = half_of(lane->a[1], i, dev::unpack_bf16);
+      b[2 * t + i][g] = half_of(lane->b[0], i, dev::unpack_bf16);
+    }
+  }
+  for (int l = 0; l < 32; l++) {
+    const auto* lane = static_cast<const MmaLane*>(lanes[l]);
+    const int g = l / 4, t = l % 4;
+    for (int e = 0; e < 4; e++) {
+      float sum = 0;
+      for (int k = 0; k < 8; k++) sum += a[g + 8 * (e >> 1)][k] * b[k][2 * t + (e & 1)];
       lane->d[e] += sum;
     }
   }
@@ -102,6 +126,12 @@ inline void mma_m16n8k16_f16(float (&d)[4], const uint32_t (&a)[4], const uint32
   emulation::MmaLane mine{a, b, d};
   emulation::warp_collective(emulation::kFullMask, &mine, emulation::mma_body<unpack_f16>,
                              {"mma_m16n8k16_f16", where});
+}
+
+inline void mma_m16n8k8_bf16(float (&d)[4], const uint32_t (&a)[2], uint32_t b, MOESAIC_HERE) {
+  emulation::MmaLane mine{a, &b, d};
+  emulation::warp_collective(emulation::kFullMask, &mine, emulation::mma_k8_body,
+                             {"mma_m16n8k8_bf16", where});
 }
 
 inline void ldmatrix_x2(uint32_t (&r)[2], const void* row, MOESAIC_HERE) {

@@ -229,9 +229,13 @@ TEST(DownSum, WeightsAreReadOncePerPairAndOnlyWhereFewShareAnExpert) {
       bool fused = false;
       Down{packed, routing, hidden}.run(rows, 0, false, &fused);
       EXPECT_EQ(fused, few) << tokens;
-      EXPECT_EQ(emulation::counters().launches, few && !packed.ref.int4.gather_stride ? 2U
-                                                : few                                 ? 3U
-                                                                                      : 4U);
+      // Whole units of bf16 in their order are read as they come, unless minima ask for sums.
+      const bool staged = format.odd_cols() % 64 != 0 || packed.ref.int4.gather != nullptr ||
+                          format.type == QuantType::Q4_K || format.type == QuantType::Q5_K;
+      const bool tiled = !few || packed.ref.int4.gather_stride != 0;
+      EXPECT_EQ(emulation::counters().launches,
+                (tiled ? 1U : 0U) + (staged ? 1U : 0U) + 1U + (few ? 0U : 1U))
+          << format.name;
       EXPECT_EQ(emulation::counters().weight_bytes,
                 (few ? static_cast<std::uint64_t>(tokens * 4) : tiles) * row_blocks *
                     static_cast<std::uint64_t>(packed.ref.row_stride))

@@ -212,7 +212,6 @@ TEST_F(Emulator, CountsWhatIsReadOfWeights) {
     dev::load_weight16(source);
     dev::load_weight(reinterpret_cast<const uint8_t*>(source));
     dev::cp_async_weight16(&tile[4 * threadIdx.x], source);
-    dev::cp_async_weight16(&tile[4 * threadIdx.x], source, false);
     dev::cp_async16(&tile[4 * threadIdx.x], source);
     dev::cp_async_commit();
     dev::cp_async_wait<0>();

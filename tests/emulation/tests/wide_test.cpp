@@ -136,22 +136,22 @@ TEST(Wide, EachWeightByteOncePerTile) {
   }
 }
 
-// Eight lanes of one phase of a 16-byte read meet eight different 16-byte slots of the 128 that the
-// banks serve at once; and no two pieces of a row share a place.
-template <int kPlanes>
+// The lanes of one phase of a read meet different slots of the 128 bytes that the banks serve at once;
+// and no two pieces of a row share a place.
+template <class D, int kPlanes>
 void expect_no_bank_conflicts() {
-  using Loop = cuda::Wide<cuda::decoders::q4_k, kPlanes>;
-  for (int first = 0; first < cuda::kWideTokens; first += 2) {
-    for (int plane = 0; plane < kPlanes; ++plane) {
-      for (int half = 0; half < 2; ++half) {
-        std::set<int> slots;
-        for (int lane = 0; lane < 8; ++lane) {
-          const int row = first + lane / 4;
-          const int piece = Loop::swizzled(row, (lane % 4 * kPlanes + plane) * 2 + half);
-          slots.insert((row * Loop::kRowPieces + piece) % 8);
-        }
-        EXPECT_EQ(slots.size(), 8U) << "rows from " << first;
+  using Loop = cuda::Wide<D, kPlanes>;
+  constexpr int kBytes = 2 * D::kLaneCols;  // of a read
+  constexpr int kLanes = 128 / kBytes;      // of a phase
+  for (int first = 0; first < cuda::kWideTokens; first += kLanes / 4) {
+    for (int run = 0; run < Loop::kRowBytes; run += 4 * kBytes) {
+      std::set<int> slots;
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const int row = first + lane / 4, byte = run + kBytes * (lane % 4);
+        slots.insert((row * Loop::kRowBytes + 16 * Loop::swizzled(row, byte / 16) + byte % 16) %
+                     128 / kBytes);
       }
+      EXPECT_EQ(slots.size(), static_cast<std::size_t>(kLanes)) << "rows from " << first;
     }
   }
   for (const int row : {0, 1, 2, 3}) {
@@ -165,8 +165,10 @@ void expect_no_bank_conflicts() {
 }
 
 TEST(Wide, SharedReadsMeetNoBankTwice) {
-  expect_no_bank_conflicts<1>();
-  expect_no_bank_conflicts<2>();
+  expect_no_bank_conflicts<cuda::decoders::q4_k, 1>();
+  expect_no_bank_conflicts<cuda::decoders::q4_k, 2>();
+  expect_no_bank_conflicts<cuda::decoders::q6_k, 1>();
+  expect_no_bank_conflicts<cuda::decoders::q6_k, 2>();
 }
 
 // Gate and up in shared units, activated in the epilogue; and either half alone.
@@ -182,6 +184,58 @@ TEST(Wide, FusedGateUp) {
       expect_near(run(both.gate, map, in), product_f64(both.layer.gate, map, in), kExactBound,
                   name);
       expect_near(run(both.up, map, in), product_f64(both.layer.up, map, in), kExactBound, name);
+    }
+  }
+}
+
+// Rows that lie at multiples of 16 bytes are stored eight at a time, others one by one; the bits are
+// the same.
+TEST(Wide, RunsOfRowsAreStoredAsSingleOnesAre) {
+  const Map map = uneven_buckets();
+  const Format format = format_named("q8_0");
+  const std::int64_t cols = format.odd_cols(), rows = 40;
+  const GateUp both(format, format, Units::Shared, ActivationKind::SwiGlu, kExperts, rows, cols);
+  const TestRole alone = make_format_role(format, kExperts, rows, cols, 31, true);
+  const PackedRole packed = pack_role(alone);
+  const Input in(40, cols, DType::BF16, 33);
+  const Scratch scratch(map, 40, packed.ref, false);
+  const Floats factors = random_values(79, 35);
+  for (const DType dtype : {DType::F32, DType::F16, DType::BF16}) {
+    const std::size_t size = size_of(dtype), bytes = static_cast<std::size_t>(79 * rows) * size;
+    const auto stored = [&](bool in_runs, bool activated) {
+      std::vector<std::byte> memory(bytes + 32, std::byte{0xFF});
+      // Memory of a vector lies at a multiple of 16.
+      std::byte* const out = memory.data() + (in_runs ? 16 : size);
+      if (activated) {
+        EXPECT_EQ(cuda::launch_gate_up({.gate = both.gate.view(),
+                                        .up = both.up.view(),
+                                        .activation = both.layer.activation,
+                                        .map = map.view(),
+                                        .in = in.rows,
+                                        .hidden = out,
+                                        .hidden_dtype = dtype,
+                                        .row_weight = factors.data(),
+                                        .scratch = scratch.data()},
+                                       nullptr),
+                  cuda::kOk);
+      } else {
+        EXPECT_EQ(cuda::launch_gemm({.weight = packed.view(),
+                                     .map = map.view(),
+                                     .in = in.rows,
+                                     .out = out,
+                                     .out_dtype = dtype,
+                                     .scratch = scratch.data()},
+                                    nullptr),
+                  cuda::kOk);
+      }
+      // Nothing is written beside the rows.
+      EXPECT_TRUE(
+          std::all_of(memory.data(), out, [](std::byte b) { return b == std::byte{0xFF}; }));
+      EXPECT_EQ(out[bytes], std::byte{0xFF});
+      return std::vector<std::byte>(out, out + bytes);
+    };
+    for (const bool activated : {false, true}) {
+      EXPECT_EQ(stored(true, activated), stored(false, activated)) << name_of(dtype);
     }
   }
 }
