@@ -15,7 +15,8 @@
 //   bits          lop3<LUT>, prmt
 //   16-bit        f32_to_bf16, bf16_to_f32, pack_bf16, unpack_bf16, and likewise for f16;
 //                 bf16x2_add, bf16x2_fma
-//   grids         griddepcontrol_wait, griddepcontrol_launch, launch, launch_dependent, load
+//   grids         griddepcontrol_wait, griddepcontrol_launch, begin_grid, launch,
+//                 launch_dependent, load
 #pragma once
 
 #if defined(__CUDACC__)
@@ -24,3 +25,15 @@
 #else
 #include "cuda/device.hpp"  // tests/emulation, on the include path of the emulated build
 #endif
+
+namespace moesaic::dev {
+
+// The first statement of a kernel that is launched as a dependent: its blocks stand ready while the
+// predecessor ends, and those of the successor stand ready behind it. A successor is let in after
+// the wait, so that its wait covers all grids before.
+MOESAIC_DEV void begin_grid() {
+  griddepcontrol_wait();
+  griddepcontrol_launch();
+}
+
+}  // namespace moesaic::dev

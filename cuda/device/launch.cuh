@@ -56,8 +56,19 @@ int launch(void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t dynamic
                                         static_cast<Params>(args)...);
 }
 
-// Launches a grid that may start before its predecessor in the stream has ended: the kernel must
-// call griddepcontrol_wait() before its first dependent read and before its first global write.
+// Devices before sm_90 know no such launches, and drivers before CUDA 12.3 record none into a graph:
+// there a grid follows the one before.
+inline bool has_dependent_launches() {
+  int driver = 0, device = 0, major = 0;
+  return cudaDriverGetVersion(&driver) == cudaSuccess && driver >= 12030 &&
+         cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+         major >= 9;
+}
+
+// Launches a grid that may start before its predecessor in the stream has ended: every thread of the
+// kernel must call griddepcontrol_wait() before its first dependent read and before its first global
+// write, and before it ends.
 template <class... Params, class... Args>
 int launch_dependent(void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t dynamic_shared,
                      Stream stream, Args... args) {
@@ -65,8 +76,9 @@ int launch_dependent(void (*kernel)(Params...), dim3 grid, dim3 block, std::size
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
-  return detail::launch_with<Params...>(&attribute, 1, kernel, grid, block, dynamic_shared, stream,
-                                        static_cast<Params>(args)...);
+  const unsigned attributes = has_dependent_launches() ? 1 : 0;
+  return detail::launch_with<Params...>(&attribute, attributes, kernel, grid, block, dynamic_shared,
+                                        stream, static_cast<Params>(args)...);
 }
 
 }  // namespace moesaic::dev

@@ -110,6 +110,7 @@ struct DownSum {
 
 template <class D, int kPlanes>
 MOESAIC_KERNEL void __launch_bounds__(kDownSumThreads, 1) down_sum_kernel(DownSumArgs args) {
+  dev::begin_grid();
   using Loop = DownSum<D, kPlanes>;
   MOESAIC_SHARED(typename Loop::Shared, shared);
   const op::Combine& combine = args.combine;

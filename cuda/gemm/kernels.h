@@ -24,8 +24,8 @@ template <class D, int kPlanes>
 int32_t launch_narrow_as(const ProductArgs& args, int64_t max_tiles, Stream stream) {
   const int64_t blocks = max_tiles * blocks_of(args.weight.row_blocks, kRowBlocks);
   if (blocks > INT32_MAX) return kUnsupported;
-  return dev::launch(narrow_kernel<D, kPlanes>, dim3(static_cast<unsigned>(blocks)),
-                     dim3(32 * kNarrowWarps), 0, static_cast<dev::Stream>(stream), args);
+  return dev::launch_dependent(narrow_kernel<D, kPlanes>, dim3(static_cast<unsigned>(blocks)),
+                               dim3(32 * kNarrowWarps), 0, static_cast<dev::Stream>(stream), args);
 }
 
 /// The kernel for the tile width and the planes of x that `args` ask for.
@@ -40,8 +40,8 @@ template <class D, int kPlanes>
 int32_t launch_down_sum_as(const DownSumArgs& args, Stream stream) {
   const int64_t blocks = args.weight.row_blocks * args.combine.routing.num_tokens;
   if (blocks > INT32_MAX) return kUnsupported;
-  return dev::launch(down_sum_kernel<D, kPlanes>, dim3(static_cast<unsigned>(blocks)),
-                     dim3(kDownSumThreads), 0, static_cast<dev::Stream>(stream), args);
+  return dev::launch_dependent(down_sum_kernel<D, kPlanes>, dim3(static_cast<unsigned>(blocks)),
+                               dim3(kDownSumThreads), 0, static_cast<dev::Stream>(stream), args);
 }
 
 template <class D>

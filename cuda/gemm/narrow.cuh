@@ -94,6 +94,7 @@ struct Narrow : WarpProduct<D, kPlanes, kRowBlocks> {
 
 template <class D, int kPlanes>
 MOESAIC_KERNEL void __launch_bounds__(32 * kNarrowWarps, 2) narrow_kernel(ProductArgs args) {
+  dev::begin_grid();
   using Loop = Narrow<D, kPlanes>;
   MOESAIC_SHARED(typename Loop::Shared, shared);
   const int groups = (args.weight.row_blocks + kRowBlocks - 1) / kRowBlocks;

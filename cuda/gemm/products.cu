@@ -212,13 +212,14 @@ class Phase {
       const dim3 threads(32 * kStageWarps);
       const auto stream = static_cast<dev::Stream>(stream_);
       if (staged_.by_destination != 0) {
-        return dev::launch(stage_entries_kernel<kType>, dim3(static_cast<unsigned>(max_tiles_)),
-                           threads, 0, stream, args);
+        return dev::launch_dependent(stage_entries_kernel<kType>,
+                                     dim3(static_cast<unsigned>(max_tiles_)), threads, 0, stream,
+                                     args);
       }
       const int64_t blocks = blocks_of(rows * staged_.units, kStageWarps);
       if (blocks > INT32_MAX) return kUnsupported;
-      return dev::launch(stage_kernel<kType>, dim3(static_cast<unsigned>(blocks)), threads, 0,
-                         stream, args);
+      return dev::launch_dependent(stage_kernel<kType>, dim3(static_cast<unsigned>(blocks)),
+                                   threads, 0, stream, args);
     });
   }
 

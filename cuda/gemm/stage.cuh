@@ -135,6 +135,7 @@ MOESAIC_DEV void stage_unit(const StageArgs& args, const int32_t* gather, int64_
 
 template <DType kType>
 MOESAIC_KERNEL void __launch_bounds__(32 * kStageWarps) stage_kernel(StageArgs args) {
+  dev::begin_grid();
   const int64_t index = int64_t{blockIdx.x} * kStageWarps + threadIdx.x / 32;
   const int64_t row = index / args.out.units;
   if (row >= args.in.num_rows) return;
@@ -145,6 +146,7 @@ MOESAIC_KERNEL void __launch_bounds__(32 * kStageWarps) stage_kernel(StageArgs a
 // Stages each entry of the map by the column order of its expert.
 template <DType kType>
 MOESAIC_KERNEL void __launch_bounds__(32 * kStageWarps) stage_entries_kernel(StageArgs args) {
+  dev::begin_grid();
   Tile tile;
   if (!args.tiles.find(static_cast<int32_t>(blockIdx.x), tile)) return;
   const int32_t* const gather = args.gather + tile.expert * args.gather_stride;

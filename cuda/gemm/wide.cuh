@@ -373,6 +373,7 @@ struct Wide {
 template <class D, int kPlanes>
 MOESAIC_KERNEL void __launch_bounds__(kWideThreads, Wide<D, kPlanes>::kResident)
     wide_kernel(ProductArgs args) {
+  dev::begin_grid();
   using Loop = Wide<D, kPlanes>;
   MOESAIC_SHARED(typename Loop::Shared, shared);
   MOESAIC_DYN_SHARED(uint8_t, ring);
@@ -406,9 +407,9 @@ int32_t launch_wide_as(const ProductArgs& args, int64_t max_tiles, Stream stream
   using Loop = Wide<D, kPlanes>;
   const int64_t groups = blocks_of(args.weight.row_blocks, Loop::kGroupBlocks);
   if (max_tiles * groups > INT32_MAX) return kUnsupported;
-  return dev::launch(wide_kernel<D, kPlanes>, dim3(static_cast<unsigned>(max_tiles * groups)),
-                     dim3(kWideThreads), Loop::kSharedBytes, static_cast<dev::Stream>(stream),
-                     args);
+  return dev::launch_dependent(wide_kernel<D, kPlanes>,
+                               dim3(static_cast<unsigned>(max_tiles * groups)), dim3(kWideThreads),
+                               Loop::kSharedBytes, static_cast<dev::Stream>(stream), args);
 }
 
 /// For tiles of kWideTokens.

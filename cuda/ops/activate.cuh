@@ -8,6 +8,7 @@
 namespace moesaic::cuda {
 
 MOESAIC_KERNEL void __launch_bounds__(kRowThreads) activate_kernel(op::Activate args) {
+  dev::begin_grid();
   const int64_t cols = args.intermediate;
   const int64_t quad = quad_of_thread();
   if (4 * quad >= cols) return;

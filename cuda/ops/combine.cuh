@@ -13,6 +13,7 @@ inline constexpr int kSlotsAhead = 4;
 
 template <DType kRows, DType kOut>
 MOESAIC_KERNEL void __launch_bounds__(kRowThreads) combine_kernel(op::Combine args) {
+  dev::begin_grid();
   const int64_t cols = args.out.cols;
   const int64_t quad = quad_of_thread();
   if (4 * quad >= cols) return;

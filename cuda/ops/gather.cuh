@@ -22,6 +22,7 @@ MOESAIC_DEV int64_t quad_of_thread() { return int64_t{blockIdx.x} * kRowThreads 
 
 template <DType kIn>
 MOESAIC_KERNEL void __launch_bounds__(kRowThreads) gather_kernel(op::Gather args) {
+  dev::begin_grid();
   const int64_t cols = args.x.cols;
   const int64_t quad = quad_of_thread();
   if (4 * quad >= cols) return;
@@ -40,6 +41,7 @@ MOESAIC_KERNEL void __launch_bounds__(kRowThreads) gather_kernel(op::Gather args
 
 // Rows whose id is outside [0, num_experts) become zero.
 MOESAIC_KERNEL void __launch_bounds__(kRowThreads) zero_skipped_kernel(op::ZeroSkipped args) {
+  dev::begin_grid();
   const int64_t quad = quad_of_thread();
   if (4 * quad >= args.cols) return;
   for (int64_t r = blockIdx.y; r < args.rows; r += gridDim.y) {

@@ -18,6 +18,7 @@ MOESAIC_DEV float identity_weight(const op::AddIdentity& args, int64_t token) {
 
 template <DType kType>
 MOESAIC_KERNEL void __launch_bounds__(kRowThreads) add_identity_kernel(op::AddIdentity args) {
+  dev::begin_grid();
   const int64_t cols = args.x.cols;
   const int64_t quad = quad_of_thread();
   if (4 * quad >= cols) return;

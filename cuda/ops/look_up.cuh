@@ -12,6 +12,7 @@ inline constexpr int kLookUpThreads = 256;
 
 MOESAIC_KERNEL void __launch_bounds__(kLookUpThreads)
     look_up_experts_kernel(op::LookUpExperts args) {
+  dev::begin_grid();
   const int64_t pair = int64_t{blockIdx.x} * kLookUpThreads + threadIdx.x;
   if (pair >= args.out.num_pairs()) return;
   const int64_t token = args.token_ids[pair / args.out.top_k];

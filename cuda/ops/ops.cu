@@ -15,8 +15,8 @@ template <class Args>
 int32_t launch_rows(void (*kernel)(Args), int64_t rows, int64_t cols, const Args& args,
                     Stream stream) {
   if (rows == 0 || cols == 0) return kOk;
-  return dev::launch(kernel, dim3(row_blocks(cols), grid_rows(rows)), dim3(kRowThreads), 0,
-                     static_cast<dev::Stream>(stream), args);
+  return dev::launch_dependent(kernel, dim3(row_blocks(cols), grid_rows(rows)), dim3(kRowThreads),
+                               0, static_cast<dev::Stream>(stream), args);
 }
 
 template <DType kType, int kTokens, int kExperts>
@@ -24,14 +24,15 @@ int32_t launch_logits(const op::RouterLogits& args, Stream stream) {
   const int64_t tiles =
       ((args.x.num_rows + kTokens - 1) / kTokens) * ((args.num_experts + kExperts - 1) / kExperts);
   const auto blocks = static_cast<unsigned>((tiles + kLogitWarps - 1) / kLogitWarps);
-  return dev::launch(router_logits_kernel<kType, kTokens, kExperts>, dim3(blocks),
-                     dim3(32 * kLogitWarps), 0, static_cast<dev::Stream>(stream), args);
+  return dev::launch_dependent(router_logits_kernel<kType, kTokens, kExperts>, dim3(blocks),
+                               dim3(32 * kLogitWarps), 0, static_cast<dev::Stream>(stream), args);
 }
 
 constexpr int kFillThreads = 256;
 constexpr int64_t kMaxFillBlocks = 4096;
 
 MOESAIC_KERNEL void __launch_bounds__(kFillThreads) fill_kernel(op::Fill args) {
+  dev::begin_grid();
   const int64_t step = int64_t{gridDim.x} * kFillThreads;
   const int64_t first = int64_t{blockIdx.x} * kFillThreads + threadIdx.x;
   auto* const bytes = static_cast<uint8_t*>(args.data);
@@ -97,14 +98,15 @@ int32_t launch_combine(const op::Combine& args, Stream stream) {
 
 int32_t launch_look_up_experts(const op::LookUpExperts& args, Stream stream) {
   const int64_t blocks = (args.out.num_pairs() + kLookUpThreads - 1) / kLookUpThreads;
-  return dev::launch(look_up_experts_kernel, dim3(static_cast<unsigned>(blocks)),
-                     dim3(kLookUpThreads), 0, static_cast<dev::Stream>(stream), args);
+  return dev::launch_dependent(look_up_experts_kernel, dim3(static_cast<unsigned>(blocks)),
+                               dim3(kLookUpThreads), 0, static_cast<dev::Stream>(stream), args);
 }
 
 int32_t launch_rms_norm(const op::RmsNorm& args, Stream stream) {
   return for_element_type(args.x.dtype, [&]<DType kType>() {
-    return dev::launch(rms_norm_kernel<kType>, dim3(static_cast<unsigned>(args.x.num_rows)),
-                       dim3(kNormThreads), 0, static_cast<dev::Stream>(stream), args);
+    return dev::launch_dependent(rms_norm_kernel<kType>,
+                                 dim3(static_cast<unsigned>(args.x.num_rows)), dim3(kNormThreads),
+                                 0, static_cast<dev::Stream>(stream), args);
   });
 }
 
@@ -122,8 +124,8 @@ int32_t launch_fill(const op::Fill& args, Stream stream) {
   if (args.bytes == 0) return kOk;
   const int64_t needed = (args.bytes + 16 * kFillThreads - 1) / (16 * kFillThreads);
   const auto blocks = static_cast<unsigned>(needed < kMaxFillBlocks ? needed : kMaxFillBlocks);
-  return dev::launch(fill_kernel, dim3(blocks), dim3(kFillThreads), 0,
-                     static_cast<dev::Stream>(stream), args);
+  return dev::launch_dependent(fill_kernel, dim3(blocks), dim3(kFillThreads), 0,
+                               static_cast<dev::Stream>(stream), args);
 }
 
 }  // namespace moesaic::cuda

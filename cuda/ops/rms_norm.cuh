@@ -28,6 +28,7 @@ MOESAIC_DEV float sum_over_block(float value, float (&parts)[kNormWarps]) {
 
 template <DType kType>
 MOESAIC_KERNEL void __launch_bounds__(kNormThreads) rms_norm_kernel(op::RmsNorm args) {
+  dev::begin_grid();
   MOESAIC_SHARED(float, parts, [kNormWarps]);
   const int64_t row = blockIdx.x;
   const int64_t cols = args.x.cols;

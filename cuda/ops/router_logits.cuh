@@ -14,6 +14,7 @@ inline constexpr int kLogitWarps = 4;
 template <DType kType, int kTokens, int kExperts>
 MOESAIC_KERNEL void __launch_bounds__(32 * kLogitWarps)
     router_logits_kernel(op::RouterLogits args) {
+  dev::begin_grid();
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int64_t cols = args.x.cols;

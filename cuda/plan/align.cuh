@@ -30,6 +30,7 @@ MOESAIC_DEV int32_t last_not_above(const int32_t* ascending, int32_t count, int3
 }
 
 MOESAIC_KERNEL void __launch_bounds__(kAlignThreads) align_kernel(op::Align args) {
+  dev::begin_grid();
   MOESAIC_SHARED(int32_t, first_block, [kMaxExperts]);
   MOESAIC_SHARED(ScanShared<kAlignThreads>, scan);
   const auto thread = static_cast<int32_t>(threadIdx.x);

@@ -131,6 +131,7 @@ MOESAIC_DEV void write_rows(const SortJob& job, const op::BucketPlan& args, int3
 }
 
 MOESAIC_KERNEL void __launch_bounds__(kSortThreads, 1) sort_small_kernel(op::BucketPlan args) {
+  dev::begin_grid();
   MOESAIC_SHARED(int32_t, counters, [kSortCounters]);
   MOESAIC_SHARED(ScanShared<kSortThreads>, scan);
   const SortJob job = sort_job(args, 0, args.routing.num_pairs());
@@ -151,6 +152,7 @@ MOESAIC_DEV SortJob tile_job(const op::BucketPlan& args, int64_t tile) {
 
 MOESAIC_KERNEL void __launch_bounds__(kSortThreads, 1)
     sort_count_kernel(op::BucketPlan args, int64_t tile) {
+  dev::begin_grid();
   MOESAIC_SHARED(int32_t, counters, [kSortCounters]);
   const SortJob job = tile_job(args, tile);
   count_parts(job, counters);
@@ -165,6 +167,7 @@ MOESAIC_KERNEL void __launch_bounds__(kSortThreads, 1)
 
 MOESAIC_KERNEL void __launch_bounds__(kSortThreads, 1)
     sort_scan_kernel(op::BucketPlan args, int32_t tiles) {
+  dev::begin_grid();
   MOESAIC_SHARED(ScanShared<kSortThreads>, scan);
   scan_columns(reinterpret_cast<int32_t*>(args.out.scratch), tiles, args.num_experts,
                args.out.expert_offsets, scan);
@@ -172,6 +175,7 @@ MOESAIC_KERNEL void __launch_bounds__(kSortThreads, 1)
 
 MOESAIC_KERNEL void __launch_bounds__(kSortThreads, 1)
     sort_place_kernel(op::BucketPlan args, int64_t tile) {
+  dev::begin_grid();
   MOESAIC_SHARED(int32_t, counters, [kSortCounters]);
   const SortJob job = tile_job(args, tile);
   count_parts(job, counters);

@@ -34,16 +34,17 @@ int32_t launch_bucket_plan(const op::BucketPlan& args, Stream stream) {
   const auto queue = static_cast<dev::Stream>(stream);
   const dim3 block(kSortThreads);
   if (args.routing.num_pairs() <= kSmallPairs) {
-    return dev::launch(sort_small_kernel, dim3(1), block, 0, queue, args);
+    return dev::launch_dependent(sort_small_kernel, dim3(1), block, 0, queue, args);
   }
   const int64_t tile = tile_pairs(args.routing.num_pairs());
   const auto tiles = static_cast<unsigned>(tile_count(args.routing.num_pairs()));
-  int32_t status = dev::launch(sort_count_kernel, dim3(tiles), block, 0, queue, args, tile);
+  int32_t status =
+      dev::launch_dependent(sort_count_kernel, dim3(tiles), block, 0, queue, args, tile);
   if (status != kOk) return status;
-  status =
-      dev::launch(sort_scan_kernel, dim3(1), block, 0, queue, args, static_cast<int32_t>(tiles));
+  status = dev::launch_dependent(sort_scan_kernel, dim3(1), block, 0, queue, args,
+                                 static_cast<int32_t>(tiles));
   if (status != kOk) return status;
-  return dev::launch(sort_place_kernel, dim3(tiles), block, 0, queue, args, tile);
+  return dev::launch_dependent(sort_place_kernel, dim3(tiles), block, 0, queue, args, tile);
 }
 
 int32_t launch_align(const op::Align& args, Stream stream) {
@@ -51,13 +52,13 @@ int32_t launch_align(const op::Align& args, Stream stream) {
   const int64_t capacity = args.block_capacity * args.block_size;
   // One block at least: num_post_pad is written even when there are no pairs.
   const int64_t blocks = capacity == 0 ? 1 : (capacity + kAlignEntries - 1) / kAlignEntries;
-  return dev::launch(align_kernel, dim3(static_cast<unsigned>(blocks)), dim3(kAlignThreads), 0,
-                     static_cast<dev::Stream>(stream), args);
+  return dev::launch_dependent(align_kernel, dim3(static_cast<unsigned>(blocks)),
+                               dim3(kAlignThreads), 0, static_cast<dev::Stream>(stream), args);
 }
 
 int32_t launch_tiles(const TilesArgs& args, Stream stream) {
-  return dev::launch(tiles_kernel, dim3(1), dim3(kTilesThreads), 0,
-                     static_cast<dev::Stream>(stream), args);
+  return dev::launch_dependent(tiles_kernel, dim3(1), dim3(kTilesThreads), 0,
+                               static_cast<dev::Stream>(stream), args);
 }
 
 }  // namespace moesaic::cuda

@@ -14,6 +14,7 @@ namespace moesaic::cuda {
 inline constexpr int kTilesThreads = 1024;
 
 MOESAIC_KERNEL void __launch_bounds__(kTilesThreads) tiles_kernel(TilesArgs args) {
+  dev::begin_grid();
   MOESAIC_SHARED(int32_t, first_tile, [kTilesThreads]);
   MOESAIC_SHARED(int32_t, entries, [kTilesThreads]);
   MOESAIC_SHARED(ScanShared<kTilesThreads>, scan);

@@ -8,13 +8,15 @@ template <int kWarps, int kPerLane>
 int32_t launch_as(const op::Route& args, Stream stream) {
   constexpr int kTeams = kTeamsPerBlock<kWarps>;
   const auto blocks = static_cast<unsigned>((args.out.num_tokens + kTeams - 1) / kTeams);
-  return dev::launch(route_kernel<kWarps, kPerLane>, dim3(blocks), dim3(32 * kWarps * kTeams), 0,
-                     static_cast<dev::Stream>(stream), args);
+  return dev::launch_dependent(route_kernel<kWarps, kPerLane>, dim3(blocks),
+                               dim3(32 * kWarps * kTeams), 0, static_cast<dev::Stream>(stream),
+                               args);
 }
 
 constexpr int kThreads = 256;
 
 MOESAIC_KERNEL void shared_routing_kernel(op::SharedRouting args) {
+  dev::begin_grid();
   const int64_t token = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (token >= args.out.num_tokens) return;
   args.out.topk_ids[token] = 0;
@@ -43,8 +45,8 @@ int32_t launch_route(const op::Route& args, Stream stream) {
 int32_t launch_shared_routing(const op::SharedRouting& args, Stream stream) {
   if (args.out.num_tokens == 0) return kOk;
   const auto blocks = static_cast<unsigned>((args.out.num_tokens + kThreads - 1) / kThreads);
-  return dev::launch(shared_routing_kernel, dim3(blocks), dim3(kThreads), 0,
-                     static_cast<dev::Stream>(stream), args);
+  return dev::launch_dependent(shared_routing_kernel, dim3(blocks), dim3(kThreads), 0,
+                               static_cast<dev::Stream>(stream), args);
 }
 
 }  // namespace moesaic::cuda

@@ -265,6 +265,7 @@ inline constexpr int kTeamsPerBlock = kWarps == 1 ? 4 : 1;
 template <int kWarps, int kPerLane>
 MOESAIC_KERNEL void __launch_bounds__(32 * kWarps * kTeamsPerBlock<kWarps>)
     route_kernel(op::Route args) {
+  dev::begin_grid();
   using Routing = Team<kWarps, kPerLane>;
   MOESAIC_SHARED(typename Routing::Shared, shared, [kTeamsPerBlock<kWarps>]);
   const int thread = static_cast<int>(threadIdx.x);

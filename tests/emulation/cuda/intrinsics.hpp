@@ -200,7 +200,7 @@ T load_scale(const T* global, std::source_location where = std::source_location:
   return *global;
 }
 
-inline void griddepcontrol_wait() {}
+inline void griddepcontrol_wait() { emulation::grid_wait(); }
 inline void griddepcontrol_launch() {}
 
 }  // namespace moesaic::dev

@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "cuda/qualifiers.hpp"
+#include "runtime/sanitizers.hpp"
 
 namespace moesaic::emulation {
 
@@ -43,20 +44,47 @@ int load(Kernels... kernels) {
   return 0;
 }
 
-template <class... Params, class... Args>
-int launch(void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t dynamic_shared, Stream,
-           Args... args) {
+namespace detail {
+
+// Each thread's own copy of what the host passes, which no memory of the device orders.
+template <class... Params>
+struct Call {
+  void (*kernel)(Params...);
+  std::tuple<Params...> parameters;
+
+  static Call copied(const void* from) {
+    const emulation::Unseen unseen;
+    return *static_cast<const Call*>(from);
+  }
+  static void run(void* self) {
+    const Call mine = copied(self);
+    std::apply(mine.kernel, mine.parameters);
+  }
+};
+
+template <class... Params>
+int launch_as(emulation::Order order, void (*kernel)(Params...), dim3 grid, dim3 block,
+              std::size_t dynamic_shared, Params... parameters) {
   emulation::check_loaded(reinterpret_cast<const void*>(kernel));
-  const std::tuple<Params...> parameters(static_cast<Params>(args)...);
-  emulation::launch(grid, block, dynamic_shared, [&] { std::apply(kernel, parameters); });
+  Call<Params...> call{kernel, {parameters...}};
+  emulation::launch(grid, block, dynamic_shared, &Call<Params...>::run, &call, order);
   return 0;
 }
 
-// Grids run one after another here, so a missing griddepcontrol_wait() does not show.
+}  // namespace detail
+
+template <class... Params, class... Args>
+int launch(void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t dynamic_shared, Stream,
+           Args... args) {
+  return detail::launch_as<Params...>(emulation::Order::after, kernel, grid, block, dynamic_shared,
+                                      static_cast<Params>(args)...);
+}
+
 template <class... Params, class... Args>
 int launch_dependent(void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t dynamic_shared,
-                     Stream stream, Args... args) {
-  return launch(kernel, grid, block, dynamic_shared, stream, args...);
+                     Stream, Args... args) {
+  return detail::launch_as<Params...>(emulation::Order::dependent, kernel, grid, block,
+                                      dynamic_shared, static_cast<Params>(args)...);
 }
 
 }  // namespace moesaic::dev

@@ -14,7 +14,7 @@
 namespace moesaic::emulation {
 
 Block* resident = nullptr;
-char launch_start_clock, launch_end_clock;
+char launch_end_clock;
 
 namespace {
 
@@ -95,11 +95,13 @@ bool Block::is_shared(const void* address, std::size_t bytes) const {
 // --- life of a block
 
 void Block::start(PlacePool& places, Dim3 block, Dim3 block_size, Dim3 grid_size,
-                  std::size_t dynamic_shared, uint64_t seed, void (*entry)(void*), void* context) {
+                  std::size_t dynamic_shared, uint64_t seed, void (*entry)(void*), void* context,
+                  Order order) {
   const auto count = static_cast<unsigned>(block_size.count());
   index_ = block;
   entry_ = entry;
   context_ = context;
+  order_ = order;
   random_ = Random(seed ^ (uint64_t{block.x} << 20 ^ uint64_t{block.y} << 10 ^ block.z));
   copies_wander_ = seed != 0;
   live_ = count;
@@ -125,6 +127,7 @@ void Block::start(PlacePool& places, Dim3 block, Dim3 block_size, Dim3 grid_size
     t.state = State::ready;
     t.site = {};
     t.barrier_parity = t.warp_parity = 0;
+    t.waited_for_grid = false;
     t.open_copies.clear();
     t.copy_groups.clear();
     t.arrivals.clear();
@@ -141,7 +144,7 @@ void Block::end(PlacePool& places) {
 
 void Block::run_thread(void* self) {
   Block& block = *static_cast<Block*>(self);
-  acquire(&launch_start_clock);
+  acquire(launch_start(block.order_ == Order::dependent ? 1 : 0));
   try {
     block.entry_(block.context_);
     const Unseen unseen;
@@ -158,6 +161,10 @@ void Block::leave() {
   bool in_flight = !t.open_copies.empty();
   for (const auto& group : t.copy_groups) in_flight |= !group.empty();
   if (in_flight) fail("a thread exits with asynchronous copies in flight", t.site);
+  if (order_ == Order::dependent && !t.waited_for_grid) {
+    // Its successors could then begin before its predecessor has ended.
+    fail("a thread of a dependent grid exits without griddepcontrol_wait", t.site);
+  }
   t.state = State::done;
   live_--;
   Warp& warp = warps_[t.position.warp];

@@ -36,6 +36,7 @@ struct Thread {
   Collective body = nullptr;
   unsigned barrier_parity = 0;
   unsigned warp_parity = 0;
+  bool waited_for_grid = false;
   // Copies issued since the last commit, and those of earlier groups, oldest first.
   std::vector<Copy> open_copies;
   std::vector<std::vector<Copy>> copy_groups;
@@ -71,7 +72,8 @@ class Arena {
 class Block {
  public:
   void start(PlacePool& places, Dim3 block, Dim3 block_size, Dim3 grid_size,
-             std::size_t dynamic_shared, uint64_t seed, void (*entry)(void*), void* context);
+             std::size_t dynamic_shared, uint64_t seed, void (*entry)(void*), void* context,
+             Order order);
   // Gives back what a finished or abandoned block holds.
   void end(PlacePool& places);
 
@@ -103,6 +105,7 @@ class Block {
   void copy_commit();
   void copy_wait(unsigned groups_left);
   void arrive_after_copies(uint64_t* barrier, Site site);
+  void grid_wait() { running().waited_for_grid = true; }
   [[noreturn]] void fail(const std::string& what, Site site);
   // What the last step failed with; empty if it did not.
   const std::string& failure() const { return failure_; }
@@ -148,13 +151,16 @@ class Block {
   Random random_{1};
   void (*entry_)(void*) = nullptr;
   void* context_ = nullptr;
+  Order order_ = Order::after;
 };
 
 // The block whose thread is running; null between steps.
 extern Block* resident;
 
-// Happens-before edges from the host to every thread of a launch, and back.
-extern char launch_start_clock, launch_end_clock;
+// Happens-before edges from the host to every thread of a launch, and back. What the host did before
+// a launch is in launch_start(0); launch_start(1) is that of the launch before.
+char* launch_start(unsigned before);
+extern char launch_end_clock;
 
 std::string text(Dim3 d);
 std::string text(Site site);

@@ -113,7 +113,15 @@ void mbarrier_wait(uint64_t* barrier, unsigned parity, Site site);
 
 // --- launching
 
-void launch(Dim3 grid, Dim3 block, std::size_t dynamic_shared, void (*entry)(void*), void* context);
+// How a launch stands to the one before it.
+enum class Order {
+  after,     // it comes after it
+  dependent  // its threads may run before that one has ended: until they call grid_wait nothing that
+             // was done since that one began is ordered before them, and all of them must call it
+};
+void launch(Dim3 grid, Dim3 block, std::size_t dynamic_shared, void (*entry)(void*), void* context,
+            Order order = Order::after);
+void grid_wait();
 
 template <class Body>
 void launch(Dim3 grid, Dim3 block, std::size_t dynamic_shared, Body&& body) {

@@ -14,8 +14,9 @@ struct Place {
 };
 
 // Places are dear, so they outlive the launch that made them. To TSan a place that is used again is
-// the thread it was before: right in a later launch, which comes after this one, and wrong in a
-// later block of the same launch, which is ordered with nothing.
+// the thread it was before: right two launches later, which come after this one, and wrong in a
+// later block of the same launch, which is ordered with nothing, and in the next launch, which may
+// be a dependent one.
 class PlacePool {
  public:
   static constexpr std::size_t kStackBytes = 256 * 1024;
@@ -33,7 +34,8 @@ class PlacePool {
   Place make();
 
   std::vector<Place> clean_;
-  std::deque<Place> used_;  // by fibers of this launch that are done
+  std::deque<Place> resting_;  // used by the launch before
+  std::deque<Place> used_;     // by fibers of this launch that are done
   std::size_t made_ = 0;
 };
 

@@ -25,6 +25,9 @@ void count_weight_bytes(std::size_t bytes) { counters().weight_bytes += bytes; }
 namespace {
 
 char fence_clock;
+// Of this launch and of the one before, in turn.
+char launch_start_clocks[2];
+unsigned launch_turn = 0;
 
 // A way of choosing the next threads of a block, drawn from the seed.
 class Schedule {
@@ -112,13 +115,14 @@ Machine& machine() {
 class Launch {
  public:
   Launch(Machine& machine, Dim3 grid, Dim3 block, std::size_t dynamic_shared, void (*entry)(void*),
-         void* context)
+         void* context, Order order)
       : machine_(machine),
         grid_(grid),
         block_(block),
         dynamic_shared_(dynamic_shared),
         entry_(entry),
         context_(context),
+        order_of_launch_(order),
         schedule_(options().seed) {
     machine.places.begin_launch();
     slots_ = options().resident_blocks;
@@ -157,7 +161,7 @@ class Launch {
                      static_cast<unsigned>(i / grid_.x % grid_.y),
                      static_cast<unsigned>(i / grid_.x / grid_.y));
     machine_.blocks[slot]->start(machine_.places, index, block_, grid_, dynamic_shared_,
-                                 options().seed, entry_, context_);
+                                 options().seed, entry_, context_, order_of_launch_);
     active_.push_back(slot);
     counters().threads += block_.count();
   }
@@ -167,6 +171,7 @@ class Launch {
   std::size_t dynamic_shared_;
   void (*entry_)(void*);
   void* context_;
+  Order order_of_launch_;
   Schedule schedule_;
   unsigned slots_ = 1;
   std::vector<std::size_t> order_;
@@ -176,13 +181,23 @@ class Launch {
 
 }  // namespace
 
+char* launch_start(unsigned before) { return &launch_start_clocks[(launch_turn - before) % 2]; }
+
+void grid_wait() {
+  {
+    const Unseen unseen;
+    resident->grid_wait();
+  }
+  acquire(launch_start(0));
+}
+
 void fence() {
   release(&fence_clock);
   acquire(&fence_clock);
 }
 
-void launch(Dim3 grid, Dim3 block, std::size_t dynamic_shared, void (*entry)(void*),
-            void* context) {
+void launch(Dim3 grid, Dim3 block, std::size_t dynamic_shared, void (*entry)(void*), void* context,
+            Order order) {
   constexpr std::size_t kMaxThreads = 1024;
   if (resident) throw Fault("a kernel launches a kernel");
   if (block.count() == 0 || block.count() > kMaxThreads) {
@@ -195,13 +210,14 @@ void launch(Dim3 grid, Dim3 block, std::size_t dynamic_shared, void (*entry)(voi
   const std::lock_guard lock(machine().busy);
   counters().launches++;
   if (grid.count() == 0) return;
-  release(&launch_start_clock);
+  ++launch_turn;
+  release(launch_start(0));
   // Also after a fault.
   const struct Ordered {
     ~Ordered() { acquire(&launch_end_clock); }
   } ordered;
   const Unseen unseen;
-  Launch(machine(), grid, block, dynamic_shared, entry, context).run();
+  Launch(machine(), grid, block, dynamic_shared, entry, context, order).run();
 }
 
 // --- what wrappers call, for the running thread

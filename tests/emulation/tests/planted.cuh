@@ -14,7 +14,9 @@ enum class Mistake {
   overwriting_next_stage,           // a stage refilled while others still read it
   missing_mbarrier_wait,            // the consumer does not wait for the slot to be full
   shuffle_as_barrier,               // a shuffle orders no memory
-  last_block_without_fence          // partial sums published without a fence
+  last_block_without_fence,         // partial sums published without a fence
+  read_before_grid_wait,            // a dependent grid reads what its predecessor writes
+  write_before_grid_wait            // a dependent grid writes what its predecessor reads
 };
 
 // out[block] = sum of the block's 128 values.
@@ -118,6 +120,26 @@ MOESAIC_KERNEL void sum_by_last_block(const float* __restrict__ x, float* __rest
   for (unsigned block = 0; block < gridDim.x; block++) sum += partial[32 * block + threadIdx.x];
   for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, step);
   if (threadIdx.x == 0) out[0] = sum;
+}
+
+template <Mistake>
+MOESAIC_KERNEL void doubled(const float* __restrict__ x, float* __restrict__ y) {
+  const unsigned i = 32 * blockIdx.x + threadIdx.x;
+  y[i] = 2 * x[i];
+}
+
+// After `doubled`, before which it may begin: x += 1, z = y + 1.
+template <Mistake kMistake>
+MOESAIC_KERNEL void follow_doubled(float* __restrict__ x, const float* __restrict__ y,
+                                   float* __restrict__ z) {
+  const unsigned i = 32 * blockIdx.x + threadIdx.x;
+  float value = 0;
+  if (kMistake == Mistake::read_before_grid_wait) value = y[i];
+  if (kMistake == Mistake::write_before_grid_wait) x[i] += 1;
+  dev::griddepcontrol_wait();
+  if (kMistake != Mistake::read_before_grid_wait) value = y[i];
+  if (kMistake != Mistake::write_before_grid_wait) x[i] += 1;
+  z[i] = value + 1;
 }
 
 }  // namespace moesaic::planted

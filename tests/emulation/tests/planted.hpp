@@ -66,6 +66,16 @@ bool sum_by_last_block_is_right() {
   return out[0] == 32.0f * kBlocks;
 }
 
+template <Mistake kMistake>
+bool follow_doubled_is_right() {
+  constexpr int kBlocks = 3;
+  std::vector<float> x(32 * kBlocks, 3.0f), y(32 * kBlocks, -1), z(32 * kBlocks, -1);
+  dev::launch(doubled<kMistake>, dim3(kBlocks), dim3(32), 0, nullptr, x.data(), y.data());
+  dev::launch_dependent(follow_doubled<kMistake>, dim3(kBlocks), dim3(32), 0, nullptr, x.data(),
+                        y.data(), z.data());
+  return x == std::vector<float>(32 * kBlocks, 4.0f) && z == std::vector<float>(32 * kBlocks, 7.0f);
+}
+
 // What each mistake is planted in.
 struct Plant {
   const char* name;
@@ -91,6 +101,10 @@ inline constexpr Plant kPlants[] = {
      rotate_lanes_is_right<Mistake::none>, false},
     {"last_block_without_fence", sum_by_last_block_is_right<Mistake::last_block_without_fence>,
      sum_by_last_block_is_right<Mistake::none>, false},
+    {"read_before_grid_wait", follow_doubled_is_right<Mistake::read_before_grid_wait>,
+     follow_doubled_is_right<Mistake::none>, false},
+    {"write_before_grid_wait", follow_doubled_is_right<Mistake::write_before_grid_wait>,
+     follow_doubled_is_right<Mistake::none>, false},
 };
 
 }  // namespace moesaic::planted

@@ -163,6 +163,22 @@ TEST_F(Emulator, LeavingWithCopiesInFlightIsAFault) {
   EXPECT_TRUE(says(fault, "cp_async16"));
 }
 
+TEST_F(Emulator, EveryThreadOfADependentGridWaits) {
+  const auto some = +[](int first) {
+    if (static_cast<int>(threadIdx.x) >= first) dev::griddepcontrol_wait();
+  };
+  const auto launched = [&](int first) {
+    return dev::launch_dependent(some, dim3(2), dim3(64), 0, nullptr, first);
+  };
+  EXPECT_EQ(launched(0), 0);
+  try {
+    launched(1);
+    FAIL() << "a thread did not wait";
+  } catch (const emulation::Fault& fault) {
+    EXPECT_TRUE(says(fault.what(), "without griddepcontrol_wait"));
+  }
+}
+
 TEST_F(Emulator, CopiesAndLoadsAreAligned) {
   alignas(16) static const uint32_t source[8] = {};
   EXPECT_TRUE(says(fault_of(dim3(1), dim3(1),
