@@ -11,9 +11,10 @@ HEAD = """\
 // The grids are constants of ggml (https://github.com/ggml-org/ggml):
 //
 {notice}
-// A point per 16-bit number: 2 bits per weight for the grids of 8, 4 bits for those of 4, lowest bits
-// first, each the number of a level. Define MOESAIC_IQ_POINTS(name, count), the declaration of an
-// array, then include: the library and the Metal kernels each have them in memory of their own.
+// A point per 16-bit number: 2 bits per weight for the grids of 8, 4 bits for those of 4, the
+// lowest bits first, each the number of a level. Define MOESAIC_IQ_POINTS(name, count), the
+// declaration of an array, then include: the library and the Metal kernels each have them in memory
+// of their own.
 
 """
 
