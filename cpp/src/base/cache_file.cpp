@@ -17,6 +17,7 @@
 #include <string_view>
 #include <system_error>
 
+#include "base/open_file.hpp"
 #include "moesaic/error.hpp"
 #include "moesaic/interrupt.hpp"
 
@@ -29,34 +30,8 @@ constexpr std::size_t kHead = 4096;
 constexpr std::size_t kHashAt = kHead - 16;
 constexpr std::string_view kFirstLine = "moesaic cache 1\n";
 constexpr const char* kOperation = "weight cache";
-/// Between two looks at the clock.
-constexpr std::size_t kMaxCall = std::size_t{1} << 25;
 
 using Head = std::array<std::byte, kHead>;
-
-class Descriptor {
- public:
-  explicit Descriptor(int descriptor) : descriptor_(descriptor) {}
-  ~Descriptor() {
-    if (descriptor_ >= 0) ::close(descriptor_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  int get() const { return descriptor_; }
-  explicit operator bool() const { return descriptor_ >= 0; }
-  int release() { return std::exchange(descriptor_, -1); }
-
- private:
-  int descriptor_;
-};
-
-int open_again(const std::filesystem::path& path, int flags, int mode = 0) {
-  int descriptor = -1;
-  do {
-    descriptor = ::open(path.c_str(), flags | O_CLOEXEC, mode);
-  } while (descriptor < 0 && errno == EINTR);
-  return descriptor;
-}
 
 std::string failed(const char* call) {
   return std::string(call) + ": " + std::generic_category().message(errno);
@@ -64,21 +39,6 @@ std::string failed(const char* call) {
 
 [[noreturn]] void throw_io(int code, const std::filesystem::path& path, const char* call) {
   throw IoError(code, path.string(), std::string(kOperation) + ": " + call);
-}
-
-/// Bytes read, fewer at the end of the file; -1 with errno.
-ssize_t read_up_to(int descriptor, std::span<std::byte> out, std::int64_t offset) {
-  std::size_t done = 0;
-  while (done < out.size()) {
-    const ssize_t got =
-        ::pread(descriptor, out.data() + done, std::min(out.size() - done, kMaxCall),
-                static_cast<off_t>(offset) + static_cast<off_t>(done));
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) return -1;
-    if (got == 0) break;
-    done += static_cast<std::size_t>(got);
-  }
-  return static_cast<ssize_t>(done);
 }
 
 std::uint64_t number_at(const Head& head, std::size_t at) {
@@ -135,7 +95,7 @@ std::string read_head(int descriptor, Head& head, std::int64_t& size) {
   if (::fstat(descriptor, &info) != 0) return failed("stat");
   if (!S_ISREG(info.st_mode)) return "it is no regular file";
   size = info.st_size;
-  const ssize_t got = read_up_to(descriptor, head, 0);
+  const ssize_t got = read_file(descriptor, 0, head);
   if (got < 0) return failed("read");
   const bool ours = std::memcmp(head.data(), kFirstLine.data(), kFirstLine.size()) == 0;
   if (static_cast<std::size_t>(got) < kHead) return "it is cut short";
@@ -173,8 +133,7 @@ std::string hex_of(std::uint64_t value) {
 }
 
 std::shared_ptr<const std::byte> map_entry(const CacheEntry& entry, std::string& why) {
-  // Without O_NONBLOCK, opening a named pipe would wait for a writer.
-  const Descriptor file(open_again(entry.path(), O_RDONLY | O_NONBLOCK));
+  const Descriptor file = open_to_read(entry.path());
   if (!file) {
     why = errno == ENOENT ? "there is none" : failed("open");
     return nullptr;
@@ -206,7 +165,7 @@ std::shared_ptr<const std::byte> map_entry(const CacheEntry& entry, std::string&
 }
 
 std::string check_entry(const std::filesystem::path& path) {
-  const Descriptor file(open_again(path, O_RDONLY | O_NONBLOCK));
+  const Descriptor file = open_to_read(path);
   if (!file) throw_io(errno, path, "open");
   Head head;
   std::int64_t size = 0;
@@ -219,10 +178,9 @@ std::string check_entry(const std::filesystem::path& path) {
   BlockHash hash;
   std::vector<std::byte> buffer(std::size_t{1} << 20);
   for (auto at = static_cast<std::int64_t>(kHead); at < size;) {
-    Interrupt::check();
     const auto left = static_cast<std::size_t>(size - at);
     const std::span piece = std::span(buffer).first(std::min(buffer.size(), left));
-    const ssize_t got = read_up_to(file.get(), piece, at);
+    const ssize_t got = read_file(file.get(), static_cast<std::uint64_t>(at), piece);
     if (got < 0) throw_io(errno, path, "read");
     if (static_cast<std::size_t>(got) < piece.size()) return "it is cut short";
     if (piece.size() % BlockHash::kBlock != 0) return "it is not as long as it says";
@@ -236,20 +194,19 @@ std::string check_entry(const std::filesystem::path& path) {
 // ------------------------------------------------------------------------------- FolderLock ----
 
 std::unique_ptr<const FolderLock> FolderLock::take(const std::filesystem::path& folder) {
-  Descriptor opened(open_again(folder, O_RDONLY | O_DIRECTORY));
+  Descriptor opened = open_file(folder, O_RDONLY | O_DIRECTORY);
   if (!opened) throw_io(errno, folder, "open");
   int code = 0;
   do {
     code = ::flock(opened.get(), LOCK_EX | LOCK_NB) == 0 ? 0 : errno;
   } while (code == EINTR);
   if (code == EWOULDBLOCK) return nullptr;
-  return std::unique_ptr<const FolderLock>(new FolderLock(opened.release(), code == 0));
+  return std::unique_ptr<const FolderLock>(new FolderLock(std::move(opened), code == 0));
 }
 
 FolderLock::~FolderLock() {
   // A forked child holds the lock as well until it closes its copy; this ends it for both.
-  if (exclusive_) ::flock(descriptor_, LOCK_UN);
-  ::close(descriptor_);
+  if (exclusive_) ::flock(descriptor_.get(), LOCK_UN);
 }
 
 // ------------------------------------------------------------------------------ EntryWriter ----
@@ -303,19 +260,16 @@ int reserve(int descriptor, std::int64_t size) {
 EntryWriter::EntryWriter(CacheEntry entry, const FolderLock& lock) : entry_(std::move(entry)) {
   if (lock.exclusive()) remove_left_behind(entry_);
   temporary_ = entry_.folder / temporary_name(entry_.name);
-  descriptor_ = open_again(temporary_, O_WRONLY | O_CREAT | O_EXCL, 0666);
-  if (descriptor_ < 0) throw_io(errno, temporary_, "create");
-  const int code = reserve(descriptor_, static_cast<std::int64_t>(kHead) + entry_.bytes);
+  descriptor_ = open_file(temporary_, O_WRONLY | O_CREAT | O_EXCL, 0666);
+  if (!descriptor_) throw_io(errno, temporary_, "create");
+  const int code = reserve(descriptor_.get(), static_cast<std::int64_t>(kHead) + entry_.bytes);
   if (code == 0) return;
-  ::close(descriptor_);
   ::unlink(temporary_.c_str());
   throw_io(code, entry_.path(), "make room");
 }
 
 EntryWriter::~EntryWriter() {
-  if (descriptor_ < 0) return;
-  ::close(descriptor_);
-  ::unlink(temporary_.c_str());
+  if (descriptor_) ::unlink(temporary_.c_str());
 }
 
 void EntryWriter::fail(int code, const char* call) const { throw_io(code, entry_.path(), call); }
@@ -323,8 +277,8 @@ void EntryWriter::fail(int code, const char* call) const { throw_io(code, entry_
 void EntryWriter::put(std::span<const std::byte> bytes, std::int64_t offset) {
   while (!bytes.empty()) {
     Interrupt::check();
-    const ssize_t done = ::pwrite(descriptor_, bytes.data(), std::min(bytes.size(), kMaxCall),
-                                  static_cast<off_t>(offset));
+    const ssize_t done = ::pwrite(descriptor_.get(), bytes.data(),
+                                  std::min(bytes.size(), kMaxFileCall), static_cast<off_t>(offset));
     if (done < 0 && errno == EINTR) continue;
     if (done < 0) fail(errno, "write");
     bytes = bytes.subspan(static_cast<std::size_t>(done));
@@ -347,11 +301,11 @@ void EntryWriter::finish() {
                    .hint = {}};
   });
   put(head_of(entry_, hash_.value()), 0);
-  if (::fsync(descriptor_) != 0) fail(errno, "fsync");
+  if (::fsync(descriptor_.get()) != 0) fail(errno, "fsync");
   if (::rename(temporary_.c_str(), entry_.path().c_str()) != 0) fail(errno, "rename");
-  ::close(std::exchange(descriptor_, -1));
+  descriptor_.reset();
   // The name is on the disk when the folder is; where folders cannot be synced, sooner or later.
-  const Descriptor folder(open_again(entry_.folder, O_RDONLY | O_DIRECTORY));
+  const Descriptor folder = open_file(entry_.folder, O_RDONLY | O_DIRECTORY);
   if (folder) ::fsync(folder.get());
 }
 

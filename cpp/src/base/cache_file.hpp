@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "base/hash.hpp"
+#include "base/open_file.hpp"
 
 namespace moesaic {
 
@@ -64,8 +65,9 @@ class FolderLock {
   bool exclusive() const { return exclusive_; }
 
  private:
-  FolderLock(int descriptor, bool exclusive) : descriptor_(descriptor), exclusive_(exclusive) {}
-  int descriptor_;
+  FolderLock(Descriptor descriptor, bool exclusive)
+      : descriptor_(std::move(descriptor)), exclusive_(exclusive) {}
+  Descriptor descriptor_;
   bool exclusive_;
 };
 
@@ -92,7 +94,7 @@ class EntryWriter {
 
   CacheEntry entry_;
   std::filesystem::path temporary_;
-  int descriptor_ = -1;
+  Descriptor descriptor_;
   std::int64_t written_ = 0;
   BlockHash hash_;
 };

@@ -14,7 +14,6 @@
 #include <utility>
 
 #include "moesaic/error.hpp"
-#include "moesaic/interrupt.hpp"
 
 namespace moesaic::gguf {
 
@@ -22,21 +21,15 @@ Mapping::~Mapping() {
   if (size_ > 0) ::munmap(const_cast<std::byte*>(data_), size_);
 }
 
-InputFile::InputFile(const std::filesystem::path& path) : path_(path) {
-  // Without O_NONBLOCK, opening a named pipe would wait for a writer.
-  do {
-    descriptor_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  } while (descriptor_ < 0 && errno == EINTR);
-  if (descriptor_ < 0) throw IoError(errno, path.string(), "open");
+InputFile::InputFile(const std::filesystem::path& path)
+    : path_(path), descriptor_(open_to_read(path)) {
+  if (!descriptor_) throw IoError(errno, path.string(), "open");
 
   struct stat info{};
-  int code = ::fstat(descriptor_, &info) == 0 ? 0 : errno;
+  int code = ::fstat(descriptor_.get(), &info) == 0 ? 0 : errno;
   if (code == 0 && S_ISDIR(info.st_mode)) code = EISDIR;
   if (code == 0 && !S_ISREG(info.st_mode)) code = EINVAL;
-  if (code != 0) {
-    ::close(descriptor_);
-    throw IoError(code, path.string(), "open");
-  }
+  if (code != 0) throw IoError(code, path.string(), "open");
   size_ = static_cast<std::uint64_t>(info.st_size);
 #if defined(__APPLE__)
   const timespec& changed = info.st_mtimespec;
@@ -46,8 +39,6 @@ InputFile::InputFile(const std::filesystem::path& path) : path_(path) {
   changed_ns_ = std::int64_t{changed.tv_sec} * 1'000'000'000 + changed.tv_nsec;
 }
 
-InputFile::~InputFile() { ::close(descriptor_); }
-
 void InputFile::throw_failed(const char* call) const {
   const int code = errno;
   if (code != ENOMEM) throw IoError(code, path_.string(), call);
@@ -56,19 +47,10 @@ void InputFile::throw_failed(const char* call) const {
 }
 
 void InputFile::read(std::uint64_t offset, std::span<std::byte> out) const {
-  constexpr std::size_t kMaxCall = std::size_t{1} << 25;  // between two looks at the clock
-  while (!out.empty()) {
-    Interrupt::check();
-    const ssize_t got = ::pread(descriptor_, out.data(), std::min(out.size(), kMaxCall),
-                                static_cast<off_t>(offset));
-    if (got < 0) {
-      if (errno == EINTR) continue;
-      throw_failed("read");
-    }
-    if (got == 0) throw_shorter(offset, out.size());
-    offset += static_cast<std::uint64_t>(got);
-    out = out.subspan(static_cast<std::size_t>(got));
-  }
+  const ssize_t got = read_file(descriptor_.get(), offset, out);
+  if (got < 0) throw_failed("read");
+  const auto done = static_cast<std::size_t>(got);
+  if (done < out.size()) throw_shorter(offset + done, out.size() - done);
 }
 
 void InputFile::throw_shorter(std::uint64_t offset, std::size_t bytes) const {
@@ -81,19 +63,22 @@ std::unique_ptr<const DirectFile> DirectFile::open(std::shared_ptr<const InputFi
                                                    std::string& why) {
 #if defined(__linux__)
   // What the path leads to may have changed since; this leads to the file that is open.
-  const std::string path = "/proc/self/fd/" + std::to_string(file->descriptor_);
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);
-  if (descriptor < 0) {
+  const std::string path = "/proc/self/fd/" + std::to_string(file->descriptor_.get());
+  Descriptor descriptor = open_file(path, O_RDONLY | O_DIRECT);
+  if (!descriptor) {
     why = std::string("open with O_DIRECT: ") + std::strerror(errno);
     return nullptr;
   }
-  std::unique_ptr<const DirectFile> direct(new DirectFile(std::move(file), descriptor));
+  std::unique_ptr<const DirectFile> direct(new DirectFile(std::move(file), std::move(descriptor)));
   // Some file systems take the flag and refuse the reads.
   const std::align_val_t alignment{static_cast<std::size_t>(kAlignment)};
   const auto release = [alignment](void* memory) { ::operator delete(memory, alignment); };
   const std::unique_ptr<void, decltype(release)> block(
       ::operator new(static_cast<std::size_t>(kAlignment), alignment), release);
-  if (::pread(descriptor, block.get(), static_cast<std::size_t>(kAlignment), 0) >= 0) return direct;
+  if (::pread(direct->descriptor_.get(), block.get(), static_cast<std::size_t>(kAlignment), 0) >=
+      0) {
+    return direct;
+  }
   why = std::string("read with O_DIRECT: ") + std::strerror(errno);
   return nullptr;
 #else
@@ -102,14 +87,13 @@ std::unique_ptr<const DirectFile> DirectFile::open(std::shared_ptr<const InputFi
 #endif
 }
 
-DirectFile::~DirectFile() { ::close(descriptor_); }
-
 void DirectFile::read(std::uint64_t offset, std::span<std::byte> out) const {
   // The last block may reach over the end of the file.
   const std::uint64_t size = file_->size();
   const std::uint64_t end = std::min(offset + out.size(), size);
   while (offset < end) {
-    const ssize_t got = ::pread(descriptor_, out.data(), out.size(), static_cast<off_t>(offset));
+    const ssize_t got =
+        ::pread(descriptor_.get(), out.data(), out.size(), static_cast<off_t>(offset));
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) file_->throw_failed("read");
     const auto bytes = static_cast<std::uint64_t>(got);
@@ -139,7 +123,7 @@ std::shared_ptr<const void> lend(std::shared_ptr<const Mapping> mapping,
 std::shared_ptr<const Mapping> InputFile::map() const {
   const auto size = static_cast<std::size_t>(size_);
   if (size == 0) return std::make_shared<const Mapping>(nullptr, 0);
-  void* data = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor_, 0);
+  void* data = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor_.get(), 0);
   if (data == MAP_FAILED) throw_failed("mmap");
   try {
     return std::make_shared<const Mapping>(static_cast<const std::byte*>(data), size);

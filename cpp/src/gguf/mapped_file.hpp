@@ -11,6 +11,8 @@
 #include <string>
 #include <utility>
 
+#include "base/open_file.hpp"
+
 namespace moesaic::gguf {
 
 /// A read-only mapping of a whole file, unmapped with its last owner.
@@ -38,9 +40,6 @@ class InputFile {
  public:
   /// Throws IoError, also for directories and other things that are not regular files.
   explicit InputFile(const std::filesystem::path& path);
-  ~InputFile();
-  InputFile(const InputFile&) = delete;
-  InputFile& operator=(const InputFile&) = delete;
 
   const std::filesystem::path& path() const { return path_; }
   std::uint64_t size() const { return size_; }             ///< as it was when the file was opened
@@ -59,7 +58,7 @@ class InputFile {
   [[noreturn]] void throw_failed(const char* call) const;
 
   std::filesystem::path path_;
-  int descriptor_ = -1;
+  Descriptor descriptor_;
   std::uint64_t size_ = 0;
   std::int64_t changed_ns_ = 0;
 };
@@ -74,19 +73,15 @@ class DirectFile {
   /// Null where the system or the file system has no such reads; `why` then says so.
   static std::unique_ptr<const DirectFile> open(std::shared_ptr<const InputFile> file,
                                                 std::string& why);
-  ~DirectFile();
-  DirectFile(const DirectFile&) = delete;
-  DirectFile& operator=(const DirectFile&) = delete;
-
   /// Fills `out` from `offset`, as far as the file goes. Errors: as InputFile::read.
   void read(std::uint64_t offset, std::span<std::byte> out) const;
 
  private:
-  DirectFile(std::shared_ptr<const InputFile> file, int descriptor)
-      : file_(std::move(file)), descriptor_(descriptor) {}
+  DirectFile(std::shared_ptr<const InputFile> file, Descriptor descriptor)
+      : file_(std::move(file)), descriptor_(std::move(descriptor)) {}
 
   std::shared_ptr<const InputFile> file_;
-  int descriptor_;
+  Descriptor descriptor_;
 };
 
 }  // namespace moesaic::gguf
