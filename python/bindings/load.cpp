@@ -72,8 +72,15 @@ std::optional<std::vector<std::int32_t>> Loading::keep(const py::object& experts
 
 py::object Loading::keep_panels(const py::object& weight_cache, const GgufFile& file,
                                 const char* operation) {
+  return keep_panels(
+      weight_cache, [&](const std::filesystem::path& parent) { return file.weight_cache(parent); },
+      operation);
+}
+
+py::object Loading::keep_panels(const py::object& weight_cache, const CacheFolder& folder,
+                                const char* operation) {
   if (py::isinstance<py::bool_>(weight_cache)) {
-    if (weight_cache.cast<bool>()) options_.weight_cache = file.weight_cache();
+    if (weight_cache.cast<bool>()) options_.weight_cache = folder({});
     return weight_cache;
   }
   const bool path =
@@ -83,7 +90,7 @@ py::object Loading::keep_panels(const py::object& weight_cache, const GgufFile& 
         operation, "weight_cache", "True, False, or a path", type_name(weight_cache), {}};
   });
   const auto parent = std::filesystem::absolute(weight_cache.cast<std::filesystem::path>());
-  options_.weight_cache = file.weight_cache(parent);
+  options_.weight_cache = folder(parent);
   return path_to_python(parent);
 }
 

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <exception>
+#include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -27,10 +29,16 @@ class Loading {
   /// arguments that pickles have.
   std::optional<std::vector<std::int32_t>> keep(const py::object& experts, const char* operation);
 
-  /// Keeps repacked weights: True, in the folder beside the file; a path, in one of its name there;
-  /// False, not. Returns the argument as pickles have it. Errors: DTypeError.
+  /// The folder for the repacked weights of a model, within one of the caller or, where that is
+  /// empty, beside the model.
+  using CacheFolder = std::function<std::filesystem::path(const std::filesystem::path& parent)>;
+  /// Keeps repacked weights: True, beside the model; a path, in a folder of its name there; False,
+  /// not. Returns the argument as pickles have it. Errors: DTypeError.
+  py::object keep_panels(const py::object& weight_cache, const CacheFolder& folder,
+                         const char* operation);
   py::object keep_panels(const py::object& weight_cache, const GgufFile& file,
                          const char* operation);
+  bool keeps_panels() const { return options_.weight_cache.has_value(); }
 
   /// Calls load(options) without the GIL; an exception of the callback and Ctrl-C come out as
   /// themselves.

@@ -1760,7 +1760,7 @@ class StackBuilder:
         self,
         role: str,
         expert: int,
-        rows: _AnyArray,
+        rows: _AnyArray | None,
         scale: float = 1.0,
         bias: _AnyArray | None = None,
     ) -> None:
@@ -1772,8 +1772,8 @@ class StackBuilder:
             'gate', 'up' or 'down'.
         expert : int
             0 to E - 1, one that is kept.
-        rows : array
-            The encoded bytes, dense.
+        rows : array, optional
+            The encoded bytes, dense. None: of a role that came from a weight cache.
         scale : float
             Factor on the products of this matrix.
         bias : array, optional
@@ -2051,8 +2051,10 @@ class ExpertStack:
         dequantize: _Dense | None = None,
         *,
         prefix: str | None = None,
+        quant: str | Mapping[_Role, str] | None = None,
         experts: _ExpertIds | None = None,
         device: str = "cpu",
+        weight_cache: _WeightCache = False,
         progress: _Progress = None,
     ) -> ExpertStack:
         """Load the experts of one layer of a Hugging Face checkpoint, fused or one by one.
@@ -2073,10 +2075,19 @@ class ExpertStack:
         prefix : str, optional
             Of which part of the model, where several have a layer of this number: the beginning of
             its names, as 'talker', 'eagle' or 'mtp'. None: the model, without what drafts for it.
+        quant : str or dict, optional
+            Types to encode roles in, such as 'Q4_K' or ``{'gate': 'Q4_K', 'up': 'Q4_K', 'down':
+            'Q6_K'}``, expert by expert, so that no more memory is needed than for the result. What
+            is left out stays as it is there. INT4 has types for all roles or for none.
         experts : sequence of int, range or int array [n], optional
             The experts to read and keep, as in ``load_from_gguf``.
         device : str
             'cpu', 'cuda:0' or 'metal'.
+        weight_cache : bool or path-like
+            Where repacked weights are kept, for the next start and for other processes, which map
+            them from there and read nothing else of the experts but scales and biases. True: in the
+            checkpoint's folder, in 'moesaic.panels'. A path: in a folder of the checkpoint's name
+            there, 'NAME.panels'. False: nowhere.
         progress : callable or bool, optional
             As in ``load_from_gguf``.
 
@@ -2087,11 +2098,18 @@ class ExpertStack:
         Raises
         ------
         FileNotFoundError, OSError
-            A file is absent or cannot be read.
+            A file is absent or cannot be read, or ``weight_cache`` is a place that cannot be
+            written, or a full disk.
         FormatError
             A tensor is missing or does not fit; the message names it.
         UnsupportedError
-            A format that is missing here.
+            A format that is missing here, ``weight_cache`` for another device or for experts that
+            stay INT4, or two types in ``quant`` for gate and up that are in one tensor.
+        ConfigError
+            An unknown type, or ``weight_cache`` or ``quant`` with ``dequantize``.
+        ShapeError
+            A type in ``quant`` whose blocks do not fit, or ``experts`` that are not there or named
+            twice.
         OperationCancelled, OutOfMemoryError
             As in ``load_from_gguf``.
         """
@@ -3172,6 +3190,7 @@ class MoeLayer:
         experts: _ExpertIds | None = None,
         device: str = "cpu",
         precision: _Precision = "auto",
+        weight_cache: _WeightCache = False,
         progress: _Progress = None,
     ) -> MoeLayer:
         """Load one layer of a Hugging Face checkpoint, with its router and shared experts.
@@ -3201,6 +3220,9 @@ class MoeLayer:
             'cpu', 'cuda:0' or 'metal'.
         precision : str
             Default of calls: 'auto', 'exact' or 'fast'.
+        weight_cache : bool or path-like
+            Where the repacked experts and shared experts are kept, as in
+            ``ExpertStack.load_from_safetensors``.
         progress : callable or bool, optional
             As in ``from_gguf``.
 
@@ -3211,13 +3233,15 @@ class MoeLayer:
         Raises
         ------
         FileNotFoundError, OSError
-            A file is absent or cannot be read.
+            A file is absent or cannot be read, or ``weight_cache`` is a place that cannot be
+            written, or a full disk.
         UnsupportedError
-            A model type, part, format or tensor that is missing here.
+            A model type, part, format or tensor that is missing here, or ``weight_cache`` for
+            another device or for experts that stay INT4.
         FormatError
             A value or tensor is missing or does not fit; the message names it.
         ConfigError
-            A ``top_k`` that the router cannot have.
+            A ``top_k`` that the router cannot have, or ``weight_cache`` with ``dequantize``.
         ShapeError
             A layer without experts, or ``experts`` that are not there or named twice.
         DeviceError, OperationCancelled, OutOfMemoryError

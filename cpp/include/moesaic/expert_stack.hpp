@@ -41,9 +41,9 @@ struct LowRankDelta {
   std::vector<float> b;  ///< [E * rows * rank]
 };
 
-/// Where in a file the bytes of a role are, for what keeps a repacked copy (LoadOptions::weight_cache).
+/// What in files a role is made of, for what keeps a repacked copy (LoadOptions::weight_cache).
 struct WeightOrigin {
-  std::uint64_t file = 0;       ///< GgufFile::fingerprint()
+  std::uint64_t file = 0;       ///< GgufFile::fingerprint(), or a hash of a checkpoint's files
   std::string tensor;           ///< name of the tensor, or of the first of several
   std::uint64_t selection = 0;  ///< hash of the tensors, rows and experts that are taken
 };
@@ -121,9 +121,9 @@ struct LoadOptions {
   /// The routed experts that loaders of files read and keep, by their ids in the file; unset: all.
   /// Only the CPU runs stacks that keep some.
   std::optional<std::vector<std::int32_t>> experts{};
-  /// A folder for the repacked weights of mapped GGUF files on the CPU, one file a role. Where it has
-  /// those of this load they are mapped, else they are made and kept there. Only loaders of GGUF
-  /// files take it.
+  /// A folder for the repacked weights of files on the CPU, one file a role. Where it has those of
+  /// this load they are mapped, else they are made and kept there. Loaders of mapped GGUF files and
+  /// of checkpoints take it.
   std::optional<std::filesystem::path> weight_cache{};
 };
 

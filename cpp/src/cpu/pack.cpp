@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <system_error>
@@ -266,34 +267,48 @@ struct Packed {
   std::string decision, reason;
 };
 
+/// Gives a role the panels that a weight cache has of it: mapped, or dealt to the nodes of the pool,
+/// whose memory they are read into.
+Packed take_cached(RoleWeights& weights, const WeightRef& to, const CacheEntry& entry,
+                   std::shared_ptr<const std::byte> cached, const LoadOptions& options,
+                   Meter& meter) {
+  const std::int64_t panels = (to.rows + kRows - 1) / kRows;
+  // Mapped pages, which all processes share, are not dealt to nodes.
+  if (!deals(panels, options.pool)) {
+    meter.add(entry.bytes, 0);
+    take_panels(to, std::move(cached), weights);
+    return {"cached", "panels are mapped from " + entry.path().string()};
+  }
+  const std::shared_ptr<PanelMemory> memory = allocate_panels(to, panels, options.pool);
+  fill_panels(weights, to, cached.get(), *memory, options, meter);
+  take_panels(to, memory, weights);
+  return {"cached",
+          "panels are read from " + entry.path().string() + placement_of(*memory, options.pool)};
+}
+
+CachedPanels look_up(const CacheEntry& entry, Meter& meter) {
+  return find_panels(entry, [&] {
+    meter.report(meter.done());
+    meter.throw_if_cancelled();
+  });
+}
+
 Packed pack_role(RoleWeights& weights, const LoadOptions& options, Meter& meter) {
   WeightRef to;
   panel_layout(weights.ref, to);
   const std::int64_t panels = (to.rows + kRows - 1) / kRows;
-  // Mapped pages, which all processes share, are not dealt to nodes.
   const ThreadPool* const pool = options.pool;
-  const bool dealt = deals(panels, pool);
   CacheEntry entry;
   CachedPanels cached;
   if (options.weight_cache) {
     entry = panel_entry(weights, to, *options.weight_cache);
-    cached = find_panels(entry, [&] {
-      meter.report(meter.done());
-      meter.throw_if_cancelled();
-    });
-    if (cached.panels != nullptr && !dealt) {
-      meter.add(entry.bytes, 0);
-      take_panels(to, std::move(cached.panels), weights);
-      return {"cached", "panels are mapped from " + entry.path().string()};
+    cached = look_up(entry, meter);
+    if (cached.panels != nullptr) {
+      return take_cached(weights, to, entry, std::move(cached.panels), options, meter);
     }
   }
   const std::shared_ptr<PanelMemory> memory = allocate_panels(to, panels, pool);
-  fill_panels(weights, to, cached.panels.get(), *memory, options, meter);
-  if (cached.panels != nullptr) {
-    take_panels(to, memory, weights);
-    return {"cached",
-            "panels are read from " + entry.path().string() + placement_of(*memory, pool)};
-  }
+  fill_panels(weights, to, nullptr, *memory, options, meter);
   Packed packed{"repacked", "panels of 16 rows run fastest" + placement_of(*memory, pool)};
   std::shared_ptr<const std::byte> kept;
   if (options.weight_cache) {
@@ -301,7 +316,7 @@ Packed pack_role(RoleWeights& weights, const LoadOptions& options, Meter& meter)
     keep_panels(entry, to, *memory, *cached.to_write);
     cached.to_write = nullptr;
     // So that this process shares the pages too.
-    if (!dealt) kept = map_entry(entry, cached.why);
+    if (!deals(panels, pool)) kept = map_entry(entry, cached.why);
   }
   if (kept != nullptr) {
     take_panels(to, std::move(kept), weights);
@@ -370,6 +385,16 @@ void panel_row(const WeightRef& weight, std::int32_t expert, std::int64_t row, s
       }
     }
   }
+}
+
+std::optional<std::string> take_cached_panels(RoleWeights& weights, const LoadOptions& options) {
+  WeightRef to;
+  if (!panel_layout(weights.ref, to)) return std::nullopt;
+  const CacheEntry entry = panel_entry(weights, to, options.weight_cache.value());
+  Meter meter(options, entry.bytes);
+  CachedPanels found = look_up(entry, meter);
+  if (found.panels == nullptr) return std::nullopt;
+  return take_cached(weights, to, entry, std::move(found.panels), options, meter).reason;
 }
 
 void CpuBackend::prepare(ExpertStack::Parts& parts, const LoadOptions& options) const {

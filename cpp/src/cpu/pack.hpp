@@ -5,7 +5,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "moesaic/expert_stack.hpp"
@@ -28,5 +30,11 @@ std::vector<std::byte> absent_row(const WeightRef& from);
 /// into `to`. `from` says how its rows lie; `absent` is its absent_row.
 void pack_panels(const WeightRef& from, const std::byte* expert, std::int64_t first,
                  std::int64_t last, std::span<const std::byte> absent, std::byte* to);
+
+/// For rows that cost more than to read: gives a role without rows the panels that
+/// LoadOptions::weight_cache has of what its origin names, and returns the reason for reports.
+/// Nothing where it has none: once the rows are there, prepare() packs and keeps them. Errors: as
+/// find_panels, OperationCancelled.
+std::optional<std::string> take_cached_panels(RoleWeights& weights, const LoadOptions& options);
 
 }  // namespace moesaic::cpu

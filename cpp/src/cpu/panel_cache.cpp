@@ -64,26 +64,29 @@ std::uint64_t sample_of(const RoleWeights& weights) {
 
 CacheEntry panel_entry(const RoleWeights& rows, const WeightRef& panels,
                        const std::filesystem::path& folder) {
-  require<UnsupportedError>(rows.origin != nullptr && rows.read != nullptr, [] {
+  require<UnsupportedError>(rows.origin != nullptr, [] {
     return Problem{.operation = "load",
                    .what = "weight_cache",
-                   .expected = "weights of a mapped GGUF file, as they are there",
+                   .expected = "weights of a mapped GGUF file or a checkpoint, as they are there",
                    .got = "others",
                    .hint = {}};
   });
   const WeightOrigin& origin = *rows.origin;
   const std::string type(traits(panels.type).name);
   // Other selections of a tensor's rows or experts have files of their own.
-  return {.folder = folder,
-          .name = file_name_of(origin.tensor) + "-" + hex_of(origin.selection) + ".panels",
-          .facts = {{"layout", hex_of(layout_hash())},
-                    {"source file", hex_of(origin.file)},
-                    {"tensor", file_name_of(origin.tensor) + " " + hex_of(origin.selection)},
-                    {"sample of its bytes", hex_of(sample_of(rows))},
-                    {"shape", type + " [" + std::to_string(panels.num_experts) + ", " +
-                                  std::to_string(panels.rows) + ", " + std::to_string(panels.cols) +
-                                  "]"}},
-          .bytes = panels.num_experts * panels.expert_stride};
+  CacheEntry entry{
+      .folder = folder,
+      .name = file_name_of(origin.tensor) + "-" + hex_of(origin.selection) + ".panels",
+      .facts = {{"layout", hex_of(layout_hash())},
+                {"source file", hex_of(origin.file)},
+                {"tensor", file_name_of(origin.tensor) + " " + hex_of(origin.selection)},
+                {"shape", type + " [" + std::to_string(panels.num_experts) + ", " +
+                              std::to_string(panels.rows) + ", " + std::to_string(panels.cols) +
+                              "]"}},
+      .bytes = panels.num_experts * panels.expert_stride};
+  // Where rows are made of other bytes, `origin.file` has a sample of those.
+  if (rows.read) entry.facts.emplace_back("sample of its bytes", hex_of(sample_of(rows)));
+  return entry;
 }
 
 CachedPanels find_panels(const CacheEntry& entry, const std::function<void()>& waiting) {

@@ -14,7 +14,7 @@
 namespace moesaic::cpu {
 
 /// The file for the panels of `rows`, expert after expert, that lie as `panels` says. Throws
-/// UnsupportedError for weights that no mapped file holds as they are.
+/// UnsupportedError for weights without an origin.
 CacheEntry panel_entry(const RoleWeights& rows, const WeightRef& panels,
                        const std::filesystem::path& folder);
 

@@ -7,6 +7,7 @@
 
 #include "base/pages.hpp"
 #include "base/sizes.hpp"
+#include "cpu/pack.hpp"
 
 namespace moesaic::weights {
 namespace {
@@ -72,11 +73,35 @@ void Builder::make(Role role, const RoleSpec& spec, std::int64_t rows, std::int6
   buffer.weights.owner = memory;
 }
 
-void Builder::add(Role role, std::int32_t expert, std::span<const std::byte> rows, float scale,
-                  std::span<const float> bias) {
+Builder::RoleBuffer& Builder::buffer_of(Role role) {
   const auto buffer = std::ranges::find(buffers_, role, &RoleBuffer::role);
   require<ShapeError>(buffer != buffers_.end(),
                       [&] { return problem("role", "a role of this stack", name_of(role)); });
+  return *buffer;
+}
+
+std::vector<Role> Builder::find_cached(const std::vector<RoleOrigin>& origins,
+                                       const LoadOptions& options) {
+  if (!options.weight_cache) return {};
+  check_weight_cache("ExpertStack builder", options);
+  std::vector<Role> found;
+  for (const auto& [role, origin] : origins) {
+    RoleBuffer& buffer = buffer_of(role);
+    if (buffer.weights.ref.num_experts == 0) continue;  // nothing is packed
+    buffer.weights.origin = std::make_shared<const WeightOrigin>(origin);
+    std::optional<std::string> reason = cpu::take_cached_panels(buffer.weights, options);
+    if (!reason) continue;
+    buffer.memory = nullptr;
+    buffer.spec.decision = "cached";
+    buffer.spec.reason = *std::move(reason);
+    found.push_back(role);
+  }
+  return found;
+}
+
+void Builder::add(Role role, std::int32_t expert, std::span<const std::byte> rows, float scale,
+                  std::span<const float> bias) {
+  RoleBuffer& buffer = buffer_of(role);
   const std::string what = std::string(name_of(role)) + " of expert " + std::to_string(expert);
   const std::int32_t place =
       kept_ ? static_cast<std::int32_t>(std::ranges::lower_bound(kept_->ids, expert) -
@@ -90,24 +115,25 @@ void Builder::add(Role role, std::int32_t expert, std::span<const std::byte> row
                          : "an expert of 0 to " + std::to_string(shape_.num_experts - 1),
                    "another");
   });
-  require<ShapeError>(!buffer->seen[e], [&] { return problem(what, "it once", "it again"); });
-  const WeightRef& ref = buffer->weights.ref;
-  require<ShapeError>(std::cmp_equal(rows.size(), ref.expert_stride), [&] {
-    return problem(what, std::to_string(ref.expert_stride) + " bytes", std::to_string(rows.size()));
+  require<ShapeError>(!buffer.seen[e], [&] { return problem(what, "it once", "it again"); });
+  const WeightRef& ref = buffer.weights.ref;
+  const std::int64_t bytes = buffer.memory != nullptr ? ref.expert_stride : 0;
+  require<ShapeError>(std::cmp_equal(rows.size(), bytes), [&] {
+    return problem(what, std::to_string(bytes) + " bytes", std::to_string(rows.size()));
   });
   require<ShapeError>(bias.empty() || std::cmp_equal(bias.size(), ref.rows), [&] {
     return problem(what + " bias", std::to_string(ref.rows) + " values",
                    std::to_string(bias.size()));
   });
-  std::memcpy(buffer->memory + place * ref.expert_stride, rows.data(), rows.size());
-  buffer->scales[e] = scale;
+  if (bytes > 0) std::memcpy(buffer.memory + place * bytes, rows.data(), rows.size());
+  buffer.scales[e] = scale;
   if (!bias.empty()) {
     const auto width = static_cast<std::size_t>(ref.rows);
-    buffer->biases.resize(buffer->seen.size() * width);
-    std::ranges::copy(bias, buffer->biases.begin() + static_cast<std::ptrdiff_t>(e * width));
-    ++buffer->with_bias;
+    buffer.biases.resize(buffer.seen.size() * width);
+    std::ranges::copy(bias, buffer.biases.begin() + static_cast<std::ptrdiff_t>(e * width));
+    ++buffer.with_bias;
   }
-  buffer->seen[e] = true;
+  buffer.seen[e] = true;
 }
 
 std::int32_t Builder::id_of(std::size_t place) const {
@@ -135,6 +161,9 @@ RoleWeights Builder::take(RoleBuffer& buffer, LoadReport& report) const {
   }
   record(report, buffer.role, buffer.weights, std::move(buffer.spec.source),
          std::move(buffer.spec.decision), std::move(buffer.spec.reason));
+  // Rows are counted by prepare() once they are panels, whose last may have more of them.
+  const WeightRef& ref = buffer.weights.ref;
+  if (buffer.memory == nullptr) report.roles.back().bytes = ref.num_experts * ref.expert_stride;
   return std::move(buffer.weights);
 }
 

@@ -31,7 +31,18 @@ class Builder {
   Builder(const StackShape& shape, const RoleSpec* gate, const RoleSpec& up, const RoleSpec& down,
           std::optional<std::vector<std::int32_t>> experts = {});
 
-  /// One expert's matrix, row after row, with its scale and its bias (empty: none).
+  /// What the rows of a role will be made of, for LoadOptions::weight_cache.
+  struct RoleOrigin {
+    Role role;
+    WeightOrigin origin;
+  };
+  /// Before the first add(): takes from the weight cache what it has, and returns the roles of that,
+  /// whose rows are not asked for then; the others are kept there by build(). Errors: ShapeError (no
+  /// such role), those of check_weight_cache, IoError, OperationCancelled.
+  std::vector<Role> find_cached(const std::vector<RoleOrigin>& origins, const LoadOptions& options);
+
+  /// One expert's matrix, row after row (empty: of a role that was in the cache), with its scale and
+  /// its bias (empty: none).
   /// Errors: ShapeError (sizes, an expert that is not kept or given twice, no such role).
   void add(Role role, std::int32_t expert, std::span<const std::byte> rows, float scale = 1.0F,
            std::span<const float> bias = {});
@@ -44,13 +55,14 @@ class Builder {
   struct RoleBuffer {
     Role role;
     RoleWeights weights;
-    std::byte* memory = nullptr;
+    std::byte* memory = nullptr;  ///< null for a role that was in the cache
     std::vector<bool> seen;
     std::vector<float> scales;  ///< [n]
     std::vector<float> biases;  ///< empty or [n * rows]
     std::int64_t with_bias = 0;
     RoleSpec spec;
   };
+  RoleBuffer& buffer_of(Role role);
   void make(Role role, const RoleSpec& spec, std::int64_t rows, std::int64_t cols);
   RoleWeights take(RoleBuffer& buffer, LoadReport& report) const;
   std::int32_t id_of(std::size_t place) const;

@@ -174,6 +174,27 @@ ExpertStack::Parts weights::parts_of(const ExpertStack& stack) {
   return parts;
 }
 
+void weights::check_weight_cache(const char* operation, const LoadOptions& options) {
+  const auto problem = [&](std::string expected, std::string got, std::string hint) {
+    return Problem{.operation = operation,
+                   .what = "weight_cache",
+                   .expected = std::move(expected),
+                   .got = std::move(got),
+                   .hint = std::move(hint)};
+  };
+  const Backend* const backend = options.backend;
+  require<UnsupportedError>(backend == nullptr || backend->device_type() == DeviceType::Cpu, [&] {
+    return problem("weights on the CPU", to_string(backend->device()), {});
+  });
+  require<ConfigError>(backend != nullptr && options.layout == StackLayout::Auto, [&] {
+    return problem("a layout that repacks weights", "weights that stay as the file has them",
+                   "the file itself is mapped then");
+  });
+  require<ConfigError>(!options.dequantize, [&] {
+    return problem("weights in the type of the file", "dequantize", "leave out one of the two");
+  });
+}
+
 ExpertStack weights::finish(ExpertStack::Parts parts, const LoadOptions& options,
                             Clock::time_point start) {
   check_parts(parts);

@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "base/hash.hpp"
-#include "moesaic/backend.hpp"
 
 namespace moesaic::weights {
 namespace {
@@ -142,27 +141,13 @@ std::shared_ptr<const WeightOrigin> origin_of(const BlockReader& block, const Gg
 
 void check_weight_cache(const char* operation, const GgufFile& file, const LoadOptions& options) {
   if (!options.weight_cache) return;
-  const auto problem = [&](std::string expected, std::string got, std::string hint) {
+  check_weight_cache(operation, options);
+  require<ConfigError>(file.mapped(), [&] {
     return Problem{.operation = operation,
                    .what = "weight_cache",
-                   .expected = std::move(expected),
-                   .got = std::move(got),
-                   .hint = std::move(hint)};
-  };
-  const Backend* const backend = options.backend;
-  require<UnsupportedError>(backend == nullptr || backend->device_type() == DeviceType::Cpu, [&] {
-    return problem("weights on the CPU", to_string(backend->device()), {});
-  });
-  require<ConfigError>(backend != nullptr && options.layout == StackLayout::Auto, [&] {
-    return problem("a layout that repacks weights", "weights that stay as the file has them",
-                   "the file itself is mapped then");
-  });
-  require<ConfigError>(!options.dequantize, [&] {
-    return problem("weights in the type of the file", "dequantize", "leave out one of the two");
-  });
-  require<ConfigError>(file.mapped(), [&] {
-    return problem("a mapped file", "one that was opened without mmap",
-                   "its tensors are read whole before anything is looked up");
+                   .expected = "a mapped file",
+                   .got = "one that was opened without mmap",
+                   .hint = "its tensors are read whole before anything is looked up"};
   });
 }
 

@@ -35,9 +35,7 @@ std::shared_ptr<const WeightOrigin> origin_of(const BlockReader& block, const Gg
                                               std::int64_t first_row, std::int64_t rows,
                                               const KeptExperts* kept = nullptr);
 
-/// Throws for a load with a weight cache that could not use it: UnsupportedError for weights that
-/// do not go to the CPU, ConfigError for a file that is not mapped, decoded weights, or weights that
-/// stay as they are.
+/// Throws as weights::check_weight_cache, and ConfigError for a file that is not mapped.
 void check_weight_cache(const char* operation, const GgufFile& file, const LoadOptions& options);
 
 /// The one factor of a matrix, by a tensor [1] or null, times `factor`; null for 1.

@@ -41,6 +41,10 @@ void dequantize_roles(ExpertStack::Parts& parts, QuantType type, const LoadOptio
 /// Decodes one role to `type` in own memory.
 void dequantize_role(RoleWeights& weights, QuantType type, const LoadOptions& options);
 
+/// Throws for a load with a weight cache that could not use it: UnsupportedError for weights that
+/// do not go to the CPU, ConfigError for decoded weights, or weights that stay as they are.
+void check_weight_cache(const char* operation, const LoadOptions& options);
+
 /// The end of every loader: check, dequantize when asked, let the backend prepare.
 ExpertStack finish(ExpertStack::Parts parts, const LoadOptions& options, Clock::time_point start);
 

@@ -21,7 +21,9 @@ _FILES = "*.panels"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", help="one that weight_cache= made, such as model.gguf.panels")
+    parser.add_argument(
+        "folder", help="one that weight_cache= made: model.gguf.panels, checkpoint/moesaic.panels"
+    )
     add_json(parser)
 
 
@@ -33,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     if not files:
         raise error_of(
             mo.FormatError, "cache", str(folder), f"files {_FILES}", "none",
-            "a weight cache of model.gguf is a folder model.gguf.panels",
+            "that of model.gguf is model.gguf.panels, that of a checkpoint moesaic.panels in it",
         )  # fmt: skip
     check = _core._check_cached  # type: ignore[attr-defined]
     rows = [(path.name, path.stat().st_size, check(path)) for path in files]

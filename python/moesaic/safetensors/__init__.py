@@ -13,10 +13,12 @@
 ``int4``                GPTQ, AWQ and compressed-tensors kept as INT4; ``ints`` reads them
 ``experts``             all experts of a layer, one by one into builders
 ``layer``               router, experts and shared experts together
+``cache``               repacked experts, kept from one start to the next
 ``stored``              the experts of a whole model where they lie, for stores
 ======================  ===============================================================
 """
 
+from moesaic.safetensors.cache import cache_folder
 from moesaic.safetensors.experts import gather_experts
 from moesaic.safetensors.layer import gather_layer
 from moesaic.safetensors.quantization import Quantization
@@ -28,6 +30,7 @@ __all__ = [
     "CheckpointExperts",
     "Quantization",
     "TensorEntry",
+    "cache_folder",
     "gather_experts",
     "gather_layer",
     "read_header",

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from moesaic import _core
 from moesaic.safetensors.names import Matrix, find
 from moesaic.safetensors.reader import FLOATS, Array, Checkpoint, wrong
 
@@ -73,6 +74,16 @@ class Encoded(ABC):
         """The factor of ``rows`` and ``values``, without reading them."""
         return 1.0
 
+    @property
+    def recipe(self) -> tuple[str, ...]:
+        """What is done to the tensors on the way to rows."""
+        return self.label, self.type
+
+    @property
+    def asked(self) -> str | None:
+        """The type that the caller asked for; None: the one that the form has."""
+        return None
+
     def tensors(self) -> set[str]:
         """The names of all tensors that the matrix is read from."""
         bias = self._bias_name()
@@ -101,19 +112,11 @@ class Encoded(ABC):
 
 
 @dataclass(frozen=True)
-class Decoded(Encoded):
-    """A matrix beside others of another type: decoded to the floats that all of them become."""
+class _Changed(Encoded):
+    """A matrix in another type than its form has."""
 
     source: Encoded
-    to: str  # F32 or BF16
-
-    form = "several forms"
-    decision = "dequantized"
-    reason = "experts of one role have one type"
-
-    @classmethod
-    def of(cls, one: Encoded, to: str) -> "Decoded":
-        return cls(one.checkpoint, one.matrix, one.n, one.k, one, to)
+    to: str
 
     @property
     def name(self) -> str:
@@ -123,8 +126,26 @@ class Decoded(Encoded):
     def type(self) -> str:
         return self.to
 
+    @property
+    def recipe(self) -> tuple[str, ...]:
+        return *self.source.recipe, self.to
+
     def tensors(self) -> set[str]:
         return self.source.tensors()
+
+
+@dataclass(frozen=True)
+class Decoded(_Changed):
+    """A matrix beside others of another type: decoded to the floats that all of them become."""
+
+    form = "several forms"
+    decision = "dequantized"
+    reason = "experts of one role have one type"
+
+    @classmethod
+    def of(cls, one: Encoded, to: str) -> "Decoded":
+        """``to`` is F32 or BF16."""
+        return cls(one.checkpoint, one.matrix, one.n, one.k, one, to)
 
     def factor(self) -> float:
         return self.source.factor()
@@ -135,6 +156,35 @@ class Decoded(Encoded):
     def rows(self) -> tuple[Array, float]:
         values, factor = self.values()
         return bytes_of(values if self.to == "F32" else to_bf16(values)), factor
+
+
+@dataclass(frozen=True)
+class Requantized(_Changed):
+    """A matrix that is encoded in the type that a caller asks for."""
+
+    form = "encoded"
+    decision = "encoded"
+    reason = "this type was asked for"
+
+    @classmethod
+    def of(cls, one: Encoded, to: str) -> "Requantized":
+        return cls(one.checkpoint, one.matrix, one.n, one.k, one, to)
+
+    @property
+    def label(self) -> str:
+        return self.source.label
+
+    @property
+    def asked(self) -> str:
+        return self.to
+
+    def rows(self) -> tuple[Array, float]:
+        rows, factor = self.source.rows()
+        values = _core.dequantize(rows, self.source.type, (self.n, self.k))
+        return _core.quantize(values * np.float32(factor), self.to), 1.0
+
+    def values(self) -> tuple[Array, float]:
+        return _core.dequantize(self.rows()[0], self.to, (self.n, self.k)), 1.0
 
 
 def sizes(checkpoint: Checkpoint, name: str, matrix: Matrix, rank: int = 2) -> tuple[int, ...]:

@@ -2,9 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
 
 from moesaic import _core
 from moesaic._errors import error_of
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 OPERATION = "load_from_safetensors"
 
@@ -24,25 +28,25 @@ class _OfCaller(Exception):
     """Carries what the caller's own function raised past ``as_format_errors``."""
 
 
-def carried(progress: Progress | None) -> Progress | None:
-    """``progress``, whose own errors stay what they are."""
-    if progress is None:
+def carried(call: Callable[_P, _R] | None) -> Callable[_P, _R] | None:
+    """A function of the caller, whose own errors stay what they are."""
+    if call is None:
         return None
 
-    def step(name: str, done: int, total: int) -> None:
+    def called(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
-            progress(name, done, total)
+            return call(*args, **kwargs)
         except Exception as error:
             raise _OfCaller from error
 
-    return step
+    return called
 
 
 @contextmanager
 def as_format_errors(where: str) -> Iterator[None]:
     """Whatever a file's contents can make Python raise is an error of the file.
 
-    Errors of this package, of the system and of the caller's progress function stay as they are.
+    Errors of this package, of the system and of the caller's functions stay as they are.
     """
     try:
         yield

@@ -13,8 +13,9 @@ from moesaic._errors import error_of
 from moesaic._pickling import CheckpointSource
 from moesaic.hf_config import OUTPUT_SCALES, Family, find_family, given_facts, section
 from moesaic.safetensors.bnb import Bnb4
+from moesaic.safetensors.cache import Lookup, Origins, origin_of
 from moesaic.safetensors.dense import DENSE, Dense, dense_name
-from moesaic.safetensors.encoded import Decoded, Encoded
+from moesaic.safetensors.encoded import Decoded, Encoded, Requantized
 from moesaic.safetensors.errors import Progress, as_format_errors, carried
 from moesaic.safetensors.fp4 import Mxfp4, Nvfp4
 from moesaic.safetensors.fp8 import CODES, FP8, Fp8
@@ -175,6 +176,22 @@ class EncodedExperts:
         """Reads and keeps only these experts."""
         self.kept = ids
 
+    def encode(self, quant: dict[str, str]) -> None:
+        """Gives roles the types of ``quant``; those that it leaves out stay in theirs.
+
+        Raises UnsupportedError where gate and up are in one tensor and get different types.
+        """
+        for roles, group in self.encoded.items():
+            wanted = {quant.get(role) for role in roles}
+            if len(wanted) > 1:
+                raise unsupported(
+                    f"tensor {group[0].name!r}", "one type for gate and up, which it has both of",
+                    ", ".join(map(str, wanted)),
+                )  # fmt: skip
+            kind = wanted.pop()
+            if kind is not None and kind != group[0].type:
+                self.encoded[roles] = [Requantized.of(one, kind) for one in group]
+
     def matrices(self) -> Iterator[tuple[str, int]]:
         """The name and bytes of each matrix that is read, in the order of gathering."""
         for group in self.encoded.values():
@@ -186,8 +203,22 @@ class EncodedExperts:
         index = one.matrix.index
         return one.name if index is None else f"{one.name}[{index}]"
 
-    def gather(self, step: Callable[[str], None]) -> "_core.StackBuilder":
-        """Reads and encodes the experts; ``step`` is called with each name."""
+    def origins(self) -> Origins:
+        """What each role is made of, for a weight cache."""
+        found: Origins = {}
+        for roles, group in self.encoded.items():
+            for i, role in enumerate(roles):
+                rows = self.rows_of(i, len(roles), group[0].n)
+                found |= origin_of(role, group, self.kept, rows)
+        return found
+
+    def gather(
+        self, step: Callable[[str], None], lookup: Lookup | None = None
+    ) -> "_core.StackBuilder":
+        """Reads and encodes the experts; ``step`` is called with each name.
+
+        Of roles that ``lookup`` finds in a weight cache scales and biases alone are read.
+        """
         specs: dict[str, tuple[str, str, str, str]] = {}
         for roles, group in self.encoded.items():
             # Where some are as stored and some decoded, the report has a decoded one.
@@ -206,10 +237,12 @@ class EncodedExperts:
             down=specs["down"],
             experts=self.kept,
         )
+        cached = set() if lookup is None else set(lookup(builder, self.origins()))
         for roles, group in self.encoded.items():
+            needed = not cached.issuperset(roles)
             for e in which(self.kept, len(group)):
                 one = group[e]
-                rows, scale = one.rows()
+                rows, scale = one.rows() if needed else (None, one.factor())
                 if roles == ("down",) and self.output_scales is not None:
                     scale *= float(self.output_scales[e])
                 bias = one.bias()
@@ -218,7 +251,9 @@ class EncodedExperts:
                     builder.add(
                         role,
                         e,
-                        np.ascontiguousarray(rows[mine]),
+                        None
+                        if rows is None or role in cached
+                        else np.ascontiguousarray(rows[mine]),
                         scale,
                         None if bias is None else np.ascontiguousarray(bias[mine]),
                     )
@@ -295,6 +330,22 @@ def interleaved(family: Family | None, block: Block) -> bool:
     return True
 
 
+def _in_types(
+    experts: Experts, quant: dict[str, str], checkpoint: Checkpoint, block: Block, turns: bool
+) -> EncodedExperts:
+    """The experts in types by role. INT4 has no rows that could stay beside encoded ones."""
+    if isinstance(experts, Int4Experts):
+        lacking = {"gate", "up", "down"} - set(quant)
+        if lacking:
+            raise unsupported(
+                "quant", "a type for every role of INT4 experts", f"none for {min(lacking)}"
+            )
+        quantization = Quantization.of(checkpoint)
+        experts = EncodedExperts.open(checkpoint, block.matrices, quantization, True, turns)
+    experts.encode(quant)
+    return experts
+
+
 def read_floats(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> Array:
     """f32 of ``shape``; the tensor may have sizes of 1 beside."""
     found = checkpoint.entry(name).shape
@@ -318,7 +369,9 @@ def _scale_outputs(checkpoint: Checkpoint, block: Block, experts: Experts, famil
             raise wrong(f"tensor {full!r}", "to be there, as the model has it", "no such tensor")
 
 
-def gather_all(experts: list[Experts], progress: Progress | None) -> list[Gathered]:
+def gather_all(
+    experts: list[Experts], progress: Progress | None, lookup: Lookup | None = None
+) -> list[Gathered]:
     sizes = [size for one in experts for size in one.matrices()]
     total, done, at = sum(size for _, size in sizes), 0, 0
 
@@ -328,7 +381,7 @@ def gather_all(experts: list[Experts], progress: Progress | None) -> list[Gather
         if progress is not None:
             progress(name, done, total)
 
-    return [one.gather(step) for one in experts]
+    return [one.gather(step, lookup) for one in experts]
 
 
 def gather_experts(
@@ -339,11 +392,14 @@ def gather_experts(
     prefix: str | None = None,
     source: CheckpointSource | None = None,
     kept: list[int] | None = None,
+    lookup: Lookup | None = None,
+    quant: dict[str, str] | None = None,
 ) -> Gathered:
     """The experts of one layer, of the part of the model that ``prefix`` names.
 
     ``exact`` decodes what GGUF has no type for to F32. ``progress`` is called after each matrix,
-    ``source`` notes which files were read, ``kept`` are the experts to read (None: all).
+    ``source`` notes which files were read, ``kept`` are the experts to read (None: all), ``lookup``
+    takes roles from a weight cache, ``quant`` has types by role to encode in.
     Raises FormatError naming the tensor that is missing or does not fit.
     """
     with as_format_errors(os.fsdecode(path)):
@@ -365,7 +421,9 @@ def gather_experts(
             exact,
             interleaved(family, block),
         )
+        if quant:
+            experts = _in_types(experts, quant, checkpoint, block, interleaved(family, block))
         check_all_used(checkpoint, names_of_experts(checkpoint, block), experts.tensors())
         _scale_outputs(checkpoint, block, experts, given_facts(section(config, prefix)))
         keep(experts, kept)
-        return gather_all([experts], carried(progress))[0]
+        return gather_all([experts], carried(progress), carried(lookup))[0]

@@ -6,10 +6,11 @@ from typing import TypeAlias
 import numpy as np
 
 from moesaic import _core
+from moesaic.safetensors.cache import Lookup
 from moesaic.safetensors.encoded import Stored
 from moesaic.safetensors.ints import Linear
 from moesaic.safetensors.names import find
-from moesaic.safetensors.reader import FLOATS, Array, wrong
+from moesaic.safetensors.reader import FLOATS, Array, unsupported, wrong
 
 #: Two Marlin stacks, the number of experts of the model, and those that the stacks have (None:
 #: all); or a builder without any.
@@ -133,12 +134,18 @@ class Int4Experts:
                 entry = linear.checkpoint.entry(linear.qweight)
                 yield _label(linear), (entry.end - entry.begin) // linear.matrix.experts
 
-    def gather(self, step: Callable[[str], None]) -> "Gathered":
+    def gather(self, step: Callable[[str], None], lookup: Lookup | None = None) -> "Gathered":
         """Reads and packs the experts; ``step`` is called with each name.
 
         With the stacks of gate_up and down come the number of experts of the model, and those that
-        the stacks have.
+        the stacks have. Raises UnsupportedError for a weight cache, which has no INT4.
         """
+        if lookup is not None:
+            raise unsupported(
+                "weight_cache", "experts that become rows of GGUF types",
+                f"{_label(self.linears['down',][0])}, which stays INT4",
+                "load it without a weight cache, or encoded in a type",
+            )  # fmt: skip
         if self.kept == []:
             nothing = ("F16", "no experts", "left out", "none were asked for")
             sizes = (self.num_experts, self.hidden_size, self.intermediate_size)

@@ -10,6 +10,7 @@ import numpy as np
 from moesaic import _core
 from moesaic._pickling import CheckpointSource
 from moesaic.hf_config import Family, given_facts, layer_facts, section
+from moesaic.safetensors.cache import Lookup
 from moesaic.safetensors.errors import Progress, as_format_errors, carried
 from moesaic.safetensors.experts import (
     Experts,
@@ -94,19 +95,20 @@ def gather_layer(
     top_k: int | None = None,
     source: CheckpointSource | None = None,
     kept: list[int] | None = None,
+    lookup: Lookup | None = None,
 ) -> dict[str, Any]:
     """The arguments of MoeLayer by name, with stack and shared as ``gather_experts`` gives them.
 
     ``config`` stands for what config.json says of the layer, ``top_k`` for its experts per token;
-    ``source`` notes which files were read, ``kept`` are the experts to read (None: all). Raises as
-    ``gather_experts`` and ``config_from_hf``, and UnsupportedError for a tensor of the block that
-    has no place in the layer.
+    ``source`` notes which files were read, ``kept`` are the experts to read (None: all), ``lookup``
+    takes roles from a weight cache. Raises as ``gather_experts`` and ``config_from_hf``, and
+    UnsupportedError for a tensor of the block that has no place in the layer.
     """
     with as_format_errors(os.fsdecode(path)):
         opened = open_layer(Checkpoint(path), layer, exact, prefix, config, top_k, source=source)
         keep(opened.routed, kept)
         both = [opened.routed] if opened.shared is None else [opened.routed, opened.shared]
-        stack, *shared = gather_all(both, carried(progress))
+        stack, *shared = gather_all(both, carried(progress), carried(lookup))
         return {**opened.arguments, "stack": stack, "shared": shared[0] if shared else None}
 
 

@@ -83,6 +83,11 @@ class Quantization:
         good = config if isinstance(config, dict) else None
         return cls(str(checkpoint.folder), source, good)
 
+    @property
+    def said(self) -> dict[str, Any] | None:
+        """The fields of the configuration, as they are there."""
+        return None if self._fields is None else self._fields.fields
+
     def _known(self, base: str) -> _Fields:
         if self._fields is None:
             raise wrong(

@@ -43,6 +43,8 @@ Array = npt.NDArray[Any]
 
 FLOATS = ("F32", "F16", "BF16")
 
+#: Of a tensor: pieces, and bytes of each.
+_SAMPLES, _SAMPLE = 8, 64
 
 #: Indexes that were read, the last used at the end, by what says that a file is the same.
 _INDEXES: OrderedDict[tuple[object, ...], dict[str, str]] = OrderedDict()
@@ -226,6 +228,26 @@ class Checkpoint:
         if missing:
             raise wrong(f"tensor {name!r}", f"{missing} more bytes", "the end of the file")
         return values
+
+    def sample(self, name: str, index: int | None = None) -> bytes:
+        """A few of the bytes of a tensor or of a slice of it, spread over it.
+
+        They tell it from another of the same size in a file of the same time of change, as images
+        of containers have one time for all files.
+        """
+        entry = self.entry(name)
+        begin, end = entry.begin, entry.end
+        if index is not None:
+            size = (end - begin) // entry.shape[0]
+            begin, end = begin + index * size, begin + (index + 1) * size
+        file = self._shards[self.tensors[name]][0]
+        found = bytearray()
+        for i in range(_SAMPLES):
+            at = begin + (end - begin) * i // _SAMPLES
+            piece = bytearray(min(_SAMPLE, end - at))
+            read_at(file, memoryview(piece), at)
+            found += piece
+        return bytes(found)
 
     def read(
         self, name: str, dtypes: tuple[str, ...], shape: tuple[int, ...], index: int | None = None
