@@ -95,8 +95,10 @@ def test_a_gguf_file(file, capsys):
     assert capsys.readouterr().out == said(mt.from_gguf(file, dtype=torch.float32), 12) + "\n"
 
 
-def test_a_limit_on_memory(file, capsys):
-    arguments = ["generate", str(file), PROMPT, "--max-tokens", "8"]
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_limit_on_memory(kind, request, capsys):
+    model = request.getfixturevalue(kind)
+    arguments = ["generate", str(model), PROMPT, "--max-tokens", "8"]
     assert main(arguments) == 0
     want = capsys.readouterr().out
     assert main([*arguments, "--memory", "64MiB"]) == 0
@@ -112,6 +114,19 @@ def test_weights_that_are_kept(file, tmp_path, capsys):
         assert capsys.readouterr().out == want
     kept = list((tmp_path / f"{file.name}.panels").iterdir())
     assert len(kept) == 9  # three roles of three layers
+
+
+def test_experts_of_a_checkpoint_that_are_kept(folder, tmp_path, capsys):
+    types = ["--gate-up-type", "Q4_K", "--down-type", "Q6_K"]
+    for options in ([], types):
+        arguments = ["generate", str(folder), PROMPT, "--max-tokens", "8", *options]
+        assert main(arguments) == 0
+        want = capsys.readouterr().out
+        for _ in range(2):
+            assert main([*arguments, "--weight-cache", str(tmp_path)]) == 0
+            assert capsys.readouterr().out == want
+    kept = list((tmp_path / f"{folder.name}.panels").iterdir())
+    assert len(kept) == 18  # three roles of three layers, as they are and encoded
 
 
 def test_json_and_the_use_of_experts(file, tmp_path, capsys):
@@ -184,9 +199,8 @@ class TestRefusals:
     def test_options_of_the_other_kind_of_model(self, file, folder, capsys):
         assert "--gate-up-type" in self.error(capsys, str(file), PROMPT, "--gate-up-type", "Q4_K")
         assert "--dense" in self.error(capsys, str(folder), PROMPT, "--dense", "bf16")
-        assert "--memory" in self.error(capsys, str(folder), PROMPT, "--memory", "1G")
-        beside = ["--weight-cache", "beside"]
-        assert "--weight-cache" in self.error(capsys, str(folder), PROMPT, *beside)
+        types = ["--memory", "1G", "--down-type", "Q6_K"]
+        assert "beside memory=" in self.error(capsys, str(folder), PROMPT, *types)
         assert "--temperature" in self.error(capsys, str(folder), PROMPT, "--top-p", "0.5")
 
     def test_a_message_without_a_template(self, folder, capsys):

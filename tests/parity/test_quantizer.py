@@ -1,5 +1,7 @@
 """from_pretrained with experts that torch never holds, and models that come back from disk."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +139,16 @@ class TestSources:
         with pytest.raises(mo.UnsupportedError, match="one module of experts in a layer"):
             Twice.from_pretrained(tmp_path, quantization_config=mt.MoesaicConfig())
 
+    def test_the_other_kind_of_model(self, tmp_path):
+        """Each of both functions names the other."""
+        (tmp_path / "model.gguf").write_bytes(b"GGUF")
+        with pytest.raises(mo.FormatError, match=r"got a file.*from_gguf"):
+            mt.from_pretrained(tmp_path / "model.gguf")
+        with pytest.raises(mo.FormatError, match=r"got a folder.*from_pretrained"):
+            mt.from_gguf(tmp_path)
+        with pytest.raises(FileNotFoundError, match=r"snapshot_download.*some/model"):
+            mt.from_pretrained("some/model")
+
     def test_no_files(self):
         model = make_model(named("qwen3_moe"))
         with pytest.raises(mo.ConfigError, match="a GGUF file or a folder"):
@@ -173,6 +185,49 @@ class TestSaving:
         with pytest.raises(mo.UnsupportedError, match="weights made of arrays"):
             model.save_pretrained(tmp_path)
         assert not list(tmp_path.glob("*.safetensors"))
+
+
+class TestWeightCache:
+    """Experts that are mapped as kernels read them from the second start on."""
+
+    @pytest.mark.parametrize("types", [{}, {"gate_up": "Q4_K", "down": "Q6_K"}])
+    def test_it_says_the_same(self, tmp_path, types):
+        saved(wide("qwen3_moe"), tmp_path / "model")
+        want = logits_of(load(tmp_path / "model", mt.MoesaicConfig(**types), dtype=torch.float32))
+        for decision in ("repacked", "cached"):
+            ours = mt.from_pretrained(
+                tmp_path / "model", dtype=torch.float32, weight_cache=tmp_path / "cache", **types
+            )
+            reports = [layer.mlp.experts.stack.report for layer in ours.model.layers]
+            assert {role.decision for one in reports for role in one.roles} == {decision}
+            assert torch.equal(logits_of(ours), want)
+        config = mt.MoesaicConfig(weight_cache=tmp_path / "cache", **types)
+        again = load(tmp_path / "model", config, dtype=torch.float32)
+        assert {role.decision for role in again.model.layers[1].mlp.experts.stack.report.roles} == {
+            "cached"
+        }
+
+    def test_a_saved_model_names_no_place_to_write_to(self, tmp_path):
+        saved(named("qwen3_moe"), tmp_path / "model")
+        config = mt.MoesaicConfig(weight_cache=tmp_path / "cache")
+        model = load(tmp_path / "model", config, dtype=torch.float32)
+        want, state = logits_of(model), model.state_dict()
+        model.save_pretrained(tmp_path / "again")
+        shutil.rmtree(tmp_path / "cache")
+        text = (tmp_path / "again/config.json").read_text()
+        assert "weight_cache" not in text
+        again = transformers.AutoModelForCausalLM.from_pretrained(
+            tmp_path / "again", dtype=torch.float32
+        )
+        assert torch.equal(logits_of(again), want)
+        again.load_state_dict(state)
+        assert torch.equal(logits_of(again), want)
+        assert not (tmp_path / "cache").exists()
+        facts = json.loads(text)
+        facts["quantization_config"]["weight_cache"] = str(tmp_path / "cache")
+        (tmp_path / "again/config.json").write_text(json.dumps(facts))
+        with pytest.raises(mo.ConfigError, match=r"weight_cache of config\.json: expected none"):
+            transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again")
 
 
 def test_hooks_of_accelerate(tmp_path):

@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weight-cache",
         metavar="FOLDER",
-        help="of a GGUF file, where repacked weights are kept for later starts; 'beside' the file",
+        help="where repacked weights are kept for later starts; 'beside' the model",
     )
     parser.add_argument("--threads", type=integer(1, 4096), help="of torch and of the experts")
     parser.add_argument(
@@ -112,7 +112,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _check_options(options: argparse.Namespace, gguf: bool) -> None:
     """Raises ConfigError for options of the other kind of model."""
-    names = ("gate_up_type", "down_type") if gguf else ("dense", "memory", "weight_cache")
+    names = ("gate_up_type", "down_type") if gguf else ("dense",)
     for name in names:
         if getattr(options, name) is not None:
             raise error_of(
@@ -127,7 +127,7 @@ def _check_options(options: argparse.Namespace, gguf: bool) -> None:
 
 
 def _weight_cache(option: str | None) -> bool | str:
-    """What ``from_gguf`` takes."""
+    """What ``from_gguf`` and ``from_pretrained`` take."""
     return option == "beside" if option in (None, "beside") else option
 
 

@@ -68,7 +68,7 @@ def from_gguf(
         An architecture that is not known in all its tensors, or whose configuration transformers
         cannot read, which ``config`` helps with.
     FormatError
-        A tensor is missing, is one too many, or has another shape.
+        A tensor is missing, is one too many, or has another shape; or ``path`` is a folder.
     ConfigError
         The configuration describes other MoE layers than the file, or ``memory`` is no size, or
         less than one expert of each layer needs, or ``weight_cache`` is given beside it.
@@ -85,6 +85,11 @@ def from_gguf(
         raise error_of(
             _core.ConfigError, "from_gguf", "dense", "'keep' or a torch.dtype", repr(dense)
         )
+    if Path(fspath(path)).is_dir():
+        raise error_of(
+            _core.FormatError, "from_gguf", fspath(path), "a GGUF file", "a folder",
+            "from_pretrained opens that of a checkpoint",
+        )  # fmt: skip
     quantization = MoesaicConfig(path, memory=memory, weight_cache=weight_cache)
     file = _core.GgufFile(path)
     if config is None:

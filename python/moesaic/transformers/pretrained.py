@@ -12,7 +12,9 @@ from typing import Any
 import torch
 import transformers
 
+from moesaic import _core
 from moesaic._arguments import checked
+from moesaic._errors import error_of
 from moesaic._files import snapshot_of
 from moesaic.transformers.quantizer import METHOD, MoesaicConfig
 
@@ -29,6 +31,7 @@ def from_pretrained(
     gate_up: str | None = None,
     down: str | None = None,
     memory: int | str | None = None,
+    weight_cache: bool | str | PathLike[str] = False,
     config: Any = None,
     **options: Any,
 ) -> Any:
@@ -42,10 +45,10 @@ def from_pretrained(
     Parameters
     ----------
     folder : str or path-like
-        The checkpoint.
+        The checkpoint, or the folder of it that the hub's cache has.
     dtype : torch.dtype or 'auto'
         Of activations and all tensors outside of experts. 'auto': as config.json says.
-    experts, gate_up, down, memory
+    experts, gate_up, down, memory, weight_cache
         As in ``MoesaicConfig``.
     config : transformers.PreTrainedConfig, optional
         The configuration of the model. None: that of the folder.
@@ -64,7 +67,7 @@ def from_pretrained(
     UnsupportedError
         No experts, or a class of experts that cannot run here.
     FormatError
-        Tensors are missing or do not fit the model.
+        Tensors are missing or do not fit the model; or ``folder`` is a file.
     ConfigError
         As in ``MoesaicConfig``.
 
@@ -74,8 +77,14 @@ def from_pretrained(
     >>> model = mt.from_pretrained("qwen3-30b-a3b-fp8", gate_up="Q4_K")  # doctest: +SKIP
     """
     place = snapshot_of(Path(fspath(folder)))
+    if place.is_file():
+        raise error_of(
+            _core.FormatError, "from_pretrained", str(place), "the folder of a checkpoint",
+            "a file", "from_gguf opens one of GGUF",
+        )  # fmt: skip
     if not place.is_dir():
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(place))
+        hint = "a model of the hub is downloaded first, by huggingface_hub.snapshot_download"
+        raise FileNotFoundError(errno.ENOENT, f"{os.strerror(errno.ENOENT)} ({hint})", str(place))
     if config is None:
         config = transformers.AutoConfig.from_pretrained(str(place))
     asked = {"experts": experts, "gate_up": gate_up, "down": down, "memory": memory}
@@ -85,7 +94,7 @@ def from_pretrained(
         str(place),
         config=config,
         dtype=dtype,
-        quantization_config=MoesaicConfig(**wanted),
+        quantization_config=MoesaicConfig(**wanted, weight_cache=weight_cache),
         **options,
     )
 

@@ -58,12 +58,14 @@ class MoesaicConfig(QuantizationConfigMixin):
         from a GGUF file, or from a folder whose experts ``open_store`` reads one by one. None: all
         are in memory.
     weight_cache : bool or path-like
-        Where the repacked experts of a GGUF file are kept for the next start, as in ``from_gguf``.
+        Where the repacked experts are kept for the next start, as in
+        ``ExpertStack.load_from_gguf`` and ``load_from_safetensors``.
 
     Raises
     ------
     ConfigError
-        A size that is none, or a limit or a cache beside a type to encode in, or both of them.
+        A size that is none, a limit beside a type to encode in or a cache, or a cache beside a type
+        to encode a GGUF file in.
 
     Examples
     --------
@@ -95,12 +97,15 @@ class MoesaicConfig(QuantizationConfigMixin):
                 )  # fmt: skip
         if not isinstance(weight_cache, bool):
             weight_cache = str(Path(os.fspath(weight_cache)).absolute())
-        others = {"memory": memory, "gate_up": gate_up, "down": down}
+        others: dict[str, object] = {"memory": memory}
+        if experts is not None and not Path(os.fspath(experts)).is_dir():
+            others |= {"gate_up": gate_up, "down": down}
         beside = [name for name, value in others.items() if value is not None]
         if weight_cache and beside:
             raise error_of(
                 _core.ConfigError, "MoesaicConfig", "weight_cache",
-                "experts that are all in memory, in the types of their file", ", ".join(beside),
+                "experts that are all in memory, those of a GGUF file in its types",
+                ", ".join(beside),
             )  # fmt: skip
         self.quant_method, self.memory, self.weight_cache = quant_method, memory, weight_cache
         self.experts = None if experts is None else str(Path(os.fspath(experts)).absolute())
@@ -114,8 +119,23 @@ class MoesaicConfig(QuantizationConfigMixin):
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields, as config.json keeps them."""
-        return {key: value for key, value in vars(self).items() if not key.startswith("_")}
+        """Return the fields that config.json keeps: all but ``weight_cache``, which is local."""
+        kept = {key: value for key, value in vars(self).items() if not key.startswith("_")}
+        return {key: value for key, value in kept.items() if key != "weight_cache"}
+
+    @classmethod
+    def from_dict(
+        cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        """Make one of the fields of a config.json, which comes from outside and names no folder to
+        write to. Raises ConfigError where it does.
+        """
+        if config_dict.get("weight_cache"):
+            raise error_of(
+                _core.ConfigError, "MoesaicConfig", "weight_cache of config.json", "none",
+                str(config_dict["weight_cache"]), "a MoesaicConfig of your own may have one",
+            )  # fmt: skip
+        return super().from_dict(config_dict, return_unused_kwargs, **kwargs)
 
 
 def register_quantizer() -> None:
@@ -225,19 +245,19 @@ def _source_of(config: MoesaicConfig) -> _Source:
     if config.memory is not None:
         return pooled_experts(opened(path), config.memory)
     file = None if Path(path).is_dir() else _core.GgufFile(path)
-    if config.weight_cache and file is None:
-        raise error_of(
-            _core.UnsupportedError, "MoesaicConfig", "weight_cache",
-            "experts of a GGUF file", f"the folder {path}",
-            "moesaic convert writes them to one, which experts= names",
-        )  # fmt: skip
+    cache = config.weight_cache
+    wanted = {"gate": config.gate_up, "up": config.gate_up, "down": config.down}
+    quant: Any = {role: kind for role, kind in wanted.items() if kind is not None}
 
     def loaded(kind: type[Experts], block: int, activation: _core.Activation) -> Experts:
         if file is not None:
-            stack = _core.ExpertStack.load_from_gguf(file, block, weight_cache=config.weight_cache)
+            stack = _core.ExpertStack.load_from_gguf(file, block, weight_cache=cache)
+            stack = encoded_as(stack, config.gate_up, config.down)
         else:
-            stack = _core.ExpertStack.load_from_safetensors(path, block)
-        return kind(encoded_as(stack, config.gate_up, config.down), activation)
+            stack = _core.ExpertStack.load_from_safetensors(
+                path, block, quant=quant, weight_cache=cache
+            )
+        return kind(stack, activation)
 
     return loaded
 
