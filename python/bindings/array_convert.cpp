@@ -2,7 +2,10 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "arrays.hpp"
 #include "dtypes.hpp"
@@ -106,6 +109,27 @@ SharedArray asarray(const py::object& x, const py::object& dtype, std::optional<
   return copy.value_or(false) ? copy_of(*array) : array;
 }
 
+/// Memory of another package that has bfloat16, which numpy and the buffer protocol lack: by DLPack
+/// it costs several times as much.
+SharedArray bf16_view(std::uintptr_t address, const std::vector<std::int64_t>& shape,
+                      const std::vector<std::int64_t>& strides, const py::object& owner) {
+  require<ShapeError>(shape.size() <= kMaxRank && shape.size() == strides.size(), [&] {
+    return Problem{"bf16_view",
+                   "shape",
+                   "at most 4 dimensions, and as many strides",
+                   std::to_string(shape.size()) + " and " + std::to_string(strides.size()),
+                   {}};
+  });
+  auto array = std::make_shared<Array>();
+  array->view.data = reinterpret_cast<void*>(address);
+  array->view.dtype = DType::BF16;
+  array->view.rank = static_cast<int>(shape.size());
+  std::ranges::copy(shape, array->view.shape.begin());
+  std::ranges::copy(strides, array->view.strides.begin());
+  array->owner = share_object(owner);
+  return array;
+}
+
 }  // namespace
 
 SharedArray copy_of(const Array& source) {
@@ -123,6 +147,8 @@ py::object numpy_values(const SharedArray& array) {
 void bind_asarray(py::module_& m) {
   m.def("asarray", &asarray, py::arg("x"), py::arg("dtype") = py::none(), py::kw_only(),
         py::arg("copy") = py::none());
+  m.def("_bf16_view", &bf16_view, py::arg("address"), py::arg("shape"), py::arg("strides"),
+        py::arg("owner"));
 }
 
 }  // namespace moesaic::python

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import moesaic as mo
 from moesaic.torch import Embedding, Experts, Linear, MoeBlock
-from moesaic.torch.arrays import threads_of_torch
+from moesaic.torch.arrays import array_of, threads_of_torch
 from moesaic.torch.gradients import activate, expert_gradients
 
 torch.set_num_threads(1)  # the modules are small
@@ -224,6 +226,100 @@ class TestGradients:
             assert not p.experts(x, p.ids, p.weights).requires_grad
         with torch.inference_mode():
             assert p.experts(p.x * 1, p.ids, p.weights).is_inference()
+
+
+class Seen(TorchDispatchMode):
+    """Notes which operators of ours run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.namespace == "moesaic":
+            self.names.append(func.__name__.partition(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+class TestCallsWithoutGradients:
+    """What torch does around an operator with a gradient is for calls that want one."""
+
+    def test_which_operator_runs(self):
+        p = Problem()
+        x = p.x.clone().requires_grad_()
+        with Seen() as seen:
+            p.experts(p.x, p.ids, p.weights)
+            with torch.no_grad():
+                p.experts(x, p.ids, p.weights)
+            assert seen.names == ["experts_forward"] * 2
+            seen.names.clear()
+            p.experts(x, p.ids, p.weights).sum().backward()
+            p.experts(p.x, p.ids, p.weights.clone().requires_grad_())
+            assert seen.names == ["experts", "experts_backward", "experts"]
+
+    def test_they_say_the_same(self, tmp_path):
+        p = Problem()
+        x = p.x.clone().requires_grad_()
+        assert torch.equal(p.experts(x, p.ids, p.weights), p.experts(p.x, p.ids, p.weights))
+        linear = Linear.from_linear(torch.nn.Linear(H, 8))
+        assert torch.equal(linear(x), linear(p.x))
+        mo.testing.write_moe_gguf(tmp_path / "m.gguf")
+        block, x = MoeBlock.from_gguf(tmp_path / "m.gguf", 0), random(3, 256)
+        assert torch.equal(block(x.clone().requires_grad_()), block(x))
+
+    def test_opcheck(self):
+        p = Problem()
+        number = p.experts._weights.number
+        op = torch.ops.moesaic.experts_forward.default
+        torch.library.opcheck(op, (p.x, p.ids, p.weights, number))
+        linear = Linear.from_linear(torch.nn.Linear(H, 8))
+        op = torch.ops.moesaic.linear_forward.default
+        torch.library.opcheck(op, (p.x, linear._weights.number))
+
+
+def test_views_of_bf16():
+    whole = random(4, 6, 2).bfloat16()
+    for tensor in (whole, whole.transpose(0, 2), whole[::2, 1:3], whole[1, 2], whole[:0]):
+        view = array_of(tensor)
+        assert view.shape == tuple(tensor.shape) and view.dtype == "bf16"
+        np.testing.assert_array_equal(mo.asarray(view, "f32"), tensor.float().numpy())
+    view = array_of(random(3).bfloat16() * 0 + 1)  # which nothing else keeps
+    torch.full((3,), 2.0, dtype=torch.bfloat16)
+    np.testing.assert_array_equal(mo.asarray(view, "f32"), np.ones(3))
+    out = torch.zeros(2, dtype=torch.bfloat16)
+    np.asarray(array_of(out)).view(np.uint16)[:] = 0x3F80
+    assert out.tolist() == [1, 1]
+    with pytest.raises(TypeError):
+        array_of(torch.ones(2, dtype=torch.bfloat16, device="meta"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_calls_of_one_token(dtype):
+    """Of Python and of what it calls, which is what one token of a small layer waits for."""
+    p = Problem()
+    x, ids, weights = p.x[:1].to(dtype), p.ids[:1], p.weights[:1].to(dtype)
+    linear = Linear.from_linear(torch.nn.Linear(H, 8))
+
+    def calls_of(call: Callable[[], object]) -> int:
+        count = 0
+
+        def note(frame: object, event: str, argument: object) -> None:
+            nonlocal count
+            count += event in ("call", "c_call")
+
+        call()
+        sys.setprofile(note)
+        try:
+            call()
+        finally:
+            sys.setprofile(None)
+        return count
+
+    with torch.no_grad():
+        assert calls_of(lambda: p.experts(x, ids, weights)) <= 52
+        assert calls_of(lambda: linear(x)) <= 40
 
 
 class Model(torch.nn.Module):

@@ -10,6 +10,7 @@ import torch
 from moesaic import _core
 from moesaic._errors import require_kind
 from moesaic.torch.frozen import FrozenLayer
+from moesaic.torch.ops import run_layer
 from moesaic.torch.state import FrozenModule
 
 if TYPE_CHECKING:
@@ -82,7 +83,12 @@ class MoeBlock(FrozenModule):
 
     @classmethod
     def from_safetensors(
-        cls, path: str | PathLike[str], layer: int, *, progress: _Progress = None
+        cls,
+        path: str | PathLike[str],
+        layer: int,
+        *,
+        weight_cache: bool | str | PathLike[str] = False,
+        progress: _Progress = None,
     ) -> MoeBlock:
         """Load one layer of a Hugging Face checkpoint.
 
@@ -92,6 +98,8 @@ class MoeBlock(FrozenModule):
             A folder with config.json and the tensors.
         layer : int
             Number of the layer.
+        weight_cache : bool or path-like
+            Where repacked weights are kept, as in ``MoeLayer.from_safetensors``.
         progress : callable or bool, optional
             As in ``MoeLayer.from_safetensors``, whose errors these are.
 
@@ -99,7 +107,10 @@ class MoeBlock(FrozenModule):
         -------
         MoeBlock
         """
-        return cls(_core.MoeLayer.from_safetensors(path, layer, progress=progress))
+        made = _core.MoeLayer.from_safetensors(
+            path, layer, weight_cache=weight_cache, progress=progress
+        )
+        return cls(made)
 
     @property
     def layer(self) -> _core.MoeLayer:
@@ -129,8 +140,7 @@ class MoeBlock(FrozenModule):
         ShapeError, DTypeError
             The tensor does not fit.
         """
-        out: torch.Tensor = torch.ops.moesaic.moe_layer(hidden_states, self._weights.number)
-        return out
+        return run_layer(hidden_states, self._weights.number)
 
     def extra_repr(self) -> str:
         """Return the sizes of the layer."""

@@ -12,6 +12,7 @@ import torch
 from moesaic import _core
 from moesaic._errors import error_of, require_kind
 from moesaic.torch.frozen import FrozenExperts, PooledExperts
+from moesaic.torch.ops import run_experts
 from moesaic.torch.state import FrozenModule
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ class Experts(FrozenModule):
         layer: int,
         *,
         precision: _Precision | None = None,
+        weight_cache: bool | str | PathLike[str] = False,
         progress: _Progress = None,
     ) -> Experts:
         """Load the experts of one layer of a Hugging Face checkpoint, as it encodes them.
@@ -123,6 +125,8 @@ class Experts(FrozenModule):
             Number of the layer.
         precision : str, optional
             As in the constructor.
+        weight_cache : bool or path-like
+            Where repacked weights are kept, as in ``ExpertStack.load_from_safetensors``.
         progress : callable or bool, optional
             As in ``ExpertStack.load_from_safetensors``, whose errors these are.
 
@@ -130,7 +134,9 @@ class Experts(FrozenModule):
         -------
         Experts
         """
-        stack = _core.ExpertStack.load_from_safetensors(path, layer, progress=progress)
+        stack = _core.ExpertStack.load_from_safetensors(
+            path, layer, weight_cache=weight_cache, progress=progress
+        )
         return cls(stack, _core.MoeConfig.from_hf(path, layer).activation, precision=precision)
 
     @classmethod
@@ -234,10 +240,7 @@ class Experts(FrozenModule):
         ShapeError, DTypeError
             A tensor does not fit.
         """
-        out: torch.Tensor = torch.ops.moesaic.experts(
-            hidden_states, top_k_index, top_k_weights, self._weights.number
-        )
-        return out
+        return run_experts(hidden_states, top_k_index, top_k_weights, self._weights.number)
 
     def extra_repr(self) -> str:
         """Return sizes, types and bytes."""

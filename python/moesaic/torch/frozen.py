@@ -185,12 +185,11 @@ class FrozenMatrix(Frozen):
 
     def __init__(self, matrix: _core.QuantMatrix) -> None:
         super().__init__()
-        self.matrix = matrix
+        self.matrix, self.rows = matrix, matrix.shape[0]
 
     @property
     def sizes(self) -> dict[str, int]:
-        rows, columns = self.matrix.shape
-        return {"out_features": rows, "in_features": columns}
+        return {"out_features": self.rows, "in_features": self.matrix.shape[1]}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FrozenMatrix, (self.matrix,)

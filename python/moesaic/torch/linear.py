@@ -12,6 +12,7 @@ from moesaic import _core
 from moesaic._errors import require_kind
 from moesaic.torch.arrays import array_of
 from moesaic.torch.frozen import FrozenMatrix
+from moesaic.torch.ops import run_linear
 from moesaic.torch.state import FrozenModule
 
 if TYPE_CHECKING:
@@ -146,8 +147,7 @@ class Linear(FrozenModule):
         ShapeError, DTypeError
             The tensor does not fit.
         """
-        out: torch.Tensor = torch.ops.moesaic.linear(x, self._weights.number)
-        return out
+        return run_linear(x, self._weights.number)
 
     def extra_repr(self) -> str:
         """Return sizes, type and bytes."""

@@ -34,7 +34,9 @@ _NAMES = {
 }
 
 #: Those of them that may keep repacked weights.
-_CACHED = {"gguf_layer", "gguf_stack", "gguf_matrix"}
+_CACHED = {
+    "checkpoint_layer", "checkpoint_stack", "gguf_layer", "gguf_stack", "gguf_matrix",
+}  # fmt: skip
 
 
 class Unsaved:
