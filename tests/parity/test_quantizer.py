@@ -149,6 +149,18 @@ class TestSources:
         with pytest.raises(FileNotFoundError, match=r"snapshot_download.*some/model"):
             mt.from_pretrained("some/model")
 
+    def test_types_that_there_are_not(self):
+        """They are named before anything is loaded."""
+        with pytest.raises(mo.ConfigError, match="nearest: Q4_K"):
+            mt.MoesaicConfig(gate_up="Q4K")
+        with pytest.raises(mo.ConfigError, match="a ggml type name"):
+            mt.MoesaicConfig(down="INT4")
+
+    def test_experts_that_are_here_already(self):
+        model = mt.convert(make_model(named("qwen3_moe")))
+        with pytest.raises(mo.UnsupportedError, match="got experts that run here already"):
+            mt.convert(model)
+
     def test_no_files(self):
         model = make_model(named("qwen3_moe"))
         with pytest.raises(mo.ConfigError, match="a GGUF file or a folder"):

@@ -18,6 +18,8 @@ from moesaic.torch.linear import Linear
 from moesaic.transformers.gguf_names import EXPERTS, IGNORED, Change, architecture_of, names_of
 from moesaic.transformers.quantizer import MoesaicConfig
 
+#: What a file of a whole model has, of whatever architecture, and one of experts alone has not.
+_EMBEDDING = "token_embd.weight"
 #: Types that torch computes with as well as we do.
 _PLAIN = ("F32", "F16", "BF16")
 
@@ -203,7 +205,10 @@ class _Tensors:
             if name is not None and candidate in self.file.tensors:
                 self.used.add(candidate)
                 return self.file.tensors[candidate]
-        raise error_of(_core.FormatError, "from_gguf", key, f"the tensor {name}", "none")
+        hint = ""
+        if _EMBEDDING not in self.file.tensors:
+            hint = "MoesaicConfig(experts=) takes a file of experts alone, beside a checkpoint"
+        raise error_of(_core.FormatError, "from_gguf", key, f"the tensor {name}", "none", hint)
 
     def has(self, key: str) -> bool:
         return self.name_of(key) in self.file.tensors

@@ -13,6 +13,7 @@ from torch import nn
 
 from moesaic import _core
 from moesaic._errors import error_of
+from moesaic.torch.experts import Experts
 
 #: Classes without the decorator, whose weights are [E, cols, rows] (transposed) or not.
 _UNDECORATED = {"Llama4TextExperts": True, "LongcatFlashExperts": False}
@@ -38,12 +39,13 @@ def experts_of(model: nn.Module, operation: str) -> list[tuple[str, nn.Module]]:
     """The name and module of all experts of a model. Raises UnsupportedError without any."""
     found = [(name, module) for name, module in model.named_modules() if is_experts(module)]
     if not found:
+        here = any(isinstance(module, Experts) for module in model.modules())
         raise error_of(
             _core.UnsupportedError,
             operation,
             type(model).__name__,
             "a model with modules of fused experts",
-            "none",
+            "experts that run here already" if here else "none",
         )
     return found
 

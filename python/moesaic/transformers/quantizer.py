@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers.quantizers.auto import (
@@ -38,6 +39,8 @@ from moesaic.transformers.special import class_for
 
 #: The name of the method in config.json.
 METHOD = "moesaic"
+#: A multiple of the blocks of all types.
+_WIDEST = 256
 
 
 class MoesaicConfig(QuantizationConfigMixin):
@@ -64,8 +67,8 @@ class MoesaicConfig(QuantizationConfigMixin):
     Raises
     ------
     ConfigError
-        A size that is none, a limit beside a type to encode in or a cache, or a cache beside a type
-        to encode a GGUF file in.
+        A size or a type that is none, a limit beside a type to encode in or a cache, or a cache
+        beside a type to encode a GGUF file in.
 
     Examples
     --------
@@ -87,6 +90,9 @@ class MoesaicConfig(QuantizationConfigMixin):
         weight_cache: bool | str | PathLike[str] = False,
         quant_method: str = METHOD,
     ) -> None:
+        for kind in (gate_up, down):
+            if kind is not None:  # a type that there is not is no reason to load a model first
+                _core.quantize(np.zeros((1, _WIDEST), np.float32), kind)
         if memory is not None:
             memory = bytes_of("MoesaicConfig", "memory", memory)
             if gate_up is not None or down is not None:
