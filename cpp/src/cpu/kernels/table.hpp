@@ -11,6 +11,7 @@
 #include "cpu/kernels/decode_ternary.hpp"
 #include "cpu/kernels/gemm_float.hpp"
 #include "cpu/kernels/gemm_int.hpp"
+#include "cpu/kernels/gemm_scaled.hpp"
 #include "cpu/kernels/quantize.hpp"
 
 namespace moesaic::cpu {
@@ -20,9 +21,14 @@ template <class D>
 concept IntegerDecoder = requires { D::kSub; };
 
 template <class D>
+concept ScaledDecoder = requires { D::kScaleCols; };
+
+template <class D>
 constexpr PanelKernel gemm_of() {
   if constexpr (IntegerDecoder<D>) {
     return &gemm_int<D>;
+  } else if constexpr (ScaledDecoder<D>) {
+    return &gemm_scaled<D>;
   } else {
     return &gemm_float<D>;
   }
