@@ -2,6 +2,8 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
+
 #include "base/nearest.hpp"
 #include "calls.hpp"
 #include "expert_ids.hpp"
@@ -63,6 +65,11 @@ std::optional<std::vector<std::int32_t>> Loading::keep(const py::object& experts
                                                        const char* operation) {
   if (!experts.is_none()) options_.experts = import_expert_ids(experts, operation, "experts");
   return options_.experts;
+}
+
+bool Loading::multiplies(QuantType type) const {
+  const std::vector<KernelInfo> kernels = options_.backend->kernels();
+  return std::ranges::find(kernels, type, &KernelInfo::type) != kernels.end();
 }
 
 bool Loading::report(const Progress& progress) {

@@ -26,6 +26,9 @@ class Loading {
   /// arguments that pickles have.
   std::optional<std::vector<std::int32_t>> keep(const py::object& experts, const char* operation);
 
+  /// Whether the device of the load has kernels for weights of this type.
+  bool multiplies(QuantType type) const;
+
   /// Calls load(options) without the GIL; an exception of the callback and Ctrl-C come out as
   /// themselves.
   template <class Load>
