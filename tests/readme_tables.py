@@ -31,6 +31,7 @@ WHOLE_MODELS = Path(__file__).parent / "bench" / "whole_models"
 SUMMARY_ENGINES = ("moesaic", "moesaic exact", "ggml (repack)", "torch bf16")
 FAMILIES = (
     ("4-bit float", "FP4$"),
+    ("8-bit float (FP8)", "^E4M3$"),
     ("4-bit groups (GPTQ, AWQ)", "^INT4$"),
     ("K-quants", "_K$"),
     ("IQ", "^IQ"),

@@ -121,9 +121,10 @@ Stack load_stack(const py::object& path, std::int32_t layer,
   Loading loading(kOperation, device, "auto", dequantize, progress);
   const auto kept = loading.keep(experts, kOperation);
   const py::object source = checkpoint_source(path, layer, prefix);
-  const py::object gathered = call_python(
-      checkpoint_loader("gather_experts"),
-      py::make_tuple(path, layer, step_of(loading), dequantize.has_value(), prefix, source, kept));
+  const py::object gathered =
+      call_python(checkpoint_loader("gather_experts"),
+                  py::make_tuple(path, layer, step_of(loading), dequantize.has_value(), prefix,
+                                 source, kept, loading.multiplies(QuantType::E4M3)));
   const Stack stack = finish_gathered(loading, kOperation, gathered);
   const py::dict options(py::arg("dequantize") = dequantize, py::arg("prefix") = prefix,
                          py::arg("experts") = kept, py::arg("device") = device);
@@ -145,7 +146,7 @@ py::object load_layer(const py::object& path, std::int32_t layer,
   const auto parts =
       call_python(checkpoint_loader("gather_layer"),
                   py::make_tuple(path, layer, step_of(loading), dequantize.has_value(), prefix,
-                                 config, top_k, source, kept))
+                                 config, top_k, source, kept, loading.multiplies(QuantType::E4M3)))
           .cast<py::dict>();
   for (const char* name : {"stack", "shared"}) {
     const py::object gathered = parts[name];

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 
+#include <algorithm>
 #include <filesystem>
 
 #include "arrays.hpp"
@@ -85,6 +86,11 @@ py::object Loading::keep_panels(const py::object& weight_cache, const GgufFile& 
   const auto parent = std::filesystem::absolute(weight_cache.cast<std::filesystem::path>());
   options_.weight_cache = file.weight_cache(parent);
   return path_to_python(parent);
+}
+
+bool Loading::multiplies(QuantType type) const {
+  const std::vector<KernelInfo> kernels = options_.backend->kernels();
+  return std::ranges::find(kernels, type, &KernelInfo::type) != kernels.end();
 }
 
 bool Loading::report(const Progress& progress) {

@@ -32,6 +32,9 @@ class Loading {
   py::object keep_panels(const py::object& weight_cache, const GgufFile& file,
                          const char* operation);
 
+  /// Whether the device of the load has kernels for weights of this type.
+  bool multiplies(QuantType type) const;
+
   /// Calls load(options) without the GIL; an exception of the callback and Ctrl-C come out as
   /// themselves.
   template <class Load>

@@ -7,6 +7,7 @@
 
 #include "base/pages.hpp"
 #include "base/sizes.hpp"
+#include "weights/check_codes.hpp"
 
 namespace moesaic::weights {
 namespace {
@@ -99,6 +100,7 @@ void Builder::add(Role role, std::int32_t expert, std::span<const std::byte> row
     return problem(what + " bias", std::to_string(ref.rows) + " values",
                    std::to_string(bias.size()));
   });
+  check_codes("ExpertStack builder", what, ref.type, rows, ref.cols);
   std::memcpy(buffer->memory + place * ref.expert_stride, rows.data(), rows.size());
   buffer->scales[e] = scale;
   if (!bias.empty()) {
