@@ -14,9 +14,10 @@ by ``OffloadStore.prefetch``: layers route by themselves, and what one reads res
 before it read by that cosine, which is a property of a model. Each cosine runs without predictions
 and with them.
 
-The limit of the disk is measured between the steps of the same process: experts are read at
-random, with O_DIRECT, 16 requests of up to 1 MiB in flight. ``floor`` is the time that the bytes
-missed would take at that bandwidth.
+The limit of the disk is measured between the steps of the same process, with O_DIRECT, 16 requests
+of up to 1 MiB in flight. It reads experts as the store misses them, which the host of a virtual
+machine may keep in a cache of its own; where there is no store, at random. ``floor`` is the time
+that the bytes missed would take at that bandwidth.
 
 Beside what ``open_store`` measured is what ``moesaic simulate-offload`` predicts of the same
 routings and budgets, from that disk and from kernels measured in the same process at its end.
@@ -50,7 +51,8 @@ import numpy as np
 import moesaic as mo
 from moesaic.bench.peers.ggml_peer import GgmlPeer
 from moesaic.simulate import Disk, Trace, simulate_disk, zipf
-from moesaic.simulate.disk import measure_costs, measure_disk
+from moesaic.simulate.probe import measure_disk, missed_experts
+from moesaic.simulate.stored import measure_costs
 
 WAYS = {
     "open_store": "`open_store(file, memory)`",
@@ -242,6 +244,12 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
         step, right = predicting(store, options)
 
     seeds = itertools.count(2)
+
+    def measured_disk() -> Disk:
+        seed = next(seeds)
+        missed = None if store is None else missed_experts(store, seed)
+        return measure_disk(file, missed, seed=seed)
+
     with mo.tuning(threads=options.threads):
         for number in range(options.warm):
             step(number)
@@ -249,12 +257,12 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
             pool.reset_stats()
         before = store.io_stats() if store else {}
         read = _read_bytes()
-        times, cpu, disks, probed = [], 0.0, [measure_disk(file, seed=next(seeds))], 0
+        times, cpu, disks, probed = [], 0.0, [measured_disk()], 0
         read = _read_bytes()
         for number in range(options.warm, options.warm + options.steps):
             if (number - options.warm) % 15 == 14:
                 start = _read_bytes()
-                disks.append(measure_disk(file, seed=next(seeds)))
+                disks.append(measured_disk())
                 probed += _read_bytes() - start
             wall, used = time.perf_counter(), time.process_time()
             step(number)

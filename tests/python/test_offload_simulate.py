@@ -10,7 +10,7 @@ import moesaic as mo
 from moesaic import simulate as sim
 from moesaic.cli import main, simulate_file
 from moesaic.cli import trace as trace_command
-from moesaic.simulate import disk, measure
+from moesaic.simulate import measure, stored
 
 EXPERTS, TOP_K, STEPS = 64, 6, 240
 
@@ -155,7 +155,7 @@ def test_a_store_does_what_was_simulated(small):
     for warm in (0, 30):
         store = mo.open_store(small.path, 3 << 20, max_tokens=4)
         predicted = sim.simulate_disk(trace, budgets, costs, warm=warm)
-        measured = disk.measure_store(store, trace, warm)
+        measured = stored.measure_store(store, trace, warm)
         assert measured.hit_rate == predicted.hit_rate
         expert = store.experts.layers[0].expert_bytes
         assert measured.missed_bytes == predicted.missed_bytes * expert

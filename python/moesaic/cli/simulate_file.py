@@ -31,16 +31,16 @@ alone: if nothing but the disk took time."""
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..simulate import disk
+    from ..simulate import disk, probe, stored
 
     with mo.GgufFile(options.file) as file:
         experts, top_k = one_shape(file)
         traces = make_traces(options, experts, top_k, len(file.moe_layers))
         warm = round(traces[0].steps * options.warm)
-        found = disk.Disk(options.disk) if options.disk else disk.measure_disk(file)
+        found = disk.Disk(options.disk) if options.disk else probe.measure_disk(file)
         if options.latency_us is not None:
             found = dataclasses.replace(found, latency=options.latency_us * 1e-6)
-        costs = dataclasses.replace(disk.measure_costs(file, found), predicted=options.predicted)
+        costs = dataclasses.replace(stored.measure_costs(file, found), predicted=options.predicted)
         rows = []
         for memory in options.memory:
             store = mo.open_store(file, memory, max_tokens=options.max_tokens)
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
                 store = mo.open_store(
                     file, memory, max_tokens=options.max_tokens, on_miss=options.on_miss
                 )
-                measured = disk.measure_store(store, traces[0], warm)
+                measured = stored.measure_store(store, traces[0], warm)
                 row |= {
                     "measured_tokens_per_second": measured.tokens_per_second,
                     "measured_hit_rate": measured.hit_rate,
