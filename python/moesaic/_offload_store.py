@@ -30,7 +30,7 @@ _DECAY = 0.97
 
 
 def open_store(
-    file: _core.GgufFile | str | PathLike[str],
+    file: Source | str | PathLike[str],
     memory: int | str,
     *,
     prefix: str | None = None,
@@ -277,7 +277,7 @@ def _store_of(
 
 def _reopen(source: Source, limit: int, options: dict[str, Any]) -> OffloadStore:
     """Return the store of a pickle."""
-    return open_store(source, limit, **options)  # type: ignore[arg-type]  # as it was opened
+    return open_store(source, limit, **options)
 
 
 def opened(file: Source | str | PathLike[str], prefix: str | None = None) -> Source:

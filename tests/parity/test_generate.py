@@ -95,8 +95,9 @@ def test_a_gguf_file(file, capsys):
     assert capsys.readouterr().out == said(mt.from_gguf(file, dtype=torch.float32), 12) + "\n"
 
 
-def test_a_limit_on_memory(file, capsys):
-    arguments = ["generate", str(file), PROMPT, "--max-tokens", "8"]
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_limit_on_memory(kind, request, capsys):
+    arguments = ["generate", str(request.getfixturevalue(kind)), PROMPT, "--max-tokens", "8"]
     assert main(arguments) == 0
     want = capsys.readouterr().out
     assert main([*arguments, "--memory", "64MiB"]) == 0
@@ -184,7 +185,8 @@ class TestRefusals:
     def test_options_of_the_other_kind_of_model(self, file, folder, capsys):
         assert "--gate-up-type" in self.error(capsys, str(file), PROMPT, "--gate-up-type", "Q4_K")
         assert "--dense" in self.error(capsys, str(folder), PROMPT, "--dense", "bf16")
-        assert "--memory" in self.error(capsys, str(folder), PROMPT, "--memory", "1G")
+        both = ["--memory", "1G", "--down-type", "Q4_K"]
+        assert "--down-type" in self.error(capsys, str(folder), PROMPT, *both)
         beside = ["--weight-cache", "beside"]
         assert "--weight-cache" in self.error(capsys, str(folder), PROMPT, *beside)
         assert "--temperature" in self.error(capsys, str(folder), PROMPT, "--top-p", "0.5")

@@ -1,16 +1,23 @@
 """Pools on traces: what they promise, and that the simulation is what layers do."""
 
+import dataclasses
+import itertools
 import json
 import statistics
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
+from files import write_small_checkpoint
+from values import expert_weights
 
 import moesaic as mo
 from moesaic import simulate as sim
 from moesaic.cli import main, simulate_file
 from moesaic.cli import trace as trace_command
-from moesaic.simulate import measure, stored
+from moesaic.safetensors import CheckpointExperts
+from moesaic.simulate import measure, places, probe, stored
 
 EXPERTS, TOP_K, STEPS = 64, 6, 240
 
@@ -143,6 +150,92 @@ def test_a_disk_in_the_simulation():
     )
     with pytest.raises(mo.ShapeError, match="2, one a layer"):
         sim.simulate_disk(trace, [8], costs)
+
+
+def test_a_miss_may_be_smaller_than_what_kernels_read():
+    """Bytes come from the file, and are decoded."""
+    trace = make(sim.zipf, 0, steps=40)
+    costs = sim.DiskCosts(1e6, sim.Disk(1e9), fast=1e12, slow=1e12, move=1e12)
+    half = dataclasses.replace(costs, stored_bytes=0.5e6)
+    whole, decoded = (sim.simulate_disk(trace, [8], one) for one in (costs, half))
+    assert decoded.hit_rate == whole.hit_rate
+    assert decoded.missed_bytes == pytest.approx(whole.missed_bytes / 2)
+    assert decoded.floor == pytest.approx(2 * whole.floor)
+    assert whole.tokens_per_second < decoded.tokens_per_second <= decoded.floor
+
+
+class TestPlaces:
+    def test_a_file(self, small):
+        file = mo.GgufFile(small.path)
+        found = places.places_of(file)
+        assert found.paths == file.shard_paths and len(found.layers) == 2
+        assert found.expert_bytes == mo.MoeExpertStore.from_gguf(file).layers[0].expert_bytes
+        data = small.path.read_bytes()
+        down = file.tensors["blk.1.ffn_down_exps.weight"]
+        want = np.array(down.data).reshape(8, -1)[5].tobytes()
+        pieces = [data[at : at + size] for _, at, size in found.layers[1][5]]
+        assert len(pieces) == 3 and want in pieces
+
+    def test_a_tensor_for_each_expert(self, tmp_path):
+        """As files of the first Mixtral have it."""
+        names = [
+            f"blk.0.ffn_{role}.{e}.weight" for e in range(2) for role in ("gate", "up", "down")
+        ]
+        tensors = {
+            name: SimpleNamespace(shard=0, offset=100 * i, nbytes=10 * i, shape=(1, 1))
+            for i, name in enumerate([*names, "blk.0.ffn_gate_inp.weight"], 1)
+        }
+        file = mock.Mock(spec=mo.GgufFile, tensors=tensors, moe_layers=[0], shard_paths=["a"])
+        (layer,) = places.places_of(file).layers
+        assert layer[1].tolist() == [[0, 400, 40], [0, 500, 50], [0, 600, 60]]
+
+    def test_a_checkpoint(self, tmp_path):
+        source = CheckpointExperts(write_small_checkpoint(tmp_path))
+        found = places.places_of(source)
+        assert found.expert_bytes == 4 * 3 * 64 * 32
+        data = (tmp_path / "model.safetensors").read_bytes()
+        want = expert_weights(8, 64, 32)[2][6].tobytes()
+        assert want in [data[at : at + size] for _, at, size in found.layers[0][6]]
+
+    def test_what_has_no_experts(self):
+        file = mock.Mock(spec=mo.GgufFile, tensors={}, moe_layers=[], shard_paths=["a.gguf"])
+        with pytest.raises(mo.FormatError, match=r"a\.gguf: expected layers with experts"):
+            places.places_of(file)
+
+
+class TestProbe:
+    def test_it_reads_what_it_is_told(self, small, monkeypatch):
+        """Whole blocks, so long as there is something to read."""
+        read = []
+        monkeypatch.setattr(probe, "_read_all", lambda files, pieces: read.append(pieces) or 0.5)
+        file = mo.GgufFile(small.path)
+        try:
+            found = probe.measure_disk(file, [(1, 5), (0, 2)])
+        except mo.UnsupportedError as error:
+            pytest.skip(str(error))
+        asked = sum(size for _, _, size in read[0])
+        size = places.places_of(file).expert_bytes
+        assert found.bandwidth == asked / 0.5
+        assert found.amplification == asked / (2 * size) >= 1
+        assert all(at % 4096 == size % 4096 == 0 for _, at, size in read[0])
+        probe.measure_disk(file, itertools.repeat((0, 1)), megabytes=5)
+        assert 5e6 <= sum(size for _, _, size in read[1]) < 1.1 * (5e6 + size)
+
+    def test_what_a_store_misses(self, small):
+        store = mo.open_store(small.path, 3 << 20, max_tokens=4)
+        assert probe.missed_experts(store) is None
+        trace = make(sim.zipf, 3, layers=2, steps=40, num_experts=8, top_k=3)
+        stored.measure_store(store, trace, 0)
+        experts = probe.missed_experts(store, 7)
+        drawn = list(itertools.islice(experts, 3000))
+        assert drawn == list(itertools.islice(probe.missed_experts(store, 7), 3000))
+        counts = np.zeros((2, 8), int)
+        np.add.at(counts, tuple(np.array(drawn).T), 1)
+        uses = np.stack([pool.usage.counts for pool in store.pools])
+        resident = np.stack([pool.resident_mask for pool in store.pools])
+        assert not counts[resident].any() and resident.any()
+        want = np.where(resident, 0, uses) / uses[~resident].sum()
+        np.testing.assert_allclose(counts / 3000, want, atol=0.04)
 
 
 # The pools of a store decide as those of the simulation do, from empty slots on.

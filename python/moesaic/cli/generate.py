@@ -54,9 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gate-up-type", metavar="TYPE", help="of a folder, encode gate and up, as in Q4_K"
     )
     parser.add_argument("--down-type", metavar="TYPE", help="of a folder, encode down")
-    parser.add_argument(
-        "--memory", type=memory, help="of a GGUF file, what experts take at most, as in 12GiB"
-    )
+    parser.add_argument("--memory", type=memory, help="what experts take at most, as in 12GiB")
     parser.add_argument(
         "--weight-cache",
         metavar="FOLDER",
@@ -111,19 +109,28 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check_options(options: argparse.Namespace, gguf: bool) -> None:
-    """Raises ConfigError for options of the other kind of model."""
-    names = ("gate_up_type", "down_type") if gguf else ("dense", "memory", "weight_cache")
-    for name in names:
+    """Raises ConfigError for options of the other kind of model, or of another way to run it."""
+    types = ("gate_up_type", "down_type")
+    for name in types if gguf else ("dense", "weight_cache"):
         if getattr(options, name) is not None:
-            raise error_of(
-                mo.ConfigError,
-                "generate",
-                f"--{name.replace('_', '-')}",
+            raise _wrong(
+                name,
                 "a checkpoint folder" if gguf else "a GGUF file",
                 "a GGUF file, whose experts stay as they are" if gguf else "a checkpoint folder",
             )
+    for name in types:
+        if options.memory is not None and getattr(options, name) is not None:
+            raise _wrong(
+                name, "experts that are all in memory", "--memory, which reads them as stored",
+                "moesaic convert writes a file with other types",
+            )  # fmt: skip
     if options.top_p is not None and options.temperature == 0:
-        raise error_of(mo.ConfigError, "generate", "--top-p", "a --temperature above 0", "0")
+        raise _wrong("top_p", "a --temperature above 0", "0")
+
+
+def _wrong(option: str, expected: str, got: str, hint: str = "") -> mo.ConfigError:
+    name = f"--{option.replace('_', '-')}"
+    return error_of(mo.ConfigError, "generate", name, expected, got, hint)
 
 
 def _weight_cache(option: str | None) -> bool | str:

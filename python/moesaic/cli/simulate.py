@@ -33,7 +33,7 @@ without attention and the rest of a model."""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from ..simulate import POLICIES
 
-    parser.add_argument("file", nargs="?", help="a GGUF file: its sizes, read from a disk")
+    parser.add_argument("file", nargs="?", help="a GGUF file or a folder, read from a disk")
     parser.add_argument(
         "--memory", type=memories, metavar="SIZE,SIZE",
         help="of a file: such as 12GiB,24GiB, as in open_store",
