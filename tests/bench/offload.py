@@ -54,12 +54,7 @@ from moesaic.simulate import Disk, Trace, simulate_disk, zipf
 from moesaic.simulate.probe import measure_disk, missed_experts
 from moesaic.simulate.stored import measure_costs
 
-WAYS = {
-    "open_store": "`open_store(file, memory)`",
-    "page cache": "`open_store(..., direct_io=False)`",
-    "mapped": '`MoeLayer.from_gguf(layout="file")`',
-    "ggml": "ggml, the file mapped",
-}
+WAYS = ("open_store", "page cache", "mapped", "ggml")
 #: With inputs that layers route by themselves: without predictions, and with those of the next
 #: layer's router.
 PREDICTIONS = ("none", "router")
