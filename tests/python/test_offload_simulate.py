@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 import statistics
 from types import SimpleNamespace
 from unittest import mock
@@ -220,6 +221,20 @@ class TestProbe:
         assert all(at % 4096 == size % 4096 == 0 for _, at, size in read[0])
         probe.measure_disk(file, itertools.repeat((0, 1)), megabytes=5)
         assert 5e6 <= sum(size for _, _, size in read[1]) < 1.1 * (5e6 + size)
+
+    def test_its_buffers_are_read_into(self, tmp_path):
+        """Each on its own, aligned as reads past the page cache need it."""
+        rooms = probe._buffers(3)
+        assert [len(room) for room in rooms] == [1 << 20] * 3
+        assert rooms[0].ctypes.data % (2 << 20) == 0
+        content = np.random.default_rng(0).bytes(3 << 20)
+        (tmp_path / "x").write_bytes(content)
+        with (tmp_path / "x").open("rb") as file:
+            for i, room in enumerate(rooms):
+                assert os.preadv(file.fileno(), [room.data], i << 20) == 1 << 20
+        assert b"".join(room.tobytes() for room in rooms) == content
+        with pytest.raises(OSError):
+            probe._read_all([-1], [(0, 0, 4096)])
 
     def test_what_a_store_misses(self, small):
         store = mo.open_store(small.path, 3 << 20, max_tokens=4)
