@@ -319,7 +319,7 @@ def stored_experts(
     which says what is needed.
     """
     # As few buffers as there may be. They are never written to, so they take no memory.
-    least = _store(
+    least = disk_store(
         source,
         memory_limit=memory if staging else 1 << 62,
         staging=staging or 2,
@@ -341,7 +341,7 @@ def stored_experts(
         )  # fmt: skip
     # More buffers take at most half of what is left, beside the page that they may end in.
     spare = max(0, memory - beside - buffers - slots - _LARGE_PAGE)
-    store = _store(
+    store = disk_store(
         source,
         memory_limit=memory - beside,
         staging=staging or min(_BUFFERS, 2 + spare // buffers),
@@ -351,7 +351,8 @@ def stored_experts(
     return store, store.fitting_budgets(), beside
 
 
-def _store(source: Source, **options: Any) -> _core.MoeExpertStore:
+def disk_store(source: Source, **options: Any) -> _core.MoeExpertStore:
+    """A store that reads experts one by one, with options of ``MoeExpertStore.from_gguf``."""
     if isinstance(source, _core.GgufFile):
         return _core.MoeExpertStore.from_gguf(source, **options)
     return _core.MoeExpertStore.from_safetensors(source, **options)

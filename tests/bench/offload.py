@@ -52,7 +52,7 @@ import moesaic as mo
 from moesaic.bench.peers.ggml_peer import GgmlPeer
 from moesaic.simulate import Disk, Trace, simulate_disk, zipf
 from moesaic.simulate.probe import measure_disk, missed_experts
-from moesaic.simulate.stored import measure_costs
+from moesaic.simulate.stored import measure_costs, measure_latency
 
 WAYS = ("open_store", "page cache", "mapped", "ggml")
 #: With inputs that layers route by themselves: without predictions, and with those of the next
@@ -295,8 +295,9 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
             }
     if options.way == "open_store" and store is not None:
         budgets = [pool.budget for pool in store.pools]
+        missed = list(itertools.islice(missed_experts(store, next(seeds)) or (), 1000))
         del store, run_layer  # what is measured now needs the memory
-        result |= prediction(file, trace, budgets, disk, options)
+        result |= prediction(file, trace, budgets, disk, missed, options)
         result["predicted_over_measured"] = (
             result["predicted_tokens_per_s"] / result["tokens_per_s"]
         )
@@ -304,11 +305,12 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def prediction(
-    file: mo.GgufFile, trace: Trace, budgets: Sequence[int], disk: Disk, options: argparse.Namespace
-) -> dict[str, Any]:
-    """Return what simulate-offload would say of a run on this disk."""
+    file: mo.GgufFile, trace: Trace, budgets: Sequence[int], disk: Disk,
+    missed: Sequence[tuple[int, int]], options: argparse.Namespace,
+) -> dict[str, Any]:  # fmt: skip
+    """Return what simulate-offload would say of a run on this disk, of which experts are missed."""
     with mo.tuning(threads=options.threads):
-        costs = measure_costs(file, disk)
+        costs = measure_latency(file, measure_costs(file, disk), missed)
     outcome = simulate_disk(trace, budgets, costs, warm=options.warm)
     return {
         "predicted_tokens_per_s": outcome.tokens_per_second,

@@ -253,6 +253,35 @@ class TestProbe:
         np.testing.assert_allclose(counts / 3000, want, atol=0.04)
 
 
+def test_latency_is_what_calls_take_beside_the_model(small, monkeypatch):
+    """Calls of 20 ms that miss one expert of three: its bytes take 5, its kernels 2, the rest 1."""
+    file = mo.GgufFile(small.path)
+    size = places.places_of(file).expert_bytes
+    costs = sim.DiskCosts(
+        size, sim.Disk(size / 0.005, latency=7.0), fast=1.0, slow=size / 0.002, move=1.0,
+        fixed=0.001, predicted=0.5,
+    )  # fmt: skip
+    ticks, stores = itertools.count(), []
+
+    def kept(*arguments, **options):
+        stores.append(disk_store(*arguments, **options))
+        return stores[-1]
+
+    disk_store = stored.disk_store
+    monkeypatch.setattr(stored, "disk_store", kept)
+    clock = SimpleNamespace(perf_counter=lambda: 0.02 * next(ticks))
+    monkeypatch.setattr(stored, "time", clock)
+    experts = [(layer, e) for e in range(8) for layer in range(2)]
+    found = stored.measure_latency(file, costs, experts, calls=10)
+    assert found.disk.latency == pytest.approx(0.012)
+    assert dataclasses.replace(found, disk=costs.disk) == costs
+    assert stores[0].io_stats()["bytes"] >= 10 * size
+    # What the rest of the model takes more than there was is no time before a disk begins.
+    dear = dataclasses.replace(costs, fixed=10.0)
+    assert stored.measure_latency(file, dear, experts, calls=4).disk.latency == 0
+    assert stored.measure_latency(file, costs, []) == costs
+
+
 # The pools of a store decide as those of the simulation do, from empty slots on.
 def test_a_store_does_what_was_simulated(small):
     trace = make(sim.drifting, 3, layers=2, steps=60, num_experts=8, top_k=3)

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--disk", type=rate, metavar="RATE", help="of a file: such as 3GB/s (default: measured)"
     )
     parser.add_argument(
-        "--latency-us", type=number(0), help="of a file: until a read's first bytes (measured)"
+        "--latency-us", type=number(0), help="of a file: a call's reads beside bytes (measured)"
     )
     parser.add_argument(
         "--predicted", type=number(0, 1), default=0.0,

@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from .table import filled, size, table
 if TYPE_CHECKING:
     from moesaic._offload_store import Source
 
-    from ..simulate import Disk
+    from ..simulate import DiskCosts
 
 OPERATION = "simulate-offload"
 HEADER = ("memory", "in memory", "hit rate", "read a step", "tokens/s", "disk alone")
@@ -37,7 +37,7 @@ alone: if nothing but the disk took time."""
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..simulate import disk, stored
+    from ..simulate import disk, probe, stored
 
     with open_model(options.file) as model:
         experts, top_k = one_shape(model)
@@ -58,11 +58,9 @@ def run(options: argparse.Namespace) -> int:
                 row["measured_hit_rate"] = measured.hit_rate
             rows.append(row)
         assert store is not None  # there is at least one memory
-        found = disk_of(options, source, store)
-        del store
-        costs = dataclasses.replace(
-            stored.measure_costs(source, found), predicted=options.predicted
-        )
+        missed = probe.missed_experts(store) if options.measure else None
+        del store  # what is measured now needs the memory
+        costs = costs_of(options, source, missed)
     for row in rows:
         budgets = row.pop("budgets")
         outcomes = [
@@ -76,7 +74,10 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps({"path": options.file, "costs": used, "memory": rows}, indent=2))
         return 0
     print(f"{options.file}: {traces[0].layers} layers with {experts} experts, top {top_k}")
-    reads = f"disk {found.bandwidth / 1e9:.2f} GB/s, {found.latency * 1e6:.0f} us until first bytes"
+    found = costs.disk
+    reads = (
+        f"disk {found.bandwidth / 1e9:.2f} GB/s, {found.latency * 1e6:.0f} us a call beside that"
+    )
     print(f"{reads}; kernels {costs.fast / 1e9:.1f} GB/s, as read {costs.slow / 1e9:.1f} GB/s")
     print()
     header = HEADER + (("(measured)", "(hit rate)") if options.measure else ())
@@ -86,19 +87,25 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def disk_of(options: argparse.Namespace, source: Source, store: mo.OffloadStore) -> Disk:
-    """Return the disk that was asked for, else this one: as a store misses once layers ran."""
-    from ..simulate import probe
-    from ..simulate.disk import Disk
+def costs_of(
+    options: argparse.Namespace, source: Source, missed: Iterator[tuple[int, int]] | None
+) -> DiskCosts:
+    """Return what is measured here, on the disk that was asked for, else on this one.
 
-    if options.disk:
-        found = Disk(options.disk)
-    else:
-        missed = probe.missed_experts(store) if options.measure else None
-        found = probe.measure_disk(source, missed)
+    This one reads what layers that ran have ``missed``, or random experts.
+    """
+    from ..simulate import disk, places, probe, stored
+
+    if missed is None:
+        missed = probe.random_experts(places.places_of(source))
+    found = disk.Disk(options.disk) if options.disk else probe.measure_disk(source, missed)
+    costs = stored.measure_costs(source, found)
     if options.latency_us is not None:
         found = dataclasses.replace(found, latency=options.latency_us * 1e-6)
-    return found
+        costs = dataclasses.replace(costs, disk=found)
+    elif not options.disk:
+        costs = stored.measure_latency(source, costs, missed)
+    return dataclasses.replace(costs, predicted=options.predicted)
 
 
 def cells(row: dict[str, Any], experts: int) -> list[str]:

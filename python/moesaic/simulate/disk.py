@@ -28,10 +28,14 @@ from .traces import Trace
 
 @dataclass(frozen=True)
 class Disk:
-    """What reads cost; ``measure_disk`` fills this in for the disk of a file."""
+    """What reads cost.
+
+    ``measure_disk`` fills this in for the disk of a model, with the time until the first bytes of a
+    request as its latency; ``measure_latency`` has all that calls of layers wait for.
+    """
 
     bandwidth: float  #: bytes per second, with 16 requests of 1 MiB in flight
-    latency: float = 1e-4  #: seconds until the first bytes of a request
+    latency: float = 1e-4  #: seconds that the reads of a call take beside their bytes
     amplification: float = 1.0  #: bytes read over bytes asked for: whole blocks, and reads in vain
 
 

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
 from .. import _core
-from .._offload_store import OffloadStore, Source
+from .._offload_store import OffloadStore, Source, disk_store
 from .disk import Disk, DiskCosts, DiskOutcome
 from .places import places_of
 from .traces import Trace
+
+#: Layers that latencies are measured on, at most.
+_LAYERS = 8
+#: Experts on their way from the disk, as in a store.
+_BUFFERS = 16
 
 
 def measure_costs(source: Source, disk: Disk) -> DiskCosts:
     """Measure the first layer of a model on this machine: a few experts, a token a call.
 
-    Experts of a checkpoint are read through the page cache, and decoded, when they are cold: what a
-    miss costs beside the disk.
+    Experts of a checkpoint that have to be decoded are read through the page cache when they are
+    cold, and decoded: what a miss costs beside the disk.
     """
     store, few = _store_of(source)
     view = store.layers[0]
@@ -61,11 +68,15 @@ def _store_of(source: Source) -> tuple[_core.MoeExpertStore, int]:
         return store, min(max(16, config.top_k), config.num_experts)
     first = source.layers[0]
     top_k = source.layer_arguments(first["block"], None, None)["config"].top_k
-    # A call finds none of its experts in the buffers, which have those of the last one.
+    few = min(max(16, 3 * top_k), first["shape"][0])
+    # Experts that are used as read stay in buffers. Others are decoded time and again, as in use:
+    # a call finds none of its experts in the buffers, which have those of the last one.
+    as_read = all(role["form"] == "rows" for role in first["roles"].values())
     store = _core.MoeExpertStore.from_safetensors(
-        source, memory_limit=1 << 62, staging=max(2, top_k), read_ahead=0, direct_io=False
-    )
-    return store, min(max(16, 3 * top_k), first["shape"][0])
+        source, memory_limit=1 << 62, staging=max(2, few if as_read else top_k), read_ahead=0,
+        direct_io=False,
+    )  # fmt: skip
+    return store, few
 
 
 class _Calls:
@@ -92,6 +103,50 @@ class _Calls:
             layer(self._x, routing=routing, out=self._out)
             times.append(time.perf_counter() - begin)
         return float(np.median(times[5:]))
+
+
+def measure_latency(
+    source: Source, costs: DiskCosts, experts: Iterable[tuple[int, int]], calls: int = 40
+) -> DiskCosts:
+    """Return costs whose latency is what calls with misses took beside the rest of the model.
+
+    A disk is not at its full bandwidth at the first of a call's reads, nor at the last, and threads
+    have to wake up. Calls of a few layers miss ``experts``, half of what a token needs in each; an
+    expert is the place of its layer in a store and its number there.
+    """
+    most = len(places_of(source).layers)
+    chosen = set(range(0, most, -(-most // _LAYERS)))
+    store = disk_store(source, memory_limit=1 << 62, staging=_BUFFERS, read_ahead=0)
+    layers: dict[int, _core.MoeLayer] = {}
+    waiting: dict[int, list[int]] = {}
+    latencies: list[float] = []
+    for place, expert in experts:
+        if place not in chosen:
+            continue
+        if place not in layers:
+            view = store.layers[place]
+            nothing = _core.ExpertPool(view.up.num_experts, 0)
+            layers[place] = _core.MoeLayer.from_store(store, view.layer_index, nothing)
+        layer, ids = layers[place], waiting.setdefault(place, [])
+        if expert not in ids:
+            ids.append(expert)
+        misses = max(1, layer.config.top_k // 2)
+        if len(ids) < misses:
+            continue
+        del waiting[place]
+        x = np.ones((1, layer.config.hidden_size), np.float32)
+        routing = _core.Routing(np.array([ids], np.int32), np.ones((1, misses), np.float32))
+        begin = time.perf_counter()
+        layer(x, routing=routing)
+        took = time.perf_counter() - begin
+        known = replace(costs, disk=replace(costs.disk, latency=0.0), predicted=0.0)
+        latencies.append(took - known.seconds(0, misses, 0))
+        if len(latencies) == calls:
+            break
+    if not latencies:
+        return costs
+    latency = max(0.0, float(np.median(latencies)))
+    return replace(costs, disk=replace(costs.disk, latency=latency))
 
 
 def measure_store(store: OffloadStore, trace: Trace, warm: int) -> DiskOutcome:
