@@ -4371,6 +4371,7 @@ class MoeExpertStore:
     def from_safetensors(
         path: _Path | CheckpointExperts,
         *,
+        prefix: str | None = None,
         memory_limit: int,
         staging: int = 0,
         io_threads: int = 16,
@@ -4387,6 +4388,8 @@ class MoeExpertStore:
         ----------
         path : str or path
             A folder, one .safetensors file, or an index file.
+        prefix : str, optional
+            Of which part of the model, as in ``MoeLayer.from_safetensors``.
         memory_limit : int
             Bytes that slots and staging together stay below.
         staging, io_threads, read_ahead, direct_io
@@ -4406,7 +4409,8 @@ class MoeExpertStore:
             Experts in a form that is not read one by one (the message names a tensor and the way
             out), ``direct_io=True`` on a file system that cannot.
         ConfigError
-            A bad option, or a limit below two experts.
+            A bad option, a limit below two experts, or a ``prefix`` beside experts that were opened
+            before.
         """
 
     @staticmethod

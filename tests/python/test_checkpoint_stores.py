@@ -11,6 +11,8 @@ from test_hf_integers import ZERO_POINTS, Ints, gptq_config
 from values import expert_weights, normal
 
 import moesaic as mo
+from moesaic.safetensors import CheckpointExperts
+from moesaic.simulate import Disk, stored
 
 E, H, I, TOP_K = 6, 256, 128, 2
 BLOCKS = (1, 2)
@@ -407,6 +409,23 @@ def test_fp8_stays_8_bits_where_blocks_fit(tmp_path):
     view = mo.MoeExpertStore.from_safetensors(folder, memory_limit=1 << 22).layers[0]
     assert {view.gate.quant, view.up.quant, view.down.quant} == {"E4M3"}
     assert view.expert_bytes == 3 * H * I * 132 // 128
+
+
+def test_what_a_miss_costs_is_measured(folder):
+    """Every expert of a cold call is read and decoded anew; FP8 becomes BF16, twice as large."""
+    source = CheckpointExperts(folder)
+    store, few = stored._store_of(source)
+    assert few == E and store.reading.startswith("page cache")
+    with mo.MoeLayer.from_store(store, BLOCKS[0], mo.ExpertPool(E, 0)) as layer:
+        stored._Calls(layer.config, few).median(layer)
+    stats = store.io_stats()
+    sizes = source.layers[0]["ranges"][:, :, 2].sum(axis=1)
+    assert stats["bytes"] == 40 * TOP_K * sizes[0]
+    costs = stored.measure_costs(source, Disk(1e9))
+    assert costs.expert_bytes == 3 * 2 * H * I
+    assert costs.stored_bytes == sizes[0] < 0.6 * costs.expert_bytes
+    for measured in (costs.fast, costs.slow, costs.move, costs.fixed):
+        assert 0 < measured < np.inf
 
 
 def test_experts_have_no_bytes_outside_of_calls(folder):

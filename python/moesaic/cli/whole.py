@@ -91,6 +91,7 @@ def model_of(
         dtype="auto" if dtype is None else getattr(torch, DTYPES[dtype]),
         gate_up=gate_up,
         down=down,
+        memory=memory,
     )
 
 
