@@ -20,17 +20,26 @@ from moesaic.bench import report, whole_report
 from moesaic.hf_config.families import family_table
 
 ROOT = Path(__file__).parents[1]
-# One file per date. The tables show the last date of every shape, of formats, encoders, matrices
-# and whole models.
+# One file per date. The tables show the last date of every shape, of formats, encoders, matrices,
+# whole models and offload.
 RESULTS = Path(__file__).parent / "bench" / "results"
 FORMATS = Path(__file__).parent / "bench" / "formats"
 ENCODERS = Path(__file__).parent / "bench" / "encoders"
 MATRICES = Path(__file__).parent / "bench" / "matrices"
 WHOLE_MODELS = Path(__file__).parent / "bench" / "whole_models"
+OFFLOAD = Path(__file__).parent / "bench" / "offload"
+# The ways that tests/bench/offload.py runs a model of several times the memory.
+OFFLOAD_WAYS = {
+    "open_store": "`open_store(file, memory)`",
+    "page cache": "`open_store(..., direct_io=False)`",
+    "mapped": '`MoeLayer.from_gguf(layout="file")`',
+    "ggml": "ggml, the file mapped",
+}
 # What the first table of speed shows: a row per number of tokens, all threads.
 SUMMARY_ENGINES = ("moesaic", "moesaic exact", "ggml (repack)", "torch bf16")
 FAMILIES = (
     ("4-bit float", "FP4$"),
+    ("8-bit float (FP8)", "^E4M3$"),
     ("4-bit groups (GPTQ, AWQ)", "^INT4$"),
     ("K-quants", "_K$"),
     ("IQ", "^IQ"),
@@ -218,6 +227,47 @@ def whole_model() -> str:
     return whole_report.markdown(kept)
 
 
+def offload() -> str:
+    """A file of several times the memory, in every way that it was run."""
+    return offload_table(json.loads(max(OFFLOAD.glob("*.json")).read_text()))
+
+
+def offload_table(kept: dict[str, Any]) -> str:
+    """The table of one record of tests/bench/offload.py."""
+    rows = []
+    for name, way in kept["ways"].items():
+        title = OFFLOAD_WAYS[name]
+        if "failed" in way:
+            rows.append([title, f"ended with status {way['failed']}", *["-"] * 5])
+            continue
+        low, high = way["ms_quartiles"]
+        # Where a store was faster than a disk alone, what measured the disk was at fault.
+        of_floor = f"{100 * way['of_floor']:.0f} %" if way.get("of_floor", 2) <= 1 else "-"
+        rows.append([
+            title, f"{way['ms_median']:,.0f}", f"{low:,.0f} to {high:,.0f}",
+            f"{way['tokens_per_s']:.{1 if way['tokens_per_s'] >= 1 else 2}f}",
+            f"{way['disk_bytes_per_token'] / 1e6:,.0f} MB", f"{way['cpu_s_per_token']:.2f}",
+            of_floor,
+        ])  # fmt: skip
+    header = ("way", "ms a token", "quartiles", "tokens/s", "read a token", "CPU s a token",
+              "of disk alone")  # fmt: skip
+    about = (
+        f"A file of {kept['file_bytes'] / 1e9:.1f} GB with {kept['limit_bytes'] / 1e9:.2f} GB as"
+        f" the limit; {kept['steps']} tokens; {kept['threads']} threads of {kept['cpus']} CPUs"
+        f" ({kept['machine']}) at a load of {kept['load'][0]:.1f}; {kept['date']}."
+    )
+    stored = kept["ways"].get("open_store", {})
+    if stored.get("of_floor", 2) <= 1:
+        about += f" The disk read {stored['disk_bandwidth'] / 1e9:.2f} GB/s beside the store."
+    if "predicted_tokens_per_s" in stored:
+        about += (
+            f" `simulate-offload` predicts {stored['predicted_tokens_per_s']:.1f} tokens/s of it,"
+            f" {100 * stored['predicted_over_measured']:.0f} % of what it did, and a hit rate of"
+            f" {stored['predicted_hit_rate']:.1%}, where it was {stored['hit_rate']:.1%}."
+        )
+    return about + "\n\n" + markdown(header, rows, numbers_from=1)
+
+
 def architectures() -> str:
     """The presets of GGUF architectures; those that agree in everything share a row."""
     rows: dict[tuple[str, ...], list[str]] = {}
@@ -293,6 +343,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "encoders": encoders,
     "matrix_speed": matrix_speed,
     "whole_model": whole_model,
+    "offload": offload,
 }
 
 

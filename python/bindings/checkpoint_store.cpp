@@ -121,12 +121,22 @@ offload::StoredLayer stored_layer(const py::dict& fields) {
   return layer;
 }
 
-Store store_from_checkpoint(const py::object& source, std::int64_t memory_limit,
-                            std::int32_t staging, std::int32_t io_threads, std::int32_t read_ahead,
-                            std::optional<bool> direct_io) {
+/// The experts of a path, or those that were opened before, whose prefix was said then.
+py::object checkpoint_experts(const py::object& source, const std::optional<py::str>& prefix) {
   const py::object kind = checkpoint_loader("CheckpointExperts");
-  const py::object experts =
-      py::isinstance(source, kind) ? source : call_python(kind, py::make_tuple(source));
+  if (!py::isinstance(source, kind)) return call_python(kind, py::make_tuple(source, prefix));
+  require<ConfigError>(!prefix, [] {
+    return Problem{kFromCheckpoint, "prefix", "none beside CheckpointExperts", "one",
+                   "CheckpointExperts(path, prefix) takes it"};
+  });
+  return source;
+}
+
+Store store_from_checkpoint(const py::object& source, const std::optional<py::str>& prefix,
+                            std::int64_t memory_limit, std::int32_t staging,
+                            std::int32_t io_threads, std::int32_t read_ahead,
+                            std::optional<bool> direct_io) {
+  const py::object experts = checkpoint_experts(source, prefix);
   const offload::StoredExperts stored = import_stored_experts(experts);
   const StoreOptions options{memory_limit, staging, io_threads, read_ahead, direct_io};
   const Store store = [&] {
@@ -163,8 +173,9 @@ py::object checkpoint_of(const Store& store) {
 void bind_checkpoint_store(py::module_& m) {
   auto store = py::reinterpret_borrow<py::class_<MoeExpertStore, Store>>(m.attr("MoeExpertStore"));
   store.def_static("from_safetensors", &store_from_checkpoint, py::arg("path"), py::kw_only(),
-                   py::arg("memory_limit"), py::arg("staging") = 0, py::arg("io_threads") = 16,
-                   py::arg("read_ahead") = 4, py::arg("direct_io") = py::none());
+                   py::arg("prefix") = py::none(), py::arg("memory_limit"), py::arg("staging") = 0,
+                   py::arg("io_threads") = 16, py::arg("read_ahead") = 4,
+                   py::arg("direct_io") = py::none());
 }
 
 }  // namespace moesaic::python

@@ -176,10 +176,10 @@ Stack load_stack(const py::object& path, std::int32_t layer,
     return Problem{kOperation, "quant", "None beside dequantize", "types", "leave out one of both"};
   });
   const py::object source = checkpoint_source(path, layer, prefix);
-  const py::object gathered =
-      call_python(checkpoint_loader("gather_experts"),
-                  py::make_tuple(path, layer, step_of(loading), dequantize.has_value(), prefix,
-                                 source, kept, lookup_of(loading), types));
+  const py::object gathered = call_python(
+      checkpoint_loader("gather_experts"),
+      py::make_tuple(path, layer, step_of(loading), dequantize.has_value(), prefix, source, kept,
+                     loading.multiplies(QuantType::E4M3), lookup_of(loading), types));
   const Stack stack = finish_gathered(loading, kOperation, gathered);
   const py::dict options(py::arg("dequantize") = dequantize, py::arg("prefix") = prefix,
                          py::arg("quant") = types, py::arg("experts") = kept,
@@ -203,7 +203,8 @@ py::object load_layer(const py::object& path, std::int32_t layer,
   const auto parts =
       call_python(checkpoint_loader("gather_layer"),
                   py::make_tuple(path, layer, step_of(loading), dequantize.has_value(), prefix,
-                                 config, top_k, source, kept, lookup_of(loading)))
+                                 config, top_k, source, kept, loading.multiplies(QuantType::E4M3),
+                                 lookup_of(loading)))
           .cast<py::dict>();
   for (const char* name : {"stack", "shared"}) {
     const py::object gathered = parts[name];

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 
+#include <algorithm>
 #include <filesystem>
 
 #include "arrays.hpp"
@@ -92,6 +93,11 @@ py::object Loading::keep_panels(const py::object& weight_cache, const CacheFolde
   const auto parent = std::filesystem::absolute(weight_cache.cast<std::filesystem::path>());
   options_.weight_cache = folder(parent);
   return path_to_python(parent);
+}
+
+bool Loading::multiplies(QuantType type) const {
+  const std::vector<KernelInfo> kernels = options_.backend->kernels();
+  return std::ranges::find(kernels, type, &KernelInfo::type) != kernels.end();
 }
 
 bool Loading::report(const Progress& progress) {

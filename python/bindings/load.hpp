@@ -40,6 +40,9 @@ class Loading {
                          const char* operation);
   bool keeps_panels() const { return options_.weight_cache.has_value(); }
 
+  /// Whether the device of the load has kernels for weights of this type.
+  bool multiplies(QuantType type) const;
+
   /// Calls load(options) without the GIL; an exception of the callback and Ctrl-C come out as
   /// themselves.
   template <class Load>

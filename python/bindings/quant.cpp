@@ -101,6 +101,7 @@ py::dict quant_types() {
     facts["decodes"] = traits.dequantize != nullptr;
     facts["encodes"] = has_encoder(traits.type);
     facts["takes_weights"] = takes_importance(traits.type);
+    facts["gguf"] = is_ggml_type(traits.type);
     types[py::str(traits.name)] = facts;
   }
   return types;
@@ -111,8 +112,7 @@ py::dict quant_types() {
 QuantType parse_quant_type(const std::string& name, const char* operation, const char* what) {
   const auto type = quant_type_from_name(name);
   require<ConfigError>(type.has_value(), [&] {
-    return Problem{operation, what, "a ggml type name such as Q4_K", "'" + name + "'",
-                   quant_hint(name)};
+    return Problem{operation, what, "a type name such as Q4_K", "'" + name + "'", quant_hint(name)};
   });
   return *type;
 }

@@ -43,10 +43,9 @@ void read_rows(const WeightRef& weight, std::int32_t first, std::int32_t last, c
   }
 }
 
-/// [rows, cols] of one expert, or [E, rows, cols] of all, times the scales. Throws ShapeError unless
-/// there is such an expert.
-py::array decoded_matrices(const WeightRef& weight, std::optional<std::int32_t> expert,
-                           const std::vector<float>* scales, const char* operation) {
+/// Throws ShapeError unless there is such an expert, or none is asked for.
+void check_expert(const WeightRef& weight, std::optional<std::int32_t> expert,
+                  const char* operation) {
   require<ShapeError>(!expert || (*expert >= 0 && *expert < weight.num_experts), [&] {
     return Problem{operation,
                    "expert",
@@ -54,6 +53,13 @@ py::array decoded_matrices(const WeightRef& weight, std::optional<std::int32_t> 
                    std::to_string(*expert),
                    {}};
   });
+}
+
+/// [rows, cols] of one expert, or [E, rows, cols] of all, times the scales. Throws ShapeError unless
+/// there is such an expert.
+py::array decoded_matrices(const WeightRef& weight, std::optional<std::int32_t> expert,
+                           const std::vector<float>* scales, const char* operation) {
+  check_expert(weight, expert, operation);
   std::vector<py::ssize_t> shape{weight.rows, weight.cols};
   if (!expert) shape.insert(shape.begin(), weight.num_experts);
   py::array_t<float> out(shape);
@@ -77,25 +83,32 @@ py::array dequantize_role(const ExpertStack& stack, const std::string& name,
   return decoded_matrices(weights.ref, expert, weights.scale.get(), kOperation);
 }
 
-/// The stored rows of all experts in memory of `shape`, [.., row bytes].
-py::array encoded_rows(const WeightRef& ref, const std::vector<py::ssize_t>& shape) {
+/// The stored rows of one expert, or of all, in memory of `shape`, [.., row bytes].
+py::array encoded_rows(const WeightRef& ref, const std::vector<py::ssize_t>& shape,
+                       std::optional<std::int32_t> expert = {}) {
   const std::int64_t bytes = row_bytes(ref.type, ref.cols);
   py::array_t<std::uint8_t> out(shape);
   auto* const to = reinterpret_cast<std::byte*>(out.mutable_data());
-  read_rows(ref, 0, ref.num_experts, [&](std::int32_t e, std::int64_t row) {
-    encoded_expert_row(ref, e, row, to + (e * ref.rows + row) * bytes);
-  });
+  const std::int32_t first = expert.value_or(0);
+  read_rows(ref, first, expert ? first + 1 : ref.num_experts,
+            [&](std::int32_t e, std::int64_t row) {
+              encoded_expert_row(ref, e, row, to + ((e - first) * ref.rows + row) * bytes);
+            });
   return out;
 }
 
-py::array encoded_bytes(const ExpertStack& stack, const std::string& name) {
+py::array encoded_bytes(const ExpertStack& stack, const std::string& name,
+                        std::optional<std::int32_t> expert) {
   constexpr const char* kOperation = "ExpertStack.encoded";
   const WeightRef& ref = stack.role(role_of(stack, name, kOperation)).ref;
   require<UnsupportedError>(ref.type != QuantType::INT4, [&] {
     return Problem{kOperation, name, "a type with blocks along a row", "INT4",
                    "marlin(role) is the stack that holds them, and its unpack() gives the groups"};
   });
-  return encoded_rows(ref, {ref.num_experts, ref.rows, row_bytes(ref.type, ref.cols)});
+  check_expert(ref, expert, kOperation);
+  std::vector<py::ssize_t> shape{ref.rows, row_bytes(ref.type, ref.cols)};
+  if (!expert) shape.insert(shape.begin(), ref.num_experts);
+  return encoded_rows(ref, shape, expert);
 }
 
 py::dict biases_of(const ExpertStack& stack) {
@@ -234,7 +247,7 @@ Epilogues import_epilogues(const py::object& biases, const py::object& scales,
 
 void define_parts(StackClass& type) {
   type.def("dequantize", &dequantize_role, py::arg("role"), py::arg("expert") = py::none())
-      .def("encoded", &encoded_bytes, py::arg("role"))
+      .def("encoded", &encoded_bytes, py::arg("role"), py::arg("expert") = py::none())
       .def_property_readonly("biases", &biases_of)
       .def_property_readonly("scales", &scales_of);
 }

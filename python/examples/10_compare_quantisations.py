@@ -29,7 +29,7 @@ def best_us(stack: mo.ExpertStack, calls: int = 20) -> float:
 
 
 print("type     encode s  MiB   weights  outputs  us per call")
-for quant in ("BF16", "Q8_0", "Q6_K", "Q4_K", "Q4_0", "MXFP4", "IQ3_XXS", "IQ2_XS"):
+for quant in ("BF16", "Q8_0", "E4M3", "Q6_K", "Q4_K", "Q4_0", "MXFP4", "IQ3_XXS", "IQ2_XS"):
     start = time.perf_counter()
     stack = mo.ExpertStack.from_dense_stacks(gate, up, down, quant=quant)
     seconds = time.perf_counter() - start

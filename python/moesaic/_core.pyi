@@ -1900,7 +1900,7 @@ class ExpertStack:
         Raises
         ------
         ShapeError, ConfigError, DTypeError, UnsupportedError
-            Sizes, a name, or a type that does not fit.
+            Sizes, a name, or a type that does not fit; E4M3 codes of NaN.
 
         Examples
         --------
@@ -2059,10 +2059,11 @@ class ExpertStack:
     ) -> ExpertStack:
         """Load the experts of one layer of a Hugging Face checkpoint, fused or one by one.
 
-        Formats: F32, F16, BF16; FP8 (decoded to BF16, or exactly with ``dequantize='f32'``);
-        MXFP4, NVFP4 and symmetric INT4 of groups of 32, repacked without loss; INT4 of GPTQ, AWQ
-        and compressed-tensors. Experts come one after another, so that a load needs little more
-        memory than its result.
+        Formats: F32, F16, BF16; FP8, on the CPU kept as 'E4M3' where blocks of 128 columns fit
+        its scales, else decoded to BF16, and exactly with ``dequantize='f32'``; MXFP4, NVFP4 and
+        symmetric INT4 of groups of 32, repacked without loss; INT4 of GPTQ, AWQ and
+        compressed-tensors. Experts come one after another, so that a load needs little more memory
+        than its result.
 
         Parameters
         ----------
@@ -2184,7 +2185,7 @@ class ExpertStack:
     def scales(self) -> dict[_Role, _F32]:
         """The factors of each role's products, where there are some: f32 [E], read-only."""
 
-    def encoded(self, role: _Role) -> npt.NDArray[np.uint8]:
+    def encoded(self, role: _Role, expert: int | None = None) -> npt.NDArray[np.uint8]:
         """Return the bytes of a role as a file holds them, of type ``quants[role]``.
 
         What a load repacked is put back, bit by bit. Biases and scales are not in them.
@@ -2193,10 +2194,12 @@ class ExpertStack:
         ----------
         role : str
             'gate', 'up' or 'down'.
+        expert : int, optional
+            0 to E - 1; None: all of them.
 
         Returns
         -------
-        uint8 array [E, rows, bytes of a row]
+        uint8 array [E, rows, bytes of a row], or [rows, bytes of a row] of one expert
             A copy; gate and up have I rows of H weights, down H rows of I.
 
         Raises
@@ -2204,7 +2207,7 @@ class ExpertStack:
         UnsupportedError
             Weights on a device, or INT4, whose groups ``marlin(role)`` unpacks.
         ShapeError
-            The gate of ungated experts.
+            No such expert, or the gate of ungated experts.
         ConfigError
             An unknown role.
         """
@@ -2854,7 +2857,7 @@ class QuantMatrix:
         Raises
         ------
         ShapeError, ConfigError, DTypeError, UnsupportedError
-            Sizes, a name, a type or a device that does not fit.
+            Sizes, a name, a type or a device that does not fit; E4M3 codes of NaN.
         DeviceError, OutOfMemoryError
             The device is absent, or the memory full.
 
@@ -4392,6 +4395,7 @@ class MoeExpertStore:
     def from_safetensors(
         path: _Path | CheckpointExperts,
         *,
+        prefix: str | None = None,
         memory_limit: int,
         staging: int = 0,
         io_threads: int = 16,
@@ -4401,12 +4405,15 @@ class MoeExpertStore:
         """Take every MoE layer of a Hugging Face checkpoint, whose experts are read one by one.
 
         Each becomes what ``MoeLayer.from_safetensors`` would hold of it, so results are the same
-        bits: floats as they are, FP8 and INT8 as BF16, FP4 and INT4 repacked without loss.
+        bits: floats as they are, FP8 as 'E4M3' or, like INT8, as BF16, FP4 and INT4 repacked
+        without loss.
 
         Parameters
         ----------
         path : str or path
             A folder, one .safetensors file, or an index file.
+        prefix : str, optional
+            Of which part of the model, as in ``MoeLayer.from_safetensors``.
         memory_limit : int
             Bytes that slots and staging together stay below.
         staging, io_threads, read_ahead, direct_io
@@ -4426,7 +4433,8 @@ class MoeExpertStore:
             Experts in a form that is not read one by one (the message names a tensor and the way
             out), ``direct_io=True`` on a file system that cannot.
         ConfigError
-            A bad option, or a limit below two experts.
+            A bad option, a limit below two experts, or a ``prefix`` beside experts that were opened
+            before.
         """
 
     @staticmethod
@@ -5898,7 +5906,7 @@ def measure_dot_peak(threads: int = 0) -> float:
 def quantize(
     values: _AnyArray, quant: str, *, weights: _AnyArray | None = None
 ) -> npt.NDArray[np.uint8]:
-    """Encode weights row by row, as the bytes of a GGUF tensor.
+    """Encode weights row by row, as the bytes of a GGUF tensor; 'E4M3' as a stack keeps FP8.
 
     The encoders search for the scales that leave the smallest squared error. Rows are shared out to
     the threads of the tuning; the bytes depend neither on their number nor on the processor. Ctrl-C
@@ -5908,9 +5916,10 @@ def quantize(
     ----------
     values : f32, f16 or bf16 array [..., cols]
         With 1 to 4 dimensions. Finite, and at most 65504 in magnitude (NVFP4: 2688, MXFP4:
-        2.55e38). 'F32', 'F16' and 'BF16' convert all values.
+        2.55e38, E4M3: 1.7e38). 'F32', 'F16' and 'BF16' convert all values.
     quant : str
-        Element type as ggml spells it, such as 'Q4_K'. ``testing.quant_types()`` lists them.
+        Element type as ggml spells it, such as 'Q4_K', or 'E4M3'. ``testing.quant_types()`` lists
+        them.
     weights : f32 array [cols] or [..., cols], optional
         Importance of each value, 0 or more: what its squared error counts, such as the mean square
         of the activations of a column (the "importance matrix" of llama.cpp). It broadcasts as in

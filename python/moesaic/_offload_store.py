@@ -30,9 +30,10 @@ _DECAY = 0.97
 
 
 def open_store(
-    file: _core.GgufFile | str | PathLike[str],
+    file: Source | str | PathLike[str],
     memory: int | str,
     *,
+    prefix: str | None = None,
     max_tokens: int = 512,
     on_miss: OnMiss = "stage",
     profile: ExpertProfile | None = None,
@@ -56,6 +57,10 @@ def open_store(
         Bytes, or a text such as "12GiB", that experts, buffers of reads, the other parts of all
         layers and the workspace of one call take together at most. The interpreter and the rest
         of a model come on top.
+    prefix : str, optional
+        Of which part of a checkpoint, where several have experts, as in
+        ``MoeLayer.from_safetensors``: 'thinker' or 'talker'. None: the model, without what drafts
+        for it.
     max_tokens : int
         Tokens of the largest call, for whose workspace room is left. Larger calls work, and take
         more.
@@ -74,10 +79,12 @@ def open_store(
     Raises
     ------
     FileNotFoundError, OSError, FormatError
-        The file is absent or cannot be read, or is no model.
+        The file is absent or cannot be read, or is no model, or has no experts under ``prefix``,
+        or in several parts without one.
     ConfigError
-        A ``memory`` that is no size, or too small for an expert of each layer, the buffers of
-        reads, the other parts and the workspace (the message counts them); a bad option.
+        A ``prefix`` of a GGUF file; a ``memory`` that is no size, or too small for an expert of
+        each layer, the buffers of reads, the other parts and the workspace (the message counts
+        them); a bad option.
     UnsupportedError
         A checkpoint with experts in a form that is not read one by one (the message says which, and
         that ``moesaic convert`` makes a GGUF file of it).
@@ -100,7 +107,7 @@ def open_store(
             _core.ConfigError, "open_store", "on_miss", " or ".join(get_args(OnMiss)),
             repr(on_miss)[:80],
         )  # fmt: skip
-    source = opened(file)
+    source = opened(file, prefix)
     experts, budgets, beside = stored_experts(
         "open_store", source, limit, max_tokens,
         staging=staging, io_threads=io_threads, read_ahead=read_ahead, direct_io=direct_io,
@@ -270,23 +277,29 @@ def _store_of(
 
 def _reopen(source: Source, limit: int, options: dict[str, Any]) -> OffloadStore:
     """Return the store of a pickle."""
-    return open_store(source, limit, **options)  # type: ignore[arg-type]  # as it was opened
+    return open_store(source, limit, **options)
 
 
-def opened(file: Source | str | PathLike[str]) -> Source:
-    """The model that ``open_store`` was given."""
-    if isinstance(file, _core.GgufFile):
-        return file
+def opened(file: Source | str | PathLike[str], prefix: str | None = None) -> Source:
+    """The model that ``open_store`` was given, or the part of it that ``prefix`` says."""
     if isinstance(file, (str, PathLike)):
         path = Path(os.fsdecode(file))
-        if not path.is_dir() and not path.name.endswith((".safetensors", ".index.json")):
-            return _core.GgufFile(file)
-    from moesaic.safetensors import CheckpointExperts  # files of GGUF do without
+        if path.is_dir() or path.name.endswith((".safetensors", ".index.json")):
+            from moesaic.safetensors import CheckpointExperts  # files of GGUF do without
 
-    if isinstance(file, (str, PathLike)):
-        return CheckpointExperts(file)
-    # GgufFile refuses an object that is neither, and says what it takes.
-    return file if isinstance(file, CheckpointExperts) else _core.GgufFile(file)
+            return CheckpointExperts(file, prefix)
+    if prefix is not None:
+        raise error_of(
+            _core.ConfigError, "open_store", "prefix",
+            "the path of a checkpoint beside it, as a GGUF file holds one model", repr(file)[:80],
+        )  # fmt: skip
+    if not isinstance(file, (str, PathLike, _core.GgufFile)):
+        from moesaic.safetensors import CheckpointExperts
+
+        if isinstance(file, CheckpointExperts):
+            return file
+    # GgufFile refuses an object that is no path, and says what it takes.
+    return file if isinstance(file, _core.GgufFile) else _core.GgufFile(file)
 
 
 def stored_experts(
@@ -306,7 +319,7 @@ def stored_experts(
     which says what is needed.
     """
     # As few buffers as there may be. They are never written to, so they take no memory.
-    least = _store(
+    least = disk_store(
         source,
         memory_limit=memory if staging else 1 << 62,
         staging=staging or 2,
@@ -328,7 +341,7 @@ def stored_experts(
         )  # fmt: skip
     # More buffers take at most half of what is left, beside the page that they may end in.
     spare = max(0, memory - beside - buffers - slots - _LARGE_PAGE)
-    store = _store(
+    store = disk_store(
         source,
         memory_limit=memory - beside,
         staging=staging or min(_BUFFERS, 2 + spare // buffers),
@@ -338,7 +351,8 @@ def stored_experts(
     return store, store.fitting_budgets(), beside
 
 
-def _store(source: Source, **options: Any) -> _core.MoeExpertStore:
+def disk_store(source: Source, **options: Any) -> _core.MoeExpertStore:
+    """A store that reads experts one by one, with options of ``MoeExpertStore.from_gguf``."""
     if isinstance(source, _core.GgufFile):
         return _core.MoeExpertStore.from_gguf(source, **options)
     return _core.MoeExpertStore.from_safetensors(source, **options)

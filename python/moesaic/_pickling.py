@@ -174,11 +174,13 @@ def checkpoint_stack(
     return _core.ExpertStack.load_from_safetensors(source.path, layer, **options)
 
 
-def checkpoint_experts(path: str, facts: dict[str, Any]) -> CheckpointExperts:
+def checkpoint_experts(
+    path: str, facts: dict[str, Any], prefix: str | None = None
+) -> CheckpointExperts:
     """Return the experts of a checkpoint. Raises FormatError when the files are others now."""
     from moesaic.safetensors import CheckpointExperts  # files of GGUF do without
 
-    experts = CheckpointExperts(path)
+    experts = CheckpointExperts(path, prefix)
     for what, now in experts.facts().items():
         if now != facts[what]:
             raise _changed(path, what, facts[what], now)

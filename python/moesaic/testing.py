@@ -22,8 +22,8 @@ def quant_types() -> dict[str, dict[str, Any]]:
     Returns
     -------
     dict of dict
-        id (ggml's number), block_elems, block_bytes, bits_per_weight, decodes, encodes and
-        takes_weights (of an importance matrix).
+        id (ggml's number), block_elems, block_bytes, bits_per_weight, decodes, encodes,
+        takes_weights (of an importance matrix) and gguf (whether ggml has it, and so its files).
     """
     return _core.quant_types()
 
@@ -135,6 +135,12 @@ def write_moe_gguf(
             up_type,
             "a fused tensor has one type",
         )
+    facts = quant_types()
+    for name, quant in (("gate_type", gate_type), ("up_type", up_type), ("down_type", down_type)):
+        if quant in facts and not facts[quant]["gguf"]:
+            raise _core.make_error(
+                _core.ConfigError, "write_moe_gguf", name, "a type that GGUF has", quant
+            )
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, arch)
     writer.add_block_count(layers)

@@ -120,7 +120,7 @@ def main() -> None:
     rows = []
     with mo.tuning(threads=1):
         for quant, facts in mo.testing.quant_types().items():
-            if not facts["encodes"] or quant in ("F32", "F16", "BF16"):
+            if not facts["encodes"] or not facts["gguf"] or quant in ("F32", "F16", "BF16"):
                 continue
             if wanted is None or quant in wanted:
                 rows.append(measure(ggml, quant, facts))

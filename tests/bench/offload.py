@@ -14,9 +14,13 @@ by ``OffloadStore.prefetch``: layers route by themselves, and what one reads res
 before it read by that cosine, which is a property of a model. Each cosine runs without predictions
 and with them.
 
-The limit of the disk is measured between the steps of the same process: experts are read at
-random, with O_DIRECT, 16 requests of up to 1 MiB in flight. ``floor`` is the time that the bytes
-missed would take at that bandwidth.
+The limit of the disk is measured between the steps of the same process, with O_DIRECT, 16 requests
+of up to 1 MiB in flight. It reads experts as the store misses them, which the host of a virtual
+machine may keep in a cache of its own; where there is no store, at random. ``floor`` is the time
+that the bytes missed would take at that bandwidth.
+
+Beside what ``open_store`` measured is what ``moesaic simulate-offload`` predicts of the same
+routings and budgets, from that disk and from kernels measured in the same process at its end.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ import argparse
 import contextlib
 import datetime
 import importlib.util
+import itertools
 import json
 import mmap
 import os
@@ -34,9 +39,9 @@ import resource
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, astuple
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,14 +50,11 @@ import numpy as np
 
 import moesaic as mo
 from moesaic.bench.peers.ggml_peer import GgmlPeer
-from moesaic.simulate import zipf
+from moesaic.simulate import Disk, Trace, simulate_disk, zipf
+from moesaic.simulate.probe import measure_disk, missed_experts
+from moesaic.simulate.stored import measure_costs, measure_latency
 
-WAYS = {
-    "open_store": "`open_store(file, memory)`",
-    "page cache": "`open_store(..., direct_io=False)`",
-    "mapped": '`MoeLayer.from_gguf(layout="file")`',
-    "ggml": "ggml, the file mapped",
-}
+WAYS = ("open_store", "page cache", "mapped", "ggml")
 #: With inputs that layers route by themselves: without predictions, and with those of the next
 #: layer's router.
 PREDICTIONS = ("none", "router")
@@ -110,51 +112,6 @@ def make_model(path: Path, layers: int = 16) -> None:
                 file.write(blocks.tobytes())
     file.write(b"\0" * (-file.tell() % 32))
     writer.close()
-
-
-class Disk:
-    """Reads experts at random past the page cache: what the disk can do."""
-
-    def __init__(self, file: mo.GgufFile, seed: int) -> None:
-        self.path = file.shard_paths[0]
-        self.ranges = []
-        for block in file.moe_layers:
-            for role in ("gate", "up", "down"):
-                tensor = file.tensors[f"blk.{block}.ffn_{role}_exps.weight"]
-                size = tensor.nbytes // tensor.shape[0]
-                self.ranges += [(tensor.offset + e * size, size) for e in range(tensor.shape[0])]
-        self.rng = np.random.default_rng(seed)
-
-    def bandwidth(self, megabytes: int = 300, threads: int = 16) -> float:
-        """Return bytes per second."""
-        pieces = []
-        left = megabytes * 10**6
-        while left > 0:
-            offset, size = self.ranges[self.rng.integers(len(self.ranges))]
-            first, end = offset // 4096 * 4096, -(-(offset + size) // 4096) * 4096
-            pieces += [(at, min(MIB, end - at)) for at in range(first, end, MIB)]
-            left -= end - first
-        queue, lock = iter(pieces), threading.Lock()
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECT)
-
-        def work() -> None:
-            buffer = mmap.mmap(-1, MIB)
-            while True:
-                with lock:
-                    piece = next(queue, None)
-                if piece is None:
-                    return
-                os.preadv(descriptor, [memoryview(buffer)[: piece[1]]], piece[0])
-
-        workers = [threading.Thread(target=work) for _ in range(threads)]
-        begin = time.perf_counter()
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        took = time.perf_counter() - begin
-        os.close(descriptor)
-        return sum(size for _, size in pieces) / took
 
 
 class MappedGgml(GgmlPeer):
@@ -281,7 +238,13 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
     if options.way in PREDICTIONS and store is not None:
         step, right = predicting(store, options)
 
-    disk = Disk(file, 2)
+    seeds = itertools.count(2)
+
+    def measured_disk() -> Disk:
+        seed = next(seeds)
+        missed = None if store is None else missed_experts(store, seed)
+        return measure_disk(file, missed, seed=seed)
+
     with mo.tuning(threads=options.threads):
         for number in range(options.warm):
             step(number)
@@ -289,25 +252,26 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
             pool.reset_stats()
         before = store.io_stats() if store else {}
         read = _read_bytes()
-        times, cpu, bandwidths, probed = [], 0.0, [disk.bandwidth()], 0
+        times, cpu, disks, probed = [], 0.0, [measured_disk()], 0
         read = _read_bytes()
         for number in range(options.warm, options.warm + options.steps):
             if (number - options.warm) % 15 == 14:
                 start = _read_bytes()
-                bandwidths.append(disk.bandwidth())
+                disks.append(measured_disk())
                 probed += _read_bytes() - start
             wall, used = time.perf_counter(), time.process_time()
             step(number)
             times.append(time.perf_counter() - wall)
             cpu += time.process_time() - used
-    bandwidth = float(np.median(bandwidths))
+    disk = Disk(*(float(np.median(each)) for each in zip(*map(astuple, disks), strict=True)))
     result: dict[str, Any] = {
         "tokens_per_s": options.steps / sum(times),
         "ms_median": float(np.median(times) * 1e3),
         "ms_quartiles": [float(q * 1e3) for q in np.percentile(times, [25, 75])],
         "cpu_s_per_token": cpu / options.steps,
         "disk_bytes_per_token": (_read_bytes() - read - probed) / options.steps,
-        "disk_bandwidth": bandwidth,
+        "disk_bandwidth": disk.bandwidth,
+        "disk_bandwidths": [one.bandwidth for one in disks],
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     if store is not None:
@@ -319,8 +283,8 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
             "hit_rate": store.hit_rate(),
             "missed_bytes_per_token": missed,
             "read_bytes_per_token": (after["bytes"] - before["bytes"]) / options.steps,
-            "floor_ms": missed / bandwidth * 1e3,
-            "of_floor": missed / bandwidth / (sum(times) / options.steps),
+            "floor_ms": missed / disk.bandwidth * 1e3,
+            "of_floor": missed / disk.bandwidth / (sum(times) / options.steps),
             "reading": store.reading,
         }
         if right is not None:
@@ -329,7 +293,30 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
                 "read_ahead": after["ahead"] - before["ahead"],
                 "read_ahead_used": after["ahead_used"] - before["ahead_used"],
             }
+    if options.way == "open_store" and store is not None:
+        budgets = [pool.budget for pool in store.pools]
+        missed = list(itertools.islice(missed_experts(store, next(seeds)) or (), 1000))
+        del store, run_layer  # what is measured now needs the memory
+        result |= prediction(file, trace, budgets, disk, missed, options)
+        result["predicted_over_measured"] = (
+            result["predicted_tokens_per_s"] / result["tokens_per_s"]
+        )
     return result
+
+
+def prediction(
+    file: mo.GgufFile, trace: Trace, budgets: Sequence[int], disk: Disk,
+    missed: Sequence[tuple[int, int]], options: argparse.Namespace,
+) -> dict[str, Any]:  # fmt: skip
+    """Return what simulate-offload would say of a run on this disk, of which experts are missed."""
+    with mo.tuning(threads=options.threads):
+        costs = measure_latency(file, measure_costs(file, disk), missed)
+    outcome = simulate_disk(trace, budgets, costs, warm=options.warm)
+    return {
+        "predicted_tokens_per_s": outcome.tokens_per_second,
+        "predicted_hit_rate": outcome.hit_rate,
+        "costs": asdict(costs),
+    }
 
 
 def _read_bytes() -> int:

@@ -27,7 +27,8 @@ constexpr QuantType kTypes[] = {
 };
 
 bool is_float(QuantType type) {
-  return type == QuantType::F32 || type == QuantType::F16 || type == QuantType::BF16;
+  return type == QuantType::F32 || type == QuantType::F16 || type == QuantType::BF16 ||
+         type == QuantType::E4M3;
 }
 
 /// In panels, as the CPU backend prepares a role.
@@ -251,6 +252,40 @@ TEST(CpuKernels, TwoByteAndStridedSourcesGiveTheBitsOfDenseF32) {
       EXPECT_TRUE(same_bits(run_case(context, in_turn(role.packed, in, Precision::Exact)),
                             multiply(context, role.packed, x, Precision::Exact)))
           << name_of(isa);
+    }
+  }
+}
+
+/// Each code alone, so that nothing is rounded: subnormal ones, both zeros and the largest included.
+TEST(CpuKernels, EveryCodeOfE4m3IsItsValueTimesItsScale) {
+  constexpr std::int64_t kCols = 256, kBlock = 132, kRow = 2 * kBlock, kNumRows = 19;
+  const float scales[] = {1.0F, 0.3F, 1e-4F, -2.5F, 0x1p-120F, 1e30F};
+  TestRole role = make_role(1, kNumRows, kCols, QuantType::E4M3, 1, false);
+  for (std::int64_t row = 0; row < kNumRows; ++row) {
+    for (std::int64_t col = 0; col < kCols; ++col) {
+      std::byte* const block = role.bytes->data() + row * kRow + col / 128 * kBlock;
+      const std::int64_t code = (col + 13 * row) % 256;
+      block[4 + col % 128] = static_cast<std::byte>(code % 128 == 127 ? 0x80 : code);
+      std::memcpy(block, scales + (row + col / 128) % std::ssize(scales), sizeof(float));
+    }
+  }
+  const Floats values = decode_role(role.weights);
+  const RoleWeights packed = repack(role.weights);
+  Floats one_each(kCols * kCols);
+  for (std::int64_t col = 0; col < kCols; ++col) one_each[static_cast<std::size_t>(col * 257)] = 1;
+  for (const CpuIsa isa : cpu::supported_isas()) {
+    Context context = cpu_context(isa);
+    const Floats y = multiply(context, packed, one_each, Precision::Exact);
+    for (std::int64_t col = 0; col < kCols; ++col) {
+      const Floats alone =
+          multiply(context, packed,
+                   Floats(one_each.begin() + col * kCols, one_each.begin() + (col + 1) * kCols),
+                   Precision::Exact);
+      for (std::int64_t row = 0; row < kNumRows; ++row) {
+        const float want = values[static_cast<std::size_t>(row * kCols + col)];
+        ASSERT_EQ(y[static_cast<std::size_t>(col * kNumRows + row)], want) << row << " " << col;
+        ASSERT_EQ(alone[static_cast<std::size_t>(row)], want) << row << " " << col;
+      }
     }
   }
 }

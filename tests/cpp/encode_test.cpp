@@ -148,7 +148,7 @@ constexpr ErrorBound kBounds[] = {
     {QuantType::IQ3_S, 0.134},   {QuantType::IQ2_S, 0.248},  {QuantType::IQ4_XS, 0.0766},
     {QuantType::IQ1_M, 0.427},   {QuantType::TQ1_0, 0.451},  {QuantType::TQ2_0, 0.451},
     {QuantType::MXFP4, 0.116},   {QuantType::NVFP4, 0.0848}, {QuantType::Q1_0, 0.625},
-    {QuantType::Q2_0, 0.364},
+    {QuantType::Q2_0, 0.364},    {QuantType::E4M3, 0.0267},
 };
 
 INSTANTIATE_TEST_SUITE_P(Types, QuantEncode, ::testing::ValuesIn(kBounds),
@@ -180,6 +180,24 @@ TEST(QuantEncode, ExactValuesSurvive) {
       values[i] = 0.5f * quant::kE2m1Doubled[i * 7 % 16];
     }
     EXPECT_EQ(round_trip(type, values), values) << type_name(type);
+  }
+}
+
+/// With a scale of 1 every code is its own nearest, as are values on either side of the middle.
+TEST(QuantEncode, EveryCodeOfE4m3IsItsNearest) {
+  for (int code = 0; code < 0x7e; ++code) {
+    const float low = quant::e4m3(static_cast<std::uint8_t>(code));
+    const float high = quant::e4m3(static_cast<std::uint8_t>(code + 1));
+    const float middle = (low + high) / 2;
+    std::vector<float> values(128);
+    values[0] = 448.0f;
+    values[1] = -low;
+    values[2] = std::nextafter(middle, low);
+    values[3] = std::nextafter(middle, high);
+    values[4] = middle;
+    const std::vector<float> got = round_trip(QuantType::E4M3, values);
+    const std::vector<float> want = {448.0f, -low, low, high, code % 2 == 0 ? low : high};
+    EXPECT_EQ(std::vector<float>(got.begin(), got.begin() + 5), want) << code;
   }
 }
 
@@ -231,6 +249,7 @@ TEST(QuantEncode, BytesArePinned) {
       {QuantType::TQ1_0, 0xb0df27d1u},  {QuantType::TQ2_0, 0x496ab6beu},
       {QuantType::MXFP4, 0x61cabc9au},  {QuantType::NVFP4, 0xcc431aaeu},
       {QuantType::Q1_0, 0x6a78e247u},   {QuantType::Q2_0, 0xca2c953au},
+      {QuantType::E4M3, 0x5ce95f04u},
   };
   EXPECT_EQ(std::size(pinned), types_with_encoder().size());
   // Sums of four uniform values: near normal, and without a logarithm of some library.

@@ -141,7 +141,7 @@ TEST(DiskSource, LargeExpertsAreCutIntoPieces) {
   const auto source = make_disk_source(make_ranges((std::int64_t{2} << 20) + 100), kGood, {2, 4});
   const std::int32_t experts[] = {1};
   source->open(0, experts)->wait(0);
-  EXPECT_EQ(source->stats().reads, 9);
+  EXPECT_EQ(source->stats().reads, 15);
 }
 
 TEST(DiskSource, AnErrorIsThatOfItsExpertAndDoesNotStay) {

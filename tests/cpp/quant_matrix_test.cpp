@@ -31,7 +31,8 @@ constexpr std::int64_t kRowCounts[] = {0, 1, 2, 3, 7, 16, 33, 130, 512};
 constexpr std::int64_t kN = 37;
 
 bool is_float(QuantType type) {
-  return type == QuantType::F32 || type == QuantType::F16 || type == QuantType::BF16;
+  return type == QuantType::F32 || type == QuantType::F16 || type == QuantType::BF16 ||
+         type == QuantType::E4M3;
 }
 
 /// Some blocks, an odd number of them where a type has blocks and of columns where it has none.

@@ -49,12 +49,15 @@ TEST(QuantTable, IsSortedAndUnique) {
     EXPECT_GT(t.block_bytes, 0);
     EXPECT_LE(t.bits_per_weight(), 64.0);
     EXPECT_EQ(&traits(t.type), &t);
-    EXPECT_EQ(quant_type_from_id(static_cast<std::uint32_t>(t.type)), t.type);
+    const auto id = static_cast<std::uint32_t>(t.type);
     EXPECT_EQ(quant_type_from_name(t.name), t.type);
-    EXPECT_EQ(quant_id_remark(static_cast<std::uint32_t>(t.type)), "");
+    // A file that says 241 means something else by it.
+    EXPECT_EQ(is_ggml_type(t.type), t.type != QuantType::E4M3);
+    EXPECT_EQ(quant_type_from_id(id), is_ggml_type(t.type) ? std::optional(t.type) : std::nullopt);
+    EXPECT_EQ(quant_id_remark(id).empty(), is_ggml_type(t.type));
     EXPECT_TRUE(t.dequantize != nullptr || !has_encoder(t.type)) << t.name;
   }
-  EXPECT_EQ(quant_table().size(), 35u);
+  EXPECT_EQ(quant_table().size(), 36u);
 }
 
 TEST(QuantTable, KnowsTheSizes) {
@@ -182,7 +185,7 @@ TEST(QuantDecode, MatchesGolden) {
     }
   }
   for (const QuantTraits& t : quant_table()) {
-    if (t.dequantize == nullptr || t.type == QuantType::F64) continue;
+    if (t.dequantize == nullptr || t.type == QuantType::F64 || !is_ggml_type(t.type)) continue;
     EXPECT_TRUE(seen.contains(t.type)) << "no golden data for " << t.name;
   }
 }
@@ -193,6 +196,30 @@ TEST(QuantDecode, F64) {
   std::memcpy(row.data(), values, sizeof values);
   const std::vector<float> got = decoded(QuantType::F64, row, 5);
   EXPECT_EQ(got, (std::vector<float>{1.0f, -0.1f, kInf, 0.0f, 0.0f}));
+}
+
+/// One rounding, that of the product; beside the definition of the format in f64.
+TEST(QuantDecode, E4m3) {
+  constexpr int kBytes = 132;
+  for (const float scale : {1.0f, 0.1f, -3.0f, 0x1p-130f, 1e30f}) {
+    std::vector<std::byte> row(2 * kBytes);
+    for (int code = 0; code < 256; ++code) {
+      row[static_cast<std::size_t>(code / 128 * kBytes + 4 + code % 128)] =
+          static_cast<std::byte>(code);
+    }
+    for (std::size_t block : {0, 1}) std::memcpy(row.data() + block * kBytes, &scale, 4);
+    const std::vector<float> got = decoded(QuantType::E4M3, row, 256);
+    for (int code = 0; code < 256; ++code) {
+      const int exponent = code >> 3 & 15, mantissa = code & 7;
+      double want =
+          exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(8 + mantissa, exponent - 10);
+      if (code % 128 == 127) want = kNaN;
+      if (code >= 128) want = -want;
+      EXPECT_TRUE(same(got[static_cast<std::size_t>(code)],
+                       static_cast<float>(want * static_cast<double>(scale))))
+          << code << " * " << scale;
+    }
+  }
 }
 
 TEST(QuantDecode, BlocksNeedNoAlignment) {

@@ -77,7 +77,8 @@ int main(int argc, char** argv) {
     write(gguf / preset.architecture, bytes);
   }
   for (const QuantTraits& type : quant_table()) {
-    if (type.dequantize != nullptr) write(layer / type.name, head(layer_of(type.type)));
+    if (type.dequantize != nullptr && is_ggml_type(type.type))
+      write(layer / type.name, head(layer_of(type.type)));
   }
   return 0;
 }

@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -97,12 +98,20 @@ def test_a_gguf_file(file, capsys):
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_a_limit_on_memory(kind, request, capsys):
-    model = request.getfixturevalue(kind)
-    arguments = ["generate", str(model), PROMPT, "--max-tokens", "8"]
+    arguments = ["generate", str(request.getfixturevalue(kind)), PROMPT, "--max-tokens", "8"]
     assert main(arguments) == 0
-    want = capsys.readouterr().out
-    assert main([*arguments, "--memory", "64MiB"]) == 0
-    assert capsys.readouterr().out == want
+    want, err = capsys.readouterr()
+    assert "memory" not in err
+    arguments += ["--memory", {"file": "3MiB", "folder": "9MiB"}[kind]]
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert out == want
+    (line,) = [line for line in err.splitlines() if line.startswith("memory")]
+    assert re.search(r"of \d+ experts a layer, \d+\.\d% of .* was there; .*iB read", line)
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["memory"]
+    assert 0 < found["fewest"] <= found["most"] < found["num_experts"]
+    assert 0 < found["hit_rate"] < 1 and found["read_bytes"] > 0
 
 
 def test_weights_that_are_kept(file, tmp_path, capsys):
@@ -137,6 +146,7 @@ def test_json_and_the_use_of_experts(file, tmp_path, capsys):
     prompt = len(tokenizer()(PROMPT)["input_ids"])
     assert found["prompt"]["tokens"] == prompt
     assert found["new"]["tokens"] <= 5 and found["text"] is not None
+    assert found["memory"] is None
     # The last token goes nowhere.
     pairs = (prompt + found["new"]["tokens"] - 1) * 3
     assert [one["pairs"] for one in found["layers"]] == [pairs] * 3
@@ -199,8 +209,8 @@ class TestRefusals:
     def test_options_of_the_other_kind_of_model(self, file, folder, capsys):
         assert "--gate-up-type" in self.error(capsys, str(file), PROMPT, "--gate-up-type", "Q4_K")
         assert "--dense" in self.error(capsys, str(folder), PROMPT, "--dense", "bf16")
-        types = ["--memory", "1G", "--down-type", "Q6_K"]
-        assert "beside memory=" in self.error(capsys, str(folder), PROMPT, *types)
+        both = ["--memory", "1G", "--down-type", "Q4_K"]
+        assert "--down-type" in self.error(capsys, str(folder), PROMPT, *both)
         assert "--temperature" in self.error(capsys, str(folder), PROMPT, "--top-p", "0.5")
 
     def test_a_message_without_a_template(self, folder, capsys):

@@ -88,6 +88,29 @@ def test_kept(name, tmp_path):
         kept.save_pretrained(tmp_path / "saved")
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_routers_of_a_bf16_model_are_f32(name, tmp_path):
+    model, path = made(name, tmp_path)
+    decoded = mt.from_gguf(path, torch.float32, config=model.config)
+    kept = mt.from_gguf(path, config=model.config)
+    assert kept.dtype == torch.bfloat16
+    seen = []
+    for key, module in kept.named_modules():
+        if key.endswith((".gate", ".router")) and hasattr(module, "weight"):
+            assert torch.equal(module.weight, decoded.get_submodule(key).weight)
+            module.register_forward_hook(lambda *one: seen.append(one))
+    with torch.no_grad():
+        outputs = kept(PROMPT, output_hidden_states=True)
+    assert {one.dtype for one in (outputs.logits, *outputs.hidden_states)} == {torch.bfloat16}
+    assert len(seen) >= 2
+    for module, (hidden,), outputs in seen:
+        assert hidden.dtype == torch.float32
+        first = outputs[0] if isinstance(outputs, tuple) else outputs
+        assert first.dtype == torch.float32, type(module)
+    options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+    assert kept.generate(PROMPT[:, :8], **options).shape == (len(PROMPT), 12)
+
+
 @pytest.mark.parametrize("name", ["qwen3_moe", "qwen2_moe", "qwen3_5_moe"])
 def test_beside_the_loader_of_transformers(name, tmp_path):
     """Which reads the same files by a table of its own."""

@@ -1,6 +1,7 @@
 """Parts of a model by ``prefix=``; ``config=`` and ``top_k=`` in place of config.json."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from files import write_checkpoint
 from values import expert_weights, normal
 
 import moesaic as mo
+from moesaic.safetensors import CheckpointExperts
 
 E, H, I = 4, 32, 64
 CONFIG = {
@@ -102,6 +104,47 @@ def test_parts_have_configurations_of_their_own(tmp_path):
     with mo.MoeLayer.from_safetensors(tmp_path, 0, prefix="talker.") as layer:
         assert (seed_of(layer), layer.config.top_k, layer.config.shared) == (1, 1, "sigmoid_gated")
         assert not layer.config.router.renormalize
+
+
+def test_stores_of_a_part(tmp_path):
+    """Each store has the blocks of its part, also where parts have different ones."""
+    stems = ["thinker.model.layers.0.", "thinker.model.layers.1.", "talker.model.layers.0."]
+    tensors = {k: v for seed, stem in enumerate(stems) for k, v in block_of(stem, seed).items()}
+    write_checkpoint(tmp_path, tensors, CONFIG)
+    x = normal(3, H)
+    for prefix, blocks in {"thinker": [0, 1], "talker.model": [0]}.items():
+        store = mo.open_store(tmp_path, "16MiB", prefix=prefix)
+        assert store.blocks == pickle.loads(pickle.dumps(store)).blocks == blocks
+        limited = mo.MoeExpertStore.from_safetensors(tmp_path, prefix=prefix, memory_limit=1 << 24)
+        assert [view.layer_index for view in limited.layers] == blocks
+        for block in blocks:
+            with (
+                mo.MoeLayer.from_safetensors(tmp_path, block, prefix=prefix) as whole,
+                store.layer(block) as layer,
+                pickle.loads(pickle.dumps(store)).layer(block) as again,
+                mo.MoeLayer.from_store(limited, block) as unpooled,
+            ):
+                for other in (layer, again, unpooled):
+                    np.testing.assert_array_equal(other(x), whole(x))
+    with pytest.raises(mo.FormatError, match=r"one set of experts.*prefix="):
+        mo.open_store(tmp_path, "16MiB")
+    with pytest.raises(mo.FormatError, match=r"'eagle'.*talker.*prefix="):
+        mo.open_store(tmp_path, "16MiB", prefix="eagle")
+
+
+def test_a_prefix_of_what_has_no_parts(tmp_path, small):
+    for file in (small.path, mo.GgufFile(small.path)):
+        with pytest.raises(mo.ConfigError, match=r"prefix.*one model"):
+            mo.open_store(file, "16MiB", prefix="talker")
+    write_checkpoint(tmp_path, block_of("model.layers.1.", 0), CONFIG)
+    opened = CheckpointExperts(tmp_path, "model")
+    for load in (
+        lambda: mo.open_store(opened, "16MiB", prefix="model"),
+        lambda: mo.MoeExpertStore.from_safetensors(opened, prefix="model", memory_limit=1 << 24),
+    ):
+        with pytest.raises(mo.ConfigError, match="prefix"):
+            load()
+    assert mo.open_store(opened, "16MiB").blocks == [1]
 
 
 def test_drafts_of_a_model_with_dense_layers(tmp_path):

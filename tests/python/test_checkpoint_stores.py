@@ -11,8 +11,10 @@ from test_hf_integers import ZERO_POINTS, Ints, gptq_config
 from values import expert_weights, normal
 
 import moesaic as mo
+from moesaic.safetensors import CheckpointExperts
+from moesaic.simulate import Disk, stored
 
-E, H, I, TOP_K = 6, 128, 64, 2
+E, H, I, TOP_K = 6, 256, 128, 2
 BLOCKS = (1, 2)
 ROLES = {"gate_proj": (I, H), "up_proj": (I, H), "down_proj": (H, I)}
 FUSED = {"gate_up_proj": (2 * I, H), "down_proj": (H, I)}
@@ -124,13 +126,13 @@ def fp8(block, dtype="f4", suffix="weight_scale_inv", kind="F8_E4M3"):
     return written
 
 
-def fp8_fused():
+def fp8_fused(cols):
     """Gate and up in one tensor of all experts, with scales of blocks that start anew in up."""
     written = Written({**QWEN, "quantization_config": {"quant_method": "fp8"}})
     for base, n, k, seed in stacks():
-        grid = (E, 2 * -(-(n // 2) // 48) if n == 2 * I else -(-n // 48), -(-k // 32))
+        grid = (E, 2 * -(-(n // 2) // 48) if n == 2 * I else -(-n // 48), -(-k // cols))
         scales = np.random.default_rng(seed).uniform(1e-3, 2e-2, grid).astype(np.float32)
-        written.config["quantization_config"]["weight_block_size"] = [48, 32]
+        written.config["quantization_config"]["weight_block_size"] = [48, cols]
         written.add({base: codes((E, n, k), seed), f"{base}_scale_inv": scales}, {base: "F8_E4M3"})
     return written
 
@@ -201,11 +203,13 @@ FORMS = {
     "gpt-oss": gpt_oss_floats,
     "gpt-oss MXFP4": gpt_oss_mxfp4,
     "FP8 of blocks": lambda: fp8((48, 32)),
+    "FP8 of 128 columns": lambda: fp8((48, 128)),
     "FP8 of rows, f16 scales": lambda: fp8((1, 0), "f2"),
     "FP8 of tensors, f64 scales": lambda: fp8((0, 0), "f8", "weight_scale"),
     "FP8 E5M2": lambda: fp8((32, 32), kind="F8_E5M2"),
     "MXFP8": lambda: fp8((1, 32), "u1"),
-    "FP8, fused": fp8_fused,
+    "FP8, fused": lambda: fp8_fused(32),
+    "FP8 of 128 columns, fused": lambda: fp8_fused(128),
     "int8 of bitsandbytes": bitsandbytes_int8,
     "NVFP4": nvfp4,
     "4 bits in groups of 32": lambda: packed(32, symmetric=True),
@@ -350,8 +354,9 @@ def test_pickles_as_the_way_to_open_it(folder):
         pickle.loads(pickled)
 
 
-def test_what_is_no_number_is_an_error_of_the_call_that_reads_it(tmp_path):
-    written = fp8((48, 32))
+@pytest.mark.parametrize("cols", [32, 128])
+def test_what_is_no_number_is_an_error_of_the_call_that_reads_it(tmp_path, cols):
+    written = fp8((48, cols))
     name = "model.layers.1.mlp.experts.3.up_proj.weight"
     written.tensors[name][5, 7] = 0x7F
     store = mo.open_store(written.write(tmp_path), "16MiB", read_ahead=0)
@@ -397,6 +402,30 @@ def test_what_is_not_read_one_by_one_says_which_and_the_way_out(tmp_path, kind):
         mo.open_store(folder, "16MiB")
     assert "moesaic convert" in str(caught.value)
     mo.MoeLayer.from_safetensors(folder, 1).close()  # which reads it as a whole
+
+
+def test_fp8_stays_8_bits_where_blocks_fit(tmp_path):
+    folder = fp8((48, 128)).write(tmp_path)
+    view = mo.MoeExpertStore.from_safetensors(folder, memory_limit=1 << 22).layers[0]
+    assert {view.gate.quant, view.up.quant, view.down.quant} == {"E4M3"}
+    assert view.expert_bytes == 3 * H * I * 132 // 128
+
+
+def test_what_a_miss_costs_is_measured(folder):
+    """Every expert of a cold call is read and decoded anew; FP8 becomes BF16, twice as large."""
+    source = CheckpointExperts(folder)
+    store, few = stored._store_of(source)
+    assert few == E and store.reading.startswith("page cache")
+    with mo.MoeLayer.from_store(store, BLOCKS[0], mo.ExpertPool(E, 0)) as layer:
+        stored._Calls(layer.config, few).median(layer)
+    stats = store.io_stats()
+    sizes = source.layers[0]["ranges"][:, :, 2].sum(axis=1)
+    assert stats["bytes"] == 40 * TOP_K * sizes[0]
+    costs = stored.measure_costs(source, Disk(1e9))
+    assert costs.expert_bytes == 3 * 2 * H * I
+    assert costs.stored_bytes == sizes[0] < 0.6 * costs.expert_bytes
+    for measured in (costs.fast, costs.slow, costs.move, costs.fixed):
+        assert 0 < measured < np.inf
 
 
 def test_experts_have_no_bytes_outside_of_calls(folder):

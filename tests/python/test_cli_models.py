@@ -168,8 +168,44 @@ def test_trace_of_a_folder_is_that_of_a_store(tmp_path: Path, of_json) -> None:
     write_checkpoint(tmp_path / "folder", of_folder, config)
     for more in ([], ["--on-miss", "compute"], ["--budget", "3", "--batch", "4"]):
         one = of_json("trace", path, "--tokens", "32", *more)["layers"]
-        other = of_json("trace", tmp_path / "folder", "--tokens", "32", *more)["layers"]
-        assert one == other
+        limited = ["--memory-limit", "0.05"]  # of GiB: experts of the folder move too
+        for way in ([], limited):
+            arguments = ["trace", tmp_path / "folder", "--tokens", "32", *more, *way]
+            assert of_json(*arguments)["layers"] == one
+
+
+def test_a_limit_on_what_no_store_reads(tmp_path: Path, capsys) -> None:
+    tensors = per_expert(*expert_weights(E, H, I), base="model.layers.0.mlp.experts")
+    tensors = {name: values.astype(np.float64) for name, values in tensors.items()}
+    tensors["model.layers.0.mlp.gate.weight"] = normal(E, H)
+    config = {
+        "model_type": "qwen3_moe", "hidden_size": H, "moe_intermediate_size": I,
+        "num_experts": E, "num_experts_per_tok": K, "norm_topk_prob": True,
+    }  # fmt: skip
+    write_checkpoint(tmp_path, tensors, config)
+    assert main(["trace", str(tmp_path), "--tokens", "4"]) == 0
+    capsys.readouterr()
+    for arguments in (["trace", "--memory-limit", "1"], ["simulate-offload", "--memory", "1G"]):
+        assert main([arguments[0], str(tmp_path), *arguments[1:]]) == 2
+        err = capsys.readouterr().err
+        assert "F64" in err and "moesaic convert" in err
+
+
+def test_simulate_offload_of_a_folder(folder: Path, of_json, capsys) -> None:
+    """Hit rates are those of layers that run, and bytes those of the folder's files."""
+    common = ["--memory", "200KiB,16MiB", "--steps", "20", "--seeds", "1", "--max-tokens", "4"]
+    found = of_json("simulate-offload", folder, *common, "--disk", "2GB/s", "--measure")
+    tight, roomy = found["memory"]
+    assert 0 < tight["budget"] < roomy["budget"] == E
+    assert tight["hit_rate"] < roomy["hit_rate"]
+    for row in found["memory"]:
+        assert row["hit_rate"] == row["measured_hit_rate"]
+        assert row["measured_tokens_per_second"] > 0
+    costs = found["costs"]
+    assert costs["stored_bytes"] == costs["expert_bytes"] == 4 * 3 * H * I
+    assert main(["simulate-offload", str(folder), *common, "--disk", "2GB/s"]) == 0
+    out = capsys.readouterr().out
+    assert f"2 layers with {E} experts, top {K}" in out and "200.0 KiB" in out
 
 
 def test_trace_saves_what_it_found(folder: Path, tmp_path: Path, capsys) -> None:

@@ -161,6 +161,7 @@ MISTAKES = [
     (["--experts", "q4_k"], "expected Q4_K, got 'q4_k'"),
     (["--experts", "IQ9"], "IQ9"),
     (["--down", "Q8_1"], "down: expected a type with an encoder"),
+    (["--down", "E4M3"], "got 'E4M3', which GGUF has not"),
     ([], "experts: expected a type such as Q4_K, got none"),
     (["--experts", "Q8_0", "--layers", "7"], "layers: expected layers with experts, 0 to 1, got 7"),
     (["--experts", "Q8_0", "--architecture", "llama"], "architecture: expected none"),

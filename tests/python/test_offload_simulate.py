@@ -1,16 +1,24 @@
 """Pools on traces: what they promise, and that the simulation is what layers do."""
 
+import dataclasses
+import itertools
 import json
+import os
 import statistics
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
+from files import write_small_checkpoint
+from values import expert_weights
 
 import moesaic as mo
 from moesaic import simulate as sim
 from moesaic.cli import main, simulate_file
 from moesaic.cli import trace as trace_command
-from moesaic.simulate import disk, measure
+from moesaic.safetensors import CheckpointExperts
+from moesaic.simulate import measure, places, probe, stored
 
 EXPERTS, TOP_K, STEPS = 64, 6, 240
 
@@ -145,6 +153,135 @@ def test_a_disk_in_the_simulation():
         sim.simulate_disk(trace, [8], costs)
 
 
+def test_a_miss_may_be_smaller_than_what_kernels_read():
+    """Bytes come from the file, and are decoded."""
+    trace = make(sim.zipf, 0, steps=40)
+    costs = sim.DiskCosts(1e6, sim.Disk(1e9), fast=1e12, slow=1e12, move=1e12)
+    half = dataclasses.replace(costs, stored_bytes=0.5e6)
+    whole, decoded = (sim.simulate_disk(trace, [8], one) for one in (costs, half))
+    assert decoded.hit_rate == whole.hit_rate
+    assert decoded.missed_bytes == pytest.approx(whole.missed_bytes / 2)
+    assert decoded.floor == pytest.approx(2 * whole.floor)
+    assert whole.tokens_per_second < decoded.tokens_per_second <= decoded.floor
+
+
+class TestPlaces:
+    def test_a_file(self, small):
+        file = mo.GgufFile(small.path)
+        found = places.places_of(file)
+        assert found.paths == file.shard_paths and len(found.layers) == 2
+        assert found.expert_bytes == mo.MoeExpertStore.from_gguf(file).layers[0].expert_bytes
+        data = small.path.read_bytes()
+        down = file.tensors["blk.1.ffn_down_exps.weight"]
+        want = np.array(down.data).reshape(8, -1)[5].tobytes()
+        pieces = [data[at : at + size] for _, at, size in found.layers[1][5]]
+        assert len(pieces) == 3 and want in pieces
+
+    def test_a_tensor_for_each_expert(self, tmp_path):
+        """As files of the first Mixtral have it."""
+        names = [
+            f"blk.0.ffn_{role}.{e}.weight" for e in range(2) for role in ("gate", "up", "down")
+        ]
+        tensors = {
+            name: SimpleNamespace(shard=0, offset=100 * i, nbytes=10 * i, shape=(1, 1))
+            for i, name in enumerate([*names, "blk.0.ffn_gate_inp.weight"], 1)
+        }
+        file = mock.Mock(spec=mo.GgufFile, tensors=tensors, moe_layers=[0], shard_paths=["a"])
+        (layer,) = places.places_of(file).layers
+        assert layer[1].tolist() == [[0, 400, 40], [0, 500, 50], [0, 600, 60]]
+
+    def test_a_checkpoint(self, tmp_path):
+        source = CheckpointExperts(write_small_checkpoint(tmp_path))
+        found = places.places_of(source)
+        assert found.expert_bytes == 4 * 3 * 64 * 32
+        data = (tmp_path / "model.safetensors").read_bytes()
+        want = expert_weights(8, 64, 32)[2][6].tobytes()
+        assert want in [data[at : at + size] for _, at, size in found.layers[0][6]]
+
+    def test_what_has_no_experts(self):
+        file = mock.Mock(spec=mo.GgufFile, tensors={}, moe_layers=[], shard_paths=["a.gguf"])
+        with pytest.raises(mo.FormatError, match=r"a\.gguf: expected layers with experts"):
+            places.places_of(file)
+
+
+class TestProbe:
+    def test_it_reads_what_it_is_told(self, small, monkeypatch):
+        """Whole blocks, so long as there is something to read."""
+        read = []
+        monkeypatch.setattr(probe, "_read_all", lambda files, pieces: read.append(pieces) or 0.5)
+        file = mo.GgufFile(small.path)
+        try:
+            found = probe.measure_disk(file, [(1, 5), (0, 2)])
+        except mo.UnsupportedError as error:
+            pytest.skip(str(error))
+        asked = sum(size for _, _, size in read[0])
+        size = places.places_of(file).expert_bytes
+        assert found.bandwidth == asked / 0.5
+        assert found.amplification == asked / (2 * size) >= 1
+        assert all(at % 4096 == size % 4096 == 0 for _, at, size in read[0])
+        probe.measure_disk(file, itertools.repeat((0, 1)), megabytes=5)
+        assert 5e6 <= sum(size for _, _, size in read[1]) < 1.1 * (5e6 + size)
+
+    def test_its_buffers_are_read_into(self, tmp_path):
+        """Each on its own, aligned as reads past the page cache need it."""
+        rooms = probe._buffers(3)
+        assert [len(room) for room in rooms] == [1 << 20] * 3
+        assert rooms[0].ctypes.data % (2 << 20) == 0
+        content = np.random.default_rng(0).bytes(3 << 20)
+        (tmp_path / "x").write_bytes(content)
+        with (tmp_path / "x").open("rb") as file:
+            for i, room in enumerate(rooms):
+                assert os.preadv(file.fileno(), [room.data], i << 20) == 1 << 20
+        assert b"".join(room.tobytes() for room in rooms) == content
+        with pytest.raises(OSError):
+            probe._read_all([-1], [(0, 0, 4096)])
+
+    def test_what_a_store_misses(self, small):
+        store = mo.open_store(small.path, 3 << 20, max_tokens=4)
+        assert probe.missed_experts(store) is None
+        trace = make(sim.zipf, 3, layers=2, steps=40, num_experts=8, top_k=3)
+        stored.measure_store(store, trace, 0)
+        experts = probe.missed_experts(store, 7)
+        drawn = list(itertools.islice(experts, 3000))
+        assert drawn == list(itertools.islice(probe.missed_experts(store, 7), 3000))
+        counts = np.zeros((2, 8), int)
+        np.add.at(counts, tuple(np.array(drawn).T), 1)
+        uses = np.stack([pool.usage.counts for pool in store.pools])
+        resident = np.stack([pool.resident_mask for pool in store.pools])
+        assert not counts[resident].any() and resident.any()
+        want = np.where(resident, 0, uses) / uses[~resident].sum()
+        np.testing.assert_allclose(counts / 3000, want, atol=0.04)
+
+
+def test_latency_is_what_calls_take_beside_the_model(small, monkeypatch):
+    """Calls of 20 ms that miss one expert of three: its bytes take 5, its kernels 2, the rest 1."""
+    file = mo.GgufFile(small.path)
+    size = places.places_of(file).expert_bytes
+    costs = sim.DiskCosts(
+        size, sim.Disk(size / 0.005, latency=7.0), fast=1.0, slow=size / 0.002, move=1.0,
+        fixed=0.001, predicted=0.5,
+    )  # fmt: skip
+    ticks, stores = itertools.count(), []
+
+    def kept(*arguments, **options):
+        stores.append(disk_store(*arguments, **options))
+        return stores[-1]
+
+    disk_store = stored.disk_store
+    monkeypatch.setattr(stored, "disk_store", kept)
+    clock = SimpleNamespace(perf_counter=lambda: 0.02 * next(ticks))
+    monkeypatch.setattr(stored, "time", clock)
+    experts = [(layer, e) for e in range(8) for layer in range(2)]
+    found = stored.measure_latency(file, costs, experts, calls=10)
+    assert found.disk.latency == pytest.approx(0.012)
+    assert dataclasses.replace(found, disk=costs.disk) == costs
+    assert stores[0].io_stats()["bytes"] >= 10 * size
+    # What the rest of the model takes more than there was is no time before a disk begins.
+    dear = dataclasses.replace(costs, fixed=10.0)
+    assert stored.measure_latency(file, dear, experts, calls=4).disk.latency == 0
+    assert stored.measure_latency(file, costs, []) == costs
+
+
 # The pools of a store decide as those of the simulation do, from empty slots on.
 def test_a_store_does_what_was_simulated(small):
     trace = make(sim.drifting, 3, layers=2, steps=60, num_experts=8, top_k=3)
@@ -155,7 +292,7 @@ def test_a_store_does_what_was_simulated(small):
     for warm in (0, 30):
         store = mo.open_store(small.path, 3 << 20, max_tokens=4)
         predicted = sim.simulate_disk(trace, budgets, costs, warm=warm)
-        measured = disk.measure_store(store, trace, warm)
+        measured = stored.measure_store(store, trace, warm)
         assert measured.hit_rate == predicted.hit_rate
         expert = store.experts.layers[0].expert_bytes
         assert measured.missed_bytes == predicted.missed_bytes * expert

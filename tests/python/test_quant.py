@@ -25,11 +25,11 @@ ENCODERS = {
     "Q5_K": 0.0364, "Q6_K": 0.0173, "IQ2_XXS": 0.34, "IQ2_XS": 0.296, "IQ3_XXS": 0.184,
     "IQ1_S": 0.46, "IQ4_NL": 0.0762, "IQ3_S": 0.134, "IQ2_S": 0.248, "IQ4_XS": 0.0766,
     "IQ1_M": 0.427, "TQ1_0": 0.451, "TQ2_0": 0.451, "MXFP4": 0.116, "NVFP4": 0.0848,
-    "Q1_0": 0.625, "Q2_0": 0.364,
+    "Q1_0": 0.625, "Q2_0": 0.364, "E4M3": 0.0267,
 }  # fmt: skip
 GRIDS = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
 NO_WEIGHTS = (
-    "F32", "F16", "BF16", "Q8_0", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0", "MXFP4", "NVFP4",
+    "F32", "F16", "BF16", "Q8_0", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0", "MXFP4", "NVFP4", "E4M3",
 )  # fmt: skip
 TAKE_WEIGHTS = tuple(name for name in ENCODERS if name not in NO_WEIGHTS)
 
@@ -143,7 +143,7 @@ def test_quantize_round_trip(name):
     np.testing.assert_array_equal(w, before)
 
     decoded = mo.dequantize(raw, name)
-    if name not in ("Q1_0", "Q2_0"):  # the package has no decoder
+    if name not in ("Q1_0", "Q2_0", "E4M3"):  # the package has no decoder
         assert_same_bits(decoded, gguf_dequantize(raw.reshape(-1), name, w.shape))
     assert relative_rms(decoded, w) <= ENCODERS[name]
 

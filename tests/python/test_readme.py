@@ -36,6 +36,29 @@ def test_a_stale_table_is_noticed(tables) -> None:
     assert tables.renewed(text) != text
 
 
+def test_a_record_of_the_offload(tables) -> None:
+    """What was predicted stands above the table; a way that ended has a row that says so."""
+    way = {
+        "ms_median": 100.4, "ms_quartiles": [90, 1100], "tokens_per_s": 9.43, "hit_rate": 0.631,
+        "disk_bytes_per_token": 145e6, "cpu_s_per_token": 0.088, "of_floor": 0.87,
+        "disk_bandwidth": 1.5e9, "predicted_tokens_per_s": 10.37, "predicted_over_measured": 1.1,
+        "predicted_hit_rate": 0.63,
+    }  # fmt: skip
+    record = {
+        "file_bytes": 6e9, "limit_bytes": 1.5e9, "steps": 60, "threads": 2, "cpus": 2,
+        "machine": "x86_64", "load": [3.2], "date": "2026-12-01",
+        "ways": {"open_store": way, "ggml": {"failed": -9}},
+    }  # fmt: skip
+    about, _, *rows = tables.offload_table(record).splitlines()
+    assert "predicts 10.4 tokens/s" in about and "110 %" in about and "1.50 GB/s" in about
+    assert rows[2].endswith("| 100 | 90 to 1,100 | 9.4 | 145 MB | 0.09 | 87 % |")
+    assert "ggml" in rows[3] and "status -9" in rows[3]
+    assert len({row.count("|") for row in rows}) == 1
+    way["of_floor"] = 1.22  # no disk is slower than what reads from it
+    about, _, *rows = tables.offload_table(record).splitlines()
+    assert "GB/s" not in about and rows[2].endswith("| - |")
+
+
 def test_the_first_page_is_short() -> None:
     assert len((ROOT / "README.md").read_bytes()) <= 8192
 

@@ -83,7 +83,7 @@ def test_checkpoints_take_no_arguments_of_another_kind(layer, tmp_path, options)
 def test_checkpoints_refuse_what_they_cannot_say(layer, tmp_path):
     folder = tmp_path / "folder"
     with pytest.raises(
-        mo.UnsupportedError, match=r"gate: expected F32, F16, BF16 or INT4, got Q4_K"
+        mo.UnsupportedError, match=r"gate: expected F32, F16, BF16, E4M3 or INT4, got Q4_K"
     ):
         mo.save_safetensors(folder, layer)
     with pytest.raises(mo.ConfigError, match="dequantize: expected f32"):

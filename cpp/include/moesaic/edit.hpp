@@ -42,7 +42,8 @@ struct ExpertEdit {
   RoleEdit gate{}, up{}, down{};
 };
 /// `stack` with another expert `expert`, laid out by `options` where its layout is not rows. Errors:
-/// ShapeError naming the role, UnsupportedError (a type without an encoder, INT4, a device).
+/// ShapeError naming the role, UnsupportedError (a type without an encoder, INT4, a device),
+/// ConfigError (E4M3 codes of NaN).
 ExpertStack with_expert(const ExpertStack& stack, std::int32_t expert, const ExpertEdit& edit,
                         const LoadOptions& options = {});
 

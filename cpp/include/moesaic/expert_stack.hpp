@@ -150,7 +150,8 @@ class ExpertStack {
                                        const ConstTensorView& down, const LoadOptions& options = {},
                                        Epilogues epilogues = {});
   /// Encoded arrays as a GGUF tensor holds them, kept where they are while their owner lives.
-  /// `gate` may be null (ungated). Errors: ShapeError and UnsupportedError naming the role.
+  /// `gate` may be null (ungated). Errors: ShapeError, UnsupportedError and ConfigError (E4M3 codes
+  /// of NaN) naming the role.
   struct EncodedRole {
     QuantType type = QuantType::F32;
     std::int32_t num_experts = 0;

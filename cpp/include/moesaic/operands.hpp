@@ -29,7 +29,7 @@ enum class Precision : std::uint8_t {
   Fast,   ///< one int8 plane
 };
 
-/// The values are ggml's type ids, except for INT4.
+/// The values are ggml's type ids, except for those of 240 and more.
 enum class QuantType : std::uint8_t {
   // clang-format off
   F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q8_1 = 9,
@@ -40,6 +40,9 @@ enum class QuantType : std::uint8_t {
   // clang-format on
   /// GPTQ and AWQ groups (marlin_stack.hpp): never in a GGUF file, no blocks along a row.
   INT4 = 240,
+  /// FP8: E4M3 codes, of which 128 along a row share an f32 scale. Checkpoints of Hugging Face have
+  /// them (their scales of larger blocks are repeated for each row), GGUF files never.
+  E4M3 = 241,
   /// A type of a GGUF file that this library does not know: it has a name, and nothing reads it.
   Unknown = 255,
 };

@@ -1,7 +1,8 @@
 #pragma once
 
-/// Every element type an expert weight can have in a GGUF file, and one table of its facts.
-/// Layouts and constants are those of ggml (MIT), whose type ids the enumerators carry.
+/// Every element type an expert weight can have in a GGUF file or in memory, and one table of its
+/// facts. Layouts and constants are those of ggml (MIT), whose type ids the enumerators carry; what
+/// ggml does not have is_ggml_type tells.
 
 #include <cstddef>
 #include <cstdint>
@@ -16,7 +17,7 @@ namespace moesaic {
 
 struct QuantTraits {
   QuantType type;
-  std::string_view name;     ///< as ggml spells it: "Q4_K", "F16"
+  std::string_view name;     ///< as ggml spells it: "Q4_K", "F16"; or "E4M3"
   std::int32_t block_elems;  ///< weights per block, along a row
   std::int32_t block_bytes;
   /// Decodes `elems` weights (a multiple of block_elems) to f32, exactly as ggml does.
@@ -26,9 +27,11 @@ struct QuantTraits {
   double bits_per_weight() const { return 8.0 * block_bytes / block_elems; }
 };
 
-/// All ggml types, by ascending id.
+/// All types with blocks along a row, by ascending id: those of ggml, and E4M3.
 std::span<const QuantTraits> quant_table() noexcept;
 const QuantTraits& traits(QuantType type) noexcept;
+/// Whether ggml has this type, so that a tensor of a GGUF file can be of it.
+constexpr bool is_ggml_type(QuantType type) noexcept { return type < QuantType::INT4; }
 /// Empty for ids that ggml removed or never had.
 std::optional<QuantType> quant_type_from_id(std::uint32_t id) noexcept;
 std::optional<QuantType> quant_type_from_name(std::string_view name) noexcept;

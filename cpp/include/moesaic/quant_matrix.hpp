@@ -26,7 +26,7 @@ class QuantMatrix {
                                 const ConstTensorView& importance = {},
                                 const LoadOptions& options = {}, std::vector<float> bias = {});
   /// Encoded rows as a GGUF tensor holds them, kept where they are while their owner lives. Errors:
-  /// ShapeError, UnsupportedError (a type without a decoder).
+  /// ShapeError, UnsupportedError (a type without a decoder), ConfigError (E4M3 codes of NaN).
   struct Encoded {
     QuantType type = QuantType::F32;
     std::int64_t rows = 0, cols = 0;

@@ -84,7 +84,8 @@ const IsaKernels& kernels_of(CpuIsa isa) {
 }
 
 int planes_of(QuantType type, Precision precision) noexcept {
-  const bool is_float = type == QuantType::F32 || type == QuantType::F16 || type == QuantType::BF16;
+  const bool is_float = type == QuantType::F32 || type == QuantType::F16 ||
+                        type == QuantType::BF16 || type == QuantType::E4M3;
   if (is_float) return 0;
   return precision == Precision::Fast ? 1 : 2;
 }

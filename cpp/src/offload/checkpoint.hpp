@@ -20,7 +20,7 @@ namespace moesaic::offload {
 enum class StoredForm : std::uint8_t {
   Rows,     ///< as kernels read it
   Floats,   ///< the same elements in other places
-  Codes8,   ///< FP8 or INT8 with a grid of scales; the products become BF16
+  Codes8,   ///< FP8 or INT8 with a grid of scales: E4M3 blocks, or the products as BF16
   Mxfp4,    ///< columns 2i and 2i + 1 in byte i; an E8M0 scale for 32
   Nvfp4,    ///< the same, an E4M3 scale for 16
   Q4Words,  ///< 8 neighbours in a word, a scale for each group of whole 32: Q4_0

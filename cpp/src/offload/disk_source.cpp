@@ -33,8 +33,9 @@ namespace moesaic::offload {
 namespace {
 
 constexpr std::int64_t kAlignment = 64;
-/// Large enough that a request costs little beside its bytes, small enough to share an expert.
-constexpr std::int64_t kPiece = std::int64_t{1} << 20;
+/// Large enough that a request costs little beside its bytes, and so small that the experts of a call
+/// arrive one after the other: the first are computed while the last are read.
+constexpr std::int64_t kPiece = std::int64_t{1} << 19;
 
 std::int64_t round_up(std::int64_t bytes, std::int64_t unit) {
   return (bytes + unit - 1) / unit * unit;

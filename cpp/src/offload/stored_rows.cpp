@@ -171,6 +171,54 @@ struct ScaledCodes {
   }
 };
 
+/// The scale in a row of their grid, as it multiplies codes.
+float grid_scale(const StoredRole& role, const std::byte* scales, std::int64_t grid_row,
+                 std::int64_t columns, std::int64_t column, const std::string& name) {
+  const float scale =
+      scale_at(scales, role.scale, grid_row * columns + column, name) * role.scale_factor;
+  if (!std::isfinite(scale)) refuse(name, "scales that are finite in f32", "others");
+  return scale;
+}
+
+/// The row of the grid that has the scales of row `m` of the matrix.
+std::int64_t grid_row_of(const StoredRole& role, std::int64_t m) {
+  const std::int64_t part_rows = role.matrix_rows / role.grid_parts;
+  return m / part_rows * grid_part_rows(role) + m % part_rows / role.grid_rows;
+}
+
+[[noreturn]] void refuse_products(const std::string& name) {
+  refuse(name, "numbers whose products with their scales f32 holds", "others");
+}
+
+/// Codes as they are, in blocks behind their scale.
+void decode_e4m3(const StoredRole& role, std::int64_t rows, std::int64_t cols,
+                 const std::byte* values, const std::byte* scales, const std::string& name,
+                 std::byte* to) {
+  constexpr std::int64_t kBlock = 128;
+  constexpr float kLargest = 448.0F;
+  const Table& table = shared_table(Code8::E4m3);
+  const std::int64_t columns = grid_columns(role, cols);
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const std::int64_t m = matrix_row(role, r);
+    const std::int64_t grid_row = grid_row_of(role, m);
+    for (std::int64_t c = 0; c < cols; c += kBlock) {
+      const float scale = grid_scale(role, scales, grid_row, columns, c / role.grid_cols, name);
+      const auto* codes = reinterpret_cast<const std::uint8_t*>(values) + m * cols + c;
+      unsigned bad = 0;
+      for (std::int64_t i = 0; i < kBlock; ++i) bad |= (codes[i] & 0x7F) == 0x7F ? 1U : 0U;
+      if (!std::isfinite(scale * kLargest)) {
+        for (std::int64_t i = 0; i < kBlock; ++i) {
+          bad |= std::isfinite(scale * table[codes[i]]) ? 0U : 1U;
+        }
+      }
+      if (bad != 0) refuse_products(name);
+      std::memcpy(to, &scale, sizeof(scale));
+      std::memcpy(to + sizeof(scale), codes, kBlock);
+      to += sizeof(scale) + kBlock;
+    }
+  }
+}
+
 void decode_codes(const StoredRole& role, std::int64_t rows, std::int64_t cols,
                   const std::byte* values, const std::byte* scales, const std::string& name,
                   std::byte* to) {
@@ -178,21 +226,16 @@ void decode_codes(const StoredRole& role, std::int64_t rows, std::int64_t cols,
   constexpr std::int64_t kMany = 1024;
   const bool looked_up = role.grid_rows * std::min(role.grid_cols, cols) >= kMany;
   const Table& table = shared_table(role.code);
-  const std::int64_t part_rows = role.matrix_rows / role.grid_parts;
   const std::int64_t columns = grid_columns(role, cols);
   std::vector<ScaledCodes> products(looked_up ? static_cast<std::size_t>(columns) : 0);
   std::int64_t products_of = -1;  // the row of the grid whose scales are in `products`
   const auto scale_of = [&](std::int64_t grid_row, std::int64_t g) {
-    const float scale =
-        scale_at(scales, role.scale, grid_row * columns + g, name) * role.scale_factor;
-    if (!std::isfinite(scale)) refuse(name, "scales that are finite in f32", "others");
-    return scale;
+    return grid_scale(role, scales, grid_row, columns, g, name);
   };
   auto* out = reinterpret_cast<std::uint8_t*>(to);
   for (std::int64_t r = 0; r < rows; ++r) {
     const std::int64_t m = matrix_row(role, r);
-    const std::int64_t grid_row =
-        m / part_rows * grid_part_rows(role) + m % part_rows / role.grid_rows;
+    const std::int64_t grid_row = grid_row_of(role, m);
     const auto* codes = reinterpret_cast<const std::uint8_t*>(values) + m * cols;
     if (looked_up && grid_row != products_of) {
       for (std::int64_t g = 0; g < columns; ++g) {
@@ -222,7 +265,7 @@ void decode_codes(const StoredRole& role, std::int64_t rows, std::int64_t cols,
         bad |= is_finite(bits) ? 0U : 1U;
       }
     }
-    if (bad != 0) refuse(name, "numbers whose products with their scales f32 holds", "others");
+    if (bad != 0) refuse_products(name);
     out += 2 * cols;
   }
 }
@@ -328,7 +371,9 @@ void decode_rows(const StoredRole& role, std::int64_t rows, std::int64_t cols,
     case StoredForm::Floats:
       return decode_floats(role, rows, cols, values, to);
     case StoredForm::Codes8:
-      return decode_codes(role, rows, cols, values, scales, name, to);
+      return role.type == QuantType::E4M3
+                 ? decode_e4m3(role, rows, cols, values, scales, name, to)
+                 : decode_codes(role, rows, cols, values, scales, name, to);
     case StoredForm::Mxfp4:
       return decode_mxfp4(role, rows, cols, values, scales, name, to);
     case StoredForm::Nvfp4:

@@ -1,10 +1,11 @@
 #pragma once
 
-/// Codebooks of the 4-bit types and the 8-bit scale formats that go with them.
+/// Codebooks of the 4-bit types, the 8-bit scale formats that go with them, and 8-bit floats.
 
 #include <array>
 #include <bit>
 #include <cstdint>
+#include <limits>
 
 namespace moesaic::quant {
 
@@ -31,5 +32,20 @@ constexpr float half_ue4m3(std::uint8_t code) {
   if (exponent == 0) return static_cast<float>(mantissa) * 0x1p-10f;
   return std::bit_cast<float>((exponent + 127u - 8u) << 23 | mantissa << 20);
 }
+
+/// An E4M3 value: a sign, 4 bits of exponent (bias 7), 3 of mantissa. The largest is 448; there are
+/// no infinities, and 0x7f and 0xff are NaN. (OCP 8-bit Floating Point Specification, 2023)
+constexpr float e4m3(std::uint8_t code) {
+  const std::uint32_t sign = code >> 7;
+  const std::uint32_t exponent = code >> 3 & 15u;
+  const std::uint32_t mantissa = code & 7u;
+  if ((code & 0x7f) == 0x7f) return std::numeric_limits<float>::quiet_NaN();
+  if (exponent != 0) {
+    return std::bit_cast<float>(sign << 31 | (exponent + 127u - 7u) << 23 | mantissa << 20);
+  }
+  const float small = static_cast<float>(mantissa) * 0x1p-9f;
+  return sign != 0 ? -small : small;
+}
+inline constexpr float kLargestE4m3 = 448.0f;
 
 }  // namespace moesaic::quant

@@ -19,6 +19,8 @@ DecodeFn decode_q4_0, decode_q4_1, decode_q5_0, decode_q5_1, decode_q8_0;
 DecodeFn decode_q2_k, decode_q3_k, decode_q4_k, decode_q5_k, decode_q6_k;
 // decode_fp4.cpp: 4-bit indices into a codebook
 DecodeFn decode_iq4_nl, decode_iq4_xs, decode_mxfp4, decode_nvfp4;
+// decode_fp8.cpp: 8-bit floats with a scale for 128
+DecodeFn decode_e4m3;
 // decode_iq.cpp: indices into grids of 4 or 8 weights
 DecodeFn decode_iq2_xxs, decode_iq2_xs, decode_iq2_s, decode_iq3_xxs, decode_iq3_s, decode_iq1_s,
     decode_iq1_m;

@@ -9,6 +9,8 @@ constexpr float kAny = std::numeric_limits<float>::infinity();
 /// Types with f16 scales could hold a few times more, each another number; no weight comes near.
 constexpr float kF16 = 65504.0f;
 constexpr float kNvfp4 = 448.0f * 6.0f;
+/// Half of what f32 holds, so that no code decodes to more than that.
+constexpr float kE4m3 = 0x1p127f;
 /// 6 at the largest scale with which no code decodes to more than f32 holds.
 constexpr float kMxfp4 = 6.0f * 0x1p125f;
 
@@ -65,6 +67,8 @@ Encoder encoder_of(QuantType type) noexcept {
       return {encode_mxfp4, false, kMxfp4};
     case QuantType::NVFP4:
       return {encode_nvfp4, false, kNvfp4};
+    case QuantType::E4M3:
+      return {encode_e4m3, false, kE4m3};
     case QuantType::TQ1_0:
       return {encode_tq1_0, false, kF16};
     case QuantType::TQ2_0:

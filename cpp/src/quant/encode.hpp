@@ -31,6 +31,8 @@ EncodeFn encode_iq2_xxs, encode_iq2_xs, encode_iq2_s, encode_iq3_xxs, encode_iq3
     encode_iq1_m;
 // encode_fp4.cpp
 EncodeFn encode_mxfp4, encode_nvfp4;
+// encode_fp8.cpp
+EncodeFn encode_e4m3;
 // encode_ternary.cpp
 EncodeFn encode_tq1_0, encode_tq2_0, encode_q1_0, encode_q2_0;
 

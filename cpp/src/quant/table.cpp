@@ -49,6 +49,7 @@ constexpr QuantTraits kTable[] = {
     {Q::NVFP4, "NVFP4", 64, 36, decode_nvfp4},
     {Q::Q1_0, "Q1_0", 128, 18, decode_q1_0},
     {Q::Q2_0, "Q2_0", 64, 18, decode_q2_0},
+    {Q::E4M3, "E4M3", 128, 132, decode_e4m3},
 };
 
 /// Codes alone, 8 to 4 bytes; WeightRef::expert_bytes adds scales and zero points.
@@ -79,7 +80,8 @@ const QuantTraits& traits(QuantType type) noexcept {
 
 std::optional<QuantType> quant_type_from_id(std::uint32_t id) noexcept {
   if (id >= kIndex.size() || kIndex[id] < 0) return std::nullopt;
-  return static_cast<QuantType>(id);
+  const auto type = static_cast<QuantType>(id);
+  return is_ggml_type(type) ? std::optional(type) : std::nullopt;
 }
 
 std::optional<QuantType> quant_type_from_name(std::string_view name) noexcept {

@@ -8,6 +8,7 @@
 #include "base/pages.hpp"
 #include "base/sizes.hpp"
 #include "cpu/pack.hpp"
+#include "weights/check_codes.hpp"
 
 namespace moesaic::weights {
 namespace {
@@ -125,6 +126,7 @@ void Builder::add(Role role, std::int32_t expert, std::span<const std::byte> row
     return problem(what + " bias", std::to_string(ref.rows) + " values",
                    std::to_string(bias.size()));
   });
+  check_codes("ExpertStack builder", what, ref.type, rows, ref.cols);
   if (bytes > 0) std::memcpy(buffer.memory + place * bytes, rows.data(), rows.size());
   buffer.scales[e] = scale;
   if (!bias.empty()) {

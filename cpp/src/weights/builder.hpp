@@ -43,7 +43,8 @@ class Builder {
 
   /// One expert's matrix, row after row (empty: of a role that was in the cache), with its scale and
   /// its bias (empty: none).
-  /// Errors: ShapeError (sizes, an expert that is not kept or given twice, no such role).
+  /// Errors: ShapeError (sizes, an expert that is not kept or given twice, no such role), ConfigError
+  /// (E4M3 codes of NaN).
   void add(Role role, std::int32_t expert, std::span<const std::byte> rows, float scale = 1.0F,
            std::span<const float> bias = {});
 

@@ -7,6 +7,7 @@
 #include "base/pages.hpp"
 #include "base/sizes.hpp"
 #include "moesaic/interrupt.hpp"
+#include "weights/check_codes.hpp"
 
 namespace moesaic::weights {
 
@@ -92,6 +93,7 @@ RoleWeights view_role(const char* operation, const std::string& name,
                    std::to_string(needed) + " bytes of " + std::string(traits(source.type).name),
                    std::to_string(source.bytes) + " bytes");
   });
+  check_codes(operation, name, source.type, {source.data, needed}, source.cols);
   ref.base = source.data;
   weights.owner = source.owner;
   return weights;

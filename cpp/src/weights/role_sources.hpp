@@ -15,7 +15,8 @@ QuantType dense_type(const char* operation, const char* name, const ConstTensorV
 /// OutOfMemoryError.
 RoleWeights copy_role(const ConstTensorView& view);
 
-/// Encoded bytes where they are. Throws ShapeError unless their number is that of the shape.
+/// Encoded bytes where they are. Throws ShapeError unless their number is that of the shape, and
+/// ConfigError for E4M3 codes of NaN.
 RoleWeights view_role(const char* operation, const std::string& name,
                       const ExpertStack::EncodedRole& source);
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "moesaic/edit.hpp"
+#include "weights/check_codes.hpp"
 #include "weights/reencode.hpp"
 
 namespace moesaic {
@@ -69,6 +70,7 @@ RoleWeights edited_role(const ExpertStack& stack, Role role, std::int32_t expert
       quantize_row(ref.type, row.data(), bytes + r * to.ref.row_stride, ref.cols);
     }
   } else if (!edit.encoded.empty()) {
+    weights::check_codes("with_expert", name, ref.type, edit.encoded, ref.cols);
     std::ranges::copy(edit.encoded, bytes);
   } else {
     for (std::int64_t r = 0; r < ref.rows; ++r) {

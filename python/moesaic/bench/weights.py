@@ -118,7 +118,8 @@ def _role(rng: np.random.Generator, quant: str, experts: int, rows: int, cols: i
     data = np.empty((experts, encoded.shape[1]), np.uint8)
     for expert in range(experts):
         data[expert] = encoded[expert % distinct]
-    ggml_id = testing.quant_types()[quant]["id"]
+    facts = testing.quant_types()[quant]
+    ggml_id = facts["id"] if facts["gguf"] else -1
     return BenchWeight(quant, ggml_id, (experts, rows, cols), data.reshape(-1), decoded)
 
 

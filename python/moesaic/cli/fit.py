@@ -231,8 +231,9 @@ def lines(found: dict[str, Any], tokens: int) -> list[str]:
         )
     elif layout == "pools":
         text = (
-            f"{memory} do not hold all layers; they hold {found['budget']} of {found['of']}"
-            " experts a layer on pools (MoeExpertStore)"
+            f"{memory} do not hold all layers; they hold about {found['budget']} of {found['of']}"
+            " experts a layer, and open_store reads the others when they are needed: moesaic"
+            " simulate-offload says how fast"
         )
     else:
         text = f"{memory} hold no expert of each layer"

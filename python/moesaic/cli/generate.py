@@ -9,16 +9,18 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import moesaic as mo
 from moesaic._errors import error_of
 
 from .options import add_json, add_model, integer, memory, number, output
-from .table import pairs
+from .table import pairs, size
 from .whole import DTYPES, model_of, place_of, quiet, require_packages, tokenizer_of
 
 if TYPE_CHECKING:
+    from ..transformers.pooled import Reads
     from ..transformers.timed import Timed
 
 
@@ -54,9 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gate-up-type", metavar="TYPE", help="of a folder, encode gate and up, as in Q4_K"
     )
     parser.add_argument("--down-type", metavar="TYPE", help="of a folder, encode down")
-    parser.add_argument(
-        "--memory", type=memory, help="of a GGUF file, what experts take at most, as in 12GiB"
-    )
+    parser.add_argument("--memory", type=memory, help="what experts take at most, as in 12GiB")
     parser.add_argument(
         "--weight-cache",
         metavar="FOLDER",
@@ -76,6 +76,7 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     import moesaic.transformers as mt
+    from moesaic.transformers.pooled import reads_of
     from moesaic.transformers.timed import generate_timed
 
     if options.threads is not None:
@@ -99,31 +100,40 @@ def run(options: argparse.Namespace) -> int:
             model, tokenizer, inputs, (lambda text: None) if options.json else _show,
             max_new_tokens=options.max_tokens, **_sampling(options),
         )  # fmt: skip
-    profile = mt.usage(model)
+    profile, reads = mt.usage(model), reads_of(model)
     if options.usage is not None:
         profile.save(options.usage)
     if options.json:
-        print(json.dumps(facts(timed, profile, load, options.file), indent=2))
+        print(json.dumps(facts(timed, profile, reads, load, options.file), indent=2))
         return 0
     print(flush=True)
-    print(pairs(report(timed, profile, load)), file=sys.stderr)
+    print(pairs(report(timed, profile, reads, load)), file=sys.stderr)
     return 0
 
 
 def _check_options(options: argparse.Namespace, gguf: bool) -> None:
-    """Raises ConfigError for options of the other kind of model."""
-    names = ("gate_up_type", "down_type") if gguf else ("dense",)
-    for name in names:
+    """Raises ConfigError for options of the other kind of model, or of another way to run it."""
+    types = ("gate_up_type", "down_type")
+    for name in types if gguf else ("dense",):
         if getattr(options, name) is not None:
-            raise error_of(
-                mo.ConfigError,
-                "generate",
-                f"--{name.replace('_', '-')}",
+            raise _wrong(
+                name,
                 "a checkpoint folder" if gguf else "a GGUF file",
                 "a GGUF file, whose experts stay as they are" if gguf else "a checkpoint folder",
             )
+    for name in types:
+        if options.memory is not None and getattr(options, name) is not None:
+            raise _wrong(
+                name, "experts that are all in memory", "--memory, which reads them as stored",
+                "moesaic convert writes a file with other types",
+            )  # fmt: skip
     if options.top_p is not None and options.temperature == 0:
-        raise error_of(mo.ConfigError, "generate", "--top-p", "a --temperature above 0", "0")
+        raise _wrong("top_p", "a --temperature above 0", "0")
+
+
+def _wrong(option: str, expected: str, got: str, hint: str = "") -> mo.ConfigError:
+    name = f"--{option.replace('_', '-')}"
+    return error_of(mo.ConfigError, "generate", name, expected, got, hint)
 
 
 def _weight_cache(option: str | None) -> bool | str:
@@ -163,8 +173,10 @@ def _show(text: str) -> None:
     print(text, end="", flush=True)
 
 
-def report(timed: Timed, profile: mo.ExpertProfile, load: float) -> list[tuple[str, str]]:
-    """Rows of names and words: the load, the prompt, the new tokens, the experts."""
+def report(
+    timed: Timed, profile: mo.ExpertProfile, reads: Reads | None, load: float
+) -> list[tuple[str, str]]:
+    """Rows of names and words: the load, the prompt, the new tokens, the experts, their reads."""
     rate = "" if timed.rate is None else f", {timed.rate:.1f} tokens/s"
     spread = profile.effective_experts()
     least, most = int(spread.argmin()), int(spread.argmax())
@@ -175,7 +187,7 @@ def report(timed: Timed, profile: mo.ExpertProfile, load: float) -> list[tuple[s
             f" ({spread[least]:.1f} in layer {profile.layer_indices[least]} to"
             f" {spread[most]:.1f} in layer {profile.layer_indices[most]})"
         )
-    return [
+    rows = [
         ("load", f"{load:.1f} s"),
         (
             "prompt",
@@ -185,9 +197,21 @@ def report(timed: Timed, profile: mo.ExpertProfile, load: float) -> list[tuple[s
         ("text", f"{timed.new_tokens} tokens{rate}"),
         ("experts", used),
     ]
+    if reads is not None:
+        room = str(reads.most)
+        if reads.fewest < reads.most:
+            room = f"{reads.fewest} to {reads.most}"
+        rows.append((
+            "memory",
+            f"{room} of {reads.num_experts} experts a layer, {reads.hit_rate:.1%} of what tokens"
+            f" asked for was there; {size(reads.read_bytes)} read",
+        ))  # fmt: skip
+    return rows
 
 
-def facts(timed: Timed, profile: mo.ExpertProfile, load: float, path: str) -> dict[str, Any]:
+def facts(
+    timed: Timed, profile: mo.ExpertProfile, reads: Reads | None, load: float, path: str
+) -> dict[str, Any]:
     """The JSON form."""
     spread = profile.effective_experts()
     return {
@@ -204,6 +228,7 @@ def facts(timed: Timed, profile: mo.ExpertProfile, load: float, path: str) -> di
             "seconds": timed.seconds,
             "tokens_per_s": timed.rate,
         },
+        "memory": None if reads is None else asdict(reads),
         "layers": [
             {
                 "layer": int(layer),

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import moesaic as mo
 from moesaic._errors import error_of
 from moesaic._files import printable, snapshot_of
-from moesaic.safetensors import Checkpoint
+from moesaic._offload_store import Source
+from moesaic.safetensors import Checkpoint, CheckpointExperts
 from moesaic.safetensors.names import find_block
 from moesaic.safetensors.sets import layers_with_experts, of_layer
 
@@ -61,6 +62,9 @@ class Model(Protocol):
 
     def config(self, layer: int) -> mo.MoeConfig: ...
     def open(self, layer: int, device: str = "cpu") -> mo.MoeLayer: ...
+    def source(self) -> Source:
+        """What ``open_store`` takes, opened. Raises UnsupportedError for what it cannot read."""
+
     def tensors(self) -> list[Tensors]:
         """Those of the MoE blocks, layer by layer."""
 
@@ -97,6 +101,9 @@ class GgufModel:
 
     def open(self, layer: int, device: str = "cpu") -> mo.MoeLayer:
         return mo.MoeLayer.from_gguf(self.file, layer, device=device)
+
+    def source(self) -> mo.GgufFile:
+        return self.file
 
     def tensors(self) -> list[Tensors]:
         groups: dict[tuple[int, str, tuple[int, ...], str], list[int]] = defaultdict(list)
@@ -141,6 +148,9 @@ class CheckpointModel:
 
     def open(self, layer: int, device: str = "cpu") -> mo.MoeLayer:
         return mo.MoeLayer.from_safetensors(self.path, layer, device=device)
+
+    def source(self) -> CheckpointExperts:
+        return CheckpointExperts(self.path)
 
     def tensors(self) -> list[Tensors]:
         rows = []

@@ -33,7 +33,7 @@ without attention and the rest of a model."""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from ..simulate import POLICIES
 
-    parser.add_argument("file", nargs="?", help="a GGUF file: its sizes, read from a disk")
+    parser.add_argument("file", nargs="?", help="a GGUF file or a folder, read from a disk")
     parser.add_argument(
         "--memory", type=memories, metavar="SIZE,SIZE",
         help="of a file: such as 12GiB,24GiB, as in open_store",
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--disk", type=rate, metavar="RATE", help="of a file: such as 3GB/s (default: measured)"
     )
     parser.add_argument(
-        "--latency-us", type=number(0), help="of a file: until a read's first bytes (measured)"
+        "--latency-us", type=number(0), help="of a file: a call's reads beside bytes (measured)"
     )
     parser.add_argument(
         "--predicted", type=number(0, 1), default=0.0,

@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory-limit",
         type=number(0, above=True),
         metavar="GIB",
-        help="read a GGUF file piece by piece below this",
+        help="read experts one by one below this",
     )
     parser.add_argument(
         "--plot", type=picture, metavar="PNG", help="write the heat map (needs matplotlib)"
@@ -93,10 +93,10 @@ def run(options: argparse.Namespace) -> int:
                 "layers with one number of experts and of those per token", shown,
                 "--layers chooses some",
             )  # fmt: skip
-        if isinstance(model, GgufModel):
-            report(*trace_gguf(model, layers, options), options)
-        else:
+        if isinstance(model, CheckpointModel) and options.memory_limit is None:
             report(*trace_checkpoint(model, layers, options), options)
+        else:
+            report(*trace_store(store_of(model, options), layers, options), options)
     return 0
 
 
@@ -134,12 +134,19 @@ def forwards(
         yield routing.topk_ids.copy()
 
 
-def trace_gguf(
-    model: GgufModel, layers: list[int], options: argparse.Namespace
+def store_of(model: GgufModel | CheckpointModel, options: argparse.Namespace) -> mo.MoeExpertStore:
+    """Return the experts of a model: in files below a limit, else where a GGUF file is mapped."""
+    limit = None if options.memory_limit is None else int(options.memory_limit * (1 << 30))
+    if isinstance(model, GgufModel):
+        return mo.MoeExpertStore.from_gguf(model.file, memory_limit=limit)
+    assert limit is not None
+    return mo.MoeExpertStore.from_safetensors(model.source(), memory_limit=limit)
+
+
+def trace_store(
+    store: mo.MoeExpertStore, layers: list[int], options: argparse.Namespace
 ) -> tuple[list[LayerRun], mo.ExpertProfile]:
     """Run layers whose experts move in and out of pools, as they would in use."""
-    limit = None if options.memory_limit is None else int(options.memory_limit * (1 << 30))
-    store = mo.MoeExpertStore.from_gguf(model.file, memory_limit=limit)
     places = {view.layer_index: i for i, view in enumerate(store.layers)}
     room = store.fitting_budgets()
     runs = []
@@ -158,7 +165,7 @@ def trace_checkpoint(
 ) -> tuple[list[LayerRun], mo.ExpertProfile]:
     """Run whole layers one after another, and count what pools would have done with their ids.
 
-    As in a store, the slots start empty.
+    As in a store, the slots start empty. This takes checkpoints whose experts no store reads.
     """
     runs, counts = [], []
     for index in layers:

@@ -46,8 +46,12 @@ def recognise(
     quantization: Quantization,
     exact: bool,
     transposed: bool = False,
+    keep_fp8: bool = True,
 ) -> Encoded:
-    """The matrix in the form that its tensors have. Raises FormatError naming one of them."""
+    """The matrix in the form that its tensors have. Raises FormatError naming one of them.
+
+    Without ``keep_fp8`` E4M3 is decoded as other codes of 8 bits are, as with ``exact``.
+    """
     found: Encoded | None = Dense.open(checkpoint, matrix, transposed)
     name = dense_name(checkpoint, matrix)
     # Codes of 8 bits are of one form alone, and a model has many of them.
@@ -57,7 +61,7 @@ def recognise(
             or Mxfp4.open(checkpoint, matrix)
             or Nvfp4.open(checkpoint, matrix)
         )
-    found = found or Fp8.open(checkpoint, matrix, transposed, quantization, exact)
+    found = found or Fp8.open(checkpoint, matrix, transposed, quantization, exact, keep_fp8)
     found = found or IntBlocks.open(checkpoint, matrix, quantization, exact)
     if found is not None:
         return found
@@ -98,12 +102,19 @@ def _of_one_type(group: list[Encoded], exact: bool) -> list[Encoded]:
     return [one if one.type == wanted else Decoded.of(one, wanted) for one in group]
 
 
+def _kind(one: Encoded) -> type[Encoded]:
+    """The form of its tensors, whatever becomes of them."""
+    stored = one.source if isinstance(one, Decoded) else one
+    return Fp8 if isinstance(stored, Fp8) else type(stored)
+
+
 def _check_zero_points(first: Encoded, other: Encoded) -> None:
     """Refuses codes that lost their zero points, which other experts have."""
     of_first, of_other = (
         {name for name in one.tensors() if name.endswith("zero_point")} for one in (first, other)
     )
-    if type(first) is type(other) and bool(of_first) != bool(of_other):
+    kinds = {_kind(one) for one in (first, other)}
+    if len(kinds) == 1 and bool(of_first) != bool(of_other):
         lacking, there = (other, of_first) if of_first else (first, of_other)
         raise wrong(f"the zero point of {lacking.name!r}", f"one, as {min(there)!r}", "none")
 
@@ -150,10 +161,14 @@ class EncodedExperts:
         quantization: Quantization,
         exact: bool,
         interleaved: bool,
+        keep_fp8: bool = True,
     ) -> "EncodedExperts":
         transposed = _transposed(checkpoint, matrices)
         encoded = {
-            roles: [recognise(checkpoint, m, quantization, exact, transposed) for m in group]
+            roles: [
+                recognise(checkpoint, one, quantization, exact, transposed, keep_fp8)
+                for one in group
+            ]
             for roles, group in matrices.items()
         }
         return cls(
@@ -277,6 +292,7 @@ def open_experts(
     exact: bool,
     interleaved: bool,
     keep_int4: bool = True,
+    keep_fp8: bool = True,
 ) -> Experts:
     """Checks names, types and shapes of all experts before any is read."""
     if all(is_int(checkpoint, matrix) for group in matrices.values() for matrix in group):
@@ -289,7 +305,7 @@ def open_experts(
         }
         if keep_int4 and keeps_int4(linears, interleaved):
             return Int4Experts(linears)
-    return EncodedExperts.open(checkpoint, matrices, quantization, exact, interleaved)
+    return EncodedExperts.open(checkpoint, matrices, quantization, exact, interleaved, keep_fp8)
 
 
 def keep(experts: Experts, ids: list[int] | None) -> None:
@@ -392,14 +408,16 @@ def gather_experts(
     prefix: str | None = None,
     source: CheckpointSource | None = None,
     kept: list[int] | None = None,
+    keep_fp8: bool = True,
     lookup: Lookup | None = None,
     quant: dict[str, str] | None = None,
 ) -> Gathered:
     """The experts of one layer, of the part of the model that ``prefix`` names.
 
-    ``exact`` decodes what GGUF has no type for to F32. ``progress`` is called after each matrix,
-    ``source`` notes which files were read, ``kept`` are the experts to read (None: all), ``lookup``
-    takes roles from a weight cache, ``quant`` has types by role to encode in.
+    ``exact`` decodes what GGUF has no type for to F32, ``keep_fp8=False`` E4M3 to BF16, for devices
+    without kernels for it. ``progress`` is called after each matrix, ``source`` notes which files
+    were read, ``kept`` are the experts to read (None: all), ``lookup`` takes roles from a weight
+    cache, ``quant`` has types by role to encode in.
     Raises FormatError naming the tensor that is missing or does not fit.
     """
     with as_format_errors(os.fsdecode(path)):
@@ -420,6 +438,7 @@ def gather_experts(
             Quantization.of(checkpoint),
             exact,
             interleaved(family, block),
+            keep_fp8=keep_fp8,
         )
         if quant:
             experts = _in_types(experts, quant, checkpoint, block, interleaved(family, block))

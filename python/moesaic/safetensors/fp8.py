@@ -1,7 +1,9 @@
 """FP8 and INT8 matrices with scales: of blocks, rows, whole tensors, or groups of columns.
 
-GGUF has no FP8, so products with the scale become BF16: exact where the scales are powers of two,
-else rounded to 8 significant bits (E4M3 itself has 4). With ``exact`` they become F32.
+E4M3 stays as it is where blocks of 128 columns fit its scales and its rows; where they do not, and
+for E5M2, INT8 and zero points, products with the scale become BF16: exact where the scales are
+powers of two, else rounded to 8 significant bits (E4M3 itself has 4). With ``exact`` they become
+F32.
 """
 
 from dataclasses import dataclass
@@ -37,6 +39,8 @@ _SCALES = (*DENSE, *_E8M0)
 #: The largest magnitude of codes of bitsandbytes, whose scales are those of rows.
 _SCB = np.float32(1 / 127)
 _ZEROS = (*DENSE, *CODES)
+#: Columns of a block of the type E4M3, which has an f32 scale in front of their codes.
+BLOCK = 128
 
 
 def powers_of_two(codes: Array, name: str) -> Array:
@@ -66,7 +70,7 @@ class Fp8(Encoded):
 
     form = "codes of 8 bits"
     decision = "dequantized"
-    reason = "GGUF has no such type"
+    reason = "there is no such type with these scales, or not on this device"
 
     @property
     def label(self) -> str:
@@ -80,6 +84,7 @@ class Fp8(Encoded):
         transposed: bool,
         quantization: Quantization,
         exact: bool,
+        keep_fp8: bool = True,
     ) -> "Fp8 | None":
         name = dense_name(checkpoint, matrix)
         if name is None or checkpoint.entry(name).dtype not in CODES:
@@ -112,7 +117,10 @@ class Fp8(Encoded):
         if scale.endswith("SCB"):
             _check_order(checkpoint, f"{base}.weight_format")
         zeros = find(checkpoint, base, "zero_point")
-        return cls(checkpoint, matrix, n, k, name, scale, zeros, grid, turned, transposed, exact)
+        is_e4m3 = checkpoint.entry(name).dtype == "F8_E4M3" and zeros is None
+        keep = keep_fp8 and not exact and is_e4m3 and _fits_blocks(grid, k)
+        kind = E4m3Blocks if keep else cls
+        return kind(checkpoint, matrix, n, k, name, scale, zeros, grid, turned, transposed, exact)
 
     @property
     def name(self) -> str:
@@ -166,9 +174,13 @@ class Fp8(Encoded):
             raise wrong(f"tensor {name!r}", "finite values of f32", "others")
         return grid
 
+    def codes(self) -> Array:
+        """As stored, [n, k]."""
+        codes: Array = self.checkpoint.raw(self.name, self.matrix.index)
+        return codes.T if self.transposed else codes
+
     def values(self) -> tuple[Array, float]:
-        codes = self.checkpoint.raw(self.name, self.matrix.index)
-        codes = codes.T if self.transposed else codes
+        codes = self.codes()
         table = FP8.get(self.checkpoint.entry(self.name).dtype)
         values = codes.astype(np.float32) if table is None else table.take(codes)
         if self.zero_name is not None:
@@ -184,3 +196,31 @@ class Fp8(Encoded):
     def rows(self) -> tuple[Array, float]:
         values, factor = self.values()
         return bytes_of(values if self.exact else to_bf16(values)), factor
+
+
+def _fits_blocks(grid: ScaleGrid, k: int) -> bool:
+    """Whether all columns of a block have the same scale, and rows are whole blocks."""
+    return k % BLOCK == 0 and (grid.cols % BLOCK == 0 or grid.cols >= k)
+
+
+class E4m3Blocks(Fp8):
+    """E4M3 in blocks along a row, each with the scale that the checkpoint has for it."""
+
+    decision = "repacked"
+    reason = "the same codes and scales, in blocks of rows"
+
+    @property
+    def type(self) -> str:
+        return "E4M3"
+
+    def rows(self) -> tuple[Array, float]:
+        codes, scales = self.codes(), self._grid(self.scale_name, _SCALES)
+        largest = float(np.abs(scales).max()) * float(np.nanmax(E4M3))
+        if ((codes & 0x7F) == 0x7F).any() or largest > float(np.finfo(np.float32).max):
+            self.values()  # names what is no number; smaller codes may make products that are
+        columns = np.arange(0, self.k, BLOCK) // self.grid.cols
+        spread = scales[self.grid.row_index(self.n)[:, None], columns]
+        out = np.empty((self.n, self.k // BLOCK, 4 + BLOCK), np.uint8)
+        out[..., :4] = spread.astype("<f4")[..., None].view(np.uint8)
+        out[..., 4:] = codes.reshape(self.n, -1, BLOCK)
+        return out.reshape(self.n, -1), 1.0

@@ -95,17 +95,22 @@ def gather_layer(
     top_k: int | None = None,
     source: CheckpointSource | None = None,
     kept: list[int] | None = None,
+    keep_fp8: bool = True,
     lookup: Lookup | None = None,
 ) -> dict[str, Any]:
     """The arguments of MoeLayer by name, with stack and shared as ``gather_experts`` gives them.
 
     ``config`` stands for what config.json says of the layer, ``top_k`` for its experts per token;
-    ``source`` notes which files were read, ``kept`` are the experts to read (None: all), ``lookup``
-    takes roles from a weight cache. Raises as ``gather_experts`` and ``config_from_hf``, and
-    UnsupportedError for a tensor of the block that has no place in the layer.
+    ``source`` notes which files were read, ``kept`` are the experts to read (None: all);
+    ``keep_fp8`` and ``lookup`` as for ``gather_experts``. Raises as ``gather_experts`` and
+    ``config_from_hf``, and UnsupportedError for a tensor of the block that has no place in the
+    layer.
     """
     with as_format_errors(os.fsdecode(path)):
-        opened = open_layer(Checkpoint(path), layer, exact, prefix, config, top_k, source=source)
+        opened = open_layer(
+            Checkpoint(path), layer, exact, prefix, config, top_k,
+            source=source, keep_fp8=keep_fp8,
+        )  # fmt: skip
         keep(opened.routed, kept)
         both = [opened.routed] if opened.shared is None else [opened.routed, opened.shared]
         stack, *shared = gather_all(both, carried(progress), carried(lookup))
@@ -131,10 +136,12 @@ def open_layer(
     top_k: int | None = None,
     keep_int4: bool = True,
     source: CheckpointSource | None = None,
+    keep_fp8: bool = True,
 ) -> OpenedLayer:
     """Checks the tensors of a layer, and reads those that are no experts.
 
-    Without ``keep_int4`` INT4 experts are rows of GGUF types too. Raises as ``gather_layer``.
+    Without ``keep_int4`` INT4 experts are rows of GGUF types too; ``keep_fp8`` as for
+    ``gather_experts``. Raises as ``gather_layer``.
     """
     checkpoint = of_layer(checkpoint, layer, prefix)
     if source is not None:
@@ -143,7 +150,7 @@ def open_layer(
     if top_k is not None:
         router = facts.router.replace(top_k=top_k)
         facts = facts.replace(top_k=top_k, router=router)
-    return _open(checkpoint, layer, facts, family, exact, keep_int4)
+    return _open(checkpoint, layer, facts, family, exact, keep_int4, keep_fp8)
 
 
 def _facts(
@@ -168,6 +175,7 @@ def _open(
     family: Family,
     exact: bool,
     keep_int4: bool,
+    keep_fp8: bool,
 ) -> OpenedLayer:
     block = find_block(checkpoint, layer)
     if block.num_experts != config.num_experts:
@@ -175,7 +183,7 @@ def _open(
     tensors = _Tensors(checkpoint, block)
     routed = open_experts(
         checkpoint, block.matrices, tensors.quantization, exact, interleaved(family, block),
-        keep_int4,
+        keep_int4, keep_fp8,
     )  # fmt: skip
     tensors.used |= routed.tensors()
     _check_sizes(
@@ -183,7 +191,7 @@ def _open(
     )
     if family.output_scale:
         routed.scale_outputs(tensors.floats((config.num_experts,), family.output_scale))
-    shared = _open_shared(config, tensors, exact, keep_int4)
+    shared = _open_shared(config, tensors, exact, keep_int4, keep_fp8)
     arguments: dict[str, Any] = {
         "config": config.replace(router=_router(config, family, tensors)),
         "router_weight": tensors.matrix((config.router.num_experts, config.hidden_size), *_ROUTER),
@@ -219,7 +227,7 @@ def _router(config: _core.MoeConfig, family: Family, tensors: _Tensors) -> _core
 
 
 def _open_shared(
-    config: _core.MoeConfig, tensors: _Tensors, exact: bool, keep_int4: bool
+    config: _core.MoeConfig, tensors: _Tensors, exact: bool, keep_int4: bool, keep_fp8: bool
 ) -> Experts | None:
     if config.shared == "none":
         return None
@@ -231,7 +239,7 @@ def _open_shared(
     if matrices is None:
         raise wrong(f"tensor '{block.name}.{_SHARED[0]}.*'", "to be there", "no such tensor")
     shared = open_experts(
-        tensors.checkpoint, matrices, tensors.quantization, exact, False, keep_int4
+        tensors.checkpoint, matrices, tensors.quantization, exact, False, keep_int4, keep_fp8
     )
     tensors.used |= shared.tensors()
     start = matrices["down",][0].base.rpartition(".")[0]

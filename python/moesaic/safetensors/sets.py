@@ -6,6 +6,7 @@ beside it, which drafts tokens (``mtp``, ``eagle``) or speaks (``talker``).
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 
 from moesaic.safetensors.errors import wrong
 from moesaic.safetensors.reader import Checkpoint
@@ -42,25 +43,40 @@ def of_layer(checkpoint: Checkpoint, layer: int, prefix: str | None = None) -> C
     return checkpoint.only([name for stem in chosen for name in stems[stem]])
 
 
-def layers_with_experts(checkpoint: Checkpoint) -> list[int]:
-    """The numbers of the layers of the model itself that have experts, ascending."""
-    found = set()
+def layers_with_experts(checkpoint: Checkpoint, prefix: str | None = None) -> list[int]:
+    """The numbers of the layers that have experts in a part of the model, ascending.
+
+    ``prefix`` is as in ``of_layer``; None: of the model itself. Raises FormatError for a part that
+    has none.
+    """
+    stems: dict[int, dict[str, None]] = defaultdict(dict)
     for name in checkpoint.tensors:
         layer = _LAYER.match(name)
         if layer is None or len(layer["layer"]) > _DIGITS or not _EXPERTS.match(name, layer.end()):
             continue
-        if _DRAFTS not in layer["stem"].split("."):
-            found.add(int(layer["layer"]))
-    return sorted(found)
+        stems[int(layer["layer"])][layer["stem"]] = None
+    found = sorted(layer for layer, some in stems.items() if _of_part(some, prefix))
+    if prefix is not None and not found:
+        there = sorted(stem for some in stems.values() for stem in some)
+        raise wrong(
+            "layers", f"experts under {prefix!r}", ", ".join(there[:8]) or "none",
+            "prefix= says of which part",
+        )  # fmt: skip
+    return found
+
+
+def _of_part(stems: Iterable[str], prefix: str | None) -> list[str]:
+    """Those of a part of the model: whose names begin with it, else have it between dots."""
+    stems = list(stems)
+    if prefix is None:
+        return [stem for stem in stems if _DRAFTS not in stem.split(".")]
+    part = prefix.rstrip(".") + "."
+    chosen = [stem for stem in stems if stem.startswith(part)]
+    return chosen or [stem for stem in stems if f".{part}" in stem]
 
 
 def _choose(stems: list[str], layer: int, prefix: str | None) -> list[str]:
-    if prefix is None:
-        chosen = [stem for stem in stems if _DRAFTS not in stem.split(".")]
-    else:
-        part = prefix.rstrip(".") + "."
-        chosen = [stem for stem in stems if stem.startswith(part)]
-        chosen = chosen or [stem for stem in stems if f".{part}" in stem]
+    chosen = _of_part(stems, prefix)
     if stems and not chosen:
         raise wrong(
             f"layer {layer}", f"experts under {prefix!r}" if prefix else "experts of the model",

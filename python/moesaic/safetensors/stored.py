@@ -18,7 +18,7 @@ from moesaic.safetensors.errors import as_format_errors
 from moesaic.safetensors.experts import EncodedExperts, gather_all
 from moesaic.safetensors.int4 import Int4Experts, stored_linear
 from moesaic.safetensors.ints import Linear
-from moesaic.safetensors.layer import open_layer
+from moesaic.safetensors.layer import OpenedLayer, open_layer
 from moesaic.safetensors.reader import Array, Checkpoint, TensorEntry, unsupported
 from moesaic.safetensors.sets import layers_with_experts
 
@@ -35,14 +35,19 @@ class CheckpointExperts:
     ``ranges`` int64 [E, pieces, 3] of (file, offset, bytes).
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Open it. Raises as ``gather_layer``; UnsupportedError naming what cannot be read so."""
+    def __init__(self, path: str | os.PathLike[str], prefix: str | None = None) -> None:
+        """Open it, or the part of the model that ``prefix`` says, as ``gather_layer`` does.
+
+        Raises as that; UnsupportedError naming what cannot be read so.
+        """
         self.name = str(Path(os.fsdecode(path)).absolute())
+        self._prefix = prefix
         self._files: dict[str, int] = {}
         self.files: list[tuple[str, int]] = []
         with as_format_errors(self.name):
             self._checkpoint = Checkpoint(path)
-            self.layers = [self._layer(block) for block in layers_with_experts(self._checkpoint)]
+            blocks = layers_with_experts(self._checkpoint, prefix)
+            self.layers = [self._layer(block) for block in blocks]
             self._times = {name: Path(name).stat().st_mtime_ns for name, _ in self.files}
 
     def layer_arguments(
@@ -50,7 +55,7 @@ class CheckpointExperts:
     ) -> dict[str, Any]:
         """The arguments of MoeLayer but the stack, read now; ``shared`` as ``gather_layer``."""
         with as_format_errors(self.name):
-            opened = open_layer(self._checkpoint, block, config=config, top_k=top_k)
+            opened = self._open(block, config, top_k)
             shared = None if opened.shared is None else gather_all([opened.shared], None)[0]
             return {**opened.arguments, "shared": shared}
 
@@ -66,11 +71,15 @@ class CheckpointExperts:
     def __reduce__(self) -> tuple[Any, ...]:
         from moesaic._pickling import checkpoint_experts
 
-        return checkpoint_experts, (self.name, self.facts())
+        return checkpoint_experts, (self.name, self.facts(), self._prefix)
+
+    def _open(
+        self, block: int, config: _core.MoeConfig | None = None, top_k: int | None = None
+    ) -> OpenedLayer:
+        return open_layer(self._checkpoint, block, prefix=self._prefix, config=config, top_k=top_k)
 
     def _layer(self, block: int) -> dict[str, Any]:
-        opened = open_layer(self._checkpoint, block)
-        experts = opened.routed
+        experts = self._open(block).routed
         roles, pieces = (
             _int4_roles(experts) if isinstance(experts, Int4Experts) else _encoded_roles(experts)
         )

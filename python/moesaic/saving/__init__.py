@@ -8,7 +8,7 @@
 ``container``           the GGUF container
 ``verify``, ``facts``   a file read back, and compared with what it is to hold
 ``checkpoint``          layers to a checkpoint folder of Hugging Face
-``gptq``                INT4 experts as tensors of GPTQ
+``gptq``, ``fp8``       INT4 experts as tensors of GPTQ, E4M3 ones as those of FP8
 ``hf_names``            names of the tensors of a folder
 ``hf_fields``           the fields of its config.json
 ``hf_tensors``          a tensor on its way there
@@ -72,8 +72,8 @@ def write_gguf(
     ConfigError
         A file that is there, an unknown architecture, or two types for a fused tensor.
     UnsupportedError
-        What the architecture or GGUF cannot express, by name: a guard of the router, INT4 experts,
-        a bias of shared experts, a layer without a router.
+        What the architecture or GGUF cannot express, by name: a guard of the router, INT4 and E4M3
+        experts, a bias of shared experts, a layer without a router.
     DTypeError
         ``layers`` or a value of ``metadata`` of another type.
     DeviceError
@@ -113,8 +113,9 @@ def save_safetensors(
     """Write MoE layers to a folder of Hugging Face: model.safetensors and config.json.
 
     ``MoeLayer.from_safetensors`` opens them again, equal bit by bit where nothing was decoded.
-    Matrices of F32, F16 and BF16 are written as they are, those of INT4 as a GPTQ checkpoint with
-    its ``quantization_config``, everything beside the experts as F32.
+    Matrices of F32, F16 and BF16 are written as they are, those of INT4 as a GPTQ checkpoint and
+    those of E4M3 as one of FP8, with its ``quantization_config``; everything beside the experts as
+    F32.
     Model types: those whose checkpoints have one tensor for each matrix: mixtral, minimax_m2,
     olmoe, flex_olmo, qwen2_moe, qwen3_moe, qwen3_next, deepseek_v2, deepseek_v3, kimi_k2, glm4_moe,
     glm4_moe_lite, dots1, mimo_v2_flash, ernie4_5_moe, hunyuan_v1_moe, jamba, lfm2_moe. What one of
@@ -132,7 +133,7 @@ def save_safetensors(
         As in config.json. None: one that the layers' architecture stores.
     dequantize : {'f32', 'f16', 'bf16'}, optional
         What quantised matrices, and those with scales, are decoded to; None refuses them, but for
-        INT4, which is decoded on request only.
+        INT4 and E4M3, which are decoded on request only.
     config : mapping, optional
         More fields of config.json.
     overwrite : bool
@@ -146,8 +147,8 @@ def save_safetensors(
         A file that is there, or a model type that is not among these.
     UnsupportedError
         What the model type cannot express, by name; quantised matrices without ``dequantize``;
-        INT4 in groups of several sizes, with zero points of both 0 and 16, or of experts that were
-        selected after they were loaded.
+        INT4 beside E4M3; INT4 in groups of several sizes, with zero points of both 0 and 16, or of
+        experts that were selected after they were loaded.
     DTypeError
         ``layers`` of another type.
     OperationCancelled

@@ -20,7 +20,7 @@ from moesaic._errors import error_of, require_kind
 from moesaic._files import shown
 from moesaic.hf_config import find_family
 from moesaic.hf_config.families import Family
-from moesaic.saving import gptq
+from moesaic.saving import fp8, gptq
 from moesaic.saving.atomic import check_target, naming, replacing
 from moesaic.saving.container import pieces, write_at
 from moesaic.saving.facts import first_difference
@@ -59,17 +59,31 @@ def save(
     tensors: list[HfTensor] = []
     floats: list[HfTensor] = []
     integers: list[gptq.Matrices] = []
+    codes: list[fp8.Matrices] = []
     for block, layer in blocks.items():
         for part in _parts(block, layer, naming_of, decoded):
             if isinstance(part, gptq.Matrices):
                 integers.append(part)
+            elif isinstance(part, fp8.Matrices):
+                codes.append(part)
             else:
                 floats += part
         tensors += _small(block, layer, naming_of)
+    if integers and codes:
+        raise error_of(
+            _core.UnsupportedError, OPERATION, codes[0].where,
+            f"INT4 as {integers[0].where}, or floats, for config.json names one method",
+            "E4M3", "dequantize= decodes both",
+        )  # fmt: skip
+    names = [tensor.name for tensor in floats]
     if integers:
         scheme = gptq.scheme_of(OPERATION, integers)
-        fields["quantization_config"] = scheme.fields([tensor.name for tensor in floats])
+        fields["quantization_config"] = scheme.fields(names)
         tensors += gptq.tensors_of(scheme, integers)
+    elif codes:
+        scales = fp8.scheme_of(OPERATION, codes)
+        fields["quantization_config"] = scales.fields(names)
+        tensors += fp8.tensors_of(scales, codes)
     tensors += floats
     _write(Path(os.fsdecode(path)), tensors, {**(config or {}), **fields}, overwrite, progress)
 
@@ -164,7 +178,7 @@ def _small(block: int, layer: _core.MoeLayer, naming_of: Naming) -> Iterator[HfT
 
 def _parts(
     block: int, layer: _core.MoeLayer, naming_of: Naming, decoded: str | None
-) -> Iterator[gptq.Matrices | list[HfTensor]]:
+) -> Iterator[gptq.Matrices | fp8.Matrices | list[HfTensor]]:
     """The matrices of the experts, and of the shared ones."""
     start = f"model.layers.{block}."
 
@@ -188,14 +202,17 @@ def _matrices(
     names: Callable[[str], list[str]],
     decoded: str | None,
     factor: float = 1.0,
-) -> Iterator[gptq.Matrices | list[HfTensor]]:
-    """As integers where they are INT4 and nothing else is asked for."""
+) -> Iterator[gptq.Matrices | fp8.Matrices | list[HfTensor]]:
+    """As they are encoded where they are INT4 or E4M3 and nothing else is asked for."""
     dtypes = {
         role: _dtype(where, stack, role, decoded, factor if role == "down" else 1.0)
         for role in stack.quants
     }
     if "INT4" not in dtypes.values():
         for role, dtype in dtypes.items():
+            if dtype == "E4M3":
+                yield fp8.Matrices(f"{where}: {role}", stack, role, names(role))
+                continue
             yield [
                 _matrix(name, dtype, stack, role, expert) for expert, name in enumerate(names(role))
             ]
@@ -234,11 +251,11 @@ def _dtype(
         return type
     if decoded is not None:
         return decoded
-    if type != "INT4" or scaled:
+    if type not in ("INT4", "E4M3") or scaled:
         got = f"{type} with scales" if scaled else type
         raise error_of(
             _core.UnsupportedError, OPERATION, f"{where}: {role}",
-            "F32, F16, BF16 or INT4", got, "dequantize= decodes it",
+            "F32, F16, BF16, E4M3 or INT4", got, "dequantize= decodes it",
         )  # fmt: skip
     return type
 

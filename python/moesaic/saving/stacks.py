@@ -12,6 +12,8 @@ from moesaic.saving.tensors import Array, Tensor, of_array
 
 #: The name behind ``blk.N.`` of a role's tensor of a kind: weight, bias or scale.
 Name = Callable[[str, str], str]
+#: Types that GGUF lacks: which checkpoints have them, and a type of GGUF of about their size.
+_KEPT_ELSEWHERE = {"INT4": ("GPTQ", "Q4_K"), "E4M3": ("FP8", "Q8_0")}
 
 
 def check_no_deltas(operation: str, where: str, stack: _core.ExpertStack) -> None:
@@ -35,12 +37,13 @@ def _reader(stack: _core.ExpertStack, role: Any) -> Callable[[int], Array]:
 def _check(operation: str, where: str, stack: _core.ExpertStack) -> None:
     check_no_deltas(operation, where, stack)
     for role, type in stack.quants.items():
-        if type == "INT4":
+        kept = _KEPT_ELSEWHERE.get(type)
+        if kept is not None:
             raise error_of(
                 _core.UnsupportedError, operation, f"{where}: {role}",
-                "a type that GGUF has", "INT4",
-                "save_safetensors keeps it as GPTQ; `moesaic convert` with --experts Q4_K or such "
-                "encodes its checkpoint",
+                "a type that GGUF has", type,
+                f"save_safetensors keeps it as {kept[0]}; `moesaic convert` with --experts "
+                f"{kept[1]} or such encodes its checkpoint",
             )  # fmt: skip
 
 

@@ -2,8 +2,9 @@
 
 ``traces`` makes or reads routings, ``policies`` names ways to use an ``ExpertPool`` (the real one,
 without weights), ``run`` plays one against the other, ``cost`` turns the counts into time, and
-``measure`` compares that with layers that really run. ``disk`` does all of this for a file that is
-read from a disk.
+``measure`` compares that with layers that really run. ``disk`` does all of this for a model that is
+read from a disk; ``places`` knows where its experts lie, ``probe`` measures the disk, ``stored``
+the layers.
 """
 
 from .cost import Costs, tokens_per_second

@@ -17,6 +17,7 @@ from moesaic.torch.embedding import Embedding
 from moesaic.torch.linear import Linear
 from moesaic.transformers.gguf_names import EXPERTS, IGNORED, Change, architecture_of, names_of
 from moesaic.transformers.quantizer import MoesaicConfig
+from moesaic.transformers.routers import ROUTER, keep_routers
 
 #: What a file of a whole model has, of whatever architecture, and one of experts alone has not.
 _EMBEDDING = "token_embd.weight"
@@ -45,7 +46,8 @@ def from_gguf(
         file has them, and the embedding decodes the rows that are asked for. A type: they are
         decoded to it, and run in torch.
     dtype : torch.dtype
-        With 'keep', the type of activations and of all tensors that are not kept.
+        With 'keep', the type of activations and of all tensors that are not kept; routers compute
+        in f32.
     config : transformers.PreTrainedConfig, optional
         The configuration of the model. None: what transformers reads from the file.
     memory : int or str, optional
@@ -108,7 +110,7 @@ def from_gguf(
     kept = {}
     if keep:
         kept = _kept_modules(skeleton, tensors, row, text, dtype, quantization.weight_cache)
-    state = {}
+    state, routers = {}, {}
     for key, value in skeleton.state_dict().items():
         module = key.rpartition(".")[0]
         if module in kept or ".experts." in key:
@@ -116,17 +118,22 @@ def from_gguf(
         if key == "lm_head.weight" and text.tie_word_embeddings:
             continue
         decoded = tensors.decoded(key, row.change(key, text))
-        state[key] = _fitting(decoded, value.shape, key).to(dtype)
+        fitting = _fitting(decoded, value.shape, key)
+        state[key] = fitting.to(dtype)
+        if keep and ROUTER.fullmatch(tensors.name_of(key) or ""):
+            routers[key] = fitting
     tensors.check_all_used(range(text.num_hidden_layers, text.num_hidden_layers + drafts))
     if keep:
         config.tie_word_embeddings = text.tie_word_embeddings = False
-    return type(skeleton).from_pretrained(
+    model = type(skeleton).from_pretrained(
         None,
         config=config,
         state_dict=state,
         dtype=dtype,
         quantization_config=quantization.with_modules(kept),
     )
+    keep_routers(model, routers)
+    return model
 
 
 def _config_of(path: str, file: _core.GgufFile) -> Any:

@@ -70,6 +70,7 @@ constexpr PanelFormat kPanelFormats[] = {
     {QuantType::TQ2_0, 256, 66, 2, {{0, 64, 4}, {64, 2, 2}}, true},
     {QuantType::Q1_0, 128, 18, 2, {{2, 16, 4}, {0, 2, 2}}},
     {QuantType::Q2_0, 64, 18, 2, {{2, 16, 4}, {0, 2, 2}}},
+    {QuantType::E4M3, 128, 132, 2, {{4, 128, 2}, {0, 4, 4}}},
 };
 
 /// Null for types that are not weight formats.

@@ -10,15 +10,21 @@
 #include "cpu/kernels/decode_ternary.hpp"
 #include "cpu/kernels/gemm_float.hpp"
 #include "cpu/kernels/gemm_int.hpp"
+#include "cpu/kernels/gemm_scaled.hpp"
 #include "cpu/kernels/quantize.hpp"
 
 namespace moesaic::cpu {
 namespace {
 
 template <class D>
+concept ScaledDecoder = requires { D::kScaleCols; };
+
+template <class D>
 constexpr PanelKernel gemm_of() {
   if constexpr (IntegerDecoder<D>) {
     return &gemm_int<D>;
+  } else if constexpr (ScaledDecoder<D>) {
+    return &gemm_scaled<D>;
   } else {
     return &gemm_float<D>;
   }

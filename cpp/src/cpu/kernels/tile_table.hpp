@@ -8,6 +8,7 @@
 #include "cpu/kernels/decode_k.hpp"
 #include "cpu/kernels/decode_ternary.hpp"
 #include "cpu/kernels/gemm_float.hpp"
+#include "cpu/kernels/gemm_scaled.hpp"
 #include "cpu/kernels/gemm_tile.hpp"
 #include "cpu/kernels/quantize.hpp"
 

@@ -27,11 +27,13 @@ def encode(values: Array, type: str, importance: Array | None = None) -> Array:
 def check_type(what: str, type: str) -> None:
     """Raises ConfigError unless experts can become this type."""
     types = _core.quant_types()
-    if type in types and types[type]["encodes"]:
+    if type in types and types[type]["encodes"] and types[type]["gguf"]:
         return
     near = next((name for name in types if name.lower() == type.lower() and name != type), None)
     expected = near or "a type with an encoder, such as Q4_K, Q8_0 or MXFP4"
-    got = f"{type!r}, which has none" if type in types else repr(type)
+    got = repr(type)
+    if type in types:
+        got += ", which has none" if types[type]["gguf"] else ", which GGUF has not"
     raise error_of(_core.ConfigError, OPERATION, what, expected, got)
 
 

@@ -141,6 +141,22 @@ MOESAIC_ALWAYS_INLINE F load_bf16(const std::uint8_t* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(
       _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
 }
+/// Loads E4M3 codes of 4 columns x kLanes rows, two columns of a row side by side and the other two
+/// 32 bytes further, as f32 times 2^-8. As the upper bytes of 16 bits, with their exponents moved to
+/// its place, they are f16.
+MOESAIC_ALWAYS_INLINE void load_e4m3(const std::uint8_t* p, F (&columns)[4]) {
+  const auto half = [&](int at) __attribute__((always_inline)) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + at));
+  };
+  const __m256i codes = _mm256_set_m128i(half(32), half(0));
+  const __m256i keep = _mm256_set1_epi16(static_cast<short>(0xbf80));  // all but what moved in
+  const __m256i even = _mm256_and_si256(_mm256_srai_epi16(_mm256_slli_epi16(codes, 8), 1), keep);
+  const __m256i odd = _mm256_and_si256(_mm256_srai_epi16(codes, 1), keep);
+  columns[0] = _mm256_cvtph_ps(_mm256_castsi256_si128(even));
+  columns[1] = _mm256_cvtph_ps(_mm256_castsi256_si128(odd));
+  columns[2] = _mm256_cvtph_ps(_mm256_extracti128_si256(even, 1));
+  columns[3] = _mm256_cvtph_ps(_mm256_extracti128_si256(odd, 1));
+}
 /// Loads kLanes unsigned (or signed) bytes as f32.
 MOESAIC_ALWAYS_INLINE F load_u8(const std::uint8_t* p) {
   return _mm256_cvtepi32_ps(

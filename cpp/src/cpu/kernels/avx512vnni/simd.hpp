@@ -137,6 +137,19 @@ MOESAIC_ALWAYS_INLINE F load_bf16(const std::uint8_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(
       _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
 }
+/// Loads E4M3 codes of 4 columns x kLanes rows, two columns of a row side by side and the other two
+/// 32 bytes further, as f32 times 2^-8. As the upper bytes of 16 bits, with their exponents moved to
+/// its place, they are f16.
+MOESAIC_ALWAYS_INLINE void load_e4m3(const std::uint8_t* p, F (&columns)[4]) {
+  const __m512i codes = _mm512_loadu_si512(p);
+  const __m512i keep = _mm512_set1_epi16(static_cast<short>(0xbf80));  // all but what moved in
+  const __m512i even = _mm512_and_si512(_mm512_srai_epi16(_mm512_slli_epi16(codes, 8), 1), keep);
+  const __m512i odd = _mm512_and_si512(_mm512_srai_epi16(codes, 1), keep);
+  columns[0] = _mm512_cvtph_ps(_mm512_castsi512_si256(even));
+  columns[1] = _mm512_cvtph_ps(_mm512_castsi512_si256(odd));
+  columns[2] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(even, 1));
+  columns[3] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(odd, 1));
+}
 /// Loads kLanes unsigned (or signed) bytes as f32.
 MOESAIC_ALWAYS_INLINE F load_u8(const std::uint8_t* p) {
   return _mm512_cvtepi32_ps(

@@ -120,6 +120,20 @@ MOESAIC_ALWAYS_INLINE F load_f16(const std::uint8_t* p) {
 MOESAIC_ALWAYS_INLINE F load_bf16(const std::uint8_t* p) {
   return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16));
 }
+/// Loads E4M3 codes of 4 columns x kLanes rows, two columns of a row side by side and the other two
+/// 32 bytes further, as f32 times 2^-8. As the upper bytes of 16 bits, with their exponents moved to
+/// its place, they are f16.
+MOESAIC_ALWAYS_INLINE void load_e4m3(const std::uint8_t* p, F (&columns)[4]) {
+  const int16x8_t codes = vreinterpretq_s16_u8(vcombine_u8(vld1_u8(p), vld1_u8(p + 32)));
+  const int16x8_t keep = vdupq_n_s16(static_cast<std::int16_t>(0xbf80));  // all but what moved in
+  const float16x8_t even =
+      vreinterpretq_f16_s16(vandq_s16(vshrq_n_s16(vshlq_n_s16(codes, 8), 1), keep));
+  const float16x8_t odd = vreinterpretq_f16_s16(vandq_s16(vshrq_n_s16(codes, 1), keep));
+  columns[0] = vcvt_f32_f16(vget_low_f16(even));
+  columns[1] = vcvt_f32_f16(vget_low_f16(odd));
+  columns[2] = vcvt_f32_f16(vget_high_f16(even));
+  columns[3] = vcvt_f32_f16(vget_high_f16(odd));
+}
 /// Loads kLanes unsigned (or signed) bytes as f32.
 MOESAIC_ALWAYS_INLINE F load_u8(const std::uint8_t* p) {
   return F{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]),

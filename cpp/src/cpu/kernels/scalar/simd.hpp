@@ -168,6 +168,16 @@ inline F load_f16(const std::uint8_t* p) {
 inline F load_bf16(const std::uint8_t* p) {
   return lanes<F>([&](int i) { return bf16_to_f32(half_at(p, i)); });
 }
+/// Loads E4M3 codes of 4 columns x kLanes rows, two columns of a row side by side and the other two
+/// 32 bytes further, as f32 times 2^-8: f16 has room for their exponents, which are 8 smaller there.
+inline void load_e4m3(const std::uint8_t* p, F (&columns)[4]) {
+  for (int c = 0; c < 4; ++c) {
+    columns[c] = lanes<F>([&](int i) {
+      const int code = p[c / 2 * 32 + 2 * i + c % 2];
+      return f16_to_f32(static_cast<std::uint16_t>((code & 0x80) << 8 | (code & 0x7f) << 7));
+    });
+  }
+}
 /// Loads kLanes unsigned (or signed) bytes as f32.
 inline F load_u8(const std::uint8_t* p) {
   return lanes<F>([&](int i) { return static_cast<float>(p[i]); });
