@@ -126,7 +126,7 @@ void expect_twin(const TestRole& role, const WeightRef& ref, const std::string& 
 TEST(TileKernels, EveryIntegerFormatHasTheBitsOfTheTwinAndMeetsF64) {
   for (const QuantType type : kTypes) {
     const int block = traits(type).block_elems;
-    if (block == 1) {
+    if (block == 1 || type == QuantType::E4M3) {  // floats
       EXPECT_EQ(kTileKernels.gemm[static_cast<int>(type)], nullptr);
       continue;
     }
