@@ -11,6 +11,7 @@
 
 #include "moesaic/error.hpp"
 #include "moesaic/types.hpp"
+#include "quant/codebooks.hpp"
 
 namespace moesaic::offload {
 namespace {
@@ -87,18 +88,14 @@ Table table_of(Code8 code) {
     switch (code) {
       case Code8::Int8:
         value = static_cast<float>(static_cast<std::int8_t>(i));
-        continue;
+        break;
       case Code8::E5m2:  // the upper byte of F16
         value = f16_to_f32(static_cast<std::uint16_t>(i << 8));
-        continue;
+        break;
       case Code8::E4m3:
+        value = quant::e4m3(static_cast<std::uint8_t>(i));
         break;
     }
-    const int exponent = i >> 3 & 15, mantissa = i & 7;
-    const float magnitude = exponent == 0
-                                ? std::ldexp(static_cast<float>(mantissa), -9)
-                                : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
-    value = (i & 0x7F) == 0x7F ? NAN : (i >= 128 ? -magnitude : magnitude);
   }
   return table;
 }
@@ -195,7 +192,6 @@ void decode_e4m3(const StoredRole& role, std::int64_t rows, std::int64_t cols,
                  const std::byte* values, const std::byte* scales, const std::string& name,
                  std::byte* to) {
   constexpr std::int64_t kBlock = 128;
-  constexpr float kLargest = 448.0F;
   const Table& table = shared_table(Code8::E4m3);
   const std::int64_t columns = grid_columns(role, cols);
   for (std::int64_t r = 0; r < rows; ++r) {
@@ -206,7 +202,7 @@ void decode_e4m3(const StoredRole& role, std::int64_t rows, std::int64_t cols,
       const auto* codes = reinterpret_cast<const std::uint8_t*>(values) + m * cols + c;
       unsigned bad = 0;
       for (std::int64_t i = 0; i < kBlock; ++i) bad |= (codes[i] & 0x7F) == 0x7F ? 1U : 0U;
-      if (!std::isfinite(scale * kLargest)) {
+      if (!std::isfinite(scale * quant::kLargestE4m3)) {
         for (std::int64_t i = 0; i < kBlock; ++i) {
           bad |= std::isfinite(scale * table[codes[i]]) ? 0U : 1U;
         }
