@@ -288,7 +288,7 @@ DispatchShape expert_shape(const op::Gemm& call, Product product) {
     return shape;
   }
   shape.constants.tile = tile_cols(map);
-  // Of an indirect grid the first number comes from the device; no more than this.
+  // For an indirect grid this is the most: the device writes the number of tiles there are.
   const std::int64_t tiles = product == Product::GemmDirect
                                  ? std::int64_t{map.num_segments} * tiles_per_segment(map)
                                  : map.limit;

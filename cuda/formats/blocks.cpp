@@ -65,7 +65,8 @@ Pieces min6(int j) {
   if (j < 4) return {piece(8 + j, 0, 6)};
   return {piece(8 + j, 4, 4), piece(4 + j, 6, 2, 4)};
 }
-/// Of each unit two scales, then two minima.
+/// Scales and minima of Q4_K and Q5_K as the kernels take them: two scales of a unit, then its two
+/// minima.
 Pieces scale_min6(int i) {
   const int j = i / 4 * 2 + i % 2;
   return i % 4 < 2 ? scale6(j) : min6(j);

@@ -75,7 +75,7 @@ struct RoleOutput {
     if (bias != nullptr) value += bias[expert * rows + row];
     return value;
   }
-  // The same of a run from `row` on.
+  // finish() of kRun values, the first of them in `row`.
   MOESAIC_DEV void finish(float (&run)[kRun], int expert, int64_t rows, int64_t row) const {
     if (scale != nullptr) {
       const float factor = scale[expert];

@@ -78,7 +78,7 @@ struct Wide {
     uint32_t a[2];
     float2 scale;
   };
-  // Of a row block and part.
+  // What the products of one row block with one part of a unit need of the weights.
   struct Operands {
     Fragments a;
     Promotion promotion[kPartGroups];

@@ -68,8 +68,8 @@ class Memory {
 
   MTL::Device* device_;
   AddressMap map_;
-  /// Of these the ranges that callers hold. Others go when whoever asked for them has done, which may be
-  /// another thread's call.
+  /// The ranges in `map_` that callers hold. Ranges that nobody holds go when the call that asked for
+  /// them has done, which may be one of another thread.
   AddressMap held_;
   LeafMutex residency_mutex_;
   std::vector<std::weak_ptr<MTL::ResidencySet>> resident_;

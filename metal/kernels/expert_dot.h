@@ -150,7 +150,7 @@ inline void dot_rows(thread const WeightArgs& args, thread const Rows& rows,
   }
 }
 
-/// The same for as many entries as there are.
+/// dot_rows() for the number of entries that `entries` has.
 template <class Decoder, class Rows>
 inline void dot_entries_with(thread const WeightArgs& args, thread const Rows& rows,
                              device const int* gather, thread const DotEntries& entries,

@@ -22,7 +22,7 @@ constant constexpr int kRunCols = 16;
 
 inline int pieces_in(int cols) { return (cols + kPieceCols - 1) / kPieceCols; }
 
-/// Of the two runs of a piece.
+/// Scales and minima of a piece, one of each for either of its two runs.
 struct Scales {
   float scale[2];
   float min[2];

@@ -27,7 +27,7 @@ struct DecodeInt4 {
     const uint scale_pieces = uint(args.scale_cols) / kPieceCols;
     const uint scale_bytes = (args.flags & kInt4ScaleF32) != 0 ? 4 : 2;
     const uint row_bytes = scale_bytes + ((args.flags & kInt4HasZeros) != 0 ? 1 : 0);
-    // Of a whole record: what lies before this one.
+    // Every record before this one is a whole one, of this size.
     const uint groups = kRecordPieces / scale_pieces;
     const uint record_bytes =
         (kRecordPieces * kPieceBytes + groups * kPanelRows * row_bytes + 63) / 64 * 64;
